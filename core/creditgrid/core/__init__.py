@@ -1,0 +1,1 @@
+"""The science and the plan: what is computed, and under which names. Imports neither ray nor fastapi."""

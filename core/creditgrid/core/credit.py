@@ -1,0 +1,117 @@
+"""Credits: where the assigned gradient a_l of each hidden state comes from.
+
+A credit a_l (b, d) stands for the gradient of the loss at h_l, the input of block l, l = 0…L-1.
+
+=============  ================================================================================================
+``oracle_bp``  ∂CE/∂h_l by backprop
+``dfa``        e_T B_lᵀ with fixed random matrices B_l (d, C)
+``vec``        A(h_l, t_l, e_T), a fitted vector field
+``scalar_cb``  ∂V(h_l, t_l, s)/∂h_l of a fitted scalar value V, with s = e_T or s = δ_L
+=============  ================================================================================================
+
+e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L per sample, t_l = l/L.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from creditgrid.core.estimators import EstimatorNet
+from creditgrid.core.metrics import cross_entropy
+from creditgrid.core.network import ResidualMLP
+from creditgrid.core.streams import generator
+
+Method = Literal["oracle_bp", "dfa", "vec", "scalar_cb"]
+SSource = Literal["e_T", "delta_L"]
+Reduction = Literal["mean", "sum"]
+
+
+def feedback_matrices(seed: int, num_blocks: int, d_hidden: int, num_classes: int) -> Tensor:
+    """The fixed matrices B_l of direct feedback alignment, N(0, 1)/sqrt(C): float32 (L, d, C) on the CPU.
+
+    B_l is drawn from the stream ("feedback", l), so that it does not depend on how many blocks there are.
+    """
+    draws = [
+        torch.randn(d_hidden, num_classes, generator=generator(seed, "feedback", layer)) for layer in range(num_blocks)
+    ]
+    return torch.stack(draws) / math.sqrt(num_classes)
+
+
+def output_error(logits: Tensor, y: Tensor) -> Tensor:
+    """e_T = softmax(logits) - onehot(y), detached: logits (b, C), y int64 (b,) -> (b, C)."""
+    return (logits.softmax(-1) - F.one_hot(y, logits.shape[-1])).detach()
+
+
+def terminal_gradient(network: ResidualMLP, h_last: Tensor, y: Tensor) -> Tensor:
+    """δ_L = ∂CE_sum(head(h_L), y)/∂h_L, each sample's own gradient, detached: (b, d) -> (b, d)."""
+    with torch.enable_grad():
+        leaf = h_last.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(network.head(leaf), y).sum(), leaf)
+    return gradient
+
+
+def conditioning(s_source: SSource, network: ResidualMLP, h_last: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """What a scalar value net is told of the outcome, s: e_T (b, C) or δ_L (b, d)."""
+    return output_error(logits, y) if s_source == "e_T" else terminal_gradient(network, h_last, y)
+
+
+def credits(  # noqa: A001 - the field's name; the builtin of that name is for interactive sessions
+    method: Method,
+    network: ResidualMLP,
+    hiddens: Sequence[Tensor],
+    logits: Tensor,
+    y: Tensor,
+    *,
+    feedback: Tensor | None = None,
+    estimator: EstimatorNet | None = None,
+    s_source: SSource = "e_T",
+    oracle_reduction: Reduction = "mean",
+) -> Tensor:
+    """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d).
+
+    ``hiddens`` h_0 … h_L, each (b, d), and ``logits`` (b, C) are those of ``network`` on the batch, ``y`` int64 (b,) its
+    labels. ``dfa`` needs ``feedback`` (L, d, C); ``vec`` and ``scalar_cb`` need their fitted ``estimator``, and
+    ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` is the loss that ``oracle_bp`` differentiates:
+    ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale at which the learned estimators work.
+
+    Raises:
+        ValueError: for an unknown method, or one whose feedback or estimator is missing.
+    """
+    if method == "oracle_bp":
+        scale = len(y) if oracle_reduction == "mean" else 1
+        return _backprop(network, hiddens, terminal_gradient(network, hiddens[-1], y) / scale)
+    if method == "dfa":
+        if feedback is None:
+            raise ValueError("the credit dfa needs its feedback matrices")
+        return output_error(logits, y) @ feedback.mT
+    if method not in ("vec", "scalar_cb"):
+        raise ValueError(f"unknown credit method {method!r}: one of oracle_bp, dfa, vec, scalar_cb")
+    if estimator is None:
+        raise ValueError(f"the credit {method} needs its fitted estimator")
+    h = torch.stack(list(hiddens[:-1])).detach()
+    t = torch.arange(len(h), dtype=h.dtype, device=h.device).unsqueeze(-1) / len(h)
+    if method == "vec":
+        with torch.no_grad():
+            return estimator(h, t, output_error(logits, y))  # type: ignore[no-any-return]
+    s = conditioning(s_source, network, hiddens[-1], logits, y)
+    with torch.enable_grad():
+        # The sum over layers and samples: each V depends on its own h alone, so the gradient is each one's own.
+        (gradient,) = torch.autograd.grad(estimator(h.requires_grad_(), t, s).sum(), h)
+    return gradient
+
+
+def _backprop(network: ResidualMLP, hiddens: Sequence[Tensor], terminal: Tensor) -> Tensor:
+    """Carry ∂CE/∂h_L (b, d) back through the blocks to ∂CE/∂h_l for l = 0…L-1: (L, b, d)."""
+    gradients = [terminal]
+    for block, h in zip(reversed(network.blocks), reversed(hiddens[:-1]), strict=True):
+        with torch.enable_grad():
+            leaf = h.detach().requires_grad_()
+            (through,) = torch.autograd.grad(block(leaf), leaf, gradients[-1])
+        gradients.append(gradients[-1] + through if network.residual_add else through)
+    return torch.stack(gradients[:0:-1])

@@ -1,0 +1,249 @@
+"""Which datasets a sweep may name, and what identifies them.
+
+A dataset is one of a few public sets by name, or a directory of Parquet image tables by absolute path. Planning needs
+only what is here: a fingerprint, counts and where to load from. It reads a Parquet table once from end to end, so that
+a missing, damaged or mislabelled one is refused before anything runs, but it decodes no image and imports no torch.
+The fingerprint says *what* the data are and never where they lie: a table copied elsewhere keeps its results.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from creditgrid.core.errors import DatasetError
+
+SPLITS = ("train", "test")
+# Goes up when the same bytes would be loaded differently: other pixels, order, labels or statistics.
+LOADER_VERSION = 1
+MAX_CLASSES = 65_536
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_SHARD = re.compile(r"(?P<set>.*-of-(?P<total>\d+))\.parquet$")
+_PARQUET = "the absolute path of a directory with train*.parquet and test*.parquet"
+
+
+@dataclass(frozen=True)
+class DatasetRef:
+    """A dataset as a plan knows it; `source` is what a worker loads it from and is no part of its identity."""
+
+    name: str
+    fingerprint: str  # 64 hexadecimal digits
+    num_train: int
+    num_test: int
+    num_classes: int | None
+    image_shape: tuple[int, int, int] | None  # (C, H, W), where it is known without decoding an image
+    source: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _PublicSet:
+    package: str
+    num_train: int
+    num_test: int
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+
+PUBLIC_SETS = {
+    "cifar10": _PublicSet("torchvision", 50_000, 10_000, 10, (3, 32, 32)),
+    "cifar100": _PublicSet("torchvision", 50_000, 10_000, 100, (3, 32, 32)),
+    "mnist": _PublicSet("torchvision", 60_000, 10_000, 10, (1, 28, 28)),
+    "fashion_mnist": _PublicSet("torchvision", 60_000, 10_000, 10, (1, 28, 28)),
+    "svhn": _PublicSet("torchvision", 73_257, 26_032, 10, (3, 32, 32)),
+    "digits": _PublicSet("scikit-learn", 1_437, 360, 10, (1, 8, 8)),
+}
+
+
+def resolve(dataset: str) -> DatasetRef:
+    """The dataset called `dataset`: a public set's name, or a directory's absolute path with or without `parquet:`.
+
+    Raises DatasetError when there is no such set, or a table is missing, damaged or not one of labelled images.
+    """
+    if dataset in PUBLIC_SETS:
+        return _public(dataset)
+    path = dataset.removeprefix("parquet:")
+    if path.startswith("/"):
+        return _parquet(dataset, path)
+    if path != dataset or path.startswith(("~", ".")) or "/" in path:
+        raise DatasetError(f"dataset path {path!r} is relative, and workers run elsewhere; give {_PARQUET}")
+    close = difflib.get_close_matches(dataset.lower(), PUBLIC_SETS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise DatasetError(f"unknown dataset {dataset!r}{hint} Accepted: {', '.join(PUBLIC_SETS)}, or {_PARQUET}")
+
+
+def _public(name: str) -> DatasetRef:
+    public = PUBLIC_SETS[name]
+    source = {"package": public.package, "name": name}
+    if public.package == "torchvision":
+        root = os.environ.get("CREDITGRID_DATASETS") or "~/.cache/creditgrid/datasets"
+        source["root"] = str(Path(root).expanduser().absolute())
+    # The content needs no hashing: torchvision verifies its files by MD5, and scikit-learn ships the digits.
+    fingerprint = hashlib.sha256(f"creditgrid public image set\0{name}\0{LOADER_VERSION}".encode()).hexdigest()
+    return DatasetRef(
+        name, fingerprint, public.num_train, public.num_test, public.num_classes, public.image_shape, source
+    )
+
+
+def _parquet(name: str, path: str) -> DatasetRef:
+    files = [_signed(split, file) for split, paths in parquet_files(path).items() for file in paths]
+    found = _inspect(tuple(files))
+    source = {"package": "parquet", "path": path, "fingerprint": found.fingerprint}
+    return DatasetRef(name, found.fingerprint, found.num_train, found.num_test, found.num_classes, None, source)
+
+
+def parquet_files(directory: str | Path) -> dict[str, list[Path]]:
+    """The files of "train" and "test" in name order, such as `train.parquet` or all of `train-00000-of-00002.parquet` …
+
+    Raises DatasetError where the directory cannot be read, a split has no file, or a sharded split is not whole.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(directory))
+    except NotADirectoryError as error:
+        raise DatasetError(f"{directory} is not a directory; give {_PARQUET}") from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"dataset directory {directory} cannot be read ({_reason(error)}); give {_PARQUET}"
+        ) from error
+    files = {split: [name for name in names if fnmatch(name, f"{split}*.parquet")] for split in SPLITS}
+    for split, found in files.items():
+        if not found:
+            raise DatasetError(f"dataset directory {directory} holds no {split}*.parquet; give {_PARQUET}")
+        shards = [int(match["total"]) for name in found if (match := _SHARD.match(name))]
+        if shards and {len(found)} != set(shards):
+            raise DatasetError(
+                f"the {split} split in {directory} is not one whole set of shards: it has {', '.join(found)}; "
+                f"expected all {max(shards)} files of one set and no others"
+            )
+    return {split: [Path(directory) / name for name in found] for split, found in files.items()}
+
+
+def parquet_fingerprint(files: Mapping[str, Sequence[Path]]) -> str:
+    """SHA-256 over the loader's version, the splits' names and every file's bytes in order; never over paths."""
+    digest = hashlib.sha256(f"creditgrid parquet image tables\0{LOADER_VERSION}\n".encode())
+    for split, paths in files.items():
+        for path in paths:
+            try:
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise DatasetError(f"{path} cannot be read: {_reason(error)}") from error
+            digest.update(f"{split} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def labelled_images(path: Path) -> Iterator[tuple[int, Any, Any]]:
+    """Batches of one Parquet file in row order: (first row, encoded images as Arrow binary, labels as Arrow integers).
+
+    Every row of a batch has been checked: JPEG or PNG bytes by their signature, and a label from 0 to 65,535.
+    Raises DatasetError, naming the file and the row (from 0), where the file or a row of it is anything else.
+    """
+    import pyarrow as pa  # noqa: PLC0415 (only Parquet sets pay for it)
+    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    row = 0
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            image, label = _columns(path, file.schema_arrow)
+            for batch in file.iter_batches(1024, columns=[f"{image}.bytes", label]):
+                images, labels = pc.struct_field(batch.column(image), "bytes"), batch.column(label)
+                _check_rows(path, row, images, labels)
+                yield row, images, labels
+                row += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is not a readable Parquet file, or is damaged: {_reason(error)}") from error
+    if row == 0:
+        raise DatasetError(f"{path} holds no rows; expected at least one labelled image")
+
+
+def _columns(path: Path, schema: Any) -> tuple[str, str]:
+    """The names of the image and the label column, after checking their types."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    types = {field.name: field.type for field in schema}
+    image = "image" if "image" in types else "img"
+    for name, fits, expected in (
+        (image, _is_image_column, "image (or img), a struct with a binary field `bytes`"),
+        ("label", pa.types.is_integer, "label, an integer"),
+    ):
+        if name not in types or not fits(types[name]):
+            columns = ", ".join(f"{column}: {type_}" for column, type_ in types.items())
+            raise DatasetError(f"{path} has no column {expected}; its columns are {columns or 'none'}")
+    return image, "label"
+
+
+def _is_image_column(column: Any) -> bool:
+    import pyarrow as pa  # noqa: PLC0415
+
+    if not pa.types.is_struct(column) or column.get_field_index("bytes") < 0:
+        return False
+    content = column.field("bytes").type
+    return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
+
+
+def _check_rows(path: Path, first_row: int, images: Any, labels: Any) -> None:
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    is_image = pc.or_(pc.starts_with(images, _JPEG), pc.starts_with(images, _PNG))
+    for wrong, what in (
+        (pc.is_null(images), "the image is null; expected JPEG or PNG bytes"),
+        (pc.equal(pc.binary_length(images), 0), "the image is empty; expected JPEG or PNG bytes"),
+        (pc.invert(is_image), "the image starts with neither a JPEG nor a PNG signature"),
+        (pc.is_null(labels), "the label is null; expected a class from 0"),
+        (pc.less(labels, 0), "the label is negative; expected a class from 0"),
+        (pc.greater_equal(labels, MAX_CLASSES), f"the label is too large; expected a class below {MAX_CLASSES}"),
+    ):
+        row = pc.index(wrong, True).as_py()
+        if row >= 0:
+            raise DatasetError(f"{path}, row {first_row + row}: {what}")
+
+
+@dataclass(frozen=True)
+class _File:
+    split: str
+    path: Path
+    size: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    fingerprint: str
+    num_train: int
+    num_test: int
+    num_classes: int
+
+
+def _signed(split: str, path: Path) -> _File:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {_reason(error)}") from error
+    return _File(split, path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _inspect(files: tuple[_File, ...]) -> _Found:
+    """Reads every file to its end. Sizes and modification times are in the cache's key: a changed file is read anew."""
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    rows, largest = dict.fromkeys(SPLITS, 0), 0
+    for file in files:
+        for _, images, labels in labelled_images(file.path):
+            rows[file.split] += len(images)
+            largest = max(largest, pc.max(labels).as_py())
+    fingerprint = parquet_fingerprint({split: [f.path for f in files if f.split == split] for split in SPLITS})
+    return _Found(fingerprint, rows["train"], rows["test"], largest + 1)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

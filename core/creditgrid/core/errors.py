@@ -1,0 +1,82 @@
+"""Every error CreditGrid raises on purpose.
+
+CreditGridError
+├── SpecError        a sweep spec is refused whole; carries one Fault for each thing wrong
+├── DatasetError     a dataset is unknown, missing, unreadable or corrupt
+├── ArtifactError    an artifact cannot be read or written
+│   ├── ArtifactMissing
+│   └── ArtifactCorrupt
+├── TaskError        a task cannot be computed from what it was given
+├── PluginError      an experiment that another package registers cannot be used
+├── QueryError       a SQL query is refused, fails, or takes too long
+├── NotFoundError    no such sweep, cell, artifact or experiment
+├── ConflictError    the request does not fit the state that things are in
+└── RunnerError      the cluster cannot be reached or started
+
+Every message says what was wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class CreditGridError(Exception):
+    """Base of all errors raised on purpose; ``str(error)`` is fit for a person to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a spec: ``pointer`` is an RFC 6901 JSON pointer into it."""
+
+    detail: str
+    pointer: str
+
+
+class SpecError(CreditGridError):
+    """A sweep spec is refused whole, before anything is written."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in self.faults))
+
+
+class DatasetError(CreditGridError):
+    """A dataset is unknown, missing, unreadable or corrupt."""
+
+
+class ArtifactError(CreditGridError):
+    """An artifact cannot be read or written."""
+
+
+class ArtifactMissing(ArtifactError):
+    """No artifact is stored under this key."""
+
+
+class ArtifactCorrupt(ArtifactError):
+    """What is stored under this key is not what was written."""
+
+
+class TaskError(CreditGridError):
+    """A task cannot be computed from what it was given."""
+
+
+class PluginError(CreditGridError):
+    """An experiment that another package registers cannot be used."""
+
+
+class QueryError(CreditGridError):
+    """A SQL query is refused, fails, or takes too long."""
+
+
+class NotFoundError(CreditGridError):
+    """No such sweep, cell, artifact or experiment."""
+
+
+class ConflictError(CreditGridError):
+    """The request does not fit the state that things are in."""
+
+
+class RunnerError(CreditGridError):
+    """The cluster cannot be reached or started."""

@@ -1,0 +1,83 @@
+"""What an experiment is: parameters, tasks, columns, summary, verdict, declared in one file.
+
+A package registers one by an entry point in the group ``creditgrid.experiments`` and gets planning, caching, retries,
+results, summary, CLI and API for nothing. The file that declares it must import no torch at module level: plans are
+made on machines that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.task import Task, TaskKind
+
+
+class Params(BaseModel):
+    """Base of an experiment's parameters: every field may be fixed, an axis, or left at its default.
+
+    Fields are validated strictly (no strings for numbers) and unknown names are refused. A field that names a dataset
+    must be called ``dataset``: it is resolved to its content before tasks are named.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def conflicts(self) -> Iterable[tuple[str, str]]:
+        """Values that are fine alone and make no sense together, as (field to blame, what is wrong)."""
+        return ()
+
+
+ColumnType: TypeAlias = Literal["float64", "int64", "string", "bool", "timestamp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One measured column of the results table: its type, and a sentence with its unit."""
+
+    type: ColumnType
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the numbers say: a word or two, a sentence, and the numbers it rests on. ``warning`` asks for attention."""
+
+    name: str
+    text: str
+    numbers: Mapping[str, float]
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A small table for a person, and the verdicts."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    verdicts: Sequence[Verdict]
+
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A kind of sweep.
+
+    ``cell`` names the measure task of one grid point and ``ancestors`` all tasks it stands on, parents before children;
+    ``measure.run`` yields one Output with rows for every cell. ``kinds`` are task kinds of its own, beside the shared ones.
+    """
+
+    name: str
+    title: str
+    params: type[Params]
+    columns: Mapping[str, Column]
+    measure: TaskKind
+    cell: Callable[[Any, DatasetRef | None], tuple[Task, Sequence[Task]]]
+    summarise: Callable[[Sequence[Row]], Summary]
+    kinds: Sequence[TaskKind] = field(default_factory=tuple)

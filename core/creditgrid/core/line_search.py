@@ -1,0 +1,163 @@
+"""The fused line search: every step size of every update direction, measured in a few batched passes.
+
+A serial search copies the network, takes one step, runs two batches through it and throws it away, once a step size. Here
+
+- hiddens and losses before the step are computed once, on the same and the held-out batch together;
+- a direction does not depend on the step size, nor block l's on the other blocks in the range, so each (credit, norm mode)
+  is differentiated once for all ranges;
+- blocks before the update range are frozen: a candidate starts from the hiddens that enter the range;
+- the candidates p - η ∇ of a direction are stacked over η, one block at a time, and both batches go through all of them by
+  batched matrix products.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from creditgrid.core.metrics import correct, cross_entropy, rms
+from creditgrid.core.network import ResidualMLP
+from creditgrid.core.updates import NormMode, UpdateRange, local_direction, normalise_credit, update_blocks
+
+CHUNK_BYTES = 32 * 2**20
+"""Memory that one chunk of candidates may take for its weights and activations. A CPU is fastest when they fit its caches;
+a GPU is busy with less."""
+
+
+class Step(NamedTuple):
+    """One candidate: a step of size ``eta`` along the local direction that the credits of that name give."""
+
+    credits: str
+    update_range: UpdateRange
+    norm_mode: NormMode
+    eta: float
+    update_head: bool
+
+
+class StepResult(NamedTuple):
+    """What a step did. Losses are mean cross-entropies in nats; a delta is after minus before."""
+
+    loss_before_same: float
+    loss_after_same: float
+    delta_loss_same: float
+    delta_loss_held: float
+    delta_acc_same: float
+    credit_rms: float
+    """Mean over the batch and over the blocks in range of RMS(a_l), before any normalisation."""
+
+
+def line_search(
+    network: ResidualMLP,
+    x_same: Tensor,
+    y_same: Tensor,
+    x_held: Tensor,
+    y_held: Tensor,
+    credits: Mapping[str, Tensor],  # noqa: A002 - the field's name
+    steps: Sequence[Step],
+) -> list[StepResult]:
+    """Measure each step on the batch that it was taken on ("same") and on a held-out one, in the order of ``steps``.
+
+    The batches are x (b, D) and y int64 (b,), and may differ in size; ``credits`` maps a name to credits (L, b, d) of the
+    same batch, from which alone all directions come. Losses are computed per sample in the network's dtype, differences
+    and means in float64. Values that are not finite are returned as they are; the network is left as it was.
+
+    Raises:
+        KeyError: when a step names credits that are not given.
+    """
+    if not steps:
+        return []
+    b = len(y_same)
+    y = torch.cat((y_same, y_held))
+    with torch.no_grad():
+        logits, hiddens = network(torch.cat((x_same, x_held)), return_hidden=True)
+    losses, hits = cross_entropy(logits, y).double(), correct(logits[:b], y_same).double()
+
+    # Steps that differ in eta alone share a direction and a range; directions are shared by ranges too.
+    groups: dict[Step, list[int]] = defaultdict(list)
+    for position, step in enumerate(steps):
+        groups[step._replace(eta=0.0)].append(position)
+    directions = _directions(network, [h[:b] for h in hiddens], y_same, credits, list(groups))
+
+    order: list[int] = []
+    tables: list[Tensor] = []
+    for group, positions in groups.items():
+        order += positions
+        blocks = update_blocks(group.update_range, network.num_blocks)
+        size = rms(credits[group.credits][blocks.start :]).mean(dtype=torch.float64)
+        etas = torch.tensor([steps[position].eta for position in positions], dtype=logits.dtype).to(y.device)
+        for chunk in etas.split(_chunk_size(network, len(y))):
+            candidates = _Candidates(network, directions[group.credits, group.norm_mode], chunk)
+            after = candidates.logits(hiddens[blocks.start], blocks, group.update_head)
+            losses_after = cross_entropy(after, y).double()
+            change = losses_after - losses
+            columns = (
+                losses[:b].mean().expand_as(chunk),
+                losses_after[:, :b].mean(-1),
+                change[:, :b].mean(-1),
+                change[:, b:].mean(-1),
+                correct(after[:, :b], y_same).double().mean(-1) - hits.mean(),
+                size.expand_as(chunk),
+            )
+            tables.append(torch.stack(columns, -1))
+    rows = dict(zip(order, torch.cat(tables).tolist(), strict=True))
+    return [StepResult(*rows[position]) for position in range(len(steps))]
+
+
+def _directions(
+    network: ResidualMLP, hiddens: Sequence[Tensor], y: Tensor, credits: Mapping[str, Tensor], groups: Sequence[Step]
+) -> dict[tuple[str, NormMode], dict[str, Tensor]]:
+    """One direction for each (credits, norm mode), over the widest range and with the head if any group steps it."""
+    wanted: dict[tuple[str, NormMode], list[Step]] = defaultdict(list)
+    for group in groups:
+        wanted[group.credits, group.norm_mode].append(group)
+    directions = {}
+    for (name, norm_mode), sharing in wanted.items():
+        credit = normalise_credit(credits[name]) if norm_mode == "norm" else credits[name]
+        blocks = max((update_blocks(group.update_range, network.num_blocks) for group in sharing), key=len)
+        update_head = any(group.update_head for group in sharing)
+        directions[name, norm_mode] = local_direction(network, hiddens, credit, y, blocks, update_head)
+    return directions
+
+
+class _Candidates:
+    """The networks p - η ∇ for S step sizes η, evaluated side by side."""
+
+    def __init__(self, network: ResidualMLP, direction: Mapping[str, Tensor], etas: Tensor) -> None:
+        self._network = network
+        self._direction = direction
+        self._etas = etas
+
+    @torch.no_grad()
+    def logits(self, h: Tensor, blocks: Sequence[int], update_head: bool) -> Tensor:
+        """Logits (S, n, C) of hidden states h (n, d) that enter the first of ``blocks``, a range that ends with the last."""
+        for index in blocks:
+            block, name = self._network.blocks[index], f"blocks.{index}"
+            branch = F.gelu(self._linear(f"{name}.w1", self._layer_norm(f"{name}.ln", h, block.ln.eps)))
+            branch = self._linear(f"{name}.w2", branch)
+            h = branch.add_(h) if self._network.residual_add else branch
+        if not update_head:
+            return self._network.head(h)
+        return self._linear("out_head", self._layer_norm("out_ln", h, self._network.out_ln.eps))
+
+    def _stepped(self, name: str) -> Tensor:
+        """p - η ∇ of one parameter: (S, *shape)."""
+        parameter, gradient = self._network.get_parameter(name), self._direction[name]
+        return torch.addcmul(parameter, gradient, self._etas.view(-1, *[1] * parameter.dim()), value=-1)
+
+    def _layer_norm(self, name: str, h: Tensor, eps: float) -> Tensor:
+        weight, bias = self._stepped(f"{name}.weight"), self._stepped(f"{name}.bias")
+        return torch.addcmul(bias.unsqueeze(1), F.layer_norm(h, h.shape[-1:], eps=eps), weight.unsqueeze(1))
+
+    def _linear(self, name: str, h: Tensor) -> Tensor:
+        return torch.baddbmm(self._stepped(f"{name}.bias").unsqueeze(1), h, self._stepped(f"{name}.weight").mT)
+
+
+def _chunk_size(network: ResidualMLP, samples: int) -> int:
+    """How many candidates fit in CHUNK_BYTES: two weight matrices and about four activations each."""
+    d = network.d_hidden
+    return max(1, CHUNK_BYTES // (network.embed.weight.element_size() * (2 * d * d + 4 * samples * d)))

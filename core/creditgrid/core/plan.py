@@ -1,0 +1,199 @@
+"""The plan: a grid's cells as measure tasks, and the shared tasks they stand on, each once.
+
+Planning streams: a cell is named, looked up and handed on, so a plan of a million cells takes the memory of its
+distinct stages. What has been computed before is ``done``; what another open sweep is computing is ``shared``; only what
+is ``new`` is put into calls. A stage is needed only while something missing stands on it, so a grid whose rows are all
+there runs nothing even if its checkpoints are gone.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.errors import DatasetError, Fault, SpecError
+from creditgrid.core.experiment import Params
+from creditgrid.core.spec import Grid, pointer
+from creditgrid.core.task import Task, TaskKind
+
+LOOKUP_CHUNK = 1000
+"""Keys are looked up this many at a time."""
+
+
+class Known(enum.Enum):
+    """What is known of a key before a sweep is planned."""
+
+    DONE = "done"  # its artifact or rows are there
+    SHARED = "shared"  # an open sweep is computing it
+    FAILED = "failed"  # it was tried and ended without a result
+    ABSENT = "absent"  # never asked for
+
+
+class Fate(enum.StrEnum):
+    """What a plan does with a task."""
+
+    CACHED = "cached"
+    SHARED = "shared"
+    NEW = "new"
+    UNNEEDED = "unneeded"  # missing, and nothing that is missing stands on it
+
+
+Lookup: TypeAlias = Callable[[Sequence[Task]], Mapping[str, Known]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """A task, what becomes of it, and the call (numbered within the plan) that computes it if it is new."""
+
+    task: Task
+    fate: Fate
+    known: Known
+    call: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCell:
+    """A cell: its parameters and its measure task."""
+
+    index: int
+    params: Params
+    planned: PlannedTask
+
+
+@dataclass(slots=True)
+class PlannedCall:
+    """One call: the kind of its tasks and the keys they wait for (those that are not done)."""
+
+    number: int
+    kind: str
+    waits_for: set[str] = field(default_factory=set)
+    size: int = 0
+
+
+class Plan:
+    """Iterate ``cells()`` to its end, then read ``stages()`` and ``calls``.
+
+    Args:
+        grid: the validated spec.
+        kinds: every task kind by name.
+        datasets: the datasets that the grid names, resolved.
+        lookup: what is known of keys; asked once a distinct task.
+    """
+
+    def __init__(
+        self, grid: Grid, kinds: Mapping[str, TaskKind], datasets: Mapping[str, DatasetRef], lookup: Lookup
+    ) -> None:
+        self._grid, self._kinds, self._datasets, self._lookup = grid, kinds, datasets, lookup
+        self._ancestors: dict[str, Task] = {}
+        self._known: dict[str, Known] = {}
+        self._demanded: set[str] = set()  # direct parents of new cells
+        self._open: dict[tuple[str, str], PlannedCall] = {}  # the call that still takes tasks of a group
+        self.calls: list[PlannedCall] = []
+
+    def cells(self) -> Iterator[PlannedCell]:
+        """Every cell once.
+
+        Raises:
+            SpecError: for cells whose values make no sense together.
+        """
+        seen: set[bytes] = set()
+        numbered = enumerate(self._grid.cells())
+        while chunk := list(itertools.islice(numbered, LOOKUP_CHUNK)):
+            named = [(index, params, *self._name(params)) for index, params in chunk]
+            fresh = {a.key: a for _, _, _, ancestors in named for a in ancestors if a.key not in self._ancestors}
+            self._ancestors.update(fresh)
+            self._known.update(self._look_up(list(fresh.values())))
+            known = self._look_up([task for _, _, task, _ in named])
+            for index, params, task, _ in named:
+                packed = bytes.fromhex(task.key)
+                if packed in seen:  # two spellings of one cell; its key stands for both
+                    continue
+                seen.add(packed)
+                yield PlannedCell(index, params, self._place(task, known[task.key]))
+
+    def stages(self) -> list[PlannedTask]:
+        """Every distinct task below the cells, parents before children."""
+        needed: set[str] = set()
+        for task in reversed(self._ancestors.values()):
+            if self._known[task.key] in (Known.DONE, Known.SHARED):
+                continue
+            if task.key in self._demanded or task.key in needed:
+                needed.add(task.key)
+                needed.update(task.parents.values())
+        planned = []
+        for task in self._ancestors.values():
+            known = self._known[task.key]
+            if known in (Known.DONE, Known.SHARED) or task.key in needed:
+                planned.append(self._place(task, known))
+            else:
+                planned.append(PlannedTask(task, Fate.UNNEEDED, known, None))
+        return planned
+
+    def _name(self, params: Params) -> tuple[Task, Sequence[Task]]:
+        dataset = self._datasets[params.__dict__["dataset"]] if self._datasets else None
+        return self._grid.experiment.cell(params, dataset)
+
+    def _look_up(self, tasks: Sequence[Task]) -> dict[str, Known]:
+        found = self._lookup(tasks) if tasks else {}
+        return {task.key: found.get(task.key, Known.ABSENT) for task in tasks}
+
+    def _place(self, task: Task, known: Known) -> PlannedTask:
+        if known is Known.DONE:
+            return PlannedTask(task, Fate.CACHED, known, None)
+        if known is Known.SHARED:
+            return PlannedTask(task, Fate.SHARED, known, None)
+        kind = self._kinds[task.kind]
+        call = self._open.get((task.kind, task.group))
+        if call is None or call.size >= kind.max_group:
+            call = PlannedCall(len(self.calls), task.kind)
+            self._open[task.kind, task.group] = call
+            self.calls.append(call)
+        call.size += 1
+        for key in task.parents.values():
+            if self._known.get(key) is not Known.DONE:
+                call.waits_for.add(key)
+            self._demanded.add(key)
+        return PlannedTask(task, Fate.NEW, known, call.number)
+
+
+def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[str, DatasetRef]:
+    """Every dataset that the grid names, looked at once.
+
+    Raises:
+        SpecError: pointing at each name that is unknown, missing or corrupt.
+    """
+    if "dataset" not in grid.experiment.params.model_fields:
+        return {}
+    named: dict[str, str] = {}
+    for index, name in enumerate(grid.axes.get("dataset", ())):
+        named.setdefault(name, pointer("axes", "dataset", index))
+    for index, entry in enumerate(grid.include):
+        if "dataset" in entry:
+            named.setdefault(entry["dataset"], pointer("include", index, "dataset"))
+    default = grid.experiment.params.model_fields["dataset"].default
+    if "dataset" in grid.fixed:
+        named.setdefault(grid.fixed["dataset"], pointer("fixed", "dataset"))
+    elif "dataset" not in grid.axes and isinstance(default, str):
+        named.setdefault(default, pointer("fixed", "dataset"))
+    found, faults = {}, []
+    for name, where in named.items():
+        try:
+            found[name] = resolve(name)
+        except DatasetError as error:
+            faults.append(Fault(str(error), where))
+    if faults:
+        raise SpecError(faults)
+    return found
+
+
+def count(planned: Sequence[PlannedTask]) -> dict[str, Counter[Fate]]:
+    """How many tasks of each kind meet each fate."""
+    counts: dict[str, Counter[Fate]] = defaultdict(Counter)
+    for item in planned:
+        counts[item.task.kind][item.fate] += 1
+    return dict(counts)

@@ -1,0 +1,94 @@
+"""Rows of the results table: their columns, their types, and what becomes of numbers that are not finite.
+
+A row is one cell's result: the cell's key, every parameter as a typed column, the measured columns, and provenance.
+A measured float that is NaN or infinite is stored as null with ``diverged`` true, so that it can never win "best".
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from creditgrid.core.experiment import ColumnType, Experiment
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LEADING: Mapping[str, ColumnType] = {"sweep": "string", "cell": "string", "experiment": "string"}
+PROVENANCE: Mapping[str, ColumnType] = {
+    "diverged": "bool",
+    "task": "string",
+    "parents": "string",
+    "attempt": "int64",
+    "started_at": "timestamp",
+    "seconds": "float64",
+    "device": "string",
+    "host": "string",
+    "torch": "string",
+    "version": "string",
+    "commit": "string",
+    "dirty": "bool",
+}
+RESERVED = frozenset(LEADING) | frozenset(PROVENANCE)
+
+
+def columns(experiment: Experiment) -> dict[str, ColumnType]:
+    """Every column of the experiment's rows, in order, with its type."""
+    parameters = {name: _type(field.annotation) for name, field in experiment.params.model_fields.items()}
+    measured = {name: column.type for name, column in experiment.columns.items()}
+    return {**LEADING, **parameters, **measured, **PROVENANCE}
+
+
+def schema(experiment: Experiment) -> pa.Schema:
+    """The Arrow schema of the experiment's rows."""
+    import pyarrow as pa
+
+    arrow = {
+        "float64": pa.float64(),
+        "int64": pa.int64(),
+        "string": pa.string(),
+        "bool": pa.bool_(),
+        "timestamp": pa.timestamp("us", tz="UTC"),
+    }
+    return pa.schema([(name, arrow[kind]) for name, kind in columns(experiment).items()])
+
+
+def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table of the experiment's schema.
+
+    Raises:
+        ValueError: for a row with a column that the experiment does not declare, or a value of another type.
+    """
+    import pyarrow as pa
+
+    wanted = schema(experiment)
+    unknown = {name for row in rows for name in row} - set(wanted.names)
+    if unknown:
+        raise ValueError(f"{experiment.name} yields columns it does not declare: {', '.join(sorted(unknown))}")
+    return pa.Table.from_pylist([finite(row, experiment.columns) for row in rows], schema=wanted)
+
+
+def finite(row: Mapping[str, Any], measured: Iterable[str]) -> dict[str, Any]:
+    """The row with each non-finite measured float as None, and ``diverged`` saying whether there was one."""
+    out = dict(row)
+    lost = [name for name in measured if isinstance(out.get(name), float) and not math.isfinite(out[name])]
+    for name in lost:
+        out[name] = None
+    out["diverged"] = bool(lost)
+    return out
+
+
+def _type(annotation: Any) -> ColumnType:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        (annotation,) = (part for part in typing.get_args(annotation) if part is not type(None))
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is typing.Literal:
+        annotation = type(typing.get_args(annotation)[0])
+    names: dict[Any, ColumnType] = {float: "float64", int: "int64", str: "string", bool: "bool"}
+    if annotation not in names:
+        raise TypeError(f"a parameter of type {annotation!r} cannot be a column; use float, int, str, bool or a Literal")
+    return names[annotation]

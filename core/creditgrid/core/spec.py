@@ -1,0 +1,316 @@
+"""The sweep spec: what a researcher writes, validated whole and expanded once into cells.
+
+A spec is refused with a JSON pointer to each fault and what would be accepted. Values are validated one by one
+against the experiment's own parameter model where they stand (``/axes/eta/3``); then every cell is checked for values
+that make no sense together. A cell is a complete, concrete set of parameters; no placeholder reaches a task.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from creditgrid.core import axes as axis_values
+from creditgrid.core.errors import Fault, SpecError
+from creditgrid.core.experiment import Experiment, Params
+from creditgrid.core.fingerprint import canonical_json
+
+MAX_CELLS = 1_000_000
+"""The most cells of one sweep."""
+MAX_FAULTS = 20
+"""Faults are reported up to this many; the last one says how many more there are."""
+
+
+class ResourceSpec(BaseModel):
+    """CPUs and GPUs for each call of a task kind; GPUs may be fractions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    cpu: float | None = Field(None, gt=0, le=1024)
+    gpu: float | None = Field(None, ge=0, le=64)
+
+
+class RetrySpec(BaseModel):
+    """How often a call is tried again after a lost worker, memory trouble or failed I/O, and the first pause before it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    max: int = Field(3, ge=0, le=100)
+    backoff_s: float = Field(2.0, ge=0, le=3600)
+
+
+class SweepSpec(BaseModel):
+    """One sweep as it is written, before expansion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1, max_length=200, description="What the sweep is called; need not be unique.")
+    experiment: str = Field(description="The kind of sweep, such as linesearch.")
+    fixed: dict[str, Any] = Field(default_factory=dict, description="Parameters that are the same in every cell.")
+    axes: dict[str, Any] = Field(default_factory=dict, description="Parameters that vary: a list, or a generator.")
+    zip: list[list[str]] = Field(default_factory=list, description="Groups of axes that advance together.")
+    exclude: list[dict[str, Any]] = Field(default_factory=list, description="Cells with all these values are left out.")
+    include: list[dict[str, Any]] = Field(default_factory=list, description="Extra cells, on top of `fixed`.")
+    resources: dict[str, ResourceSpec] = Field(default_factory=dict, description="CPUs and GPUs by task kind.")
+    retry: RetrySpec = Field(default_factory=RetrySpec)
+    max_failed: int | None = Field(None, ge=0, description="Stop the sweep when more cells than this have failed.")
+    fail_fast: bool = Field(False, description="Stop the sweep at the first failure.")
+    priority: int = Field(0, ge=-1000, le=1000, description="Higher runs first.")
+
+
+def parse(document: Any) -> SweepSpec:
+    """The spec that a JSON document holds.
+
+    Raises:
+        SpecError: with a pointer to each fault.
+    """
+    if not isinstance(document, dict):
+        raise SpecError([Fault(f"a sweep spec is an object with name, experiment, axes; got {_shown(document)}", "")])
+    try:
+        return SweepSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(_bounded([_spec_fault(item) for item in error.errors(include_url=False)])) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A validated spec: every value checked alone, the number of cells known, nothing expanded yet."""
+
+    spec: SweepSpec
+    experiment: Experiment
+    fixed: Mapping[str, Any]
+    axes: Mapping[str, Sequence[Any]]
+    factors: Sequence[Sequence[str]]  # axes that advance together, in the order of the spec
+    exclude: Sequence[Mapping[str, Any]]
+    include: Sequence[Mapping[str, Any]]
+
+    def cells(self) -> Iterator[Params]:
+        """Each cell's parameters once, in the order of the axes (the last one fastest), then the included ones.
+
+        Raises:
+            SpecError: for cells whose values make no sense together.
+        """
+        faults: dict[str, Fault] = {}
+        seen_included: set[str] = set()
+        count = 0
+        for origin, values in itertools.chain(self._product(), self._included()):
+            params = self.experiment.params.model_construct(**values)
+            for blamed, detail in params.conflicts():
+                fault = Fault(detail, self._where(blamed, values, origin))
+                faults.setdefault(fault.pointer, fault)
+            if faults:
+                if len(faults) > MAX_FAULTS:
+                    break
+                continue
+            if origin is not None:  # an included cell that the grid or an earlier entry holds already is no new cell
+                text = canonical_json(values)
+                if text in seen_included or self._in_product(values):
+                    continue
+                seen_included.add(text)
+            count += 1
+            yield params
+        if faults:
+            raise SpecError(_bounded(list(faults.values())))
+        if count == 0:
+            raise SpecError([Fault("the spec leaves no cells: every one is excluded", "/exclude")])
+
+    def _product(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        if self.spec.include and not self.axes:
+            return
+        base = _defaults(self.experiment.params) | self.fixed
+        columns = [list(zip(*(self.axes[name] for name in names), strict=True)) for names in self.factors]
+        names = [name for factor in self.factors for name in factor]
+        for point in itertools.product(*columns):
+            values = base | dict(zip(names, itertools.chain.from_iterable(point), strict=True))
+            if not any(_matches(values, rule) for rule in self.exclude):
+                yield None, values
+
+    def _included(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        base = _defaults(self.experiment.params) | self.fixed
+        for index, entry in enumerate(self.include):
+            yield index, base | entry
+
+    def _in_product(self, values: Mapping[str, Any]) -> bool:
+        if self.spec.include and not self.axes:
+            return False
+        base = _defaults(self.experiment.params) | self.fixed
+        points = (any(all(values[n] == self.axes[n][i] for n in f) for i in range(len(self.axes[f[0]]))) for f in self.factors)
+        rest = all(values[name] == value for name, value in base.items() if name not in self.axes)
+        return all(points) and rest and not any(_matches(values, rule) for rule in self.exclude)
+
+    def _where(self, name: str, values: Mapping[str, Any], included: int | None) -> str:
+        if included is not None:
+            return pointer("include", included, name)
+        if name in self.axes:
+            return pointer("axes", name, self.axes[name].index(values[name]))
+        return pointer("fixed", name)
+
+
+def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> Grid:
+    """Check every value of ``spec`` against the experiment's parameters; ``kinds`` are the task kinds it may run.
+
+    Raises:
+        SpecError: with a pointer to each fault.
+    """
+    faults: list[Fault] = []
+    fields = _Fields(experiment, faults)
+    fixed = {name: fields.value(name, value, pointer("fixed", name)) for name, value in spec.fixed.items()}
+    axes = {name: fields.axis(name, axis) for name, axis in spec.axes.items()}
+    for name in axes.keys() & fixed.keys():
+        faults.append(Fault(f"{name} is both fixed and an axis: give it in one place", pointer("axes", name)))
+    factors = _factors(spec, axes, faults)
+    exclude = [
+        {name: fields.value(name, value, pointer("exclude", i, name)) for name, value in rule.items()}
+        for i, rule in enumerate(spec.exclude)
+    ]
+    include = [
+        {name: fields.value(name, value, pointer("include", i, name)) for name, value in entry.items()}
+        for i, entry in enumerate(spec.include)
+    ]
+    faults.extend(
+        Fault("an empty rule would leave out every cell", pointer("exclude", i)) for i, rule in enumerate(exclude) if not rule
+    )
+    for name in _required(experiment.params) - fixed.keys() - axes.keys():
+        if not (include and not axes and all(name in entry for entry in include)):
+            faults.append(Fault(f"{experiment.name} needs {name}: give it in fixed or as an axis", "/fixed"))
+    known = sorted(kinds)
+    faults.extend(
+        Fault(f"there is no task kind {kind!r}{_did_you_mean(kind, known)}; {experiment.name} runs {', '.join(known)}", pointer("resources", kind))
+        for kind in spec.resources
+        if kind not in known
+    )
+    size = math.prod(len(axes[factor[0]]) for factor in factors) + len(include) if not faults else 0
+    if size > MAX_CELLS:
+        faults.append(Fault(f"the axes multiply to {size:,} cells; a sweep has at most {MAX_CELLS:,}: split it", "/axes"))
+    if faults:
+        raise SpecError(_bounded(faults))
+    return Grid(spec, experiment, fixed, axes, factors, exclude, include)
+
+
+def pointer(*parts: str | int) -> str:
+    """The RFC 6901 JSON pointer of these steps."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+class _Fields:
+    """Validates single values against one field of the parameter model, collecting faults."""
+
+    def __init__(self, experiment: Experiment, faults: list[Fault]) -> None:
+        self._experiment, self._faults = experiment, faults
+        config = ConfigDict(strict=True, allow_inf_nan=False)
+        self._adapters: dict[str, TypeAdapter[Any]] = {
+            name: TypeAdapter(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, config=config)
+            for name, field in experiment.params.model_fields.items()
+        }
+
+    def value(self, name: str, value: Any, where: str) -> Any:
+        adapter = self._adapters.get(name)
+        if adapter is None:
+            known = sorted(self._adapters)
+            self._faults.append(
+                Fault(f"{self._experiment.name} has no parameter {name!r}{_did_you_mean(name, known)}; it has {', '.join(known)}", where)
+            )
+            return None
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            details = "; ".join(item["msg"] for item in error.errors(include_url=False))
+            self._faults.append(Fault(f"{name}: {details}; got {_shown(value)}", where))
+            return None
+
+    def axis(self, name: str, axis: Any) -> list[Any]:
+        where = pointer("axes", name)
+        try:
+            raw = axis_values.expand(axis)
+        except ValueError as error:
+            self._faults.append(Fault(str(error), where))
+            return [None]
+        if name not in self._adapters:
+            return [self.value(name, None, where)]
+        before = len(self._faults)
+        values = []
+        for index, item in enumerate(raw):
+            values.append(self.value(name, item, pointer("axes", name, index)))
+            if len(self._faults) > before + MAX_FAULTS:
+                break
+        if len(self._faults) == before:
+            first: dict[str, int] = {}
+            for index, item in enumerate(values):
+                earlier = first.setdefault(canonical_json(item), index)
+                if earlier != index:
+                    self._faults.append(Fault(f"{_shown(item)} stands twice on the axis (also at {earlier})", pointer("axes", name, index)))
+                    break
+        return values
+
+
+def _factors(spec: SweepSpec, axes: Mapping[str, Sequence[Any]], faults: list[Fault]) -> list[list[str]]:
+    """The axes in order, those of one zip group together at the place of the first."""
+    group_of: dict[str, list[str]] = {}
+    for index, group in enumerate(spec.zip):
+        where = pointer("zip", index)
+        for name in group:
+            if name not in axes:
+                faults.append(Fault(f"{name!r} is not an axis of this spec{_did_you_mean(name, list(axes))}", where))
+            elif name in group_of:
+                faults.append(Fault(f"{name!r} advances with more than one group", where))
+            else:
+                group_of[name] = [other for other in group if other in axes]
+        lengths = {name: len(axes[name]) for name in group if name in axes}
+        if len(group) < 2:
+            faults.append(Fault("a zip group names at least two axes", where))
+        elif len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+            faults.append(Fault(f"axes that advance together have one length; {shown}", where))
+    factors: list[list[str]] = []
+    for name in axes:
+        factor = group_of.get(name, [name])
+        if factor not in factors:
+            factors.append(factor)
+    return factors
+
+
+def _defaults(params: type[Params]) -> dict[str, Any]:
+    return {
+        name: field.get_default(call_default_factory=True) for name, field in params.model_fields.items() if not field.is_required()
+    }
+
+
+def _required(params: type[Params]) -> set[str]:
+    return {name for name, field in params.model_fields.items() if field.is_required()}
+
+
+def _matches(values: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+    return all(values[name] == value for name, value in rule.items())
+
+
+def _spec_fault(item: Any) -> Fault:
+    where = pointer(*item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = sorted(SweepSpec.model_fields)
+        last = str(item["loc"][-1])
+        hint = f"{_did_you_mean(last, known)}; a spec has {', '.join(known)}" if len(item["loc"]) == 1 else ""
+        return Fault(f"unknown key {last!r}{hint}", where)
+    if item["type"] == "missing":
+        return Fault(f"{item['loc'][-1]} is missing", where)
+    return Fault(f"{item['msg']}; got {_shown(item['input'])}", where)
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _bounded(faults: list[Fault]) -> list[Fault]:
+    if len(faults) <= MAX_FAULTS:
+        return faults
+    more = len(faults) - MAX_FAULTS
+    return [*faults[:MAX_FAULTS], Fault(f"and {more} more", "")]

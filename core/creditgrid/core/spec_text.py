@@ -1,0 +1,188 @@
+"""The text of a sweep spec, YAML 1.2 or JSON, read into plain values: dicts, lists, strings, numbers, booleans, None.
+
+What makes a spec ambiguous or dangerous is refused with its line and column: anchors and aliases (a few bytes can
+stand for gigabytes), tags, duplicate keys, keys that are not strings, more than one document, deep nesting. Plain words
+follow YAML 1.2's core schema: ``1e-5`` is a float, ``on``, ``no`` and dates are strings. Whether the values make
+sense is another's business: NaN and infinities pass, and are refused where they stand by ``spec.validate``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from creditgrid.core.errors import Fault, SpecError
+from creditgrid.core.wire import MAX_SPEC_BYTES
+
+MAX_DEPTH = 32
+"""Lists and mappings inside each other; a spec needs five."""
+TOO_MANY_DIGITS = "a whole number has thousands of digits"
+
+# libyaml is ten times faster; the Python loader is there for platforms without it. Both read the same events.
+_LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_INT = re.compile(r"[-+]?[0-9]+")
+_BASE_INT = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+
+
+def parse_text(data: bytes) -> Any:
+    """The value that a YAML or JSON document holds; None for an empty one.
+
+    Takes some seconds for the largest documents: call it off an event loop.
+
+    Raises:
+        SpecError: for text that is too long, not UTF-8, not YAML, or refused as above.
+    """
+    if len(data) > MAX_SPEC_BYTES:
+        raise _refusal(f"the spec is {len(data):,} bytes long, more than the {MAX_SPEC_BYTES:,} that are read")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _refusal(
+            f"byte 0x{data[error.start]:02x} at offset {error.start:,} is not UTF-8: save the file as UTF-8"
+        ) from error
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return _checked(json.loads(text, object_pairs_hook=_object))
+        except (json.JSONDecodeError, RecursionError):
+            pass  # it may be a YAML flow mapping; if it is not, YAML's complaint has a line and a column too
+        except ValueError as error:  # Python reads no integers of thousands of digits
+            raise _refusal(TOO_MANY_DIGITS) from error
+    return _parse_yaml(text)
+
+
+def _refusal(detail: str, pointer: str = "") -> SpecError:
+    return SpecError([Fault(detail, pointer)])
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise _refusal(f"the key {twice!r} stands twice in one object: keep one of them")
+    return found
+
+
+def _checked(value: Any) -> Any:
+    """``value`` as JSON gave it, if it is no deeper, and its text no stranger, than in a YAML document."""
+    level, depth = [value], 0
+    while level := [child for item in level for child in _children(item)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _refusal(f"lists and mappings are nested deeper than {MAX_DEPTH} levels")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _refusal(f"{error.object[error.start]!r} is half a character: JSON escapes it as a pair") from error
+    return value
+
+
+def _children(item: Any) -> Iterator[Any]:
+    if isinstance(item, dict):
+        yield from item.values()
+    elif isinstance(item, list):
+        yield from item
+
+
+@dataclass(slots=True)
+class _Open:
+    """A list or mapping that is being read; ``key`` is set while a mapping waits for its value."""
+
+    value: list[Any] | dict[str, Any]
+    key: str | None = None
+    lines: dict[str, int] = field(default_factory=dict)  # where each key stood
+
+    def add(self, item: Any, event: Any) -> None:
+        if isinstance(self.value, list):
+            self.value.append(item)
+        elif self.key is not None:
+            self.value[self.key] = item
+            self.key = None
+        elif not isinstance(item, str):
+            raise _at(event, f"a key must be a string; got {item!r:.80}: put it in quotes")
+        elif item in self.value:
+            raise _at(event, f"the key {item!r} stands twice (first on line {self.lines[item]}): keep one of them")
+        else:
+            self.key = item
+            self.lines[item] = event.start_mark.line + 1
+
+
+def _parse_yaml(text: str) -> Any:
+    top: list[Any] = []
+    stack = [_Open(top)]
+    documents = 0
+    try:
+        for event in yaml.parse(text, Loader=_LOADER):
+            _refuse_features(event)
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise _at(event, "a second document starts here: give one sweep spec at a time")
+            elif isinstance(event, yaml.ScalarEvent):
+                stack[-1].add(_scalar(event), event)
+            elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
+                value: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
+                stack[-1].add(value, event)
+                stack.append(_Open(value))
+                if len(stack) > MAX_DEPTH + 1:
+                    raise _at(event, f"lists and mappings are nested deeper than {MAX_DEPTH} levels")
+            elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
+                stack.pop()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        begun = f" that begins on line {error.context_mark.line + 1}" if error.context_mark else ""
+        context = f" ({error.context}{begun})" if error.context else ""
+        raise _refusal(f"not YAML: {where}{error.problem or 'unreadable'}{context}") from error
+    except yaml.YAMLError as error:  # characters that YAML does not allow
+        raise _refusal(f"not YAML: {str(error).splitlines()[0]}") from error
+    return top[0] if top else None
+
+
+def _at(event: Any, detail: str) -> SpecError:
+    mark = event.start_mark
+    return _refusal(f"line {mark.line + 1}, column {mark.column + 1}: {detail}")
+
+
+def _refuse_features(event: Any) -> None:
+    if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+        raise _at(
+            event, f"anchors and aliases (&{event.anchor}, *{event.anchor}) are not accepted: write the value out"
+        )
+    if getattr(event, "tag", None) is not None:
+        raise _at(event, f"tags ({event.tag}) are not accepted: write the plain value, in quotes for a string")
+
+
+def _scalar(event: yaml.ScalarEvent) -> Any:
+    text: str = event.value
+    if event.style:  # quoted, or a block of text
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if text[0] not in "+-.0123456789":
+        return text
+    try:
+        if _INT.fullmatch(text):
+            return int(text)
+        if _BASE_INT.fullmatch(text):
+            return int(text, 0)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+    except ValueError as error:
+        raise _at(event, TOO_MANY_DIGITS) from error
+    if match := _NOT_FINITE.fullmatch(text):
+        return float("nan") if match[3] else float(f"{match[1]}inf")
+    return text

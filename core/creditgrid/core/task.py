@@ -1,0 +1,131 @@
+"""Tasks: units of execution, each with a key.
+
+A *kind* says how tasks are computed; a *task* says what. Tasks with the same group share inputs and shapes and are
+computed together by one call of their kind's ``run``; each still has a key, an artifact or rows, and a state of its
+own. ``run`` is a plain generator function that knows nothing of caching, retries or machines::
+
+    def run(tasks, inputs, device):
+        for task in tasks:
+            yield Progress(done, total, "epoch 3 of 100")
+            yield Output(task.key, arrays={"embed.weight": ...})      # an artifact, or
+            yield Output(task.key, rows=[{"delta_loss_same": ...}])   # rows of the results table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from creditgrid.core.fingerprint import digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Arrays: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
+Inputs: TypeAlias = "Mapping[str, Arrays]"
+"""Artifacts of the parents by key; the arrays may be read-only views of shared memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a call has come: ``done`` of ``total`` steps, in words for a person."""
+
+    done: int
+    total: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one task made: tensors to keep as its artifact, or rows for the results table; ``info`` is kept beside it."""
+
+    key: str
+    arrays: Arrays | None = None
+    rows: Sequence[Mapping[str, Any]] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one call asks of the cluster. GPUs may be fractions; without a GPU in the cluster they are ignored."""
+
+    cpu: float = 1.0
+    gpu: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One unit of execution.
+
+    ``params`` and the parents' keys are its identity. ``group`` names the tasks that one call may compute together;
+    ``source`` says where a worker finds foreign data and is no part of the identity.
+    """
+
+    kind: str
+    version: int
+    params: Mapping[str, Any]
+    parents: Mapping[str, str]
+    key: str
+    group: str
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def payload(self) -> dict[str, Any]:
+        """The hashed payload: what ``key`` is the SHA-256 of."""
+        return identity(self.kind, self.version, self.params, self.parents)
+
+
+Run: TypeAlias = "Callable[[Sequence[Task], Inputs, torch.device], Iterator[Progress | Output]]"
+
+
+def identity(kind: str, version: int, params: Mapping[str, Any], parents: Mapping[str, str]) -> dict[str, Any]:
+    """The payload that a key is made of."""
+    return {"kind": kind, "version": version, "params": dict(params), "parents": dict(parents)}
+
+
+@lru_cache(4096)  # a grid has few groups and many tasks
+def _group(kind: str, version: int, group: tuple[str | int, ...]) -> str:
+    return digest([kind, version, *group])
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """How tasks of one kind are computed.
+
+    ``version`` goes up when equal parameters begin to mean another result. ``max_group`` bounds the tasks in one call.
+    """
+
+    name: str
+    version: int
+    run: Run
+    resources: Resources = field(default_factory=Resources)
+    max_group: int = 1
+
+    def task(
+        self,
+        params: Mapping[str, Any],
+        parents: Mapping[str, Task] | None = None,
+        *,
+        group: tuple[str | int, ...] | None = None,
+        source: Mapping[str, str] | None = None,
+    ) -> Task:
+        """The task of this kind with these parameters; tasks with an equal ``group`` may share a call (default: none does)."""
+        keys = {role: parent.key for role, parent in (parents or {}).items()}
+        key = digest(identity(self.name, self.version, params, keys))
+        return Task(
+            self.name,
+            self.version,
+            params,
+            keys,
+            key,
+            key if group is None else _group(self.name, self.version, group),
+            source or {},
+        )

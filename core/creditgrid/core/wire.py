@@ -1,0 +1,221 @@
+"""What goes over HTTP: the one set of models that service, client and command line share."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from creditgrid.core.states import State
+
+Item = TypeVar("Item")
+
+
+class Wire(BaseModel):
+    """Base of the models; unknown fields of a newer service are ignored by an older client."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ProblemError(Wire):
+    """One thing wrong with a request."""
+
+    detail: str
+    pointer: str = Field("", description="RFC 6901 JSON pointer into the request body.")
+
+
+class Problem(Wire):
+    """RFC 9457 problem details."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    errors: list[ProblemError] = []
+
+
+class Page(Wire, Generic[Item]):
+    """One page of a list; ``next`` is an opaque cursor for the following one, null at the end."""
+
+    items: list[Item]
+    next: str | None = None
+
+
+class Condition(Wire):
+    """Something to know about a sweep beside its state."""
+
+    type: str
+    message: str
+
+
+class Activity(Wire):
+    """A call that is running."""
+
+    call: int
+    kind: str
+    tasks: int
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+class SweepView(Wire):
+    """A sweep and where it stands; ``counts`` are cells by state and add up to ``cells``."""
+
+    id: str
+    name: str
+    experiment: str
+    state: State
+    priority: int
+    cells: int
+    counts: dict[State, int]
+    tasks: dict[str, dict[State, int]] = Field(default={}, description="The stages below the cells, by kind and state.")
+    created_at: datetime
+    finished_at: datetime | None = None
+    eta_s: float | None = Field(None, description="Seconds left, from the measured durations; null while unknown.")
+    conditions: list[Condition] = []
+    active: list[Activity] = []
+    spec: dict[str, Any] | None = Field(None, description="The spec as it was submitted; left out of lists.")
+
+
+class CellView(Wire):
+    """One cell: its parameters, its key, and the artifacts its rows stand on, by role."""
+
+    index: int
+    key: str
+    state: State
+    params: dict[str, Any]
+    parents: dict[str, str]
+
+
+class TaskView(Wire):
+    """One stage task of a sweep."""
+
+    key: str
+    kind: str
+    state: State
+    params: dict[str, Any]
+    parents: dict[str, str]
+    attempt: int
+    seconds: float | None = None
+    bytes: int | None = None
+    error: str | None = None
+
+
+class FailureView(Wire):
+    """Failures with one cause."""
+
+    cause: str
+    kind: str
+    count: int = Field(description="Tasks or cells that failed of this cause; those it made skip are counted beside it.")
+    skipped: int
+    traceback: str
+    attempt: int
+    host: str | None
+    key: str = Field(description="One of the failed tasks.")
+
+
+class EventView(Wire):
+    """One event of a sweep; ids are durable and grow."""
+
+    id: int
+    sweep: str
+    at: datetime
+    type: str
+    data: dict[str, Any]
+
+
+TERMINAL_EVENT = "sweep.finished"
+"""The type of the last event of a sweep."""
+
+
+class PlanKind(Wire):
+    """What a plan does with the tasks of one kind; ``calls`` compute the new ones."""
+
+    total: int
+    cached: int
+    shared: int
+    new: int
+    unneeded: int
+    calls: int
+    estimated_seconds: float | None = None
+    estimated_bytes: int | None = None
+
+
+class Miss(Wire):
+    """Why tasks of a kind will be computed."""
+
+    kind: str
+    reason: str
+    count: int
+    example: dict[str, Any] = Field(description="The hashed payload of one of them.")
+
+
+class PlanView(Wire):
+    """A dry run: nothing is written."""
+
+    name: str
+    experiment: str
+    cells: PlanKind
+    tasks: dict[str, PlanKind]
+    groups: int = Field(description="Calls that measure cells.")
+    misses: list[Miss]
+    estimated_seconds: float | None = Field(None, description="From past durations on one worker; null while unknown.")
+    estimated_bytes: int | None = Field(None, description="New artifacts, from past sizes; null while unknown.")
+
+
+class VerdictView(Wire):
+    """What the numbers say, with the numbers it rests on."""
+
+    name: str
+    text: str
+    numbers: dict[str, float]
+    warning: bool = False
+
+
+class SummaryView(Wire):
+    """A table for a person, and the verdicts; ``complete`` is false while cells are missing."""
+
+    sweep: str
+    title: str
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    verdicts: list[VerdictView]
+    complete: bool
+
+
+class ColumnView(Wire):
+    """A measured column."""
+
+    type: str
+    description: str
+
+
+class ExperimentView(Wire):
+    """An experiment; ``parameters`` is a JSON Schema. ``problem`` says why a broken one cannot be used."""
+
+    name: str
+    title: str
+    parameters: dict[str, Any]
+    columns: dict[str, ColumnView]
+    kinds: list[str]
+    problem: str | None = None
+
+
+class Query(Wire):
+    """A SQL query over the table ``results`` and the views ``cells`` and ``sweeps``."""
+
+    sql: str = Field(min_length=1, max_length=100_000)
+
+
+MEDIA_TYPES: dict[str, str] = {
+    "arrow": "application/vnd.apache.arrow.stream",
+    "parquet": "application/vnd.apache.parquet",
+    "csv": "text/csv",
+    "json": "application/json",
+}
+"""Formats of results, in order of preference, with the media type that asks for each."""
+MAX_SPEC_BYTES = 4 * 2**20
+"""A larger spec is refused unread."""

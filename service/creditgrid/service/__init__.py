@@ -1,0 +1,1 @@
+"""The service: ledger, scheduler, results, and the HTTP front end."""

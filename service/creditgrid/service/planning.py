@@ -1,0 +1,160 @@
+"""Planning against what is there: a spec document becomes a plan, and a dry run becomes a view of it.
+
+What a stage left is looked up in the artifact store (the truth), what a cell left in the ledger, and so is what open
+sweeps are computing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.plan import Fate, Known, Plan, PlannedTask, resolve_datasets
+from creditgrid.core.registry import registry
+from creditgrid.core.spec import Grid, SweepSpec, parse, validate
+from creditgrid.core.states import RESULT, State
+from creditgrid.core.task import Task
+from creditgrid.core.wire import Miss, PlanKind, PlanView
+from creditgrid.service import ledger as db
+from creditgrid.service.ledger import Ledger
+from creditgrid.workers.artifacts import ArtifactStore
+
+REASONS: Mapping[Known, str] = {
+    Known.ABSENT: "never computed with these parameters, or its artifact is gone",
+    Known.FAILED: "tried before and ended without a result",
+}
+
+
+class Planner:
+    """Plans specs against a ledger and a store; without a ledger (nothing was ever run) every cell is new."""
+
+    def __init__(self, ledger: Ledger | None, store: ArtifactStore, resolve: Callable[[str], DatasetRef]) -> None:
+        self._ledger, self._store, self._resolve = ledger, store, resolve
+
+    def prepare(self, document: Any) -> tuple[SweepSpec, Grid, Plan]:
+        """A validated spec and its plan, not yet walked through.
+
+        Raises:
+            SpecError: with a pointer to each fault.
+        """
+        spec = parse(document)
+        known = registry()
+        experiment = known.experiment(spec.experiment)
+        kinds = known.kinds_of(experiment)
+        grid = validate(spec, experiment, kinds)
+        plan = Plan(grid, kinds, resolve_datasets(grid, self._resolve), self.look_up)
+        return spec, grid, plan
+
+    def plan(self, document: Any) -> PlanView:
+        """A dry run of a spec.
+
+        Raises:
+            SpecError: with a pointer to each fault.
+        """
+        spec, grid, plan = self.prepare(document)
+        fates: dict[str, Counter[Fate]] = defaultdict(Counter)
+        misses: dict[tuple[str, Known], tuple[int, Task]] = {}
+
+        def note(item: PlannedTask) -> None:
+            fates[item.task.kind][item.fate] += 1
+            if item.fate is Fate.NEW:
+                count, example = misses.get((item.task.kind, item.known), (0, item.task))
+                misses[item.task.kind, item.known] = count + 1, example
+
+        for cell in plan.cells():
+            note(cell.planned)
+        measure = grid.experiment.measure.name
+        fates.setdefault(measure, Counter())
+        for item in plan.stages():
+            note(item)
+        past = self._past()
+        calls = Counter(call.kind for call in plan.calls)
+        views = {kind: _kind_view(counts, calls[kind], past.get(kind)) for kind, counts in fates.items()}
+        cells = views.pop(measure)
+        run = [view for view in (cells, *views.values()) if view.new]
+        seconds = [view.estimated_seconds for view in run]
+        sizes = [view.estimated_bytes for view in run]
+        return PlanView(
+            name=spec.name,
+            experiment=spec.experiment,
+            cells=cells,
+            tasks=views,
+            groups=cells.calls,
+            misses=[
+                Miss(kind=kind, reason=REASONS[known], count=count, example=example.payload())
+                for (kind, known), (count, example) in misses.items()
+            ],
+            estimated_seconds=sum(s for s in seconds if s is not None) if None not in seconds else None,
+            estimated_bytes=sum(s for s in sizes if s is not None) if None not in sizes else None,
+        )
+
+    def look_up(self, tasks: Sequence[Task]) -> Mapping[str, Known]:
+        """What is known of these tasks."""
+        found: dict[str, Known] = {}
+        measures = {experiment.measure.name for experiment in registry().experiments.values()}
+        rest = []
+        for task in tasks:
+            if task.kind not in measures and self._store.has(task.key):
+                found[task.key] = Known.DONE
+            else:
+                rest.append(task)
+        if self._ledger is None or not rest:
+            return found
+        kinds = {task.key: task.kind for task in rest}
+        with self._ledger.read() as connection:
+            for piece in db.chunks(kinds):
+                rows = connection.execute(
+                    sa.select(db.tasks.c.key, db.tasks.c.state).where(db.tasks.c.key.in_(piece))
+                )
+                for key, state in rows:
+                    if state == State.PENDING:
+                        found[key] = Known.SHARED
+                    elif state in RESULT:
+                        # An artifact that the ledger remembers and the store does not hold is gone.
+                        found[key] = Known.DONE if kinds[key] in measures else Known.ABSENT
+                    else:
+                        found[key] = Known.FAILED
+        return found
+
+    def _past(self) -> dict[str, tuple[float, float]]:
+        """Mean seconds and bytes of a task by kind, of what this ledger has seen."""
+        if self._ledger is None:
+            return {}
+        with self._ledger.read() as connection:
+            seconds = {
+                kind: total / max(size, 1)
+                for kind, total, size in connection.execute(
+                    sa.select(db.calls.c.kind, sa.func.sum(db.calls.c.seconds), sa.func.sum(db.calls.c.size))
+                    .where(db.calls.c.state == State.SUCCEEDED)
+                    .group_by(db.calls.c.kind)
+                )
+                if total is not None
+            }
+            sizes = dict(
+                connection.execute(
+                    sa.select(db.tasks.c.kind, sa.func.avg(db.tasks.c.bytes))
+                    .where(db.tasks.c.bytes.is_not(None))
+                    .group_by(db.tasks.c.kind)
+                )
+                .tuples()
+                .all()
+            )
+        return {kind: (mean, float(sizes.get(kind) or 0)) for kind, mean in seconds.items()}
+
+
+def _kind_view(counts: Counter[Fate], calls: int, past: tuple[float, float] | None) -> PlanKind:
+    new = counts[Fate.NEW]
+    return PlanKind(
+        total=counts.total(),
+        cached=counts[Fate.CACHED],
+        shared=counts[Fate.SHARED],
+        new=new,
+        unneeded=counts[Fate.UNNEEDED],
+        calls=calls,
+        estimated_seconds=None if past is None else new * past[0],
+        estimated_bytes=None if past is None else round(new * past[1]),
+    )

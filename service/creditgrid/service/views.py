@@ -1,0 +1,342 @@
+"""The read side: what the ledger holds, as the models that go over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlalchemy as sa
+
+from creditgrid.core.errors import NotFoundError
+from creditgrid.core.registry import registry
+from creditgrid.core.states import OPEN, State
+from creditgrid.core.wire import (
+    Activity,
+    CellView,
+    Condition,
+    EventView,
+    FailureView,
+    SummaryView,
+    SweepView,
+    TaskView,
+    VerdictView,
+)
+from creditgrid.service import ledger as db
+from creditgrid.service.ledger import Ledger
+from creditgrid.service.results import Results
+from creditgrid.service.scheduler import Scheduler
+
+FAILURES_SHOWN = 100
+"""Distinct causes that a sweep's failures are grouped into, the most frequent first."""
+
+
+class Views:
+    """Reads for any thread; nothing here changes a state."""
+
+    def __init__(self, ledger: Ledger, results: Results, scheduler: Scheduler) -> None:
+        self._ledger, self._results, self._scheduler = ledger, results, scheduler
+
+    def sweeps(self, state: State | None, after: str | None, limit: int) -> tuple[list[SweepView], str | None]:
+        """Sweeps, the newest first, from the one after ``after``; and what to ask for next."""
+        query = sa.select(db.sweeps).order_by(db.sweeps.c.seq.desc()).limit(limit + 1)
+        if state is not None:
+            query = query.where(db.sweeps.c.state == state)
+        if after is not None:
+            query = query.where(db.sweeps.c.seq < int(after))
+        with self._ledger.read() as connection:
+            rows = connection.execute(query).all()
+            views = [self._sweep(connection, row, spec=False) for row in rows[:limit]]
+        return views, str(rows[limit - 1].seq) if len(rows) > limit else None
+
+    def sweep(self, sweep: str) -> SweepView:
+        """One sweep with its spec.
+
+        Raises:
+            NotFoundError: for an unknown sweep, as all below.
+        """
+        with self._ledger.read() as connection:
+            return self._sweep(connection, self._row(connection, sweep), spec=True)
+
+    def cells(self, sweep: str, state: State | None, after: int, limit: int) -> tuple[list[CellView], int | None]:
+        """Cells with an index above ``after``, in order; and what to ask for next."""
+        shown = _open_state(db.cells)
+        query = (
+            sa.select(db.cells.c.idx, db.cells.c.key, shown.label("state"), db.tasks.c.payload)
+            .select_from(
+                db.cells.join(db.tasks, db.tasks.c.key == db.cells.c.key).outerjoin(
+                    db.calls, db.calls.c.id == db.cells.c.call
+                )
+            )
+            .where(db.cells.c.sweep == sweep, db.cells.c.idx > after)
+            .order_by(db.cells.c.idx)
+            .limit(limit + 1)
+        )
+        if state is not None:
+            query = query.where(shown == state)
+        with self._ledger.read() as connection:
+            self._row(connection, sweep)
+            rows = connection.execute(query).all()
+        views = []
+        for row in rows[:limit]:
+            payload = json.loads(row.payload)
+            params = {**payload["source"], **payload["params"]}
+            views.append(
+                CellView(
+                    index=row.idx, key=row.key, state=State(row.state), params=params, parents=payload["parents"]
+                )
+            )
+        return views, rows[limit - 1].idx if len(rows) > limit else None
+
+    def tasks(self, sweep: str, state: State | None, after: str, limit: int) -> tuple[list[TaskView], str | None]:
+        """The stages of a sweep with a key above ``after``, in order of their keys; and what to ask for next."""
+        shown = _open_state(db.stages)
+        query = (
+            sa.select(
+                db.stages.c.key,
+                shown.label("state"),
+                db.stages.c.state.label("ended"),
+                db.tasks.c.kind,
+                db.tasks.c.payload,
+                db.tasks.c.bytes,
+                db.calls.c.attempt,
+                db.calls.c.seconds,
+                db.calls.c.size,
+                db.calls.c.error,
+            )
+            .select_from(
+                db.stages.join(db.tasks, db.tasks.c.key == db.stages.c.key).outerjoin(
+                    db.calls, db.calls.c.id == db.stages.c.call
+                )
+            )
+            .where(db.stages.c.sweep == sweep, db.stages.c.key > after)
+            .order_by(db.stages.c.key)
+            .limit(limit + 1)
+        )
+        if state is not None:
+            query = query.where(shown == state)
+        with self._ledger.read() as connection:
+            self._row(connection, sweep)
+            rows = connection.execute(query).all()
+        views = []
+        for row in rows[:limit]:
+            payload = json.loads(row.payload)
+            views.append(
+                TaskView(
+                    key=row.key,
+                    kind=row.kind,
+                    state=State(row.state),
+                    params=payload["params"],
+                    parents=payload["parents"],
+                    attempt=row.attempt or 0,
+                    seconds=None if row.seconds is None else row.seconds / max(row.size, 1),
+                    bytes=row.bytes,
+                    error=row.error if row.ended in (State.FAILED, State.PENDING) else None,
+                )
+            )
+        return views, rows[limit - 1].key if len(rows) > limit else None
+
+    def failures(self, sweep: str) -> list[FailureView]:
+        """What failed, grouped by cause, the most frequent first."""
+        with self._ledger.read() as connection:
+            self._row(connection, sweep)
+            groups: dict[tuple[str, str], list[tuple[sa.Row[Any], int, str]]] = defaultdict(list)
+            for table in (db.stages, db.cells):
+                query = (
+                    sa.select(db.calls, sa.func.count().label("n"), sa.func.min(table.c.key).label("key"))
+                    .select_from(table.join(db.calls, db.calls.c.id == table.c.call))
+                    .where(table.c.sweep == sweep, table.c.state == State.FAILED)
+                    .group_by(db.calls.c.id)
+                )
+                for row in connection.execute(query):
+                    first = (row.error or "failed").splitlines()[0]
+                    groups[row.kind, first].append((row, row.n, row.key))
+            skipped = connection.scalar(
+                sa.select(sa.func.count()).where(db.cells.c.sweep == sweep, db.cells.c.state == State.SKIPPED)
+            )
+        views = [
+            FailureView(
+                cause=cause,
+                kind=kind,
+                count=sum(n for _, n, _ in members),
+                skipped=int(skipped or 0) if kind not in _measures() else 0,
+                traceback=members[0][0].traceback or "",
+                attempt=max(row.attempt for row, _, _ in members),
+                host=members[0][0].host or None,
+                key=members[0][2],
+            )
+            for (kind, cause), members in groups.items()
+        ]
+        return sorted(views, key=lambda view: -view.count)[:FAILURES_SHOWN]
+
+    def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
+        """Events with an id above ``after``, in order."""
+        query = (
+            sa.select(db.events)
+            .where(db.events.c.sweep == sweep, db.events.c.id > after)
+            .order_by(db.events.c.id)
+            .limit(limit)
+        )
+        with self._ledger.read() as connection:
+            self._row(connection, sweep)
+            return [
+                EventView(id=row.id, sweep=row.sweep, at=_time(row.at), type=row.type, data=json.loads(row.data))
+                for row in connection.execute(query)
+            ]
+
+    def summary(self, sweep: str) -> SummaryView:
+        """The experiment's own summary of the rows there are."""
+        view = self.sweep(sweep)
+        experiment = registry().experiment(view.experiment)
+        rows: list[dict[str, Any]] = []
+        dataset = self._results.dataset()
+        if dataset is not None:
+            keys = self.cell_index(sweep)["cell"]
+            names = [*experiment.params.model_fields, *experiment.columns, "cell", "diverged"]
+            present = [name for name in names if name in dataset.schema.names]
+            of_experiment = pc.field("experiment") == view.experiment
+            found = dataset.to_table(columns=present, filter=of_experiment)
+            rows = found.filter(pc.is_in(found["cell"], value_set=keys.combine_chunks())).to_pylist()
+        summary = experiment.summarise(rows)
+        return SummaryView(
+            sweep=sweep,
+            title=summary.title,
+            columns=list(summary.columns),
+            rows=[dict(row) for row in summary.rows],
+            verdicts=[
+                VerdictView(name=v.name, text=v.text, numbers=dict(v.numbers), warning=v.warning)
+                for v in summary.verdicts
+            ],
+            complete=sum(n for state, n in view.counts.items() if state in (State.SUCCEEDED, State.CACHED))
+            == view.cells,
+        )
+
+    def cell_index(self, sweep: str) -> pa.Table:
+        """The sweep's cells in order: ``idx`` and ``cell``."""
+        query = sa.select(db.cells.c.idx, db.cells.c.key).where(db.cells.c.sweep == sweep).order_by(db.cells.c.idx)
+        with self._ledger.read() as connection:
+            self._row(connection, sweep)
+            rows = connection.execute(query).all()
+        return _table({"idx": pa.int64(), "cell": pa.string()}, rows)
+
+    def cells_table(self) -> pa.Table:
+        """Every sweep's cells: ``sweep``, ``idx``, ``cell``, ``state``."""
+        query = sa.select(db.cells.c.sweep, db.cells.c.idx, db.cells.c.key, _open_state(db.cells)).select_from(
+            db.cells.outerjoin(db.calls, db.calls.c.id == db.cells.c.call)
+        )
+        with self._ledger.read() as connection:
+            rows = connection.execute(query).all()
+        return _table({"sweep": pa.string(), "idx": pa.int64(), "cell": pa.string(), "state": pa.string()}, rows)
+
+    def sweeps_table(self) -> pa.Table:
+        """Every sweep: ``id``, ``name``, ``experiment``, ``state``, ``cells``, ``created_at``, ``finished_at``."""
+        stamp = pa.timestamp("us", tz="UTC")
+        names = {
+            "id": pa.string(),
+            "name": pa.string(),
+            "experiment": pa.string(),
+            "state": pa.string(),
+            "cells": pa.int64(),
+            "created_at": stamp,
+            "finished_at": stamp,
+        }
+        with self._ledger.read() as connection:
+            rows = connection.execute(sa.select(*(db.sweeps.c[name] for name in names)).order_by(db.sweeps.c.seq)).all()
+        timed = [(*row[:5], *(None if at is None else _time(at) for at in row[5:])) for row in rows]
+        return _table(names, timed)
+
+    def _sweep(self, connection: sa.Connection, row: sa.Row[Any], *, spec: bool) -> SweepView:
+        counts = db.count_cells(connection, row.id)
+        stages: dict[str, dict[State, int]] = defaultdict(dict)
+        query = (
+            sa.select(db.tasks.c.kind, _open_state(db.stages), sa.func.count())
+            .select_from(
+                db.stages.join(db.tasks, db.tasks.c.key == db.stages.c.key).outerjoin(
+                    db.calls, db.calls.c.id == db.stages.c.call
+                )
+            )
+            .where(db.stages.c.sweep == row.id)
+            .group_by(db.tasks.c.kind, _open_state(db.stages))
+        )
+        for kind, state, n in connection.execute(query):
+            stages[kind][State(state)] = stages[kind].get(State(state), 0) + n
+        state = State(row.state)
+        activities = [] if state.finished else self._scheduler.activities(row.id)
+        conditions = []
+        if not state.finished and (problem := self._scheduler.problem()) is not None:
+            conditions.append(Condition(type="degraded", message=problem))
+        return SweepView(
+            id=row.id,
+            name=row.name,
+            experiment=row.experiment,
+            state=state,
+            priority=row.priority,
+            cells=row.cells,
+            counts=counts,
+            tasks=dict(stages),
+            created_at=_time(row.created_at),
+            finished_at=None if row.finished_at is None else _time(row.finished_at),
+            eta_s=0.0 if state.finished else self._eta(connection, row.id, activities),
+            conditions=conditions,
+            active=[activity for activity, _ in activities],
+            spec=json.loads(row.spec) if spec else None,
+        )
+
+    def _eta(
+        self, connection: sa.Connection, sweep: str, activities: Sequence[tuple[Activity, float]]
+    ) -> float | None:
+        """Seconds left: what open calls take by the mean of their kind or by their own progress, over the cores."""
+        c = db.calls.c
+        means: dict[str, float] = {
+            kind: float(seconds) / max(int(size), 1)
+            for kind, seconds, size in connection.execute(
+                sa.select(c.kind, sa.func.sum(c.seconds), sa.func.sum(c.size))
+                .where(c.state == State.SUCCEEDED, c.seconds.is_not(None))
+                .group_by(c.kind)
+            )
+        }
+        running = {activity.call: (activity, at) for activity, at in activities}
+        total = 0.0
+        for call, kind, size in connection.execute(sa.select(c.id, c.kind, c.size).where(c.sweep == sweep, c.state.in_(OPEN))):
+            activity, at = running.get(call, (None, 0.0))
+            if activity is not None and activity.done:
+                total += at * (activity.total - activity.done) / activity.done
+            elif kind in means:
+                total += max(0.0, means[kind] * size - at)
+            else:
+                return None
+        return total / max(1.0, self._scheduler.capacity().cpu)
+
+    def _row(self, connection: sa.Connection, sweep: str) -> sa.Row[Any]:
+        row = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == sweep)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"there is no sweep {sweep!r}")
+        return row
+
+
+def _open_state(table: sa.Table) -> sa.ColumnElement[str]:
+    """The state to show: an open cell or stage is at what its call is at."""
+    return sa.case(
+        (table.c.state != State.PENDING, table.c.state),
+        (db.calls.c.state.in_(OPEN), db.calls.c.state),
+        (db.calls.c.state.is_(None), State.PENDING.value),
+        else_=State.RUNNING.value,  # the call is through and its rows are on their way into the table
+    )
+
+
+def _measures() -> set[str]:
+    return {experiment.measure.name for experiment in registry().experiments.values()}
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _table(columns: dict[str, pa.DataType], rows: Sequence[Sequence[Any]]) -> pa.Table:
+    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(columns.values())]
+    return pa.table(arrays, names=list(columns))
+

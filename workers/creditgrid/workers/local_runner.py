@@ -1,0 +1,106 @@
+"""The in-process runner: calls run on threads of this process. For tests, and for machines where Ray cannot start."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from creditgrid.core.errors import ArtifactCorrupt, ArtifactError
+from creditgrid.core.task import Arrays
+from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.runner import Call, Capacity, Failed, Message
+from creditgrid.workers.tasks import execute
+
+KEPT_BYTES = 2**30
+"""Artifacts kept in memory between calls, least recently used dropped first."""
+
+
+class LocalRunner:
+    """Runs up to ``workers`` calls at a time on threads; see ``runner.Runner``."""
+
+    def __init__(self, store: ArtifactStore, workers: int = 1) -> None:
+        self._store, self._workers = store, workers
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()
+        self._active: set[int] = set()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Arrays] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def start(self) -> None:
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="creditgrid-local")
+
+    def capacity(self) -> Capacity:
+        return Capacity(cpu=float(self._workers), gpu=0.0, nodes=1)
+
+    def submit(self, call: Call) -> None:
+        assert self._pool is not None, "start() comes first"
+        with self._lock:
+            self._active.add(call.id)
+        self._pool.submit(self._run, call)
+
+    def poll(self, timeout: float) -> list[Message]:
+        found: list[Message] = []
+        try:
+            found.append(self._messages.get(timeout=timeout))
+            while True:
+                found.append(self._messages.get_nowait())
+        except queue.Empty:
+            return found
+
+    def cancel(self, call: int) -> None:
+        with self._lock:
+            if call in self._active:
+                self._cancelled.add(call)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._cancelled |= self._active
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _run(self, call: Call) -> None:
+        try:
+            inputs = {key: self._load(key) for key in call.inputs}
+            for item in execute(call, inputs, self._store, torch.device("cpu")):
+                if isinstance(item, tuple):
+                    self._keep(*item)
+                    continue
+                if call.id in self._cancelled and not isinstance(item, Failed):
+                    item = Failed(call.id, "cancelled", "", transient=False)  # noqa: PLW2901
+                self._messages.put(item)
+                if isinstance(item, Failed):
+                    return
+        except ArtifactError as error:
+            if isinstance(error, ArtifactCorrupt):
+                error.add_note("it was set aside; submit the sweep again to compute it anew")
+            self._messages.put(Failed(call.id, str(error), "", transient=False))
+        finally:
+            with self._lock:
+                self._active.discard(call.id)
+                self._cancelled.discard(call.id)
+
+    def _load(self, key: str) -> Arrays:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        arrays = self._store.load(key)
+        self._keep(key, arrays)
+        return arrays
+
+    def _keep(self, key: str, arrays: Arrays) -> None:
+        with self._lock:
+            self._kept[key] = arrays
+            self._kept.move_to_end(key)
+            while len(self._kept) > 1 and sum(_size(kept) for kept in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())

@@ -1,0 +1,65 @@
+"""Under which conditions a number was made: software versions, source revision, machine, device."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+@lru_cache(1)
+def software() -> dict[str, Any]:
+    """``torch`` and ``version`` (of CreditGrid), and the source's ``commit`` and ``dirty`` flag where it is a git checkout."""
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "torch": _version("torch"),
+        "version": _version("creditgrid"),
+        "commit": commit,
+        "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+@lru_cache(1)
+def host() -> str:
+    """The machine's name."""
+    return socket.gethostname()
+
+
+def device_name(device: Any) -> str:
+    """A device as a person would name it: ``cpu (x86_64)`` or ``cuda (NVIDIA H100)``."""
+    if device.type == "cuda":
+        import torch
+
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({platform.machine()})"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """The answer of git about the checkout that this file is part of; None where it is installed without one."""
+    here = Path(__file__).resolve().parent
+    try:
+        tracked = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name],  # noqa: S607
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+        if tracked.returncode != 0:  # site-packages inside some other project's checkout says nothing about us
+            return None
+        answer = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, timeout=10, check=True, text=True  # noqa: S603, S607
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,166 @@
+"""The Ray runner: supervises a child process that is the Ray driver, and speaks with it over a pipe.
+
+Ray ends its driver when the cluster is gone, so the process that answers HTTP and writes the ledger must not be the
+driver. When the child dies everything in flight is told as Lost and a new child is started, at growing intervals. The
+child ends itself when this process is gone: it sees the end of the pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.runner import Call, Capacity, Lost, Message
+
+START_TIMEOUT_S = 120.0
+"""A driver that has not joined a cluster by then is ended: ray.init can block for many minutes on an absent one."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+STOP_TIMEOUT_S = 20.0
+
+
+class RayRunner:
+    """Runs calls on the Ray cluster at ``address``, or on one started for it on this machine; see ``runner.Runner``."""
+
+    def __init__(
+        self, store: ArtifactStore, log: Path, address: str | None = None, cpus: int | None = None, gpus: int | None = None
+    ) -> None:
+        self._settings = {"store": str(store.root), "address": address, "cpus": cpus, "gpus": gpus}
+        self._log = log
+        self._messages: SimpleQueue[Message] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._capacity = Capacity(0, 0, 0, degraded="Ray is starting")
+        self._waiting: list[Call] = []  # submitted before the driver is up
+        self._pipe: Connection | None = None
+        self._ready = False
+        self._supervisor: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._supervisor = threading.Thread(target=self._supervise, name="creditgrid-ray-supervisor", daemon=True)
+        self._supervisor.start()
+
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    def submit(self, call: Call) -> None:
+        with self._lock:
+            if not self._ready or not self._send(("submit", call)):
+                self._waiting.append(call)
+
+    def cancel(self, call: int) -> None:
+        with self._lock:
+            self._waiting = [waiting for waiting in self._waiting if waiting.id != call]
+            if self._ready:
+                self._send(("cancel", call))
+
+    def poll(self, timeout: float) -> list[Message]:
+        found: list[Message] = []
+        try:
+            found.append(self._messages.get(timeout=timeout))
+            while True:
+                found.append(self._messages.get_nowait())
+        except Empty:
+            return found
+
+    def stop(self) -> None:
+        self._stopping.set()
+        with self._lock:
+            self._send(("stop",))
+        if self._supervisor is not None:
+            self._supervisor.join(STOP_TIMEOUT_S + 10)
+
+    def _send(self, message: tuple[Any, ...]) -> bool:
+        if self._pipe is None:
+            return False
+        try:
+            self._pipe.send(message)
+        except OSError:  # the child is gone; the supervisor notices the same and tells all that was in flight
+            return False
+        return True
+
+    def _supervise(self) -> None:
+        pause = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            reason = self._run_driver()
+            if self._stopping.is_set():
+                return
+            with self._lock:
+                self._ready, self._pipe, self._waiting = False, None, []
+            self._capacity = Capacity(0, 0, 0, degraded=reason)
+            self._messages.put(Lost(reason))
+            pause = FIRST_PAUSE_S if time.monotonic() - began > 60 else min(pause * 2, LONGEST_PAUSE_S)
+            self._stopping.wait(pause)
+
+    def _run_driver(self) -> str:
+        """One driver's life; returns why it ended."""
+        ours, theirs = Pipe()
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            # Workers that idle stay warm: the next small task does not pay `import torch` again.
+            "RAY_idle_worker_killing_time_threshold_ms": str(24 * 3600 * 1000),
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # CUDA needs it to be deterministic
+        }
+        with self._log.open("ab") as log:
+            child = subprocess.Popen(
+                # -P: the current folder is not a place to import from; a user's own modules may be called anything.
+                [sys.executable, "-P", "-m", "creditgrid.workers.ray_driver", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in a terminal ends the service, which then ends its cluster in order
+            )
+        theirs.close()
+        with self._lock:
+            self._pipe = ours
+        ours.send(self._settings)
+        try:
+            return self._listen(ours, child)
+        finally:
+            _end(child)
+            ours.close()
+
+    def _listen(self, pipe: Connection, child: subprocess.Popen[bytes]) -> str:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                if not pipe.poll(0.5):
+                    if not self._ready and time.monotonic() > deadline:
+                        return f"Ray did not start within {START_TIMEOUT_S:.0f} s; its log is {self._log}"
+                    continue
+                message = pipe.recv()
+            except (EOFError, OSError):
+                child.wait(STOP_TIMEOUT_S)
+                return f"the Ray driver ended with status {child.returncode}; its log is {self._log}"
+            if isinstance(message, Capacity):
+                self._capacity = message
+                with self._lock:
+                    if not self._ready:
+                        self._ready = True
+                        waiting, self._waiting = self._waiting, []
+                        for call in waiting:
+                            self._send(("submit", call))
+            elif isinstance(message, str):
+                return message
+            else:
+                self._messages.put(message)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
