@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +41,7 @@ class DatasetRef:
     num_test: int
     num_classes: int | None
     image_shape: tuple[int, int, int] | None  # (C, H, W), where it is known without decoding an image
-    source: dict[str, str]
+    source: Mapping[str, str] = field(compare=False)  # (and so no part of equality or hash)
 
 
 @dataclass(frozen=True)

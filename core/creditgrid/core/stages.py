@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from creditgrid.core.data import ImageData
+    from creditgrid.core.estimators import EstimatorNet
     from creditgrid.core.network import ResidualMLP
 
 EXTRA_BATCHES = 8
@@ -168,6 +169,19 @@ def restore_network(arrays: Arrays, device: torch.device, *, residual_add: bool)
     except RuntimeError as error:
         raise TaskError(f"the checkpoint's tensors do not fit a residual MLP: {error}") from error
     return network.to(device).eval().requires_grad_(False)
+
+
+def restore_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:
+    """The frozen estimator of a fit; its shape is read off its tensors."""
+    import torch
+
+    from creditgrid.core.estimators import TIME_DIMS, EstimatorNet
+
+    d_hidden, out_dim = len(arrays["ln.weight"]), len(arrays["net.6.bias"])
+    s_dim = arrays["net.0.weight"].shape[1] - d_hidden - TIME_DIMS
+    estimator = EstimatorNet(d_hidden, s_dim, out_dim, generator=torch.Generator())
+    estimator.load_state_dict(tensors(arrays))
+    return estimator.to(device).eval().requires_grad_(False)
 
 
 def tensors(arrays: Arrays) -> dict[str, torch.Tensor]:

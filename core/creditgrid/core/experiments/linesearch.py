@@ -21,6 +21,7 @@ from creditgrid.core.stages import (
     feedback_task,
     fit_task,
     probe_task,
+    restore_estimator,
     restore_network,
     tensors,
     train_task,
@@ -43,7 +44,7 @@ class LinesearchParams(Params):
     probe_seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the probe's batches and B_l; null: `seed`.")
 
     num_blocks: int = Field(4, ge=1, le=256, description="Residual blocks L.")
-    d_hidden: int = Field(256, ge=1, le=16384, description="Width d of the residual stream.")
+    d_hidden: int = Field(256, ge=2, le=16384, description="Width d of the residual stream.")
     residual_add: bool = Field(True, description="h_{l+1} = h_l + F_l(h_l); false drops the h_l.")
     w2_std: float = Field(0.01, ge=0, description="Standard deviation of w2's initial weights.")
 
@@ -153,7 +154,6 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     import torch
 
     from creditgrid.core.credit import credits
-    from creditgrid.core.estimators import restore_estimator
     from creditgrid.core.line_search import Step, line_search
 
     shared = tasks[0]
@@ -175,7 +175,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
                 matrices = tensors(inputs[task.parents["feedback"]])
                 feedback = torch.stack([matrices[f"B.{layer}"] for layer in range(network.num_blocks)]).to(device)
             if "estimator" in task.parents:
-                estimator = restore_estimator(tensors(inputs[task.parents["estimator"]])).to(device)
+                estimator = restore_estimator(inputs[task.parents["estimator"]], device)
             sources[source] = credits(
                 task.params["method"],
                 network,
@@ -190,7 +190,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         head = task.params["update_head"]
         update_head = head == "always" or (head == "auto" and task.params["update_range"] != "last1")
         steps.append(Step(source, task.params["update_range"], task.params["norm_mode"], task.params["eta"], update_head))
-    results = line_search(network, x_same, y_same, probe["x_held"], probe["y_held"], steps, sources)
+    results = line_search(network, x_same, y_same, probe["x_held"], probe["y_held"], sources, steps)
     for task, result in zip(tasks, results, strict=True):
         yield Output(task.key, rows=[result._asdict()])
 

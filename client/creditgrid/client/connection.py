@@ -1,0 +1,234 @@
+"""HTTP with the service: tries again what may be tried again, and turns every failure into one of our errors.
+
+Every request of the API may be repeated: reads change nothing, a submission carries one Idempotency-Key for all its
+tries, and cancel and retry lead to the same state twice. So a lost connection and the answers 502, 503 and 504 are tried again,
+after growing pauses with jitter, a bounded number of times. A service that never answered gets less patience than one
+that did and may be restarting.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from creditgrid.client.errors import ApiError, BadSetting, CannotConnect, UnexpectedAnswer, api_error
+from creditgrid.client.whole_file import whole_file
+from creditgrid.core.wire import Problem
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE, TOKEN_VARIABLE = "CREDITGRID_URL", "CREDITGRID_TOKEN"  # noqa: S105 - the variable's name
+
+FIRST_TRIES, TRIES = 3, 9
+"""Tries before and after the service has answered once: about half a second, about half a minute."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 8.0
+CONNECT_TIMEOUT_S = 10.0
+COMPUTING_TIMEOUT_S = 600.0
+"""How long an answer may take that the service computes: a plan of a million cells, a query, a summary."""
+LOST = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+"""What a lost connection looks like."""
+UNAVAILABLE = (502, 503, 504)
+
+Answer = TypeVar("Answer")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Connection:
+    """One service: its URL, its token, and a pool of connections to it; may be used from several threads.
+
+    Args:
+        url: of the service's root; default: $CREDITGRID_URL, else http://127.0.0.1:8000.
+        token: the API token; default: $CREDITGRID_TOKEN, else none.
+        timeout: seconds without a byte after which a connection counts as lost.
+        transport: replaces the network, in tests.
+
+    Raises:
+        BadSetting: for a URL or token that cannot be used.
+    """
+
+    def __init__(
+        self, url: str | None, token: str | None, timeout: float, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self.url = _checked_url(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+        token = (token or os.environ.get(TOKEN_VARIABLE) or "").strip()
+        if not token.isascii() or not token.isprintable():
+            raise BadSetting(f"the token holds characters that no header can carry: look at --token or ${TOKEN_VARIABLE}")
+        self._timeout = timeout
+        self._answered = False
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S)),
+            transport=transport,
+            # A proxy from the environment cannot reach this machine's loopback.
+            trust_env=httpx.URL(self.url).host not in ("127.0.0.1", "::1", "localhost"),
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        computing: bool = False,
+    ) -> httpx.Response:
+        """The answer, read whole; ``computing`` for answers that the service has to compute first.
+
+        Raises:
+            CannotConnect, ApiError, UnexpectedAnswer: when the tries are used up, or at once where another try is vain.
+        """
+        params = {name: value for name, value in (params or {}).items() if value is not None}
+        request = self._http.build_request(
+            method, path, params=params, json=json, headers=headers, timeout=self._read_timeout(computing)
+        )
+
+        def send() -> httpx.Response:
+            return self._checked(self._http.send(request))
+
+        return self.persist(send)
+
+    def download(self, path: str, target: Path, *, params: Mapping[str, Any] | None = None, accept: str) -> None:
+        """Write the answer to the file ``target``, which appears when it is whole; begun anew after a lost connection."""
+
+        def fetch() -> None:
+            with (
+                whole_file(target) as file,
+                self.stream(path, params=params, headers={"Accept": accept}, computing=True) as response,
+            ):
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+
+        self.persist(fetch)
+
+    @contextmanager
+    def stream(
+        self,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        read_timeout: float | None = None,
+        computing: bool = False,
+    ) -> Iterator[httpx.Response]:
+        """One try at an answer that is read piece by piece; raises httpx's errors when the connection is lost."""
+        timeout = self._read_timeout(computing) if read_timeout is None else httpx.Timeout(self._timeout, read=read_timeout)
+        with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+            yield self._checked(response)
+
+    def persist(self, attempt: Callable[[], Answer]) -> Answer:
+        """The outcome of ``attempt``, made again while the connection is lost or the service is unavailable."""
+        patience = Patience(self)
+        while True:
+            try:
+                return attempt()
+            except (*LOST, ApiError) as error:
+                patience.after(error)
+            except httpx.HTTPError as error:
+                raise CannotConnect(f"cannot talk to {self.url}: {_reason(error)}") from error
+
+    @property
+    def answered(self) -> bool:
+        """Whether the service has ever answered on this connection."""
+        return self._answered
+
+    def _read_timeout(self, computing: bool) -> httpx.Timeout:
+        read = max(self._timeout, COMPUTING_TIMEOUT_S) if computing else self._timeout
+        return httpx.Timeout(self._timeout, connect=min(self._timeout, CONNECT_TIMEOUT_S), read=read)
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        """The response, if it is a good one; raises the error it stands for otherwise."""
+        self._answered = True
+        if response.is_success:
+            return response
+        if not response.is_error:
+            where = response.headers.get("Location", "nowhere")
+            raise UnexpectedAnswer(f"{self.url} answers {response.status_code} and points to {where}: use that as the URL")
+        raise api_error(_problem(response, self.url))
+
+
+class Patience:
+    """Pauses between the tries of one request, until they are used up."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.tries = 0
+
+    def after(self, error: httpx.HTTPError | ApiError) -> None:
+        """Pause after a failed try.
+
+        Raises:
+            CannotConnect, ApiError: when another try is vain.
+        """
+        self.tries += 1
+        failure: CannotConnect | ApiError
+        if isinstance(error, ApiError):
+            error.tries = self.tries
+            if error.problem.status not in UNAVAILABLE:
+                raise error
+            failure = error
+        else:
+            failure = self._cannot_connect(error)
+        if self.tries >= (TRIES if self._connection.answered else FIRST_TRIES):
+            raise failure from error
+        pause = min(FIRST_PAUSE_S * 2 ** (self.tries - 1), LONGEST_PAUSE_S)
+        time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, so that clients do not come back in step
+
+    def _cannot_connect(self, error: httpx.HTTPError) -> CannotConnect:
+        url, reason = self._connection.url, _reason(error)
+        if self._connection.answered:
+            return CannotConnect(f"lost the connection to {url} ({reason}) and did not get it back in {self.tries} tries")
+        return CannotConnect(
+            f"no CreditGrid service answers at {url} ({reason}). Start one with `creditgrid serve`, or say where it is with "
+            f"--url or ${URL_VARIABLE}"
+        )
+
+
+def read(response: httpx.Response, model: type[Model]) -> Model:
+    """The body as ``model``.
+
+    Raises:
+        UnexpectedAnswer: if it is something else.
+    """
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError as error:
+        where = response.request.url
+        raise UnexpectedAnswer(
+            f"{where} answers something that is no {model.__name__}: is a CreditGrid service of this version running there?"
+        ) from error
+
+
+def _problem(response: httpx.Response, url: str) -> Problem:
+    if response.headers.get("Content-Type", "").startswith("application/problem+json"):
+        return read(response, Problem)
+    said = " ".join(response.text.split())[:200] or "nothing more"
+    detail = f"{url} answers {response.status_code} {response.reason_phrase} ({said}): is it a CreditGrid service?"
+    return Problem(title=response.reason_phrase, status=response.status_code, detail=detail)
+
+
+def _checked_url(text: str) -> str:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise BadSetting(f"{text!r} is not a URL ({error}): write it like {DEFAULT_URL}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise BadSetting(f"{text!r} is not an http(s) URL: write it like {DEFAULT_URL}")
+    return text.rstrip("/")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

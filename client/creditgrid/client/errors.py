@@ -1,0 +1,99 @@
+"""Every error the client raises on purpose; all are CreditGridErrors, fit for a person to read.
+
+ClientError
+├── BadSetting          a URL, token or option that cannot be used (also a ValueError)
+├── CannotConnect       no service answers at the URL
+├── UnexpectedAnswer    something answers that does not speak like a CreditGrid service
+├── ApiError            the service refused; carries the RFC 9457 problem
+│   ├── InvalidRequest      400, 413, 415, 422: a bad spec, query or parameter
+│   ├── Unauthorised        401, 403: no token, or not this one
+│   ├── NotFound            404
+│   └── Conflict            409: it does not fit the state that things are in
+├── SweepFailed         a sweep that was waited for failed
+├── WaitTimeout         a sweep that was waited for is not through (also a TimeoutError)
+├── LocalServiceFailed  the service that was started on this machine does not run
+└── PackageMissing      an optional package is not installed (also an ImportError)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from creditgrid.core.errors import CreditGridError
+from creditgrid.core.wire import FailureView, Problem, SweepView
+
+
+class ClientError(CreditGridError):
+    """Base of the client's errors."""
+
+
+class BadSetting(ClientError, ValueError):
+    """A URL, token or option that cannot be used."""
+
+
+class CannotConnect(ClientError):
+    """No service answers at the URL."""
+
+
+class UnexpectedAnswer(ClientError):
+    """Something answers that does not speak like a CreditGrid service."""
+
+
+class ApiError(ClientError):
+    """The service refused. ``tries`` says how often the request was sent before this answer came."""
+
+    def __init__(self, problem: Problem, tries: int = 1) -> None:
+        self.problem, self.tries = problem, tries
+        faults = "".join(f"\n  {fault.pointer or '/'}: {fault.detail}" for fault in problem.errors)
+        super().__init__(f"{problem.detail or problem.title}{faults}")
+
+
+class InvalidRequest(ApiError):
+    """A bad spec, query or parameter; ``problem.errors`` points at each fault."""
+
+
+class Unauthorised(ApiError):
+    """No token was given, or not one that the service accepts."""
+
+
+class NotFound(ApiError):
+    """No such sweep, artifact or experiment."""
+
+
+class Conflict(ApiError):
+    """The request does not fit the state that things are in."""
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    **dict.fromkeys((400, 413, 415, 422), InvalidRequest),
+    **dict.fromkeys((401, 403), Unauthorised),
+    404: NotFound,
+    409: Conflict,
+}
+
+
+def api_error(problem: Problem, tries: int = 1) -> ApiError:
+    """The error for a problem, by its status."""
+    return _BY_STATUS.get(problem.status, ApiError)(problem, tries)
+
+
+class SweepFailed(ClientError):
+    """A sweep that was waited for failed; ``failures`` are grouped by cause."""
+
+    def __init__(self, view: SweepView, failures: Sequence[FailureView]) -> None:
+        self.view, self.failures = view, failures
+        counts = ", ".join(f"{n} {state}" for state, n in view.counts.items() if n)
+        causes = "".join(f"\n  {f.kind}: {f.cause} ({f.count} failed, {f.skipped} skipped)" for f in failures)
+        super().__init__(f"sweep {view.id} ({view.name}) failed: of {view.cells} cells {counts}{causes}")
+
+
+class WaitTimeout(ClientError, TimeoutError):
+    """A sweep that was waited for is not through; it goes on."""
+
+
+class LocalServiceFailed(ClientError):
+    """The service that was started on this machine does not run."""
+
+
+class PackageMissing(ClientError, ImportError):
+    """An optional package is not installed."""

@@ -1,0 +1,120 @@
+"""A sweep's events: server-sent events read as they come, and taken up again where a lost connection left off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from pydantic import ValidationError
+
+from creditgrid.client.connection import LOST, Connection, Patience
+from creditgrid.client.errors import ApiError, UnexpectedAnswer
+from creditgrid.core.wire import TERMINAL_EVENT, EventView
+
+SILENCE_S = 60.0
+"""The service sends at least a comment more often; a stream that is silent for longer is lost."""
+QUIET_S = 2.0
+"""A pause in a stream after which its history is taken to be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One server-sent event."""
+
+    id: str
+    type: str
+    data: str
+
+
+def decode(chunks: Iterable[bytes]) -> Iterator[Message]:
+    """The messages in a stream, by the rules of the WHATWG's HTML standard, §9.2.6; one that is cut off is dropped.
+
+    Only CR, LF and CRLF end a line: JSON may hold other characters that ``str.splitlines`` takes for line ends.
+    """
+    last_id, event_type, data = "", "", []
+    for line in _lines(chunks):
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                yield Message(last_id, event_type or "message", "\n".join(data))
+            event_type, data = "", []
+        elif name == "data":
+            data.append(value)
+        elif name == "event":
+            event_type = value
+        elif name == "id" and "\0" not in value:
+            last_id = value
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    rest = b""
+    for chunk in chunks:
+        rest += chunk
+        held = rest.endswith(b"\r")  # an LF may follow in the next chunk
+        whole = rest[:-1] if held else rest
+        *lines, last = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
+        rest = last + (b"\r" if held else b"")
+
+
+class EventStream:
+    """The events of one sweep; ``since`` is the id of the last event that is already known."""
+
+    def __init__(self, connection: Connection, sweep: str, since: int | None = None) -> None:
+        self._connection, self._sweep, self._since = connection, sweep, since
+
+    def history(self) -> Iterator[EventView]:
+        """What has happened until now: ends at the end of the stream, or where it pauses."""
+        with self._opened(QUIET_S) as response:
+            try:
+                yield from self._events(response)
+            except httpx.ReadTimeout:
+                return
+
+    def follow(self, finished: object = None) -> Iterator[EventView]:
+        """Events as they happen, each once, until the service ends the stream after the terminal one.
+
+        Raises:
+            CannotConnect, ApiError: when the connection is lost and does not come back.
+        """
+        patience = Patience(self._connection)
+        while True:
+            last: EventView | None = None
+            opened = time.monotonic()
+            try:
+                with self._opened(SILENCE_S) as response:
+                    for last in self._events(response):
+                        patience.tries = 0
+                        yield last
+                failure: httpx.HTTPError | ApiError = httpx.RemoteProtocolError("the stream of events ended early")
+            except (*LOST, ApiError) as error:
+                failure = error
+            if last is not None and last.type == TERMINAL_EVENT:
+                return
+            if time.monotonic() - opened > SILENCE_S / 4:  # it was open long enough to count as a good one
+                patience.tries = 0
+            patience.after(failure)
+
+    @contextmanager
+    def _opened(self, silence_s: float) -> Iterator[httpx.Response]:
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if self._since is not None:
+            headers["Last-Event-ID"] = str(self._since)
+        path = f"/v1/sweeps/{self._sweep}/events"
+        with self._connection.stream(path, headers=headers, read_timeout=silence_s) as response:
+            yield response
+
+    def _events(self, response: httpx.Response) -> Iterator[EventView]:
+        for message in decode(response.iter_bytes()):
+            try:
+                event = EventView.model_validate_json(message.data)
+            except ValidationError as error:
+                raise UnexpectedAnswer(f"{response.request.url} sends an event that is none: {message.data:.200}") from error
+            if self._since is None or event.id > self._since:  # a service may tell more than was asked for
+                self._since = event.id
+                yield event
