@@ -61,7 +61,7 @@ def conditioning(s_source: SSource, network: ResidualMLP, h_last: Tensor, logits
     return output_error(logits, y) if s_source == "e_T" else terminal_gradient(network, h_last, y)
 
 
-def credits(  # noqa: A001 - the field's name; the builtin of that name is for interactive sessions
+def credits(
     method: Method,
     network: ResidualMLP,
     hiddens: Sequence[Tensor],
@@ -75,10 +75,11 @@ def credits(  # noqa: A001 - the field's name; the builtin of that name is for i
 ) -> Tensor:
     """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d).
 
-    ``hiddens`` h_0 … h_L, each (b, d), and ``logits`` (b, C) are those of ``network`` on the batch, ``y`` int64 (b,) its
-    labels. ``dfa`` needs ``feedback`` (L, d, C); ``vec`` and ``scalar_cb`` need their fitted ``estimator``, and
-    ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` is the loss that ``oracle_bp`` differentiates:
-    ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale at which the learned estimators work.
+    ``hiddens`` h_0 … h_L, each (b, d), and ``logits`` (b, C) are those of ``network`` on the batch, ``y`` int64 (b,)
+    its labels. ``dfa`` needs ``feedback`` (L, d, C); ``vec`` and ``scalar_cb`` need their fitted ``estimator``, and
+    ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` is of the loss that ``oracle_bp``
+    differentiates: ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale at which the learned
+    estimators work.
 
     Raises:
         ValueError: for an unknown method, or one whose feedback or estimator is missing.

@@ -15,10 +15,10 @@ TIME_DIMS = 32
 
 
 class EstimatorNet(nn.Module):
-    """A function of (h_l, t_l, s): LN(h), the embedded t and s, concatenated; 3 x (Linear -> GELU) of width 256; Linear.
+    """A function of (h_l, t_l, s): [LN(h), embedded t, s], then 3 x (Linear -> GELU) of width 256, then Linear.
 
-    ``out_dim`` d gives a vector field, ``out_dim`` 1 a scalar value whose last dim is squeezed away. t = l/L is the depth
-    of a hidden state (1 is the terminal one), s (``s_dim``) what is known about its outcome: e_T or δ_L.
+    ``out_dim`` d gives a vector field, ``out_dim`` 1 a scalar value whose last dim is squeezed away. t = l/L is the
+    depth of a hidden state (1 is the terminal one), s (``s_dim``) what is known about its outcome: e_T or δ_L.
     Parameters have torch's default distributions, drawn from ``generator`` alone and on its device.
     """
 
@@ -45,7 +45,8 @@ class EstimatorNet(nn.Module):
         if not isinstance(t, Tensor):
             t = torch.full((), t, dtype=h.dtype, device=h.device)
         first = self.net[0]
-        # The first Linear of the concatenation, part by part: what layers and draws share is multiplied once, not copied.
+        assert isinstance(first, nn.Linear)
+        # The first Linear of the concatenation, part by part: what layers and draws share is multiplied once.
         of_h, of_t, of_s = first.weight.split((h.shape[-1], TIME_DIMS, s.shape[-1]), dim=1)
         shared = F.linear(time_embedding(t), of_t, first.bias) + F.linear(s, of_s)
         out: Tensor = self.net[1:](F.linear(self.ln(h), of_h) + shared)
@@ -53,7 +54,7 @@ class EstimatorNet(nn.Module):
 
 
 def time_embedding(t: Tensor) -> Tensor:
-    """Sinusoidal embedding (…) -> (…, 32): sin(t f_i) for i = 0…15, then cos(t f_i), with f_i = exp(-ln 10000 · i/16)."""
+    """sin(t f_i) for i = 0…15, then cos(t f_i), with f_i = exp(-ln 10000 · i/16): (…) -> (…, 32)."""
     half = TIME_DIMS // 2
     frequencies = torch.exp(torch.arange(half, dtype=t.dtype, device=t.device) * (-math.log(10_000) / half))
     angles = t.unsqueeze(-1) * frequencies

@@ -1,15 +1,15 @@
 """Fitting credit estimators on a frozen network, as generators: one step a batch of the augmented training stream.
 
-Everything a batch needs is evaluated at once: all layers, all directions v_j and all noise draws ξ_k stand side by side in
-one tensor, (L, K, b, d) or (2, M, b, d), and go through a net in one call. Notation: hiddens h_0 … h_L of the network, depths
-t_l = l/L, e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L, CE per sample.
+Everything a batch needs is evaluated at once: all layers, all directions v_j and all noise draws ξ_k stand side by side
+in one tensor, (L, K, b, d) or (2, M, b, d), and go through a net in one call. Notation: hiddens h_0 … h_L of the
+network, depths t_l = l/L, e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L, CE per sample.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,19 +62,26 @@ def fit_vec(
             layer = int(torch.randint(network.num_blocks, (), generator=layers))
             shape = (num_directions, len(y), network.d_hidden)
             directions = torch.randn(shape, generator=perturb, dtype=dtype, device=data.device)
-            loss = vec_loss(estimator, network, x.to(dtype), y, layer, directions, eps)
+            loss = vec_loss(estimator, network, x.to(dtype), y, layer=layer, directions=directions, eps=eps)
             _clipped_step(optimizer, estimator, loss)
             total += loss.detach() * len(y)
         yield FitEpoch(epoch, total.item() / len(data.y_train))
 
 
 def vec_loss(
-    estimator: EstimatorNet, network: ResidualMLP, x: Tensor, y: Tensor, layer: int, directions: Tensor, eps: float
+    estimator: EstimatorNet,
+    network: ResidualMLP,
+    x: Tensor,
+    y: Tensor,
+    *,
+    layer: int,
+    directions: Tensor,
+    eps: float,
 ) -> Tensor:
     """mean_b ‖A(h_L, 1, e_T) - δ_L‖² + (1/M) Σ_j mean_b (⟨A(h_l, t_l, e_T), v_j⟩ - g_j)² for block l = ``layer``.
 
-    x (b, D), y (b,), directions v (M, b, d). g_j is the central difference (CE(h_l + ε v_j) - CE(h_l - ε v_j)) / 2ε of the
-    per-sample loss run forward from layer l.
+    x (b, D), y (b,), directions v (M, b, d). g_j is the central difference (CE(h_l + ε v_j) - CE(h_l - ε v_j)) / 2ε of
+    the per-sample loss run forward from layer l.
     """
     with torch.no_grad():
         logits, hiddens = network(x, return_hidden=True)
@@ -85,6 +92,8 @@ def vec_loss(
         depths = torch.full((2, 1), 1.0, dtype=h.dtype, device=h.device)
         depths[1] = layer / network.num_blocks
     terminal = terminal_gradient(network, h_last, y)
+    at_last: Tensor
+    at_layer: Tensor
     at_last, at_layer = estimator(torch.stack((h_last, h)), depths, output_error(logits, y))
     along = (at_layer * directions).sum(-1)
     return (at_last - terminal).square().sum(-1).mean() + (along - slopes).square().mean()
@@ -109,8 +118,8 @@ def fit_scalar_cb(
     """Fit a scalar value V in place, by Adam with gradient norms clipped to 1; yields epoch 0, then each finished one.
 
     Its targets come from an exponential moving average of V, which starts as a copy and after every step becomes
-    ema · average + (1 - ema) · V. The batches are those of `training_batches` in the stream "fit", the noise (L, K, b, d)
-    comes from "fit/perturb", by epoch. See `scalar_cb_loss`; K is ``num_samples``, λ ``temperature``.
+    ema · average + (1 - ema) · V. The batches are those of `training_batches` in the stream "fit", the noise
+    (L, K, b, d) comes from "fit/perturb", by epoch. See `scalar_cb_loss`; K is ``num_samples``, λ ``temperature``.
     """
     optimizer = torch.optim.Adam(estimator.parameters(), lr=lr, fused=True)
     average = copy.deepcopy(estimator).requires_grad_(False)
@@ -123,7 +132,16 @@ def fit_scalar_cb(
             shape = (network.num_blocks, num_samples, len(y), network.d_hidden)
             noise = torch.randn(shape, generator=perturb, dtype=dtype, device=data.device)
             loss = scalar_cb_loss(
-                estimator, average, network, x.to(dtype), y, noise, sigma, temperature, term_grad_weight, s_source
+                estimator,
+                average,
+                network,
+                x.to(dtype),
+                y,
+                noise=noise,
+                sigma=sigma,
+                temperature=temperature,
+                term_grad_weight=term_grad_weight,
+                s_source=s_source,
             )
             _clipped_step(optimizer, estimator, loss)
             with torch.no_grad():
@@ -139,6 +157,7 @@ def scalar_cb_loss(
     network: ResidualMLP,
     x: Tensor,
     y: Tensor,
+    *,
     noise: Tensor,
     sigma: float,
     temperature: float,
@@ -162,9 +181,10 @@ def scalar_cb_loss(
         depths = torch.arange(len(h), dtype=h.dtype, device=h.device).unsqueeze(-1) / network.num_blocks
         around = average(torch.add(h[1:].unsqueeze(1), noise, alpha=sigma), depths[1:].unsqueeze(-1), s)
         targets = -temperature * (torch.logsumexp(around / -temperature, 1) - math.log(noise.shape[1]))
-    consistency = (estimator(h[:-1], depths[:-1], s) - targets).square().mean()
+    values: Tensor = estimator(h[:-1], depths[:-1], s)
+    consistency = (values - targets).square().mean()
     h_last = h[-1].requires_grad_()
-    value = estimator(h_last, 1.0, s)
+    value: Tensor = estimator(h_last, 1.0, s)
     (slope,) = torch.autograd.grad(value.sum(), h_last, create_graph=True)
     slope_error = (slope - terminal).square().sum(-1).mean()
     return (value - value_last).square().mean() + consistency + term_grad_weight * slope_error

@@ -1,23 +1,24 @@
 """The fused line search: every step size of every update direction, measured in a few batched passes.
 
-A serial search copies the network, takes one step, runs two batches through it and throws it away, once a step size. Here
+A serial search copies the network, takes one step, runs two batches through it and throws it away, once a step size.
+Here
 
 - hiddens and losses before the step are computed once, on the same and the held-out batch together;
-- a direction does not depend on the step size, nor block l's on the other blocks in the range, so each (credit, norm mode)
-  is differentiated once for all ranges;
+- a direction does not depend on the step size, nor block l's on the other blocks in the range, so each (credit, norm
+  mode) is differentiated once for all ranges;
 - blocks before the update range are frozen: a candidate starts from the hiddens that enter the range;
-- the candidates p - η ∇ of a direction are stacked over η, one block at a time, and both batches go through all of them by
-  batched matrix products.
+- the candidates p - η ∇ of a direction are stacked over η, one block at a time, and both batches go through all of them
+  by batched matrix products.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from creditgrid.core.metrics import correct, cross_entropy, rms
@@ -25,8 +26,7 @@ from creditgrid.core.network import ResidualMLP
 from creditgrid.core.updates import NormMode, UpdateRange, local_direction, normalise_credit, update_blocks
 
 CHUNK_BYTES = 32 * 2**20
-"""Memory that one chunk of candidates may take for its weights and activations. A CPU is fastest when they fit its caches;
-a GPU is busy with less."""
+"""Memory that the weights and activations of one chunk of candidates may take: within a CPU's caches, enough for a GPU."""
 
 
 class Step(NamedTuple):
@@ -51,20 +51,21 @@ class StepResult(NamedTuple):
     """Mean over the batch and over the blocks in range of RMS(a_l), before any normalisation."""
 
 
-def line_search(
+def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
     network: ResidualMLP,
     x_same: Tensor,
     y_same: Tensor,
     x_held: Tensor,
     y_held: Tensor,
-    credits: Mapping[str, Tensor],  # noqa: A002 - the field's name
+    credits: Mapping[str, Tensor],
     steps: Sequence[Step],
 ) -> list[StepResult]:
     """Measure each step on the batch that it was taken on ("same") and on a held-out one, in the order of ``steps``.
 
-    The batches are x (b, D) and y int64 (b,), and may differ in size; ``credits`` maps a name to credits (L, b, d) of the
-    same batch, from which alone all directions come. Losses are computed per sample in the network's dtype, differences
-    and means in float64. Values that are not finite are returned as they are; the network is left as it was.
+    The batches are x (b, D) and y int64 (b,), and may differ in size; ``credits`` maps a name to credits (L, b, d) of
+    the same batch, from which alone all directions come. Losses are computed per sample in the network's dtype,
+    differences and means in float64. Values that are not finite are returned as they are; the network is left as it
+    was.
 
     Raises:
         KeyError: when a step names credits that are not given.
@@ -90,7 +91,7 @@ def line_search(
         blocks = update_blocks(group.update_range, network.num_blocks)
         size = rms(credits[group.credits][blocks.start :]).mean(dtype=torch.float64)
         etas = torch.tensor([steps[position].eta for position in positions], dtype=logits.dtype).to(y.device)
-        for chunk in etas.split(_chunk_size(network, len(y))):
+        for chunk in torch.split(etas, _chunk_size(network, len(y))):
             candidates = _Candidates(network, directions[group.credits, group.norm_mode], chunk)
             after = candidates.logits(hiddens[blocks.start], blocks, group.update_head)
             losses_after = cross_entropy(after, y).double()
@@ -120,7 +121,7 @@ def _directions(
         credit = normalise_credit(credits[name]) if norm_mode == "norm" else credits[name]
         blocks = max((update_blocks(group.update_range, network.num_blocks) for group in sharing), key=len)
         update_head = any(group.update_head for group in sharing)
-        directions[name, norm_mode] = local_direction(network, hiddens, credit, y, blocks, update_head)
+        directions[name, norm_mode] = local_direction(network, hiddens, credit, y, blocks, update_head=update_head)
     return directions
 
 
@@ -134,22 +135,23 @@ class _Candidates:
 
     @torch.no_grad()
     def logits(self, h: Tensor, blocks: Sequence[int], update_head: bool) -> Tensor:
-        """Logits (S, n, C) of hidden states h (n, d) that enter the first of ``blocks``, a range that ends with the last."""
+        """Logits (S, n, C) of hidden states h (n, d) that enter the first of ``blocks``; they end with the last one."""
         for index in blocks:
-            block, name = self._network.blocks[index], f"blocks.{index}"
-            branch = F.gelu(self._linear(f"{name}.w1", self._layer_norm(f"{name}.ln", h, block.ln.eps)))
+            name = f"blocks.{index}"
+            branch = F.gelu(self._linear(f"{name}.w1", self._layer_norm(f"{name}.ln", h)))
             branch = self._linear(f"{name}.w2", branch)
             h = branch.add_(h) if self._network.residual_add else branch
         if not update_head:
             return self._network.head(h)
-        return self._linear("out_head", self._layer_norm("out_ln", h, self._network.out_ln.eps))
+        return self._linear("out_head", self._layer_norm("out_ln", h))
 
     def _stepped(self, name: str) -> Tensor:
         """p - η ∇ of one parameter: (S, *shape)."""
         parameter, gradient = self._network.get_parameter(name), self._direction[name]
         return torch.addcmul(parameter, gradient, self._etas.view(-1, *[1] * parameter.dim()), value=-1)
 
-    def _layer_norm(self, name: str, h: Tensor, eps: float) -> Tensor:
+    def _layer_norm(self, name: str, h: Tensor) -> Tensor:
+        eps = cast(nn.LayerNorm, self._network.get_submodule(name)).eps
         weight, bias = self._stepped(f"{name}.weight"), self._stepped(f"{name}.bias")
         return torch.addcmul(bias.unsqueeze(1), F.layer_norm(h, h.shape[-1:], eps=eps), weight.unsqueeze(1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -15,15 +14,10 @@ def rms(a: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Unreduced cross-entropy in nats of logits (…, b, C) with labels y int64 (b,): (…, b), in the logits' dtype."""
     leading = logits.shape[:-1]
-    flat = F.cross_entropy(logits.flatten(0, -2), y.expand(leading).flatten(), reduction="none")
-    return flat.unflatten(0, leading)
+    losses = F.cross_entropy(logits.flatten(0, -2), y.expand(leading).flatten(), reduction="none")
+    return losses.view(leading)
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
     """Whether the largest logit is the label's: logits (…, b, C), y int64 (b,) -> bool (…, b)."""
     return logits.argmax(-1) == y
-
-
-def mean64(values: Tensor) -> Tensor:
-    """Mean over the last dim, summed in float64: (…, b) -> float64 (…)."""
-    return values.mean(-1, dtype=torch.float64)

@@ -43,16 +43,17 @@ def normalise_credit(credit: Tensor) -> Tensor:
 def local_direction(
     network: ResidualMLP,
     hiddens: Sequence[Tensor],
-    credits: Tensor,  # noqa: A002 - the field's name
+    credits: Tensor,
     y: Tensor,
     blocks: Sequence[int],
+    *,
     update_head: bool,
     rule: str = "inner_product",
 ) -> dict[str, Tensor]:
-    """The gradients ∇ of the local losses by parameter name ("blocks.3.w1.weight", "out_head.bias"); a step subtracts η ∇.
+    """The gradients ∇ of the local losses by parameter name ("blocks.3.w1.weight", …); a step subtracts η ∇.
 
-    ``hiddens`` h_0 … h_L (b, d), ``credits`` (L, b, d) used as they are, ``y`` int64 (b,). Only the parameters of
-    ``blocks``, and with ``update_head`` those of ``out_ln`` and ``out_head``, are in the result. The network is neither
+    ``hiddens`` h_0 … h_L (b, d), ``credits`` (L, b, d) used as they are, ``y`` int64 (b,). The result holds the
+    parameters of ``blocks`` and, with ``update_head``, those of ``out_ln`` and ``out_head``. The network is neither
     changed nor marked: its parameters may be frozen or not.
 
     Raises:

@@ -1,0 +1,196 @@
+"""Results as Arrow, Parquet, CSV or JSON: which of them a request asks for, and the bytes, a batch at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
+
+from creditgrid.core.wire import MEDIA_TYPES
+
+BATCH_ROWS = 8192
+"""Rows that are encoded at a time."""
+_RANGES = {"*/*": "json", "application/*": "json", "text/*": "csv"}
+
+
+def negotiate(accept: str | None, format_: str | None) -> str:
+    """The format a request asks for: ``?format=`` first, then ``Accept`` by its weights; JSON when either leaves it open.
+
+    Raises:
+        HTTPException: 406 when none of the formats is acceptable.
+    """
+    if format_ is not None:
+        if format_ in MEDIA_TYPES:
+            return format_
+        raise HTTPException(406, f"there is no format {format_!r:.50}; there are {', '.join(MEDIA_TYPES)}")
+    by_type = {media_type: name for name, media_type in MEDIA_TYPES.items()} | _RANGES
+    wanted: list[tuple[float, str]] = []
+    for item in (accept or "*/*").split(","):
+        media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+        weight = _weight(parameters)
+        if media_type in by_type and weight > 0:
+            wanted.append((weight, by_type[media_type]))
+    if not wanted:
+        raise HTTPException(406, f"results come as {', '.join(MEDIA_TYPES.values())}; none of them is in {accept!r:.200}")
+    return max(wanted, key=lambda entry: entry[0])[1]
+
+
+def _weight(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return float(parameter[2:])
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def stream(reader: pa.RecordBatchReader, format_: str, name: str) -> StreamingResponse:
+    """A response that encodes the batches as they are read; Parquet and CSV are offered as the file ``name``."""
+    headers = {"Vary": "Accept"}
+    if format_ in ("parquet", "csv"):
+        headers["Content-Disposition"] = f'attachment; filename="{name}.{format_}"'
+    media_type = MEDIA_TYPES[format_]
+    return StreamingResponse(ENCODERS[format_](reader), media_type=media_type, headers=headers)
+
+
+def arrow_stream(reader: pa.RecordBatchReader) -> Iterator[bytes]:
+    """An Arrow IPC stream."""
+    sink = _Sink()
+    with pa.ipc.new_stream(sink, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+            yield sink.take()
+    yield sink.take()
+
+
+def parquet_file(reader: pa.RecordBatchReader) -> Iterator[bytes]:
+    """A Parquet file; each batch is a row group."""
+    sink = _Sink()
+    with pq.ParquetWriter(sink, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+            yield sink.take()
+    yield sink.take()
+
+
+def csv_text(reader: pa.RecordBatchReader) -> Iterator[bytes]:
+    """CSV in UTF-8 with a header line; null is an empty field, nested values are JSON."""
+    fields = [pa.field(field.name, field.type if _flat(field.type) else pa.string()) for field in reader.schema]
+    schema = pa.schema(fields)
+    sink = _Sink()
+    with pacsv.CSVWriter(sink, schema) as writer:
+        for batch in reader:
+            columns = [_csv_column(batch.column(i), schema.field(i).type) for i in range(len(schema))]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            yield sink.take()
+    yield sink.take()
+
+
+def json_text(reader: pa.RecordBatchReader) -> Iterator[bytes]:
+    """A JSON array of objects, one row each; timestamps are ISO 8601, what is no finite number is null."""
+    names = [json.dumps(name) + ": " for name in reader.schema.names]
+    before = "["
+    for batch in reader:
+        columns = [[name + value for value in _json_values(batch.column(i))] for i, name in enumerate(names)]
+        rows = [f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True)]
+        if rows:
+            yield f"{before}\n{f',{chr(10)}'.join(rows)}".encode()
+            before = ","
+    yield b"[]\n" if before == "[" else b"\n]\n"
+
+
+ENCODERS: dict[str, Callable[[pa.RecordBatchReader], Iterator[bytes]]] = {
+    "arrow": arrow_stream,
+    "parquet": parquet_file,
+    "csv": csv_text,
+    "json": json_text,
+}
+
+
+def _json_values(column: pa.Array) -> list[str]:
+    """Each value as JSON text."""
+    kind = column.type
+    if pa.types.is_temporal(kind) and not pa.types.is_duration(kind) and not pa.types.is_interval(kind):
+        # Text from Arrow itself: Python's datetime lacks the years before 1 and after 9999, and nanoseconds.
+        text = pc.replace_substring(column.cast(pa.string()), " ", "T", max_replacements=1)
+        return [json.dumps(value) for value in text.to_pylist()]
+    return [json.dumps(_plain(value)) for value in _python_values(column)]
+
+
+def _python_values(column: pa.Array) -> Sequence[Any]:
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError):  # a date inside a list or struct that Python has no value for
+        return [None if value is None else str(value) for value in column]
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def _flat(kind: pa.DataType) -> bool:
+    """Whether Arrow writes values of this type to CSV as they should stand there."""
+    simple = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_string)
+    dated = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_time, pa.types.is_large_string)
+    return any(test(kind) for test in (*simple, *dated))
+
+
+def _csv_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type == kind:
+        return column
+    plain = [_plain(value) for value in _python_values(column)]
+    return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in plain], pa.string())
+
+
+class _Sink(io.RawIOBase):
+    """A file that Arrow writes to and whose bytes are taken out as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts: list[bytes] = []
+        self._length = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        part = bytes(data)
+        self._parts.append(part)
+        self._length += len(part)
+        return len(part)
+
+    def tell(self) -> int:
+        return self._length
+
+    def take(self) -> bytes:
+        """What was written since the last call."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data

@@ -1,0 +1,64 @@
+"""``make bench``: ratios measured side by side in one run, with their conditions. Exits 1 when one is below its mark."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+from creditgrid.core.data import ImageData
+from creditgrid.core.datasets import resolve
+from creditgrid.core.loading import load
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks import science, service
+
+CELLS = 100_000
+TRIALS = 200
+
+
+def main() -> int:
+    console = Console(width=110)
+    folder = Path(os.environ.get("CREDITGRID_TEST_CIFAR10", Path(__file__).parents[3] / "shared/data/cifar10-jpeg"))
+    torch.set_num_threads(os.cpu_count() or 1)
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}; CIFAR-10, batch {science.BATCH}, width 256, 4 blocks; "
+        f"medians of {science.ROUNDS} rounds by turns"
+    )
+    missed = []
+    if not folder.is_dir():
+        console.print(f"science: skipped: no data at {folder} (set CREDITGRID_TEST_CIFAR10)")
+    else:
+        data = ImageData.from_arrays(load(resolve(str(folder.resolve())).source))
+        table = Table("", "unit", "ours", "plain loop", "ratio", "wanted")
+        for item in science.all_comparisons(data):
+            table.add_row(
+                item.name, item.unit, f"{item.ours:,.0f}", f"{item.plain:,.0f}", f"{item.ratio:.1f}×", f"{item.wanted}×"
+            )
+            if item.ratio < item.wanted:
+                missed.append(item.name)
+        console.print(table)
+    cost = service.overhead(CELLS)
+    rate = cost.cells / cost.seconds
+    console.print(
+        f"service: {cost.cells:,} no-op cells from POST to committed rows in {cost.seconds:.1f} s: {rate:,.0f} cells/s "
+        f"(wanted 5,000); controller at most {cost.megabytes:.0f} MB above its start (wanted < 500); "
+        f"the same grid again: {cost.again_seconds:.1f} s"
+    )
+    if rate < 5000 or cost.megabytes >= 500:
+        missed.append("service")
+    seconds = service.ray_tune(TRIALS)
+    console.print(
+        f"Ray Tune: {TRIALS} no-op trials in {seconds:.1f} s: {TRIALS / seconds:.1f} trials/s; "
+        f"the service does {rate * seconds / TRIALS:,.0f} cells in the time of one trial"
+    )
+    if missed:
+        console.print(f"below the mark: {', '.join(missed)}")
+    return 1 if missed else 0
+
+
+sys.exit(main())

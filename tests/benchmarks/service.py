@@ -1,0 +1,110 @@
+"""What the service costs where the cells cost nothing, and Ray Tune beside it, for scale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from creditgrid.client import Client
+
+PLUGIN = Path(__file__).parents[1] / "plugin"
+
+
+class Overhead(NamedTuple):
+    """From POST to committed rows of a no-op grid, and what the controller took above its start."""
+
+    cells: int
+    seconds: float
+    megabytes: float
+    again_seconds: float
+
+
+@contextmanager
+def serving(data_dir: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A real service with Ray, with the no-op experiment registered."""
+    port_file = data_dir / "url"
+    environment = os.environ | {"PYTHONPATH": str(PLUGIN)}
+    command = [sys.executable, "-m", "creditgrid.service", "serve", "--port", "0", "--port-file", str(port_file)]
+    with (data_dir / "service.log").open("wb") as log:
+        process = subprocess.Popen([*command, "--data-dir", str(data_dir / "data")], env=environment, stdout=log, stderr=log)
+    try:
+        while not port_file.exists():
+            if process.poll() is not None:
+                raise RuntimeError((data_dir / "service.log").read_text())
+            time.sleep(0.05)
+        url = port_file.read_text().strip()
+        with Client(url) as client:
+            client.wait_ready(timeout=120)
+        yield url, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def overhead(cells: int) -> Overhead:
+    """The controller is the service process; its children are the Ray driver and the cluster."""
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (url, controller), Client(url) as client:
+        client.submit({"name": "warm", "experiment": "noop", "axes": {"x": [-1]}}).wait()
+        start = peak = controller.memory_info().rss
+        done = threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not done.wait(0.02):
+                peak = max(peak, controller.memory_info().rss)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        spec = {"name": "noop", "experiment": "noop", "axes": {"x": {"range": [cells]}}}
+        began = time.perf_counter()
+        client.submit(spec, timeout=300).wait()
+        seconds = time.perf_counter() - began
+        (count,) = client.query("SELECT count(*) FROM results WHERE x >= 0").table.to_pydict().popitem()[1]
+        done.set()
+        watcher.join()
+        assert count == cells, f"{count} rows of {cells}"
+        began = time.perf_counter()
+        assert client.submit(spec, timeout=300).wait().state == "cached"
+        again = time.perf_counter() - began
+    return Overhead(cells, seconds, (peak - start) / 2**20, again)
+
+
+def ray_tune(trials: int) -> float:
+    """Seconds that Ray Tune takes for as many trials of a function that returns at once, with its default settings."""
+    script = f"""
+import time
+import ray
+from ray import tune
+ray.init(include_dashboard=False, log_to_driver=False)
+space = {{"x": tune.grid_search(list(range({trials})))}}
+began = time.perf_counter()
+tune.Tuner(
+    lambda config: {{"twice": 2 * config["x"]}},
+    param_space=space,
+    run_config=tune.RunConfig(verbose=0, storage_path=STORAGE),
+).fit()
+print("seconds", time.perf_counter() - began)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "noop_trials.py"
+        path.write_text(script.replace("STORAGE", repr(folder)))
+        answer = subprocess.run(
+            [sys.executable, str(path)],
+            capture_output=True,
+            text=True,
+            timeout=1200,
+            env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        )
+    lines = [line.split() for line in answer.stdout.splitlines() if line.startswith("seconds ")]
+    if not lines:
+        raise RuntimeError(answer.stderr[-2000:])
+    return float(lines[-1][1])
