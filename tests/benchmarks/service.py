@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import psutil
 from creditgrid.client import Client
 
@@ -42,8 +43,8 @@ def serving(data_dir: Path) -> Iterator[tuple[str, psutil.Process]]:
                 raise RuntimeError((data_dir / "service.log").read_text())
             time.sleep(0.05)
         url = port_file.read_text().strip()
-        with Client(url) as client:
-            client.wait_ready(timeout=120)
+        while httpx.get(f"{url}/readyz").status_code != 200:
+            time.sleep(0.1)
         yield url, psutil.Process(process.pid)
     finally:
         process.terminate()
@@ -52,7 +53,7 @@ def serving(data_dir: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 def overhead(cells: int) -> Overhead:
     """The controller is the service process; its children are the Ray driver and the cluster."""
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (url, controller), Client(url) as client:
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (url, controller), Client(url, timeout=300) as client:
         client.submit({"name": "warm", "experiment": "noop", "axes": {"x": [-1]}}).wait()
         start = peak = controller.memory_info().rss
         done = threading.Event()
@@ -66,14 +67,14 @@ def overhead(cells: int) -> Overhead:
         watcher.start()
         spec = {"name": "noop", "experiment": "noop", "axes": {"x": {"range": [cells]}}}
         began = time.perf_counter()
-        client.submit(spec, timeout=300).wait()
+        client.submit(spec).wait()
         seconds = time.perf_counter() - began
         (count,) = client.query("SELECT count(*) FROM results WHERE x >= 0").table.to_pydict().popitem()[1]
         done.set()
         watcher.join()
         assert count == cells, f"{count} rows of {cells}"
         began = time.perf_counter()
-        assert client.submit(spec, timeout=300).wait().state == "cached"
+        assert client.submit(spec).wait().state == "cached"
         again = time.perf_counter() - began
     return Overhead(cells, seconds, (peak - start) / 2**20, again)
 

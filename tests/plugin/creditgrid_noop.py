@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from creditgrid.core.experiment import Column, Experiment, Params, Row, Summary
 from creditgrid.core.task import Inputs, Output, Progress, Task, TaskKind
-from pydantic import Field
 
 
 class NoopParams(Params):
@@ -18,7 +19,9 @@ class NoopParams(Params):
     x: int = Field(description="Any number.")
     y: float = Field(0.0, description="Any other.")
     behaviour: Literal["ok", "raise", "nan", "sleep", "crash", "io"] = Field("ok", description="What the cell does.")
-    base: Literal["none", "ok", "raise"] = Field("none", description="A stage that the cell stands on, and what it does.")
+    base: Literal["none", "ok", "raise"] = Field(
+        "none", description="A stage that the cell stands on, and what it does."
+    )
     group: int = Field(0, description="Cells of one group are one call.")
 
 

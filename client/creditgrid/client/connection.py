@@ -1,19 +1,20 @@
 """HTTP with the service: tries again what may be tried again, and turns every failure into one of our errors.
 
 Every request of the API may be repeated: reads change nothing, a submission carries one Idempotency-Key for all its
-tries, and cancel and retry lead to the same state twice. So a lost connection and the answers 502, 503 and 504 are tried again,
-after growing pauses with jitter, a bounded number of times. A service that never answered gets less patience than one
-that did and may be restarting.
+tries, and cancel and retry lead to the same state twice. So a lost connection and the answers 502, 503 and 504 are
+tried again, after growing pauses with jitter, a bounded number of times. A service that never answered gets less
+patience than one that did and may be restarting.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import time
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import httpx
@@ -24,10 +25,12 @@ from creditgrid.client.whole_file import whole_file
 from creditgrid.core.wire import Problem
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-URL_VARIABLE, TOKEN_VARIABLE = "CREDITGRID_URL", "CREDITGRID_TOKEN"  # noqa: S105 - the variable's name
+URL_VARIABLE, TOKEN_VARIABLE = "CREDITGRID_URL", "CREDITGRID_TOKEN"
 
 FIRST_TRIES, TRIES = 3, 9
 """Tries before and after the service has answered once: about half a second, about half a minute."""
+PATIENCE_S = 60.0
+"""No further try begins later than this: one that takes minutes to fail is not repeated."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 8.0
 CONNECT_TIMEOUT_S = 10.0
 COMPUTING_TIMEOUT_S = 600.0
@@ -56,10 +59,12 @@ class Connection:
     def __init__(
         self, url: str | None, token: str | None, timeout: float, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self.url = _checked_url(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+        self.url = _checked_url(url or usual_url())
         token = (token or os.environ.get(TOKEN_VARIABLE) or "").strip()
         if not token.isascii() or not token.isprintable():
-            raise BadSetting(f"the token holds characters that no header can carry: look at --token or ${TOKEN_VARIABLE}")
+            raise BadSetting(
+                f"the token holds characters that no header can carry: look at --token or ${TOKEN_VARIABLE}"
+            )
         self._timeout = timeout
         self._answered = False
         self._http = httpx.Client(
@@ -100,7 +105,7 @@ class Connection:
         return self.persist(send)
 
     def download(self, path: str, target: Path, *, params: Mapping[str, Any] | None = None, accept: str) -> None:
-        """Write the answer to the file ``target``, which appears when it is whole; begun anew after a lost connection."""
+        """Write the answer to the file ``target``, which appears when it is whole; begun anew when cut off."""
 
         def fetch() -> None:
             with (
@@ -123,7 +128,9 @@ class Connection:
         computing: bool = False,
     ) -> Iterator[httpx.Response]:
         """One try at an answer that is read piece by piece; raises httpx's errors when the connection is lost."""
-        timeout = self._read_timeout(computing) if read_timeout is None else httpx.Timeout(self._timeout, read=read_timeout)
+        timeout = (
+            self._read_timeout(computing) if read_timeout is None else httpx.Timeout(self._timeout, read=read_timeout)
+        )
         with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as response:
             if not response.is_success:
                 response.read()
@@ -156,7 +163,9 @@ class Connection:
             return response
         if not response.is_error:
             where = response.headers.get("Location", "nowhere")
-            raise UnexpectedAnswer(f"{self.url} answers {response.status_code} and points to {where}: use that as the URL")
+            raise UnexpectedAnswer(
+                f"{self.url} answers {response.status_code} and points to {where}: use that as the URL"
+            )
         raise api_error(_problem(response, self.url))
 
 
@@ -165,7 +174,11 @@ class Patience:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.tries = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin to count anew: something went well."""
+        self._tries, self._since = 0, monotonic()
 
     def after(self, error: httpx.HTTPError | ApiError) -> None:
         """Pause after a failed try.
@@ -173,28 +186,36 @@ class Patience:
         Raises:
             CannotConnect, ApiError: when another try is vain.
         """
-        self.tries += 1
+        self._tries += 1
         failure: CannotConnect | ApiError
         if isinstance(error, ApiError):
-            error.tries = self.tries
+            error.tries = self._tries
             if error.problem.status not in UNAVAILABLE:
                 raise error
             failure = error
         else:
             failure = self._cannot_connect(error)
-        if self.tries >= (TRIES if self._connection.answered else FIRST_TRIES):
+        tries = TRIES if self._connection.answered else FIRST_TRIES
+        if self._tries >= tries or monotonic() - self._since > PATIENCE_S:
             raise failure from error
-        pause = min(FIRST_PAUSE_S * 2 ** (self.tries - 1), LONGEST_PAUSE_S)
-        time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, so that clients do not come back in step
+        length = min(FIRST_PAUSE_S * 2 ** (self._tries - 1), LONGEST_PAUSE_S)
+        sleep(length * random.uniform(0.5, 1))  # noqa: S311 - jitter, so that clients do not come back in step
 
     def _cannot_connect(self, error: httpx.HTTPError) -> CannotConnect:
         url, reason = self._connection.url, _reason(error)
         if self._connection.answered:
-            return CannotConnect(f"lost the connection to {url} ({reason}) and did not get it back in {self.tries} tries")
+            return CannotConnect(
+                f"lost the connection to {url} ({reason}) and did not get it back in {self._tries} tries"
+            )
         return CannotConnect(
-            f"no CreditGrid service answers at {url} ({reason}). Start one with `creditgrid serve`, or say where it is with "
-            f"--url or ${URL_VARIABLE}"
+            f"no CreditGrid service answers at {url} ({reason}). Start one with `creditgrid serve`, or say where it is "
+            f"with --url or ${URL_VARIABLE}"
         )
+
+
+def usual_url() -> str:
+    """Where the service is when nobody says."""
+    return (os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
 
 
 def read(response: httpx.Response, model: type[Model]) -> Model:
@@ -208,7 +229,7 @@ def read(response: httpx.Response, model: type[Model]) -> Model:
     except ValidationError as error:
         where = response.request.url
         raise UnexpectedAnswer(
-            f"{where} answers something that is no {model.__name__}: is a CreditGrid service of this version running there?"
+            f"{where} answers something that is no {model.__name__}: is a CreditGrid service of this version there?"
         ) from error
 
 

@@ -48,7 +48,9 @@ def _plain(value: Any, where: str, faults: list[Fault]) -> Any:
             return number
         faults.append(Fault(f"{number} is not a finite number", where))
     elif isinstance(value, Mapping):
-        faults.extend(Fault(f"the key {_shown(key)} is not a string", where) for key in value if not isinstance(key, str))
+        faults.extend(
+            Fault(f"the key {_shown(key)} is not a string", where) for key in value if not isinstance(key, str)
+        )
         return {key: _plain(item, f"{where}/{_escaped(str(key))}", faults) for key, item in value.items()}
     elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_plain(item, f"{where}/{index}", faults) for index, item in enumerate(value)]

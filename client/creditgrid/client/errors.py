@@ -18,9 +18,12 @@ ClientError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from creditgrid.core.errors import CreditGridError
-from creditgrid.core.wire import FailureView, Problem, SweepView
+
+if TYPE_CHECKING:  # the command line's help needs no wire models
+    from creditgrid.core.wire import FailureView, Problem, SweepView
 
 
 class ClientError(CreditGridError):

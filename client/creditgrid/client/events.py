@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from creditgrid.core.wire import TERMINAL_EVENT, EventView
 
 SILENCE_S = 60.0
 """The service sends at least a comment more often; a stream that is silent for longer is lost."""
+GOOD_S = 15.0
+"""A stream that was open for this long was a good one, whatever ended it."""
 QUIET_S = 2.0
 """A pause in a stream after which its history is taken to be told."""
 
@@ -34,7 +37,8 @@ def decode(chunks: Iterable[bytes]) -> Iterator[Message]:
 
     Only CR, LF and CRLF end a line: JSON may hold other characters that ``str.splitlines`` takes for line ends.
     """
-    last_id, event_type, data = "", "", []
+    last_id, event_type = "", ""
+    data: list[str] = []
     for line in _lines(chunks):
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -63,10 +67,10 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 class EventStream:
-    """The events of one sweep; ``since`` is the id of the last event that is already known."""
+    """The events at ``path``; ``since`` is the id of the last event that is already known."""
 
-    def __init__(self, connection: Connection, sweep: str, since: int | None = None) -> None:
-        self._connection, self._sweep, self._since = connection, sweep, since
+    def __init__(self, connection: Connection, path: str, since: int | None = None) -> None:
+        self._connection, self._path, self._since = connection, path, since
 
     def history(self) -> Iterator[EventView]:
         """What has happened until now: ends at the end of the stream, or where it pauses."""
@@ -76,37 +80,42 @@ class EventStream:
             except httpx.ReadTimeout:
                 return
 
-    def follow(self, finished: object = None) -> Iterator[EventView]:
+    def follow(self, finished: Callable[[], bool]) -> Iterator[EventView]:
         """Events as they happen, each once, until the service ends the stream after the terminal one.
+
+        ``finished`` tells whether the sweep is through: then a stream without any event means that all are known.
 
         Raises:
             CannotConnect, ApiError: when the connection is lost and does not come back.
         """
         patience = Patience(self._connection)
+        nothing_to_come = False
         while True:
             last: EventView | None = None
-            opened = time.monotonic()
+            opened = math.inf
             try:
                 with self._opened(SILENCE_S) as response:
+                    opened = time.monotonic()
                     for last in self._events(response):
-                        patience.tries = 0
                         yield last
+                if last is None and nothing_to_come:
+                    return
                 failure: httpx.HTTPError | ApiError = httpx.RemoteProtocolError("the stream of events ended early")
             except (*LOST, ApiError) as error:
                 failure = error
             if last is not None and last.type == TERMINAL_EVENT:
                 return
-            if time.monotonic() - opened > SILENCE_S / 4:  # it was open long enough to count as a good one
-                patience.tries = 0
+            if last is not None or time.monotonic() - opened > GOOD_S:
+                patience.reset()
             patience.after(failure)
+            nothing_to_come = finished()
 
     @contextmanager
     def _opened(self, silence_s: float) -> Iterator[httpx.Response]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if self._since is not None:
             headers["Last-Event-ID"] = str(self._since)
-        path = f"/v1/sweeps/{self._sweep}/events"
-        with self._connection.stream(path, headers=headers, read_timeout=silence_s) as response:
+        with self._connection.stream(self._path, headers=headers, read_timeout=silence_s) as response:
             yield response
 
     def _events(self, response: httpx.Response) -> Iterator[EventView]:
@@ -114,7 +123,9 @@ class EventStream:
             try:
                 event = EventView.model_validate_json(message.data)
             except ValidationError as error:
-                raise UnexpectedAnswer(f"{response.request.url} sends an event that is none: {message.data:.200}") from error
+                raise UnexpectedAnswer(
+                    f"{response.request.url} sends an event that is none: {message.data:.200}"
+                ) from error
             if self._since is None or event.id > self._since:  # a service may tell more than was asked for
                 self._since = event.id
                 yield event

@@ -52,7 +52,7 @@ class Result:
             PackageMissing: if pandas is not installed.
         """
         try:
-            import pandas  # noqa: F401, ICN001
+            import pandas  # noqa: F401 - Arrow's own message does not say what to install
         except ImportError as error:
             raise PackageMissing("to_pandas() needs pandas: pip install pandas") from error
         frame: pd.DataFrame = self.table.to_pandas()

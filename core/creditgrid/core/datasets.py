@@ -159,7 +159,7 @@ def labelled_images(path: Path) -> Iterator[tuple[int, Any, Any]]:
                 _check_rows(path, row, images, labels)
                 yield row, images, labels
                 row += len(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last from a damaged column name
         raise DatasetError(f"{path} is not a readable Parquet file, or is damaged: {_reason(error)}") from error
     if row == 0:
         raise DatasetError(f"{path} holds no rows; expected at least one labelled image")

@@ -47,7 +47,7 @@ class EstimatorNet(nn.Module):
         first = self.net[0]
         assert isinstance(first, nn.Linear)
         # The first Linear of the concatenation, part by part: what layers and draws share is multiplied once.
-        of_h, of_t, of_s = first.weight.split((h.shape[-1], TIME_DIMS, s.shape[-1]), dim=1)
+        of_h, of_t, of_s = torch.split(first.weight, [h.shape[-1], TIME_DIMS, s.shape[-1]], dim=1)
         shared = F.linear(time_embedding(t), of_t, first.bias) + F.linear(s, of_s)
         out: Tensor = self.net[1:](F.linear(self.ln(h), of_h) + shared)
         return out.squeeze(-1) if self.scalar else out

@@ -87,16 +87,14 @@ def vec_loss(
         logits, hiddens = network(x, return_hidden=True)
         h, h_last = hiddens[layer], hiddens[-1]
         shifted = torch.stack((torch.add(h, directions, alpha=eps), torch.add(h, directions, alpha=-eps)))
-        ahead, behind = cross_entropy(network.forward_from_layer(shifted, layer), y)
-        slopes = (ahead - behind) / (2 * eps)
+        losses = cross_entropy(network.forward_from_layer(shifted, layer), y)
+        slopes = (losses[0] - losses[1]) / (2 * eps)
         depths = torch.full((2, 1), 1.0, dtype=h.dtype, device=h.device)
         depths[1] = layer / network.num_blocks
     terminal = terminal_gradient(network, h_last, y)
-    at_last: Tensor
-    at_layer: Tensor
-    at_last, at_layer = estimator(torch.stack((h_last, h)), depths, output_error(logits, y))
-    along = (at_layer * directions).sum(-1)
-    return (at_last - terminal).square().sum(-1).mean() + (along - slopes).square().mean()
+    fields: Tensor = estimator(torch.stack((h_last, h)), depths, output_error(logits, y))
+    along = (fields[1] * directions).sum(-1)
+    return (fields[0] - terminal).square().sum(-1).mean() + (along - slopes).square().mean()
 
 
 def fit_scalar_cb(
@@ -191,7 +189,8 @@ def scalar_cb_loss(
 
 
 def _clipped_step(optimizer: torch.optim.Optimizer, estimator: EstimatorNet, loss: Tensor) -> None:
+    parameters = list(estimator.parameters())
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(estimator.parameters(), 1.0)
+    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()

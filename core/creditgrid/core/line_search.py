@@ -26,7 +26,7 @@ from creditgrid.core.network import ResidualMLP
 from creditgrid.core.updates import NormMode, UpdateRange, local_direction, normalise_credit, update_blocks
 
 CHUNK_BYTES = 32 * 2**20
-"""Memory that the weights and activations of one chunk of candidates may take: within a CPU's caches, enough for a GPU."""
+"""Memory that a chunk of candidates may take for weights and activations: within a CPU's caches, enough for a GPU."""
 
 
 class Step(NamedTuple):

@@ -1,7 +1,7 @@
 """The plan: a grid's cells as measure tasks, and the shared tasks they stand on, each once.
 
-Planning streams: a cell is named, looked up and handed on, so a plan of a million cells takes the memory of its
-distinct stages. What has been computed before is ``done``; what another open sweep is computing is ``shared``; only what
+Planning streams: a cell is named, looked up and handed on, so a plan of a million cells takes the memory of its keys
+and distinct stages. What has been computed before is ``done``; what another open sweep is computing is ``shared``; only what
 is ``new`` is put into calls. A stage is needed only while something missing stands on it, so a grid whose rows are all
 there runs nothing even if its checkpoints are gone.
 """

@@ -13,8 +13,8 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 from creditgrid.core.errors import Fault, PluginError, SpecError
-from creditgrid.core.experiment import Experiment
-from creditgrid.core.rows import RESERVED
+from creditgrid.core.experiment import Experiment, Params
+from creditgrid.core.rows import RESERVED, columns
 from creditgrid.core.stages import STAGES
 from creditgrid.core.task import TaskKind
 
@@ -65,24 +65,52 @@ def _add(found: Registry, point: EntryPoint) -> None:
     package = point.dist.name if point.dist is not None else point.value
     try:
         experiment = point.load()
-    except Exception as error:  # a plugin may raise anything at import; the culprit is named and the rest goes on
-        raise PluginError(f"package {package} raised {type(error).__name__} when {point.value} was imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a plugin may raise anything; it is named and the rest goes on
+        raise PluginError(
+            f"package {package} raised {type(error).__name__} when {point.value} was imported: {error}"
+        ) from error
     if not isinstance(experiment, Experiment):
         raise PluginError(f"{point.value} of package {package} is a {type(experiment).__name__}, not an Experiment")
     if experiment.name != point.name:
         raise PluginError(f"package {package} registers {point.name!r} and declares {experiment.name!r}: use one name")
     if experiment.name in found.experiments:
         raise PluginError(f"package {package} registers {point.name!r}, which another package has registered")
+    if why := _unfit(experiment, found):
+        raise PluginError(f"package {package}: {why}")
+    found.experiments[experiment.name] = experiment
+    found.kinds.update({kind.name: kind for kind in (*experiment.kinds, experiment.measure)})
+
+
+def _unfit(experiment: Experiment, found: Registry) -> str | None:
+    """What keeps the experiment from being used beside the others, if anything does."""
+    if not issubclass(experiment.params, Params):
+        return f"{experiment.params.__name__} is not a Params"
+    decorators = experiment.params.__pydantic_decorators__
+    if decorators.field_validators or decorators.validators or decorators.model_validators:
+        return f"{experiment.params.__name__} has validators, which single values do not pass through: use conflicts()"
     fields = set(experiment.params.model_fields)
     for name in (*fields, *experiment.columns):
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
-            raise PluginError(f"package {package}: the column {name!r} is not lower_case_with_underscores")
+            return f"the column {name!r} is not lower_case_with_underscores"
         if name in RESERVED:
-            raise PluginError(f"package {package}: the column {name!r} is taken by every experiment's provenance")
+            return f"the column {name!r} is taken by every experiment's provenance"
     if twice := sorted(fields & set(experiment.columns)):
-        raise PluginError(f"package {package}: {', '.join(twice)} is both a parameter and a measured column")
-    for kind in (*experiment.kinds, experiment.measure):
+        return f"{', '.join(twice)} is both a parameter and a measured column"
+    try:
+        types = columns(experiment)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    for other in found.experiments.values():  # one table holds the rows of all, and a column has one type
+        for name, kind in columns(other).items():
+            if types.get(name, kind) != kind:
+                return f"the column {name!r} is {types[name]} here and {kind} in {other.name}: use another name"
+    kinds = (*experiment.kinds, experiment.measure)
+    if len({kind.name for kind in kinds}) < len(kinds):
+        return f"two of its task kinds have one name: {', '.join(sorted(kind.name for kind in kinds))}"
+    measures = {other.measure.name for other in found.experiments.values()}
+    for kind in kinds:
         if found.kinds.get(kind.name, kind) is not kind:
-            raise PluginError(f"package {package}: another package has a task kind {kind.name!r}")
-    found.experiments[experiment.name] = experiment
-    found.kinds.update({kind.name: kind for kind in (*experiment.kinds, experiment.measure)})
+            return f"another package has a task kind {kind.name!r}"
+        if kind.name in measures or (kind is experiment.measure and kind.name in found.kinds):
+            return f"the task kind {kind.name!r} measures one experiment alone"
+    return None

@@ -7,9 +7,10 @@ A measured float that is NaN or infinite is stored as null with ``diverged`` tru
 from __future__ import annotations
 
 import math
+import numbers
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from creditgrid.core.experiment import ColumnType, Experiment
@@ -36,7 +37,11 @@ RESERVED = frozenset(LEADING) | frozenset(PROVENANCE)
 
 
 def columns(experiment: Experiment) -> dict[str, ColumnType]:
-    """Every column of the experiment's rows, in order, with its type."""
+    """Every column of the experiment's rows, in order, with its type.
+
+    Raises:
+        TypeError: for a parameter that cannot be a column.
+    """
     parameters = {name: _type(field.annotation) for name, field in experiment.params.model_fields.items()}
     measured = {name: column.type for name, column in experiment.columns.items()}
     return {**LEADING, **parameters, **measured, **PROVENANCE}
@@ -44,7 +49,7 @@ def columns(experiment: Experiment) -> dict[str, ColumnType]:
 
 def schema(experiment: Experiment) -> pa.Schema:
     """The Arrow schema of the experiment's rows."""
-    import pyarrow as pa
+    import pyarrow as pa  # noqa: PLC0415 (plans know the columns and do without)
 
     arrow = {
         "float64": pa.float64(),
@@ -62,19 +67,23 @@ def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> pa.Table
     Raises:
         ValueError: for a row with a column that the experiment does not declare, or a value of another type.
     """
-    import pyarrow as pa
+    import pyarrow as pa  # noqa: PLC0415 (plans know the columns and do without)
 
     wanted = schema(experiment)
     unknown = {name for row in rows for name in row} - set(wanted.names)
     if unknown:
         raise ValueError(f"{experiment.name} yields columns it does not declare: {', '.join(sorted(unknown))}")
-    return pa.Table.from_pylist([finite(row, experiment.columns) for row in rows], schema=wanted)
+    try:
+        return pa.Table.from_pylist([finite(row, experiment.columns) for row in rows], schema=wanted)
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(f"a row of {experiment.name} does not fit its columns: {error}") from error
 
 
 def finite(row: Mapping[str, Any], measured: Iterable[str]) -> dict[str, Any]:
     """The row with each non-finite measured float as None, and ``diverged`` saying whether there was one."""
     out = dict(row)
-    lost = [name for name in measured if isinstance(out.get(name), float) and not math.isfinite(out[name])]
+    # numbers.Real: numpy's float32 is no float.
+    lost = [name for name in measured if isinstance(out.get(name), numbers.Real) and not math.isfinite(out[name])]
     for name in lost:
         out[name] = None
     out["diverged"] = bool(lost)
@@ -82,13 +91,24 @@ def finite(row: Mapping[str, Any], measured: Iterable[str]) -> dict[str, Any]:
 
 
 def _type(annotation: Any) -> ColumnType:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        (annotation,) = (part for part in typing.get_args(annotation) if part is not type(None))
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) is typing.Literal:
-        annotation = type(typing.get_args(annotation)[0])
+    parts = {part for part in _parts(annotation) if part is not type(None)}
     names: dict[Any, ColumnType] = {float: "float64", int: "int64", str: "string", bool: "bool"}
-    if annotation not in names:
-        raise TypeError(f"a parameter of type {annotation!r} cannot be a column; use float, int, str, bool or a Literal")
-    return names[annotation]
+    if len(parts) != 1 or not parts <= names.keys():
+        raise TypeError(
+            f"a parameter of type {annotation!r} cannot be a column; use float, int, str, bool or a Literal of one type"
+        )
+    return names[parts.pop()]
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The plain types that a value of this annotation may have."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            yield from _parts(part)
+    elif origin is typing.Annotated:
+        yield from _parts(typing.get_args(annotation)[0])
+    elif origin is typing.Literal:
+        yield from (type(value) for value in typing.get_args(annotation))
+    else:
+        yield annotation

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from creditgrid.core import axes as axis_values
 from creditgrid.core.errors import Fault, SpecError
@@ -25,18 +26,29 @@ MAX_CELLS = 1_000_000
 """The most cells of one sweep."""
 MAX_FAULTS = 20
 """Faults are reported up to this many; the last one says how many more there are."""
+MAX_RULES = 1000
+"""The most exclude rules: every cell is held against each."""
+SMALLEST_SHARE = 0.0001
+"""The smallest share of a CPU or GPU that a cluster can account for."""
 
 
 class ResourceSpec(BaseModel):
-    """CPUs and GPUs for each call of a task kind; GPUs may be fractions."""
+    """CPUs and GPUs for each call of a task kind; a GPU may be shared, more than one are whole."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    cpu: float | None = Field(None, gt=0, le=1024)
+    cpu: float | None = Field(None, ge=SMALLEST_SHARE, le=1024)
     gpu: float | None = Field(None, ge=0, le=64)
+
+    @field_validator("gpu")
+    @classmethod
+    def _accountable(cls, gpu: float | None) -> float | None:
+        if gpu is not None and (0 < gpu < SMALLEST_SHARE or (gpu > 1 and gpu != int(gpu))):
+            raise PydanticCustomError("gpu", f"a call takes 0, a share of {SMALLEST_SHARE:g} to 1, or whole GPUs")
+        return gpu
 
 
 class RetrySpec(BaseModel):
-    """How often a call is tried again after a lost worker, memory trouble or failed I/O, and the first pause before it."""
+    """How often a call is tried again after a lost worker, memory trouble or failed I/O, and the first pause."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     max: int = Field(3, ge=0, le=100)
@@ -53,7 +65,9 @@ class SweepSpec(BaseModel):
     fixed: dict[str, Any] = Field(default_factory=dict, description="Parameters that are the same in every cell.")
     axes: dict[str, Any] = Field(default_factory=dict, description="Parameters that vary: a list, or a generator.")
     zip: list[list[str]] = Field(default_factory=list, description="Groups of axes that advance together.")
-    exclude: list[dict[str, Any]] = Field(default_factory=list, description="Cells with all these values are left out.")
+    exclude: list[dict[str, Any]] = Field(
+        default_factory=list, max_length=MAX_RULES, description="Cells with all these values are left out."
+    )
     include: list[dict[str, Any]] = Field(default_factory=list, description="Extra cells, on top of `fixed`.")
     resources: dict[str, ResourceSpec] = Field(default_factory=dict, description="CPUs and GPUs by task kind.")
     retry: RetrySpec = Field(default_factory=RetrySpec)
@@ -82,11 +96,11 @@ class Grid:
 
     spec: SweepSpec
     experiment: Experiment
-    fixed: Mapping[str, Any]
+    fixed: dict[str, Any]
     axes: Mapping[str, Sequence[Any]]
     factors: Sequence[Sequence[str]]  # axes that advance together, in the order of the spec
     exclude: Sequence[Mapping[str, Any]]
-    include: Sequence[Mapping[str, Any]]
+    include: Sequence[dict[str, Any]]
 
     def cells(self) -> Iterator[Params]:
         """Each cell's parameters once, in the order of the axes (the last one fastest), then the included ones.
@@ -95,6 +109,7 @@ class Grid:
             SpecError: for cells whose values make no sense together.
         """
         faults: dict[str, Fault] = {}
+        points = [set(self._points(factor)) for factor in self.factors] if self.include else []
         seen_included: set[str] = set()
         count = 0
         for origin, values in itertools.chain(self._product(), self._included()):
@@ -108,7 +123,7 @@ class Grid:
                 continue
             if origin is not None:  # an included cell that the grid or an earlier entry holds already is no new cell
                 text = canonical_json(values)
-                if text in seen_included or self._in_product(values):
+                if text in seen_included or self._in_product(values, points):
                     continue
                 seen_included.add(text)
             count += 1
@@ -122,7 +137,7 @@ class Grid:
         if self.spec.include and not self.axes:
             return
         base = _defaults(self.experiment.params) | self.fixed
-        columns = [list(zip(*(self.axes[name] for name in names), strict=True)) for names in self.factors]
+        columns = [list(self._points(factor)) for factor in self.factors]
         names = [name for factor in self.factors for name in factor]
         for point in itertools.product(*columns):
             values = base | dict(zip(names, itertools.chain.from_iterable(point), strict=True))
@@ -134,20 +149,27 @@ class Grid:
         for index, entry in enumerate(self.include):
             yield index, base | entry
 
-    def _in_product(self, values: Mapping[str, Any]) -> bool:
+    def _points(self, factor: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        return zip(*(self.axes[name] for name in factor), strict=True)
+
+    def _in_product(self, values: Mapping[str, Any], points: Sequence[set[tuple[Any, ...]]]) -> bool:
         if self.spec.include and not self.axes:
             return False
         base = _defaults(self.experiment.params) | self.fixed
-        points = (any(all(values[n] == self.axes[n][i] for n in f) for i in range(len(self.axes[f[0]]))) for f in self.factors)
+        on_axes = (tuple(values[n] for n in f) in there for f, there in zip(self.factors, points, strict=True))
         rest = all(values[name] == value for name, value in base.items() if name not in self.axes)
-        return all(points) and rest and not any(_matches(values, rule) for rule in self.exclude)
+        return all(on_axes) and rest and not any(_matches(values, rule) for rule in self.exclude)
 
     def _where(self, name: str, values: Mapping[str, Any], included: int | None) -> str:
-        if included is not None:
+        if included is not None and name in self.include[included]:
             return pointer("include", included, name)
+        if name in self.fixed:
+            return pointer("fixed", name)
+        if included is not None:  # two defaults, or a default and another of the entry's values
+            return pointer("include", included)
         if name in self.axes:
-            return pointer("axes", name, self.axes[name].index(values[name]))
-        return pointer("fixed", name)
+            return _on_axis(self.spec, name, self.axes[name].index(values[name]))
+        return _fixed(self.spec)
 
 
 def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> Grid:
@@ -160,7 +182,7 @@ def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> G
     fields = _Fields(experiment, faults)
     fixed = {name: fields.value(name, value, pointer("fixed", name)) for name, value in spec.fixed.items()}
     axes = {name: fields.axis(name, axis) for name, axis in spec.axes.items()}
-    for name in axes.keys() & fixed.keys():
+    for name in sorted(axes.keys() & fixed.keys()):
         faults.append(Fault(f"{name} is both fixed and an axis: give it in one place", pointer("axes", name)))
     factors = _factors(spec, axes, faults)
     exclude = [
@@ -172,20 +194,27 @@ def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> G
         for i, entry in enumerate(spec.include)
     ]
     faults.extend(
-        Fault("an empty rule would leave out every cell", pointer("exclude", i)) for i, rule in enumerate(exclude) if not rule
+        Fault("an empty rule would leave out every cell", pointer("exclude", i))
+        for i, rule in enumerate(exclude)
+        if not rule
     )
-    for name in _required(experiment.params) - fixed.keys() - axes.keys():
+    for name in sorted(_required(experiment.params) - fixed.keys() - axes.keys()):
         if not (include and not axes and all(name in entry for entry in include)):
-            faults.append(Fault(f"{experiment.name} needs {name}: give it in fixed or as an axis", "/fixed"))
+            faults.append(Fault(f"{experiment.name} needs {name}: give it in fixed or as an axis", _fixed(spec)))
     known = sorted(kinds)
     faults.extend(
-        Fault(f"there is no task kind {kind!r}{_did_you_mean(kind, known)}; {experiment.name} runs {', '.join(known)}", pointer("resources", kind))
+        Fault(
+            f"there is no task kind {kind!r}{_did_you_mean(kind, known)}; {experiment.name} runs {', '.join(known)}",
+            pointer("resources", kind),
+        )
         for kind in spec.resources
         if kind not in known
     )
     size = math.prod(len(axes[factor[0]]) for factor in factors) + len(include) if not faults else 0
     if size > MAX_CELLS:
-        faults.append(Fault(f"the axes multiply to {size:,} cells; a sweep has at most {MAX_CELLS:,}: split it", "/axes"))
+        faults.append(
+            Fault(f"the axes multiply to {size:,} cells; a sweep has at most {MAX_CELLS:,}: split it", "/axes")
+        )
     if faults:
         raise SpecError(_bounded(faults))
     return Grid(spec, experiment, fixed, axes, factors, exclude, include)
@@ -196,31 +225,45 @@ def pointer(*parts: str | int) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
+def _on_axis(spec: SweepSpec, name: str, index: int) -> str:
+    """Where a value of an axis stands: a generator's values stand nowhere but in the generator."""
+    return pointer("axes", name, index) if isinstance(spec.axes[name], list) else pointer("axes", name)
+
+
+def _fixed(spec: SweepSpec) -> str:
+    """Where a missing parameter may be given."""
+    return "/fixed" if "fixed" in spec.model_fields_set else ""
+
+
 class _Fields:
     """Validates single values against one field of the parameter model, collecting faults."""
 
     def __init__(self, experiment: Experiment, faults: list[Fault]) -> None:
         self._experiment, self._faults = experiment, faults
         config = ConfigDict(strict=True, allow_inf_nan=False)
-        self._adapters: dict[str, TypeAdapter[Any]] = {
-            name: TypeAdapter(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, config=config)
-            for name, field in experiment.params.model_fields.items()
-        }
+        self._adapters: dict[str, TypeAdapter[Any]] = {}
+        for name, field in experiment.params.model_fields.items():
+            constrained: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            self._adapters[name] = TypeAdapter(constrained, config=config)
 
     def value(self, name: str, value: Any, where: str) -> Any:
         adapter = self._adapters.get(name)
         if adapter is None:
             known = sorted(self._adapters)
-            self._faults.append(
-                Fault(f"{self._experiment.name} has no parameter {name!r}{_did_you_mean(name, known)}; it has {', '.join(known)}", where)
-            )
+            close = _did_you_mean(name, known)
+            detail = f"{self._experiment.name} has no parameter {name!r}{close}; it has {', '.join(known)}"
+            self._faults.append(Fault(detail, where))
             return None
         try:
-            return adapter.validate_python(value)
+            valid = adapter.validate_python(value)
         except ValidationError as error:
             details = "; ".join(item["msg"] for item in error.errors(include_url=False))
             self._faults.append(Fault(f"{name}: {details}; got {_shown(value)}", where))
             return None
+        if type(valid) is int and not -(2**63) <= valid < 2**63:
+            self._faults.append(Fault(f"{name}: a whole number has at most 64 bits; got {_shown(value)}", where))
+            return None
+        return 0.0 if type(valid) is float and valid == 0 else valid  # -0.0 equals 0.0 and would have another key
 
     def axis(self, name: str, axis: Any) -> list[Any]:
         where = pointer("axes", name)
@@ -234,22 +277,16 @@ class _Fields:
         before = len(self._faults)
         values = []
         for index, item in enumerate(raw):
-            values.append(self.value(name, item, pointer("axes", name, index)))
-            if len(self._faults) > before + MAX_FAULTS:
+            values.append(self.value(name, item, where if isinstance(axis, dict) else pointer("axes", name, index)))
+            if len(self._faults) > before + (0 if isinstance(axis, dict) else MAX_FAULTS):
                 break
-        if len(self._faults) == before:
-            first: dict[str, int] = {}
-            for index, item in enumerate(values):
-                earlier = first.setdefault(canonical_json(item), index)
-                if earlier != index:
-                    self._faults.append(Fault(f"{_shown(item)} stands twice on the axis (also at {earlier})", pointer("axes", name, index)))
-                    break
         return values
 
 
 def _factors(spec: SweepSpec, axes: Mapping[str, Sequence[Any]], faults: list[Fault]) -> list[list[str]]:
     """The axes in order, those of one zip group together at the place of the first."""
     group_of: dict[str, list[str]] = {}
+    sound = not faults  # an axis that was refused has no length to hold the others against
     for index, group in enumerate(spec.zip):
         where = pointer("zip", index)
         for name in group:
@@ -262,7 +299,7 @@ def _factors(spec: SweepSpec, axes: Mapping[str, Sequence[Any]], faults: list[Fa
         lengths = {name: len(axes[name]) for name in group if name in axes}
         if len(group) < 2:
             faults.append(Fault("a zip group names at least two axes", where))
-        elif len(set(lengths.values())) > 1:
+        elif sound and len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name} has {n}" for name, n in lengths.items())
             faults.append(Fault(f"axes that advance together have one length; {shown}", where))
     factors: list[list[str]] = []
@@ -270,12 +307,30 @@ def _factors(spec: SweepSpec, axes: Mapping[str, Sequence[Any]], faults: list[Fa
         factor = group_of.get(name, [name])
         if factor not in factors:
             factors.append(factor)
+    if not faults:
+        for factor in factors:
+            _refuse_repeats(spec, axes, factor, faults)
     return factors
+
+
+def _refuse_repeats(
+    spec: SweepSpec, axes: Mapping[str, Sequence[Any]], factor: Sequence[str], faults: list[Fault]
+) -> None:
+    first: dict[str, int] = {}
+    for index, point in enumerate(zip(*(axes[name] for name in factor), strict=True)):
+        earlier = first.setdefault(canonical_json(point), index)
+        if earlier != index:
+            shown = _shown(point[0]) if len(factor) == 1 else f"{' with '.join(factor)} = {_shown(point)}"
+            detail = f"{shown} stands twice on the axis (also at {earlier})"
+            faults.append(Fault(detail, _on_axis(spec, factor[0], index)))
+            return
 
 
 def _defaults(params: type[Params]) -> dict[str, Any]:
     return {
-        name: field.get_default(call_default_factory=True) for name, field in params.model_fields.items() if not field.is_required()
+        name: field.get_default(call_default_factory=True)
+        for name, field in params.model_fields.items()
+        if not field.is_required()
     }
 
 

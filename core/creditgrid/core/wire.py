@@ -109,7 +109,9 @@ class FailureView(Wire):
 
     cause: str
     kind: str
-    count: int = Field(description="Tasks or cells that failed of this cause; those it made skip are counted beside it.")
+    count: int = Field(
+        description="Tasks or cells that failed of this cause; those it made skip are counted beside it."
+    )
     skipped: int
     traceback: str
     attempt: int

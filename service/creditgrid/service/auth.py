@@ -53,9 +53,7 @@ class Guard:
 def _foreign(headers: Headers) -> Problem | None:
     host = headers.get("host", "")
     if not is_loopback(_host_of(f"//{host}")):
-        return problem(
-            400, f"this service answers on this machine alone, as 127.0.0.1 or localhost; the request is for {host!r:.100}"
-        )
+        return problem(400, f"this service answers as 127.0.0.1 or localhost alone; the request is for {host!r:.100}")
     origin = headers.get("origin")
     if origin is not None and not is_loopback(_host_of(origin)):
         return problem(403, f"web pages of {origin!r:.100} may not use this service")

@@ -71,9 +71,10 @@ def parse_json(body: bytes) -> Any:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _refusal(f"the body is not UTF-8 (byte {error.start} is {body[error.start]:#04x}): save it as UTF-8") from error
+        detail = f"byte {body[error.start]:#04x} at offset {error.start:,} is not UTF-8: send the spec as UTF-8"
+        raise _refusal(detail) from error
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
     except RecursionError as error:
         raise _refusal("the body is nested too deeply") from error
     except json.JSONDecodeError as error:
@@ -113,9 +114,28 @@ async def _body(request: Request) -> bytes:
 BodyDep = Annotated[bytes, Depends(_body)]
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _refusal(f"the key {twice!r:.100} stands twice in one object")
+    return found
+
+
 def _no_constant(name: str) -> NoReturn:
     raise _refusal(f"{name} is no JSON number, and a spec has only finite ones")
 
 
 def _refusal(detail: str) -> SpecError:
     return SpecError([Fault(detail, "")])
+
+
+SPEC_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A sweep spec, as JSON or YAML in UTF-8.",
+        "content": {kind: {"schema": {"type": "object"}} for kind in ("application/json", "application/yaml")},
+    }
+}
+"""OpenAPI's description of a body that is read by hand."""

@@ -25,7 +25,7 @@ _RANGES = {"*/*": "json", "application/*": "json", "text/*": "csv"}
 
 
 def negotiate(accept: str | None, format_: str | None) -> str:
-    """The format a request asks for: ``?format=`` first, then ``Accept`` by its weights; JSON when either leaves it open.
+    """The format a request asks for: ``?format=`` first, then ``Accept`` by its weights; JSON when it is left open.
 
     Raises:
         HTTPException: 406 when none of the formats is acceptable.
@@ -42,7 +42,7 @@ def negotiate(accept: str | None, format_: str | None) -> str:
         if media_type in by_type and weight > 0:
             wanted.append((weight, by_type[media_type]))
     if not wanted:
-        raise HTTPException(406, f"results come as {', '.join(MEDIA_TYPES.values())}; none of them is in {accept!r:.200}")
+        raise HTTPException(406, f"results come as {', '.join(MEDIA_TYPES.values())}, not as {accept!r:.200}")
     return max(wanted, key=lambda entry: entry[0])[1]
 
 
@@ -122,18 +122,14 @@ ENCODERS: dict[str, Callable[[pa.RecordBatchReader], Iterator[bytes]]] = {
 def _json_values(column: pa.Array) -> list[str]:
     """Each value as JSON text."""
     kind = column.type
-    if pa.types.is_temporal(kind) and not pa.types.is_duration(kind) and not pa.types.is_interval(kind):
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_finite(column), column, None)
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        return ["null" if value is None else repr(value) for value in column.to_pylist()]
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
         # Text from Arrow itself: Python's datetime lacks the years before 1 and after 9999, and nanoseconds.
-        text = pc.replace_substring(column.cast(pa.string()), " ", "T", max_replacements=1)
-        return [json.dumps(value) for value in text.to_pylist()]
-    return [json.dumps(_plain(value)) for value in _python_values(column)]
-
-
-def _python_values(column: pa.Array) -> Sequence[Any]:
-    try:
-        return column.to_pylist()
-    except (OverflowError, ValueError):  # a date inside a list or struct that Python has no value for
-        return [None if value is None else str(value) for value in column]
+        column = pc.replace_substring(column.cast(pa.string()), " ", "T", max_replacements=1)
+    return [json.dumps(_plain(value)) for value in column.to_pylist()]
 
 
 def _plain(value: Any) -> Any:
@@ -165,7 +161,7 @@ def _flat(kind: pa.DataType) -> bool:
 def _csv_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if column.type == kind:
         return column
-    plain = [_plain(value) for value in _python_values(column)]
+    plain = [_plain(value) for value in column.to_pylist()]
     return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in plain], pa.string())
 
 

@@ -236,9 +236,11 @@ def count_cells(connection: sa.Connection, sweep: str) -> dict[State, int]:
         .subquery()
     )
     state = sa.func.coalesce(calls.c.state, State.PENDING)
-    opened = sa.select(state, sa.func.sum(grouped.c.n)).select_from(
-        grouped.outerjoin(calls, calls.c.id == grouped.c.call)
-    ).group_by(state)
+    opened = (
+        sa.select(state, sa.func.sum(grouped.c.n))
+        .select_from(grouped.outerjoin(calls, calls.c.id == grouped.c.call))
+        .group_by(state)
+    )
     ended = (
         sa.select(cells.c.state, sa.func.count())
         .where(cells.c.sweep == sweep, cells.c.state != State.PENDING)

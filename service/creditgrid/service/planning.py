@@ -107,9 +107,7 @@ class Planner:
         kinds = {task.key: task.kind for task in rest}
         with self._ledger.read() as connection:
             for piece in db.chunks(kinds):
-                rows = connection.execute(
-                    sa.select(db.tasks.c.key, db.tasks.c.state).where(db.tasks.c.key.in_(piece))
-                )
+                rows = connection.execute(sa.select(db.tasks.c.key, db.tasks.c.state).where(db.tasks.c.key.in_(piece)))
                 for key, state in rows:
                     if state == State.PENDING:
                         found[key] = Known.SHARED

@@ -203,9 +203,7 @@ class Scheduler:
                 row = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == sweep)).one()
                 redo = set(
                     connection.scalars(
-                        sa.select(db.cells.c.idx).where(
-                            db.cells.c.sweep == sweep, db.cells.c.state.in_(WITHOUT_RESULT)
-                        )
+                        sa.select(db.cells.c.idx).where(db.cells.c.sweep == sweep, db.cells.c.state.in_(WITHOUT_RESULT))
                     )
                 )
             if not state.finished:
@@ -499,7 +497,9 @@ class Scheduler:
         if spec.fail_fast:
             self._end_early(connection, sweep, State.FAILED, "fail_fast: stopped at the first failure")
         elif spec.max_failed is not None and failed > spec.max_failed:
-            self._end_early(connection, sweep, State.FAILED, f"{failed:,} cells failed, max_failed is {spec.max_failed:,}")
+            self._end_early(
+                connection, sweep, State.FAILED, f"{failed:,} cells failed, max_failed is {spec.max_failed:,}"
+            )
 
     def _end_early(self, connection: sa.Connection, sweep: str, to: State, why: str) -> None:
         """End a sweep now. Its open cells are cancelled, and with them the calls that no other open sweep needs."""
@@ -517,9 +517,7 @@ class Scheduler:
                 .where(table.c.sweep == sweep, table.c.state == State.PENDING)
                 .values(state=State.CANCELLED)
             )
-        connection.execute(
-            db.sweeps.update().where(db.sweeps.c.id == sweep).values(state=to, finished_at=time.time())
-        )
+        connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(state=to, finished_at=time.time()))
         for call in opened:
             if call is None or db.sweeps_of(connection, call):
                 continue
@@ -531,9 +529,7 @@ class Scheduler:
 
     def _finish_if_through(self, connection: sa.Connection, sweep: str) -> None:
         left = connection.scalar(
-            sa.select(sa.literal(1))
-            .where(db.cells.c.sweep == sweep, db.cells.c.state == State.PENDING)
-            .limit(1)
+            sa.select(sa.literal(1)).where(db.cells.c.sweep == sweep, db.cells.c.state == State.PENDING).limit(1)
         )
         row = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == sweep)).one()
         if left is not None or State(row.state) in FINISHED:
@@ -547,9 +543,7 @@ class Scheduler:
             end = State.CACHED
         else:
             end = State.SUCCEEDED
-        connection.execute(
-            db.sweeps.update().where(db.sweeps.c.id == sweep).values(state=end, finished_at=time.time())
-        )
+        connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(state=end, finished_at=time.time()))
         shown = ", ".join(f"{n:,} {state}" for state, n in sorted(counts.items()))
         self._tell(connection, sweep, TERMINAL_EVENT, f"{end}: {shown}", state=end, **self._counts(connection, sweep))
         log.info("sweep ended", sweep=sweep, state=str(end), **{str(state): n for state, n in counts.items()})
@@ -608,9 +602,7 @@ class _Writer:
                 pending = []
         self._write_cells(plan, pending)
         self._write_stages(plan, plan.stages())
-        rows = [
-            {"call": self._ids[call.number], "key": key} for call in plan.calls for key in sorted(call.waits_for)
-        ]
+        rows = [{"call": self._ids[call.number], "key": key} for call in plan.calls for key in sorted(call.waits_for)]
         if rows:
             self._connection.execute(db.waits.insert(), rows)
         for call in plan.calls:
@@ -634,9 +626,7 @@ class _Writer:
             for index, planned in pending
         ]
         if self._redo is not None:
-            query = db.cells.delete().where(
-                db.cells.c.sweep == self._sweep, db.cells.c.idx == sa.bindparam("redone")
-            )
+            query = db.cells.delete().where(db.cells.c.sweep == self._sweep, db.cells.c.idx == sa.bindparam("redone"))
             self._connection.execute(query, [{"redone": index} for index, _ in pending])
         self._connection.execute(db.cells.insert(), rows)
 
@@ -731,4 +721,3 @@ def _count(call: Call) -> str:
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, State) else value for name, value in data.items()}
-

@@ -23,11 +23,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs a token.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     data_dir: Path = Field(Path("creditgrid-data"), description="Where ledger, artifacts and results lie.")
-    database_url: str = Field("", description="SQLAlchemy URL of the ledger; default: SQLite in the data directory.")
+    database_url: str | None = Field(None, description="SQLAlchemy URL of the ledger; default: SQLite in data_dir.")
     ray_address: str | None = Field(None, description="A running Ray cluster to join; default: start one here.")
     runner: Literal["ray", "local"] = Field("ray", description="local: threads of this process, without Ray.")
-    cpus: float | None = Field(None, gt=0, description="CPUs to use of this machine; default: all.")
-    gpus: float | None = Field(None, ge=0, description="GPUs to use of this machine; default: all.")
+    cpus: int | None = Field(None, gt=0, description="CPUs to use of this machine; default: all.")
+    gpus: int | None = Field(None, ge=0, description="GPUs to use of this machine; default: all.")
     token: SecretStr | None = Field(None, description="Bearer token that every /v1 request must carry.")
     query_timeout_s: float = Field(30.0, gt=0, le=3600, description="A SQL query is stopped after this long.")
     query_memory: str = Field("512MB", description="Memory of one SQL query, such as 512MB or 2GB.")
@@ -58,14 +58,12 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _safe_and_complete(self) -> Settings:
+    def _safe(self) -> Settings:
         if self.token is None and not is_loopback(self.host):
             raise ValueError(
-                f"host {self.host} can be reached from other machines, so an API token is needed: set CREDITGRID_TOKEN or "
-                "--token-file (at least 16 characters), or listen on 127.0.0.1"
+                f"host {self.host} can be reached from other machines, so an API token is needed: give one of at least "
+                f"{MIN_TOKEN} characters by CREDITGRID_TOKEN or --token-file, or listen on 127.0.0.1"
             )
-        if not self.database_url:
-            self.database_url = f"sqlite:///{self.data_dir / 'ledger.sqlite'}"
         return self
 
 

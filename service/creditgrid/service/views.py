@@ -86,9 +86,7 @@ class Views:
             payload = json.loads(row.payload)
             params = {**payload["source"], **payload["params"]}
             views.append(
-                CellView(
-                    index=row.idx, key=row.key, state=State(row.state), params=params, parents=payload["parents"]
-                )
+                CellView(index=row.idx, key=row.key, state=State(row.state), params=params, parents=payload["parents"])
             )
         return views, rows[limit - 1].idx if len(rows) > limit else None
 
@@ -286,9 +284,7 @@ class Views:
             spec=json.loads(row.spec) if spec else None,
         )
 
-    def _eta(
-        self, connection: sa.Connection, sweep: str, activities: Sequence[tuple[Activity, float]]
-    ) -> float | None:
+    def _eta(self, connection: sa.Connection, sweep: str, activities: Sequence[tuple[Activity, float]]) -> float | None:
         """Seconds left: what open calls take by the mean of their kind or by their own progress, over the cores."""
         c = db.calls.c
         means: dict[str, float] = {
@@ -301,7 +297,9 @@ class Views:
         }
         running = {activity.call: (activity, at) for activity, at in activities}
         total = 0.0
-        for call, kind, size in connection.execute(sa.select(c.id, c.kind, c.size).where(c.sweep == sweep, c.state.in_(OPEN))):
+        for call, kind, size in connection.execute(
+            sa.select(c.id, c.kind, c.size).where(c.sweep == sweep, c.state.in_(OPEN))
+        ):
             activity, at = running.get(call, (None, 0.0))
             if activity is not None and activity.done:
                 total += at * (activity.total - activity.done) / activity.done
@@ -339,4 +337,3 @@ def _time(seconds: float) -> datetime:
 def _table(columns: dict[str, pa.DataType], rows: Sequence[Sequence[Any]]) -> pa.Table:
     arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(columns.values())]
     return pa.table(arrays, names=list(columns))
-

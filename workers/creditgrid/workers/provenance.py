@@ -58,7 +58,11 @@ def _git(*arguments: str) -> str | None:
         if tracked.returncode != 0:  # site-packages inside some other project's checkout says nothing about us
             return None
         answer = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, timeout=10, check=True, text=True  # noqa: S603, S607
+            ["git", "-C", str(here), *arguments],
+            capture_output=True,
+            timeout=10,
+            check=True,
+            text=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -60,7 +60,6 @@ def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
 @ray.remote(max_retries=0)
 def warm() -> None:
     """On a worker: pay the imports before the first call does."""
-    import creditgrid.workers.tasks
 
     time.sleep(0.5)  # long enough that every core's worker is asked
 

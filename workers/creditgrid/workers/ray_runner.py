@@ -30,7 +30,12 @@ class RayRunner:
     """Runs calls on the Ray cluster at ``address``, or on one started for it on this machine; see ``runner.Runner``."""
 
     def __init__(
-        self, store: ArtifactStore, log: Path, address: str | None = None, cpus: int | None = None, gpus: int | None = None
+        self,
+        store: ArtifactStore,
+        log: Path,
+        address: str | None = None,
+        cpus: int | None = None,
+        gpus: int | None = None,
     ) -> None:
         self._settings = {"store": str(store.root), "address": address, "cpus": cpus, "gpus": gpus}
         self._log = log

@@ -102,7 +102,13 @@ def _rows(
     origin["seconds"] = provenance["seconds"] / len(call.tasks)
     complete = []
     for task, output in measured:
-        own = {"cell": task.key, "task": task.key, "parents": canonical_json(dict(task.parents)), **task.source, **task.params}
+        own = {
+            "cell": task.key,
+            "task": task.key,
+            "parents": canonical_json(dict(task.parents)),
+            **task.source,
+            **task.params,
+        }
         complete.extend({**origin, **own, "experiment": experiment.name, **row} for row in output.rows or ())
     shaped = table(experiment, complete)
     sink = pa.BufferOutputStream()
@@ -114,4 +120,7 @@ def _rows(
 
 def _plain(info: Mapping[str, Any]) -> dict[str, Any]:
     # A record is JSON: a loss that is not finite is told as text.
-    return {name: value if value == value and value not in (float("inf"), -float("inf")) else str(value) for name, value in info.items()}
+    return {
+        name: value if value == value and value not in (float("inf"), -float("inf")) else str(value)
+        for name, value in info.items()
+    }

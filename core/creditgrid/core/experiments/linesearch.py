@@ -41,22 +41,30 @@ class LinesearchParams(Params):
 
     dataset: str = Field(description="A dataset's name, or the absolute path of a folder of Parquet files.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of every random stream.")
-    probe_seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the probe's batches and B_l; null: `seed`.")
+    probe_seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Seed of the probe's batches and B_l; null: `seed`."
+    )
 
     num_blocks: int = Field(4, ge=1, le=256, description="Residual blocks L.")
     d_hidden: int = Field(256, ge=2, le=16384, description="Width d of the residual stream.")
     residual_add: bool = Field(True, description="h_{l+1} = h_l + F_l(h_l); false drops the h_l.")
     w2_std: float = Field(0.01, ge=0, description="Standard deviation of w2's initial weights.")
 
-    train_epochs: int = Field(100, ge=0, le=100_000, description="Epochs of the training run (and of its cosine schedule).")
+    train_epochs: int = Field(
+        100, ge=0, le=100_000, description="Epochs of the training run (and of its cosine schedule)."
+    )
     checkpoint_epoch: int | None = Field(None, ge=0, description="Epoch of the probed checkpoint; null: the last.")
     batch_size: int = Field(128, ge=1, le=65_536, description="Images a batch, in training, fitting and the probe.")
     lr: float = Field(1e-3, gt=0, description="AdamW's step size in training.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay in training.")
 
     method: Literal["oracle_bp", "vec", "scalar_cb", "dfa"] = Field(description="Where the credit comes from.")
-    oracle_reduction: Literal["mean", "sum"] = Field("mean", description="Reduction of the loss whose gradient oracle_bp is.")
-    fit_epochs: int | None = Field(None, ge=0, le=100_000, description="Epochs of fitting; null: vec 60, scalar_cb 100.")
+    oracle_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="Reduction of the loss whose gradient oracle_bp is."
+    )
+    fit_epochs: int | None = Field(
+        None, ge=0, le=100_000, description="Epochs of fitting; null: vec 60, scalar_cb 100."
+    )
     fit_lr: float = Field(1e-3, gt=0, description="Adam's step size in fitting.")
     vec_directions: int = Field(4, ge=1, le=1024, description="vec: directions M.")
     vec_eps: float = Field(1e-3, gt=0, description="vec: half-width ε of the central difference.")
@@ -88,7 +96,9 @@ COLUMNS: Mapping[str, Column] = {
     "delta_loss_same": Column("float64", "Change of the loss on the same batch, nats; negative is descent."),
     "delta_loss_held": Column("float64", "Change of the loss on the held-out batch, nats."),
     "delta_acc_same": Column("float64", "Change of the accuracy on the same batch, fraction."),
-    "credit_rms": Column("float64", "RMS of the raw credit over the width, mean over the batch and the updated blocks."),
+    "credit_rms": Column(
+        "float64", "RMS of the raw credit over the width, mean over the batch and the updated blocks."
+    ),
 }
 
 
@@ -157,9 +167,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     from creditgrid.core.line_search import Step, line_search
 
     shared = tasks[0]
-    network = restore_network(
-        inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"]
-    )
+    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
     probe = {name: tensor.to(device) for name, tensor in tensors(inputs[shared.parents["probe"]]).items()}
     x_same, y_same = probe["x_same"], probe["y_same"]
     with torch.no_grad():
@@ -189,7 +197,9 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
             )
         head = task.params["update_head"]
         update_head = head == "always" or (head == "auto" and task.params["update_range"] != "last1")
-        steps.append(Step(source, task.params["update_range"], task.params["norm_mode"], task.params["eta"], update_head))
+        steps.append(
+            Step(source, task.params["update_range"], task.params["norm_mode"], task.params["eta"], update_head)
+        )
     results = line_search(network, x_same, y_same, probe["x_held"], probe["y_held"], sources, steps)
     for task, result in zip(tasks, results, strict=True):
         yield Output(task.key, rows=[result._asdict()])

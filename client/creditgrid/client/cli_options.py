@@ -1,0 +1,113 @@
+"""What the commands share: options, the client they make, and where they print."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, RenderableType
+
+from creditgrid.client.whole_file import whole_file
+from creditgrid.core.states import RESULT
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from creditgrid.client.client import Client
+    from creditgrid.core.wire import SweepView
+
+
+class Output(enum.StrEnum):
+    """How a command prints."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class RowsOutput(enum.StrEnum):
+    """How rows are printed or written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", envvar="CREDITGRID_URL", metavar="URL", help="Of the service; usually http://127.0.0.1:8000."
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", envvar="CREDITGRID_TOKEN", metavar="TOKEN", help="Its API token, if it wants one."),
+]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table to look at, or JSON for a program.")]
+SpecArgument = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A sweep spec in YAML or JSON; - reads it from standard input.")
+]
+SweepArgument = Annotated[str, typer.Argument(metavar="ID", help="The sweep's id.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", file_okay=False, help="Where artifacts and results are kept; usually the service's own."
+    ),
+]
+
+
+def open_client(url: str | None, token: str | None) -> Client:
+    """The client for a command's options."""
+    # Imported by the commands that need it: help comes without HTTP.
+    from creditgrid.client.client import Client
+
+    return Client(url, token)
+
+
+def console() -> Console:
+    """Standard output for tables; not squeezed into 80 columns where it is a file or a pipe."""
+    width = None if sys.stdout.isatty() else 500
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def note(message: str) -> None:
+    """Tell the person something, on standard error."""
+    Console(stderr=True, highlight=False, markup=False, emoji=False).print(message, soft_wrap=True)
+
+
+def emit(output: Output, models: BaseModel | Sequence[BaseModel], table: RenderableType) -> None:
+    """Print ``models`` as JSON or ``table``."""
+    if output is Output.TABLE:
+        console().print(table)
+    elif isinstance(models, Sequence):
+        print_json([model.model_dump(mode="json") for model in models])
+    else:
+        print_json(models.model_dump(mode="json"))
+
+
+def print_json(value: object) -> None:
+    """Print a JSON document and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_bytes(data: bytes, file: Path | None) -> None:
+    """Write to ``file``, or to standard output."""
+    if file is not None:
+        with whole_file(file) as target:
+            target.write(data)
+        note(f"wrote {file} ({len(data):,} bytes)")
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+
+def end_of(view: SweepView) -> int:
+    """The exit code for a sweep that is through: 0 if all its results are there, else 1."""
+    return 0 if view.state in RESULT else 1

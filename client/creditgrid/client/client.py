@@ -1,0 +1,160 @@
+"""The Python client of a CreditGrid service."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from creditgrid.client.connection import Connection, read
+from creditgrid.client.document import Spec, document
+from creditgrid.client.errors import BadSetting, UnexpectedAnswer
+from creditgrid.client.result import Result
+from creditgrid.client.sweep import Sweep, pages
+from creditgrid.core.states import State
+from creditgrid.core.wire import MEDIA_TYPES, ExperimentView, Page, PlanView, SweepView
+
+if TYPE_CHECKING:
+    import httpx
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Client:
+    """Plans, submits and reads sweeps on one service; use it as a context manager, or close it.
+
+    Args:
+        url: of the service; default: $CREDITGRID_URL, else http://127.0.0.1:8000.
+        token: the API token; default: $CREDITGRID_TOKEN, else none.
+        timeout: seconds without an answer after which a connection counts as lost.
+        transport: replaces the network, in tests.
+
+    Every method may raise the errors of ``creditgrid.client.errors``.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        timeout: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._connection = Connection(url, token, timeout, transport)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        return self._connection.url
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()
+
+    def plan(self, spec: Spec) -> PlanView:
+        """What submitting ``spec`` would compute and what is there already; nothing is written.
+
+        Raises:
+            SpecError: for a spec that cannot be sent.
+            InvalidRequest: for one that the service refuses, with a pointer to each fault.
+        """
+        return read(self._connection.request("POST", "/v1/plans", json=document(spec), computing=True), PlanView)
+
+    def submit(self, spec: Spec) -> Sweep:
+        """Submit a sweep: a mapping, a SweepSpec, or the path of a YAML or JSON file.
+
+        One Idempotency-Key goes with all tries, so a lost connection never makes two sweeps.
+
+        Raises:
+            SpecError: for a spec that cannot be sent.
+            InvalidRequest: for one that the service refuses, with a pointer to each fault.
+        """
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        answer = self._connection.request("POST", "/v1/sweeps", json=document(spec), headers=headers, computing=True)
+        return Sweep(self._connection, read(answer, SweepView))
+
+    def sweep(self, id: str) -> Sweep:
+        """One sweep.
+
+        Raises:
+            NotFound: if the service has none with this id.
+        """
+        if not id:
+            raise BadSetting("a sweep's id is empty")
+        answer = self._connection.request("GET", f"/v1/sweeps/{quote(id, safe='')}")
+        return Sweep(self._connection, read(answer, SweepView))
+
+    def sweeps(self, state: State | str | None = None, limit: int | None = None) -> Iterator[Sweep]:
+        """Sweeps, the newest first; only those in one state, or at most ``limit``, if asked. Fetched page by page."""
+        for view in pages(self._connection, "/v1/sweeps", SweepView, state, limit):
+            yield Sweep(self._connection, view)
+
+    def experiments(self) -> list[ExperimentView]:
+        """The experiments that the service knows."""
+        return read(self._connection.request("GET", "/v1/experiments"), Page[ExperimentView]).items
+
+    def experiment(self, name: str) -> ExperimentView:
+        """One experiment: its parameters as JSON Schema, and the columns it measures.
+
+        Raises:
+            NotFound: if the service has none of this name.
+        """
+        return read(self._connection.request("GET", f"/v1/experiments/{quote(name, safe='')}"), ExperimentView)
+
+    def query(self, sql: str) -> Result:
+        """The rows of a SQL query over the table ``results`` and the views ``cells`` and ``sweeps``.
+
+        Raises:
+            InvalidRequest: for a query that is refused or fails.
+        """
+        return Result.from_stream(self.query_bytes(sql, "arrow"))
+
+    def query_bytes(self, sql: str, format: str) -> bytes:
+        """The rows of a SQL query as a file in ``format``: arrow (IPC stream), parquet, csv or json."""
+        if format not in MEDIA_TYPES:
+            raise BadSetting(f"{format!r} is no format of results: use one of {', '.join(MEDIA_TYPES)}")
+        headers = {"Accept": MEDIA_TYPES[format]}
+        return self._connection.request("POST", "/v1/query", json={"sql": sql}, headers=headers, computing=True).content
+
+    def artifact(self, key: str) -> dict[str, npt.NDArray[Any]]:
+        """An artifact's tensors by name.
+
+        Raises:
+            NotFound: if no artifact is stored under this key.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        data = self._connection.request("GET", self._artifact(key), computing=True).content
+        try:
+            tensors: dict[str, np.ndarray[Any, Any]] = load(data)
+        except SafetensorError as error:
+            raise UnexpectedAnswer(f"artifact {key} came as no safetensors file: {error}") from error
+        return tensors
+
+    def download_artifact(self, key: str, path: str | Path) -> Path:
+        """Write an artifact to a safetensors file, which appears when it is whole."""
+        self._connection.download(self._artifact(key), Path(path), accept="application/octet-stream, */*")
+        return Path(path)
+
+    def artifact_record(self, key: str) -> dict[str, Any]:
+        """What an artifact was made of and how: the hashed payload, the parents' keys, the provenance."""
+        answer = self._connection.request("GET", f"{self._artifact(key)}/record")
+        try:
+            record = answer.json()
+        except ValueError as error:
+            raise UnexpectedAnswer(f"{answer.request.url} answers something that is not JSON") from error
+        return dict(record)
+
+    @staticmethod
+    def _artifact(key: str) -> str:
+        return f"/v1/artifacts/{quote(key, safe='')}"

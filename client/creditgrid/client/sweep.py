@@ -1,0 +1,184 @@
+"""A sweep on a service: where it stands, its rows, its failures, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel
+
+from creditgrid.client.connection import Connection, read
+from creditgrid.client.errors import BadSetting, Conflict, SweepFailed
+from creditgrid.client.events import EventStream
+from creditgrid.client.result import Result
+from creditgrid.core.states import State
+from creditgrid.core.wire import (
+    MEDIA_TYPES,
+    CellView,
+    EventView,
+    FailureView,
+    Page,
+    SummaryView,
+    SweepView,
+    TaskView,
+)
+
+Item = TypeVar("Item", bound=BaseModel)
+PAGE = 100
+"""Items asked for at once."""
+
+
+class Sweep:
+    """A sweep; ``view`` is what was last heard of it, ``refresh()`` asks again."""
+
+    def __init__(self, connection: Connection, view: SweepView) -> None:
+        self.connection = connection
+        self.view = view
+        self._path = f"/v1/sweeps/{quote(view.id, safe='')}"
+
+    def __repr__(self) -> str:
+        return f"Sweep({self.id!r}, {self.view.name!r}, {self.state})"
+
+    @property
+    def id(self) -> str:
+        return self.view.id
+
+    @property
+    def state(self) -> State:
+        """Where the sweep stood when it was last asked."""
+        return self.view.state
+
+    def refresh(self) -> SweepView:
+        """Ask where the sweep stands."""
+        self.view = read(self.connection.request("GET", self._path), SweepView)
+        return self.view
+
+    def wait(self, progress: bool = False, timeout: float | None = None, raise_on_failure: bool = True) -> Sweep:
+        """Wait until the sweep is through, and return it.
+
+        Args:
+            progress: show it on standard error: live bars on a terminal, else a line now and then.
+            timeout: seconds after which to give up waiting; the sweep goes on.
+            raise_on_failure: whether a failed sweep is an error.
+
+        Raises:
+            SweepFailed: if it failed.
+            WaitTimeout: if it is not through in time.
+        """
+        # Imported here because they need Rich, or this module.
+        from creditgrid.client.watch import updates
+
+        if progress:
+            from creditgrid.client.progress import show
+
+            show(self, timeout=timeout)
+        else:
+            for _ in updates(self, timeout=timeout):
+                pass
+        if raise_on_failure and self.state == State.FAILED:
+            raise SweepFailed(self.view, self.failures())
+        return self
+
+    def results(self) -> Result:
+        """The rows that are there: one a cell, or more with a layer or epoch column."""
+        headers = {"Accept": MEDIA_TYPES["arrow"]}
+        answer = self.connection.request("GET", f"{self._path}/results", headers=headers, computing=True)
+        return Result.from_stream(answer.content)
+
+    def export(self, path: str | Path, format: str | None = None) -> Path:
+        """Write the rows to a file, which appears when it is whole.
+
+        Args:
+            path: the file.
+            format: arrow (IPC stream), parquet, csv or json; default: the file's ending.
+
+        Raises:
+            BadSetting: for another format.
+        """
+        path = Path(path)
+        accept = MEDIA_TYPES[file_format(path, format)]
+        self.connection.download(f"{self._path}/results", path, accept=accept)
+        return path
+
+    def summary(self) -> SummaryView:
+        """The best settings, the verdicts, and the numbers they rest on."""
+        return read(self.connection.request("GET", f"{self._path}/summary", computing=True), SummaryView)
+
+    def cells(self, state: State | str | None = None) -> Iterator[CellView]:
+        """The cells, in order; only those in one state if asked. Fetched page by page."""
+        return pages(self.connection, f"{self._path}/cells", CellView, state)
+
+    def tasks(self, state: State | str | None = None) -> Iterator[TaskView]:
+        """The stage tasks below the cells. Fetched page by page."""
+        return pages(self.connection, f"{self._path}/tasks", TaskView, state)
+
+    def failures(self) -> list[FailureView]:
+        """Failures grouped by cause, with traceback."""
+        return read(self.connection.request("GET", f"{self._path}/failures"), Page[FailureView]).items
+
+    def events(self, since: int | None = None) -> Iterator[EventView]:
+        """Events as they happen, each once, until the sweep is through; lost connections are taken up again.
+
+        Args:
+            since: the id of the last event that is already known; default: from the beginning.
+        """
+        return self._stream(since).follow(finished=lambda: self.refresh().state.finished)
+
+    def history(self) -> Iterator[EventView]:
+        """The events until now."""
+        return self._stream(None).history()
+
+    def cancel(self) -> Sweep:
+        """Stop what runs and forget what waits; what is finished stays.
+
+        Raises:
+            Conflict: if the sweep is through.
+        """
+        return self._ask("cancel")
+
+    def retry(self) -> Sweep:
+        """Run again what failed, was cancelled or skipped.
+
+        Raises:
+            Conflict: if there is nothing to run again.
+        """
+        return self._ask("retry")
+
+    def _stream(self, since: int | None) -> EventStream:
+        return EventStream(self.connection, f"{self._path}/events", since)
+
+    def _ask(self, verb: str) -> Sweep:
+        try:
+            self.view = read(self.connection.request("POST", f"{self._path}/{verb}"), SweepView)
+        except Conflict as conflict:
+            if conflict.tries == 1:
+                raise
+            self.refresh()  # an earlier try did it, and its answer was lost
+        return self
+
+
+def pages(
+    connection: Connection, path: str, model: type[Item], state: State | str | None = None, limit: int | None = None
+) -> Iterator[Item]:
+    """The items of a list, fetched page by page; at most ``limit``."""
+    cursor, left = None, limit
+    while left is None or left > 0:
+        params = {"state": state, "cursor": cursor, "limit": None if left is None else min(left, PAGE)}
+        page = read(connection.request("GET", path, params=params), Page[model])  # type: ignore[valid-type]
+        yield from page.items[:left]
+        left = None if left is None else left - len(page.items)
+        cursor = page.next
+        if cursor is None:
+            return
+
+
+def file_format(path: Path, format: str | None) -> str:
+    """The format of a results file, by name or by the file's ending."""
+    found = format or path.suffix.removeprefix(".").lower()
+    if found not in MEDIA_TYPES:
+        raise BadSetting(
+            f"{found or 'no ending'!r} of {path} is no format of results: use one of {', '.join(MEDIA_TYPES)}"
+        )
+    return found

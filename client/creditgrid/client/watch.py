@@ -1,0 +1,102 @@
+"""Following a sweep: its events say when to look, and it is looked at now and then without them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from creditgrid.client.errors import WaitTimeout
+from creditgrid.core.errors import CreditGridError
+from creditgrid.core.wire import EventView, SweepView
+
+if TYPE_CHECKING:
+    from creditgrid.client.sweep import Sweep
+
+SHORTEST_S = 0.25
+"""The service is asked no more often than this, however many events come."""
+LONGEST_S = 2.0
+"""And no less often than this, should events not come through."""
+
+
+def updates(sweep: Sweep, timeout: float | None = None) -> Iterator[tuple[SweepView, list[EventView]]]:
+    """The sweep's view and the events since the last one, again and again until it is through.
+
+    Raises:
+        WaitTimeout: if it is not through after ``timeout`` seconds.
+    """
+    started = time.monotonic()
+    reader = _Reader(sweep)
+    try:
+        while True:
+            asked = time.monotonic()
+            view = sweep.refresh()
+            yield view, reader.take()
+            if view.state.finished:
+                return
+            left = LONGEST_S if timeout is None else min(LONGEST_S, started + timeout - time.monotonic())
+            if left <= 0:
+                raise _timed_out(view, started)
+            time.sleep(max(0.0, min(left, asked + SHORTEST_S - time.monotonic())))
+            reader.wait(max(0.0, asked + left - time.monotonic()))
+    finally:
+        reader.stop()
+
+
+class _Reader:
+    """Reads a sweep's events in a thread of its own; where they do not come through, nothing is missed but haste."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._events: queue.Queue[EventView] = queue.Queue(maxsize=1000)
+        self._news, self._stopped = threading.Event(), threading.Event()
+        threading.Thread(target=self._read, name=f"events of {sweep.id}", daemon=True).start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for news."""
+        self._news.wait(seconds)
+
+    def take(self) -> list[EventView]:
+        """The events since the last time."""
+        self._news.clear()
+        return [self._events.get() for _ in range(self._events.qsize())]
+
+    def stop(self) -> None:
+        """The thread ends at its next event, or with the process."""
+        self._stopped.set()
+
+    def _read(self) -> None:
+        since: int | None = None
+        try:
+            while not self._stopped.wait(0.0 if since is None else LONGEST_S):
+                # A sweep that was tried again has more events after a terminal one.
+                for event in self._sweep.events(since):
+                    since = event.id
+                    self._put(event)
+                    if self._stopped.is_set():
+                        return
+        except CreditGridError:
+            return  # without events the sweep is looked at in even intervals, and that one tells what is wrong
+        except Exception:
+            if not self._stopped.is_set():  # else the connection was closed under it
+                raise
+
+    def _put(self, event: EventView) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._events.put(event, timeout=1.0)
+            except queue.Full:
+                continue
+            self._news.set()
+            return
+
+
+def _timed_out(view: SweepView, started: float) -> WaitTimeout:
+    done = sum(n for state, n in view.counts.items() if state.finished)
+    waited = time.monotonic() - started
+    return WaitTimeout(
+        f"sweep {view.id} is {view.state} after {waited:.0f} s of waiting: {done} of {view.cells} cells are through; "
+        "it goes on"
+    )

@@ -1,0 +1,82 @@
+"""The HTTP application: parts, routes and middleware put together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+
+from creditgrid.core.wire import Problem
+from creditgrid.service import problems
+from creditgrid.service.auth import PROTECTED, Guard
+from creditgrid.service.dependencies import Context, Services
+from creditgrid.service.documents import BodyLimit
+from creditgrid.service.logs import RequestLog
+from creditgrid.service.problems import LastResort
+from creditgrid.service.routes import artifacts, experiments, health, plans, results, sweeps
+from creditgrid.service.sandbox import Sandbox
+from creditgrid.service.settings import Settings
+from creditgrid.service.telemetry import Measure, Telemetry, installed_version
+
+__all__ = ["Services", "create_app"]
+
+DESCRIPTION = """Grids of credit-assignment experiments: submit a sweep, watch it, read its rows, ask SQL.
+
+Errors are `application/problem+json` (RFC 9457). Lists are paged: pass `next` of a page as `cursor`."""
+
+PROBLEM: dict[str, Any] = {
+    "description": "What is wrong",
+    "content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+}
+
+
+def create_app(services: Services, settings: Settings) -> FastAPI:
+    """The application over these services; it starts and stops the scheduler with itself.
+
+    ``app.state.context.stopping`` ends open event streams: set it when the server is asked to stop.
+    """
+    sandbox = Sandbox(
+        services.results, services.views, settings.query_timeout_s, settings.query_memory, settings.query_max_rows
+    )
+    context = Context(services, sandbox, Telemetry(services), threading.Event())
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(services.scheduler.start)
+        try:
+            yield
+        finally:
+            context.stopping.set()
+            await run_in_threadpool(sandbox.close)
+            await run_in_threadpool(services.scheduler.stop, settings.grace_s)
+
+    app = FastAPI(
+        title="CreditGrid",
+        description=DESCRIPTION,
+        version=installed_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        responses={"default": PROBLEM},
+        middleware=[
+            Middleware(RequestLog),
+            Middleware(Measure, telemetry=context.telemetry),
+            Middleware(LastResort),
+            Middleware(Guard, token=settings.token),
+            Middleware(BodyLimit),
+        ],
+    )
+    app.state.context = context
+    problems.install(app)
+    # The guard decides; this only tells readers of /docs where the token goes.
+    protected = APIRouter(prefix=PROTECTED, dependencies=[Depends(HTTPBearer(auto_error=False))])
+    for module in (sweeps, plans, results, experiments, artifacts):
+        protected.include_router(module.router)
+    app.include_router(protected)
+    app.include_router(health.router)
+    return app

@@ -1,0 +1,287 @@
+"""A small service over real sockets, which answers from memory and fails on demand."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from creditgrid.client import connection
+from creditgrid.client.client import Client
+from creditgrid.core.states import State
+from creditgrid.core.wire import MEDIA_TYPES, EventView, Page, Problem, ProblemError, SummaryView, SweepView
+
+NOW = "2026-01-02T03:04:05Z"
+
+
+class FakeService:
+    """What the tests look at and turn: ``log`` of (method, path, headers, body); ``faults`` for the next requests."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.faults: deque[str | Problem] = deque()  # "drop before", "drop after", "html 502", "cut", or a problem
+        self.sweeps: dict[str, SweepView] = {}
+        self.keys: dict[str, str] = {}  # Idempotency-Key → sweep
+        self.events: dict[str, list[EventView]] = {}
+        self.event_limits: deque[int] = deque()  # connections of /events end abruptly after so many events
+        self.failures: list[dict[str, Any]] = []
+        self.table = pa.table({"method": ["dfa", "vec"], "eta": [1e-3, 1e-2], "n": [1, None]})
+        self.token = ""
+        self.on_view: Callable[[str], None] = lambda sweep: None
+        self.url = ""
+
+    def add(self, state: State = State.RUNNING, **fields: Any) -> str:
+        """A sweep of four cells."""
+        sweep = fields.pop("id", f"s{len(self.sweeps) + 1}")
+        counts = {State.SUCCEEDED: 3, state: 1} if state is not State.SUCCEEDED else {state: 4}
+        view = {
+            "id": sweep,
+            "name": "a [red]grid[/red]",
+            "experiment": "linesearch",
+            "state": state,
+            "priority": 0,
+            "cells": 4,
+            "counts": counts,
+            "tasks": {"train": {State.SUCCEEDED: 1}, "fit": {State.RUNNING: 2}},
+            "created_at": NOW,
+            "finished_at": NOW if state.finished else None,
+        }
+        self.sweeps[sweep] = SweepView.model_validate(view | fields)
+        self.events.setdefault(sweep, [])
+        return sweep
+
+    def change(self, sweep: str, state: State) -> None:
+        self.sweeps.pop(sweep)
+        self.add(state, id=sweep)
+
+    def tell(self, sweep: str, type: str, message: str = "") -> None:
+        events = self.events[sweep]
+        data = {"message": message or type, "counts": {}}
+        events.append(EventView(id=10 * (len(events) + 1), sweep=sweep, at=NOW, type=type, data=data))  # type: ignore[arg-type]
+
+    def posts(self, path: str) -> list[tuple[dict[str, str], bytes]]:
+        return [(headers, body) for method, at, headers, body in self.log if method == "POST" and at == path]
+
+
+def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:  # noqa: PLR0915
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self._serve(b"")
+
+        def do_POST(self) -> None:
+            self._serve(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+        def _serve(self, body: bytes) -> None:
+            path, _, query = self.path.partition("?")
+            service.log.append((self.command, path, dict(self.headers), body))
+            fault = service.faults.popleft() if service.faults else None
+            if fault == "drop before":
+                return self._hang_up()
+            if fault == "html 502":
+                return self._answer(502, b"<html>\n<h1>Bad Gateway</h1>", "text/html")
+            if isinstance(fault, Problem):
+                return self._problem(fault)
+            if service.token and self.headers.get("Authorization") != f"Bearer {service.token}":
+                return self._problem(Problem(title="Unauthorized", status=401, detail="a token is needed."))
+            if path.endswith("/events"):
+                return self._stream_events(path.split("/")[3])
+            status, answer, kind = self._route(path, query, body)
+            if fault == "drop after":
+                return self._hang_up()
+            return self._answer(status, answer, kind, cut=fault == "cut")
+
+        def _route(self, path: str, query: str, body: bytes) -> tuple[int, bytes, str]:
+            parts = path.split("/")[2:]
+            accept = self.headers.get("Accept", "")
+            if parts == ["sweeps"] and self.command == "POST":
+                key = self.headers["Idempotency-Key"]
+                if key not in service.keys:
+                    service.keys[key] = service.add(State.PENDING, name=json.loads(body)["name"])
+                return self._model(service.sweeps[service.keys[key]], 201)
+            if parts == ["sweeps"]:
+                return self._page([view.model_dump(mode="json") for view in service.sweeps.values()], query)
+            if parts[0] == "sweeps":
+                return self._sweep(parts[1:], query, accept)
+            if parts == ["query"]:
+                return 200, _rows(service.table, accept), accept
+            if parts[0] == "artifacts" and parts[-1] == "record":
+                return 200, json.dumps({"key": parts[1], "kind": "train"}).encode(), "application/json"
+            if parts[0] == "artifacts":
+                from safetensors.numpy import save
+
+                import numpy as np
+
+                return 200, save({"B.0": np.arange(6, dtype=np.float32).reshape(2, 3)}), "application/octet-stream"
+            return self._missing(path)
+
+        def _sweep(self, parts: list[str], query: str, accept: str) -> tuple[int, bytes, str]:
+            sweep, rest = parts[0], parts[1:]
+            if sweep not in service.sweeps:
+                return self._missing(f"sweep {sweep}")
+            if not rest:
+                service.on_view(sweep)
+                return self._model(service.sweeps[sweep])
+            if rest == ["cells"]:
+                cells = [
+                    {"index": i, "key": f"{i:064x}", "state": "succeeded", "params": {"eta": 0.1 * i}, "parents": {}}
+                    for i in range(5)
+                ]
+                return self._page(cells, query)
+            if rest == ["failures"]:
+                return self._page(service.failures, "")
+            if rest == ["results"]:
+                return 200, _rows(service.table, accept), accept
+            if rest == ["summary"]:
+                row = {"method": "dfa", "best_eta": 0.01, "delta_loss_same": -0.25, "delta_loss_same_ci95": 0.0125}
+                columns = ["method", "best_eta", "delta_loss_same"]
+                verdict = {"name": "oracle descends", "text": "by -0.25", "numbers": {}}
+                return self._model(
+                    SummaryView.model_validate(
+                        {
+                            "sweep": sweep,
+                            "title": "Best",
+                            "columns": columns,
+                            "rows": [row],
+                            "verdicts": [verdict],
+                            "complete": True,
+                        }
+                    )
+                )
+            if rest == ["cancel"]:
+                if service.sweeps[sweep].state.finished:
+                    problem = Problem(title="Conflict", status=409, detail=f"sweep {sweep} is through")
+                    return 409, problem.model_dump_json().encode(), "application/problem+json"
+                service.change(sweep, State.CANCELLED)
+                return self._model(service.sweeps[sweep])
+            if rest == ["retry"]:
+                service.change(sweep, State.PENDING)
+                return self._model(service.sweeps[sweep])
+            return self._missing("/".join(parts))
+
+        def _page(self, items: list[Any], query: str) -> tuple[int, bytes, str]:
+            """Two items a page."""
+            options = dict(pair.split("=") for pair in query.split("&") if pair)
+            start = int(options.get("cursor", "0"))
+            items = [item for item in items if options.get("state") in (None, item.get("state"))]
+            next_ = str(start + 2) if start + 2 < len(items) else None
+            return self._model(Page[Any](items=items[start : start + 2], next=next_))
+
+        def _model(self, model: Any, status: int = 200) -> tuple[int, bytes, str]:
+            return status, model.model_dump_json().encode(), "application/json"
+
+        def _missing(self, what: str) -> tuple[int, bytes, str]:
+            problem = Problem(title="Not Found", status=404, detail=f"there is no {what}")
+            return 404, problem.model_dump_json().encode(), "application/problem+json"
+
+        def _problem(self, problem: Problem) -> None:
+            self._answer(problem.status, problem.model_dump_json().encode(), "application/problem+json")
+
+        def _stream_events(self, sweep: str) -> None:
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            since = int(self.headers.get("Last-Event-ID", "0"))
+            limit = service.event_limits.popleft() if service.event_limits else 1_000_000
+            sent, deadline = 0, time.monotonic() + 10
+            self._chunk(b": hello\n\n")
+            while time.monotonic() < deadline:
+                for event in [event for event in service.events[sweep] if event.id > since]:
+                    if sent == limit:
+                        return self._hang_up()
+                    text = f"id: {event.id}\r\nevent: {event.type}\r\ndata: {event.model_dump_json()}\r\n\r\n"
+                    self._chunk(text.encode())
+                    since, sent = event.id, sent + 1
+                if service.events[sweep] and service.events[sweep][-1].type == "sweep.finished":
+                    return self._chunk(b"")
+                time.sleep(0.02)
+
+        def _chunk(self, data: bytes) -> None:
+            try:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            except OSError:
+                self.close_connection = True
+
+        def _answer(self, status: int, data: bytes, kind: str, cut: bool = False) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+            if cut:
+                self._hang_up()
+
+        def _hang_up(self) -> None:
+            self.close_connection = True
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    return Handler
+
+
+def _rows(table: pa.Table, accept: str) -> bytes:
+    if accept == MEDIA_TYPES["arrow"]:
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return sink.getvalue()
+    return f"rows as {accept}".encode()
+
+
+@pytest.fixture
+def service() -> Iterator[FakeService]:
+    fake = FakeService()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
+    server.daemon_threads = True
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield fake
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def client(service: FakeService) -> Iterator[Client]:
+    with Client(service.url, timeout=5.0) as made:
+        yield made
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between tries, which take no time."""
+    taken: list[float] = []
+    monkeypatch.setattr(connection, "sleep", taken.append)
+    return taken
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CREDITGRID_URL", "CREDITGRID_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def spec_problem() -> Problem:
+    return Problem(
+        title="Unprocessable",
+        status=422,
+        detail="the spec is refused",
+        errors=[ProblemError(pointer="/axes/eta/3", detail="eta: must be finite")],
+    )

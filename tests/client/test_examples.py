@@ -1,0 +1,41 @@
+"""The specs that come with the client are valid, and of the size their comments tell."""
+
+from __future__ import annotations
+
+import ast
+from importlib import resources
+
+import pytest
+
+from creditgrid.client.spec_file import load_spec
+from creditgrid.core import spec
+from creditgrid.core.experiments.linesearch import EXPERIMENT
+
+FOLDER = resources.files("creditgrid.client").joinpath("examples")
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "seeds"), [("linesearch-digits.yaml", 336, 2), ("linesearch-cifar10.yaml", 504, 3)]
+)
+def test_examples_are_valid(name: str, cells: int, seeds: int) -> None:
+    document = load_spec(str(FOLDER / name))
+    grid = spec.validate(spec.parse(document), EXPERIMENT, kinds=["train", "fit", "linesearch"])
+    found = list(grid.cells())
+    assert len(found) == cells
+    assert len({cell.seed for cell in found}) == seeds  # type: ignore[attr-defined]
+    assert sorted({cell.eta for cell in found}, reverse=True)[0] == 1e-2  # type: ignore[attr-defined]
+
+
+def test_the_digits_have_enough_batches_for_the_probe() -> None:
+    fixed = load_spec(str(FOLDER / "linesearch-digits.yaml"))["fixed"]
+    assert 1437 // fixed["batch_size"] >= 10
+
+
+def test_the_demo_uses_only_the_client() -> None:
+    tree = ast.parse((FOLDER / "demo.py").read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name for name in imported if name and name.startswith("creditgrid")} <= {
+        "creditgrid.client",
+        "creditgrid.client.local_service",
+        "creditgrid.client.render",
+    }

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import slow_reference as slow
+import torch
+from torch import Tensor
+
+from creditgrid.core.credit import Method, credits, feedback_matrices, output_error, terminal_gradient
+from creditgrid.core.estimators import EstimatorNet
+from creditgrid.core.network import ResidualMLP
+from creditgrid.core.streams import generator
+
+L, D, WIDTH, C, B = 3, 12, 6, 5, 4
+Y = torch.tensor([0, 4, 2, 2])
+
+
+def _draw(*shape: int, index: int = 2) -> Tensor:
+    return torch.randn(shape, generator=generator(index, "test"), dtype=torch.float64)
+
+
+def _randomise(module: torch.nn.Module, scale: float) -> None:
+    source = generator(1, "test")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=scale)
+
+
+def _network(residual_add: bool = True) -> ResidualMLP:
+    network = ResidualMLP(D, WIDTH, C, L, residual_add, 0.3, generator=generator(0, "test")).double()
+    _randomise(network, 0.3)
+    return network.requires_grad_(False)
+
+
+def _estimator(out_dim: int, s_dim: int) -> EstimatorNet:
+    estimator = EstimatorNet(WIDTH, s_dim, out_dim, generator=generator(0, "test")).double()
+    _randomise(estimator, 0.1)
+    return estimator.requires_grad_(False)
+
+
+def _credits(method: Method, network: ResidualMLP, x: Tensor, **options: Any) -> Tensor:
+    with torch.no_grad():
+        logits, hiddens = network(x, return_hidden=True)
+    return credits(method, network, hiddens, logits, Y, **options)
+
+
+def _expected(method: str, network: ResidualMLP, x: Tensor, **options: Any) -> Tensor:
+    reference = slow.SlowNetwork(slow.parameters_of(network), network.residual_add)
+    return torch.stack(
+        [
+            torch.stack([slow.credit(method, reference, x[i], int(Y[i]), layer, **options) for i in range(B)])
+            for layer in range(L)
+        ]
+    )
+
+
+@pytest.mark.parametrize("residual_add", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_oracle_bp_against_one_sample_at_a_time(residual_add: bool, reduction: Any) -> None:
+    network, x = _network(residual_add), _draw(B, D)
+    found = _credits("oracle_bp", network, x, oracle_reduction=reduction)
+    expected = _expected("oracle_bp", network, x) / (B if reduction == "mean" else 1)
+    assert found.shape == (L, B, WIDTH)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_oracle_bp_against_finite_differences() -> None:
+    network, x, eps = _network(), _draw(B, D), 1e-6
+    found = _credits("oracle_bp", network, x)
+    reference = slow.SlowNetwork(slow.parameters_of(network))
+    for layer in range(L):
+        for j in range(WIDTH):
+            shift = torch.zeros(WIDTH, dtype=torch.float64)
+            shift[j] = eps
+            h = reference.hiddens(x[1])[layer].detach()
+            ahead = slow.cross_entropy(reference.from_layer(h + shift, layer), int(Y[1]))
+            behind = slow.cross_entropy(reference.from_layer(h - shift, layer), int(Y[1]))
+            assert found[layer, 1, j].item() == pytest.approx((ahead - behind).item() / (2 * eps) / B, rel=1e-6, abs=1e-9)
+
+
+def test_dfa_against_one_sample_at_a_time() -> None:
+    network, x = _network(), _draw(B, D)
+    feedback = feedback_matrices(7, L, WIDTH, C).double()
+    found = _credits("dfa", network, x, feedback=feedback)
+    torch.testing.assert_close(found, _expected("dfa", network, x, feedback=feedback), rtol=1e-10, atol=1e-12)
+
+
+def test_vec_against_one_sample_at_a_time() -> None:
+    network, x, estimator = _network(), _draw(B, D), _estimator(WIDTH, C)
+    found = _credits("vec", network, x, estimator=estimator)
+    expected = _expected("vec", network, x, estimator=slow.parameters_of(estimator))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("s_source", "s_dim"), [("e_T", C), ("delta_L", WIDTH)])
+def test_scalar_cb_against_one_sample_at_a_time(s_source: Any, s_dim: int) -> None:
+    network, x, estimator = _network(), _draw(B, D), _estimator(1, s_dim)
+    found = _credits("scalar_cb", network, x, estimator=estimator, s_source=s_source)
+    expected = _expected("scalar_cb", network, x, estimator=slow.parameters_of(estimator), s_source=s_source)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("s_source", ["e_T", "delta_L"])
+def test_scalar_cb_holds_in_float32(s_source: Any) -> None:
+    network, x, estimator = _network(), _draw(B, D), _estimator(1, C if s_source == "e_T" else WIDTH)
+    expected = _credits("scalar_cb", network, x, estimator=estimator, s_source=s_source)
+    found = _credits("scalar_cb", network.float(), x.float(), estimator=estimator.float(), s_source=s_source)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["oracle_bp", "dfa", "vec", "scalar_cb"])
+def test_credits_carry_no_graph_and_leave_everything_as_it_was(method: Any) -> None:
+    network, x = _network().requires_grad_(True), _draw(B, D)
+    estimator = _estimator(WIDTH if method == "vec" else 1, C).requires_grad_(True)
+    logits, hiddens = network(x, return_hidden=True)
+    found = credits(
+        method, network, hiddens, logits, Y, feedback=feedback_matrices(0, L, WIDTH, C).double(), estimator=estimator
+    )
+    assert not found.requires_grad
+    assert all(parameter.grad is None for parameter in [*network.parameters(), *estimator.parameters()])
+
+
+def test_output_error_and_terminal_gradient_against_one_sample_at_a_time() -> None:
+    network, x = _network(), _draw(B, D)
+    reference = slow.SlowNetwork(slow.parameters_of(network))
+    logits, hiddens = network(x, return_hidden=True)
+    errors, deltas = output_error(logits, Y), terminal_gradient(network, hiddens[-1], Y)
+    for i in range(B):
+        torch.testing.assert_close(errors[i], reference.error(x[i], int(Y[i])), rtol=1e-10, atol=1e-12)
+        expected = reference.loss_gradient(x[i], int(Y[i]), L)
+        torch.testing.assert_close(deltas[i], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_feedback_matrices() -> None:
+    matrices = feedback_matrices(42, 4, 256, 10)
+    assert matrices.shape == (4, 256, 10)
+    assert matrices.dtype == torch.float32
+    for layer in range(4):
+        drawn = torch.randn(256, 10, generator=generator(42, "feedback", layer)) / math.sqrt(10)
+        torch.testing.assert_close(matrices[layer], drawn, rtol=1e-6, atol=0)
+    assert matrices.std().item() == pytest.approx(1 / math.sqrt(10), rel=0.03)
+    assert matrices.mean().item() == pytest.approx(0, abs=0.01)
+    assert torch.equal(feedback_matrices(42, 2, 256, 10), matrices[:2])
+    assert not torch.equal(feedback_matrices(43, 4, 256, 10), matrices)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("dfa", "feedback"), ("vec", "estimator"), ("scalar_cb", "estimator"), ("nonsense", "unknown credit method")],
+)
+def test_what_a_method_lacks_is_named(method: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _credits(method, _network(), _draw(B, D))
