@@ -136,17 +136,17 @@ def local_gradients(
 ) -> Parameters:
     """The gradients of the local losses, one loss at a time; ``credits`` are (L, b, d)."""
     samples = [[h.detach() for h in network.hiddens(x)] for x in xs]
-    losses = []
+    losses: list[Tensor] = []
     for layer in blocks:
         products = []
         for hiddens, a in zip(samples, credits[layer].double(), strict=True):
             products.append(torch.dot(network.branch(hiddens[layer], layer), a / rms(a) if normalise else a))
-        losses.append(sum(products) / len(samples))
+        losses.append(torch.stack(products).sum() / len(samples))
     if update_head:
         heads = [
             cross_entropy(network.head(hiddens[-1]), label) for hiddens, label in zip(samples, labels, strict=True)
         ]
-        losses.append(sum(heads) / len(samples))
+        losses.append(torch.stack(heads).sum() / len(samples))
     found: Parameters = {}
     for loss in losses:
         gradients = torch.autograd.grad(loss, list(network.p.values()), allow_unused=True)
@@ -174,6 +174,7 @@ def vec_loss(
     network: SlowNetwork,
     xs: Tensor,
     labels: Sequence[int],
+    *,
     layer: int,
     directions: Tensor,
     eps: float,
@@ -194,8 +195,7 @@ def vec_loss(
 
 
 def scalar_cb_loss(
-    v: Parameters,
-    average: Parameters,
+    v_and_average: tuple[Parameters, Parameters],
     network: SlowNetwork,
     xs: Tensor,
     labels: Sequence[int],
@@ -207,6 +207,7 @@ def scalar_cb_loss(
     s_source: str,
 ) -> Tensor:
     """Noise (L, K, b, d); one sample, then one layer, then one draw at a time."""
+    v, average = v_and_average
     depth = network.depth
     total = torch.zeros((), dtype=torch.float64)
     for i, (x, label) in enumerate(zip(xs, labels, strict=True)):

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save
 
 from creditgrid.client import connection
 from creditgrid.client.client import Client
@@ -72,7 +74,7 @@ class FakeService:
         return [(headers, body) for method, at, headers, body in self.log if method == "POST" and at == path]
 
 
-def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:  # noqa: PLR0915
+def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -121,10 +123,6 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:  # noqa: PLR
             if parts[0] == "artifacts" and parts[-1] == "record":
                 return 200, json.dumps({"key": parts[1], "kind": "train"}).encode(), "application/json"
             if parts[0] == "artifacts":
-                from safetensors.numpy import save
-
-                import numpy as np
-
                 return 200, save({"B.0": np.arange(6, dtype=np.float32).reshape(2, 3)}), "application/octet-stream"
             return self._missing(path)
 
@@ -203,12 +201,14 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:  # noqa: PLR
             while time.monotonic() < deadline:
                 for event in [event for event in service.events[sweep] if event.id > since]:
                     if sent == limit:
-                        return self._hang_up()
+                        self._hang_up()
+                        return
                     text = f"id: {event.id}\r\nevent: {event.type}\r\ndata: {event.model_dump_json()}\r\n\r\n"
                     self._chunk(text.encode())
                     since, sent = event.id, sent + 1
                 if service.events[sweep] and service.events[sweep][-1].type == "sweep.finished":
-                    return self._chunk(b"")
+                    self._chunk(b"")
+                    return
                 time.sleep(0.02)
 
         def _chunk(self, data: bytes) -> None:

@@ -144,7 +144,7 @@ def test_other_servers_are_recognised() -> None:
             client.experiment("html")
         with pytest.raises(UnexpectedAnswer, match="no ExperimentView"):
             client.experiment("shape")
-        with pytest.raises(UnexpectedAnswer, match="points to https://else.where/"):
+        with pytest.raises(UnexpectedAnswer, match=r"points to https://else\.where/"):
             client.experiment("moved")
         with pytest.raises(UnexpectedAnswer, match="not JSON"):
             client.artifact_record("a")

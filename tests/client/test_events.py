@@ -99,7 +99,7 @@ def test_a_service_that_is_away_for_a_while(service, client, pauses) -> None:
 def test_a_stream_that_never_comes_back(service, client, pauses) -> None:
     sweep = client.sweep(tell_five(service))
     service.event_limits.extend([1] + [0] * 100)
-    with pytest.raises(CannotConnect, match="ended early|lost the connection"):
+    with pytest.raises(CannotConnect, match="lost the connection"):
         list(sweep.events())
     assert len(pauses) == TRIES - 1
 

@@ -77,7 +77,9 @@ def test_oracle_bp_against_finite_differences() -> None:
             h = reference.hiddens(x[1])[layer].detach()
             ahead = slow.cross_entropy(reference.from_layer(h + shift, layer), int(Y[1]))
             behind = slow.cross_entropy(reference.from_layer(h - shift, layer), int(Y[1]))
-            assert found[layer, 1, j].item() == pytest.approx((ahead - behind).item() / (2 * eps) / B, rel=1e-6, abs=1e-9)
+            assert found[layer, 1, j].item() == pytest.approx(
+                (ahead - behind).item() / (2 * eps) / B, rel=1e-6, abs=1e-9
+            )
 
 
 def test_dfa_against_one_sample_at_a_time() -> None:

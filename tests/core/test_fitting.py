@@ -91,7 +91,9 @@ def test_vec_loss_against_one_sample_at_a_time(residual_add: bool, layer: int) -
     x, y, directions = _draw(5, 18), torch.tensor([0, 2, 1, 1, 2]), _draw(4, 5, WIDTH, index=3)
     found = vec_loss(estimator, network, x, y, layer=layer, directions=directions, eps=1e-2)
     reference = slow.SlowNetwork(slow.parameters_of(network), residual_add)
-    expected = slow.vec_loss(slow.parameters_of(estimator), reference, x, y.tolist(), layer, directions, 1e-2)
+    expected = slow.vec_loss(
+        slow.parameters_of(estimator), reference, x, y.tolist(), layer=layer, directions=directions, eps=1e-2
+    )
     assert found.item() == pytest.approx(expected.item(), rel=1e-10)
 
 
@@ -105,7 +107,7 @@ def test_scalar_cb_loss_against_one_sample_at_a_time(residual_add: bool, s_sourc
     found = scalar_cb_loss(estimator, average, network, x, y, noise=noise, **options)
     reference = slow.SlowNetwork(slow.parameters_of(network), residual_add)
     parameters = slow.parameters_of(estimator), slow.parameters_of(average)
-    expected = slow.scalar_cb_loss(*parameters, reference, x, y.tolist(), noise, **options)
+    expected = slow.scalar_cb_loss(parameters, reference, x, y.tolist(), noise, **options)
     assert found.item() == pytest.approx(expected.item(), rel=1e-10)
     gradients = torch.autograd.grad(found, list(estimator.parameters()))
     wanted = torch.autograd.grad(expected, [parameters[0][name] for name, _ in estimator.named_parameters()])
@@ -126,7 +128,7 @@ def test_fitting_vec_against_plain_loops(images: ImageData) -> None:
         of_layers, of_directions = streams[epoch]
         layers.append(int(torch.randint(L, (), generator=of_layers)))
         directions = torch.randn(2, len(xs), WIDTH, generator=of_directions, dtype=torch.float64)
-        return slow.vec_loss(p, reference, xs, labels, layers[-1], directions, 1e-3)
+        return slow.vec_loss(p, reference, xs, labels, layer=layers[-1], directions=directions, eps=1e-3)
 
     history, norms = _slow_fit(p, images, 3e-3, loss_of)
     assert len(set(layers)) > 1
@@ -147,7 +149,7 @@ def test_fitting_scalar_cb_against_plain_loops(images: ImageData, s_source: Any,
 
     def loss_of(xs: Tensor, labels: list[int], epoch: int) -> Tensor:
         noise = torch.randn(L, 3, len(xs), WIDTH, generator=streams[epoch], dtype=torch.float64)
-        return slow.scalar_cb_loss(p, average, reference, xs, labels, noise, **options)
+        return slow.scalar_cb_loss((p, average), reference, xs, labels, noise, **options)
 
     def after_step() -> None:
         for name, tensor in p.items():

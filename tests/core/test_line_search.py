@@ -101,7 +101,7 @@ def test_against_sgd_on_a_copy() -> None:
     network, sources = _network(), _sources()
     step = Step("one", "last2", "raw", 0.03, True)
     copied = copy.deepcopy(network).requires_grad_(True)
-    logits, hiddens = copied(X_SAME, return_hidden=True)
+    _, hiddens = copied(X_SAME, return_hidden=True)
     loss = torch.nn.functional.cross_entropy(copied.head(hiddens[-1].detach()), Y_SAME)
     for layer in (1, 2):
         loss = loss + (copied.blocks[layer](hiddens[layer].detach()) * sources["one"][layer]).sum(-1).mean()

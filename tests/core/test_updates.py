@@ -60,7 +60,7 @@ def test_normalised_credits_have_rms_one_unless_they_vanish() -> None:
 )
 def test_directions_against_one_sample_at_a_time(residual_add: bool, blocks: list[int], update_head: bool) -> None:
     network, x, credits = _network(residual_add), _draw(B, D), _draw(L, B, WIDTH, index=3)
-    logits, hiddens = network(x, return_hidden=True)
+    _, hiddens = network(x, return_hidden=True)
 
     found = local_direction(network, hiddens, credits, Y, blocks, update_head=update_head)
 
@@ -76,7 +76,7 @@ def test_the_network_is_left_as_it_was(frozen: bool) -> None:
     network = _network().requires_grad_(not frozen)
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     with torch.no_grad():  # directions are wanted by callers that run everything else without a graph
-        logits, hiddens = network(_draw(B, D), return_hidden=True)
+        _, hiddens = network(_draw(B, D), return_hidden=True)
         direction = local_direction(network, hiddens, _draw(L, B, WIDTH, index=3), Y, [1, 2], update_head=True)
     assert not any(gradient.requires_grad for gradient in direction.values())
     for name, parameter in network.named_parameters():
@@ -87,6 +87,6 @@ def test_the_network_is_left_as_it_was(frozen: bool) -> None:
 
 def test_an_unknown_rule_is_refused() -> None:
     network = _network()
-    logits, hiddens = network(_draw(B, D), return_hidden=True)
+    _, hiddens = network(_draw(B, D), return_hidden=True)
     with pytest.raises(KeyError, match="nonsense"):
         local_direction(network, hiddens, _draw(L, B, WIDTH), Y, [2], update_head=False, rule="nonsense")

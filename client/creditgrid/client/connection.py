@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
 import httpx
 from pydantic import ValidationError
@@ -71,6 +72,11 @@ class EventStream:
 
     def __init__(self, connection: Connection, path: str, since: int | None = None) -> None:
         self._connection, self._path, self._since = connection, path, since
+        self._closed = False
+
+    def close(self) -> None:
+        """From another thread: end the stream when the service next sends anything."""
+        self._closed = True
 
     def history(self) -> Iterator[EventView]:
         """What has happened until now: ends at the end of the stream, or where it pauses."""
@@ -103,7 +109,7 @@ class EventStream:
                 failure: httpx.HTTPError | ApiError = httpx.RemoteProtocolError("the stream of events ended early")
             except (*LOST, ApiError) as error:
                 failure = error
-            if last is not None and last.type == TERMINAL_EVENT:
+            if self._closed or (last is not None and last.type == TERMINAL_EVENT):
                 return
             if last is not None or time.monotonic() - opened > GOOD_S:
                 patience.reset()
@@ -119,7 +125,7 @@ class EventStream:
             yield response
 
     def _events(self, response: httpx.Response) -> Iterator[EventView]:
-        for message in decode(response.iter_bytes()):
+        for message in decode(takewhile(lambda _: not self._closed, response.iter_bytes())):
             try:
                 event = EventView.model_validate_json(message.data)
             except ValidationError as error:

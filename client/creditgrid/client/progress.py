@@ -72,12 +72,13 @@ def come_back(sweep: Sweep) -> str:
 
 
 def bar(counts: Mapping[State, int], width: int = BAR_WIDTH) -> Text:
-    """A bar of ``width`` characters split by state; a state that is there gets one character at least."""
+    """A bar of ``width`` characters (8 or more), split by state; each state that is there gets one at least."""
     shares = {state: counts[state] for state in STYLES if counts.get(state)}
     total = sum(shares.values())
     if not total:
         return Text("━" * width, style=STYLES[State.PENDING])
-    widths = {state: max(1, n * width // total) for state, n in shares.items()}
+    spare = width - len(shares)
+    widths = {state: 1 + n * spare // total for state, n in shares.items()}
     largest = max(shares, key=lambda state: shares[state])
     widths[largest] += width - sum(widths.values())
     return Text.assemble(*(("━" * widths[state], STYLES[state]) for state in widths))

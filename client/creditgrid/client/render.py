@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -53,10 +54,10 @@ def plan_table(plan: PlanView) -> RenderableType:
     """One line for each kind of task, then the cells; below it, why what is new is not there."""
     columns = ("total", "cached", "shared", "new", "unneeded", "calls")
     table = _table(Text.assemble((plan.name, "bold"), f"  {plan.experiment}"), "kind", right=(*columns, "time", "size"))
-    for name, kind in {**plan.tasks, "cells": plan.cells}.items():
-        table.add_row(
-            name, *(f"{getattr(kind, column):,}" for column in columns), *_estimates(kind), end_section=name != "cells"
-        )
+    for name, kind in plan.tasks.items():
+        table.add_row(name, *(f"{getattr(kind, column):,}" for column in columns), *_estimates(kind))
+    table.add_section()
+    table.add_row("cells", *(f"{getattr(plan.cells, column):,}" for column in columns), *_estimates(plan.cells))
     lines: list[RenderableType] = [table]
     lines += [Text(f"{miss.kind}: {miss.count:,} × {miss.reason}") for miss in plan.misses]
     lines.append(
@@ -214,7 +215,7 @@ def _values(schema: Mapping[str, Any]) -> str:
 
 def _table(title: Text | None, *left: str, right: Sequence[str] = ()) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="", header_style="bold", show_edge=False, pad_edge=False
+        title=title, title_justify="left", title_style="", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
     for name in left:
         table.add_column(name, overflow="fold")

@@ -55,6 +55,10 @@ class Sweep:
         self.view = read(self.connection.request("GET", self._path), SweepView)
         return self.view
 
+    def is_finished(self) -> bool:
+        """Ask whether the sweep is through."""
+        return self.refresh().state.finished
+
     def wait(self, progress: bool = False, timeout: float | None = None, raise_on_failure: bool = True) -> Sweep:
         """Wait until the sweep is through, and return it.
 
@@ -124,11 +128,11 @@ class Sweep:
         Args:
             since: the id of the last event that is already known; default: from the beginning.
         """
-        return self._stream(since).follow(finished=lambda: self.refresh().state.finished)
+        return self.event_stream(since).follow(self.is_finished)
 
     def history(self) -> Iterator[EventView]:
         """The events until now."""
-        return self._stream(None).history()
+        return self.event_stream().history()
 
     def cancel(self) -> Sweep:
         """Stop what runs and forget what waits; what is finished stays.
@@ -146,7 +150,8 @@ class Sweep:
         """
         return self._ask("retry")
 
-    def _stream(self, since: int | None) -> EventStream:
+    def event_stream(self, since: int | None = None) -> EventStream:
+        """The stream below ``events()`` and ``history()``, for who wants to close it from another thread."""
         return EventStream(self.connection, f"{self._path}/events", since)
 
     def _ask(self, verb: str) -> Sweep:

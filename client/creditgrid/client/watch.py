@@ -49,7 +49,7 @@ class _Reader:
     """Reads a sweep's events in a thread of its own; where they do not come through, nothing is missed but haste."""
 
     def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
+        self._sweep, self._stream = sweep, sweep.event_stream()
         self._events: queue.Queue[EventView] = queue.Queue(maxsize=1000)
         self._news, self._stopped = threading.Event(), threading.Event()
         threading.Thread(target=self._read, name=f"events of {sweep.id}", daemon=True).start()
@@ -64,19 +64,16 @@ class _Reader:
         return [self._events.get() for _ in range(self._events.qsize())]
 
     def stop(self) -> None:
-        """The thread ends at its next event, or with the process."""
+        """The thread ends when the service next sends anything, or with the process."""
         self._stopped.set()
+        self._stream.close()
 
     def _read(self) -> None:
-        since: int | None = None
         try:
-            while not self._stopped.wait(0.0 if since is None else LONGEST_S):
-                # A sweep that was tried again has more events after a terminal one.
-                for event in self._sweep.events(since):
-                    since = event.id
+            while not self._stopped.is_set():
+                for event in self._stream.follow(self._sweep.is_finished):
                     self._put(event)
-                    if self._stopped.is_set():
-                        return
+                self._stopped.wait(LONGEST_S)  # a sweep that is tried again has more events after a terminal one
         except CreditGridError:
             return  # without events the sweep is looked at in even intervals, and that one tells what is wrong
         except Exception:

@@ -69,8 +69,8 @@ Row: TypeAlias = Mapping[str, Any]
 class Experiment:
     """A kind of sweep.
 
-    ``cell`` names the measure task of one grid point and ``ancestors`` all tasks it stands on, parents before children;
-    ``measure.run`` yields one Output with rows for every cell. ``kinds`` are task kinds of its own, beside the shared ones.
+    ``cell`` names the measure task of one grid point, and all tasks that it stands on, parents before children;
+    ``measure.run`` yields one Output with rows for every cell. ``kinds`` are task kinds of its own, beside the shared.
     """
 
     name: str

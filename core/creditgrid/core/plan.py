@@ -1,9 +1,9 @@
 """The plan: a grid's cells as measure tasks, and the shared tasks they stand on, each once.
 
 Planning streams: a cell is named, looked up and handed on, so a plan of a million cells takes the memory of its keys
-and distinct stages. What has been computed before is ``done``; what another open sweep is computing is ``shared``; only what
-is ``new`` is put into calls. A stage is needed only while something missing stands on it, so a grid whose rows are all
-there runs nothing even if its checkpoints are gone.
+and distinct stages. What has been computed before is ``done``; what another open sweep is computing is ``shared``; only
+what is ``new`` is put into calls. A stage is needed only while something missing stands on it, so a grid whose rows are
+all there runs nothing even if its checkpoints are gone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -95,14 +95,14 @@ class Plan:
         self._open: dict[tuple[str, str], PlannedCall] = {}  # the call that still takes tasks of a group
         self.calls: list[PlannedCall] = []
 
-    def cells(self) -> Iterator[PlannedCell]:
-        """Every cell once.
+    def cells(self, only: Container[int] | None = None) -> Iterator[PlannedCell]:
+        """Every cell once, or those with an index in ``only``.
 
         Raises:
             SpecError: for cells whose values make no sense together.
         """
         seen: set[bytes] = set()
-        numbered = enumerate(self._grid.cells())
+        numbered = (item for item in enumerate(self._grid.cells()) if only is None or item[0] in only)
         while chunk := list(itertools.islice(numbered, LOOKUP_CHUNK)):
             named = [(index, params, *self._name(params)) for index, params in chunk]
             fresh = {a.key: a for _, _, _, ancestors in named for a in ancestors if a.key not in self._ancestors}

@@ -88,6 +88,10 @@ def _unfit(experiment: Experiment, found: Registry) -> str | None:
     decorators = experiment.params.__pydantic_decorators__
     if decorators.field_validators or decorators.validators or decorators.model_validators:
         return f"{experiment.params.__name__} has validators, which single values do not pass through: use conflicts()"
+    return _unfit_columns(experiment, found) or _unfit_kinds(experiment, found)
+
+
+def _unfit_columns(experiment: Experiment, found: Registry) -> str | None:
     fields = set(experiment.params.model_fields)
     for name in (*fields, *experiment.columns):
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
@@ -98,19 +102,23 @@ def _unfit(experiment: Experiment, found: Registry) -> str | None:
         return f"{', '.join(twice)} is both a parameter and a measured column"
     try:
         types = columns(experiment)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         return str(error)
     for other in found.experiments.values():  # one table holds the rows of all, and a column has one type
-        for name, kind in columns(other).items():
-            if types.get(name, kind) != kind:
-                return f"the column {name!r} is {types[name]} here and {kind} in {other.name}: use another name"
+        for name, column in columns(other).items():
+            if types.get(name, column) != column:
+                return f"the column {name!r} is {types[name]} here and {column} in {other.name}: use another name"
+    return None
+
+
+def _unfit_kinds(experiment: Experiment, found: Registry) -> str | None:
     kinds = (*experiment.kinds, experiment.measure)
     if len({kind.name for kind in kinds}) < len(kinds):
         return f"two of its task kinds have one name: {', '.join(sorted(kind.name for kind in kinds))}"
+    if experiment.measure.name in found.kinds:
+        return f"the task kind {experiment.measure.name!r} is taken: an experiment measures by a kind of its own"
     measures = {other.measure.name for other in found.experiments.values()}
     for kind in kinds:
-        if found.kinds.get(kind.name, kind) is not kind:
+        if kind.name in measures or found.kinds.get(kind.name, kind) is not kind:
             return f"another package has a task kind {kind.name!r}"
-        if kind.name in measures or (kind is experiment.measure and kind.name in found.kinds):
-            return f"the task kind {kind.name!r} measures one experiment alone"
     return None

@@ -73,8 +73,13 @@ def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> pa.Table
     unknown = {name for row in rows for name in row} - set(wanted.names)
     if unknown:
         raise ValueError(f"{experiment.name} yields columns it does not declare: {', '.join(sorted(unknown))}")
+    whole = [name for name, column in experiment.columns.items() if column.type == "int64"]
     try:
-        return pa.Table.from_pylist([finite(row, experiment.columns) for row in rows], schema=wanted)
+        shaped = [finite(row, experiment.columns) for row in rows]
+        for name in whole:  # Arrow would cut the fraction off
+            if any(isinstance(row.get(name), float) and not row[name].is_integer() for row in shaped):
+                raise ValueError(f"a row of {experiment.name} has a fraction in the whole-number column {name}")
+        return pa.Table.from_pylist(shaped, schema=wanted)
     except (pa.ArrowException, OverflowError) as error:
         raise ValueError(f"a row of {experiment.name} does not fit its columns: {error}") from error
 

@@ -12,9 +12,12 @@ the generators run on workers. Names are memoised: a grid of a million cells sta
 =============  ======================================================================================================
 """
 
+# ruff: noqa: PLC0415, ARG001
+# Imports stand where they are used, because plans name these tasks without torch; every run has one signature.
+
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from creditgrid.core.data import ImageData
     from creditgrid.core.estimators import EstimatorNet
+    from creditgrid.core.fitting import FitEpoch
     from creditgrid.core.network import ResidualMLP
 
 EXTRA_BATCHES = 8
@@ -45,7 +49,7 @@ def run_data(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Ite
 
 
 def run_probe(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """Draw the fixed batches: ``x_same``, ``x_held``, ``x_extra`` from the training stream, ``x_test`` in file order."""
+    """Draw the fixed batches: ``x_same``, ``x_held``, ``x_extra`` of the training stream, ``x_test`` in file order."""
     import torch
 
     from creditgrid.core.data import full_batches, normalise
@@ -142,9 +146,9 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         estimator = EstimatorNet(
             width, s_dim, width if which == "vec" else 1, generator=generator(options["seed"], f"fit/{which}/init")
         ).to(device)
-        fit = {"vec": fit_vec, "scalar_cb": fit_scalar_cb}[which]
+        fits: dict[str, Callable[..., Iterator[FitEpoch]]] = {"vec": fit_vec, "scalar_cb": fit_scalar_cb}
         loss = None
-        for state in fit(estimator, network, data, **options):
+        for state in fits[which](estimator, network, data, **options):
             loss = state.loss
             yield Progress(state.epoch, options["epochs"], f"epoch {state.epoch} of {options['epochs']}")
         yield Output(task.key, arrays=_arrays(estimator.state_dict()), info={"fit_loss": loss})

@@ -1,9 +1,9 @@
 """States of cells, tasks and sweeps: one enum, and the legal transitions in one place. Finished is final.
 
-``pending`` waits for other tasks · ``queued`` was handed to the runner · ``running`` a process works on it · ``succeeded``
-its result is durable · ``cached`` it was durable before the sweep came · ``failed`` · ``cancelled`` · ``skipped`` a task
-that it needs failed. A task that ended without a result may be asked for again, by ``retry`` or by another sweep: then a
-new life begins at ``pending``; nothing else leaves a finished state.
+``pending`` waits for other tasks · ``queued`` was handed to the runner · ``running`` a process works on it ·
+``succeeded`` its result is durable · ``cached`` it was durable before the sweep came · ``failed`` · ``cancelled`` ·
+``skipped`` a task that it needs failed. A task that ended without a result may be asked for again, by ``retry`` or by
+another sweep: then a new life begins at ``pending``; nothing else leaves a finished state.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one task made: tensors to keep as its artifact, or rows for the results table; ``info`` is kept beside it."""
+    """What one task made: tensors to keep as its artifact, or rows for the results table. ``info`` joins the tensors."""
 
     key: str
     arrays: Arrays | None = None
@@ -117,7 +117,7 @@ class TaskKind:
         group: tuple[str | int, ...] | None = None,
         source: Mapping[str, str] | None = None,
     ) -> Task:
-        """The task of this kind with these parameters; tasks with an equal ``group`` may share a call (default: none does)."""
+        """The task of this kind with these parameters; tasks with an equal ``group`` may share a call, no others."""
         keys = {role: parent.key for role, parent in (parents or {}).items()}
         key = digest(identity(self.name, self.version, params, keys))
         return Task(

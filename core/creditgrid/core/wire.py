@@ -88,6 +88,8 @@ class CellView(Wire):
     state: State
     params: dict[str, Any]
     parents: dict[str, str]
+    diverged: bool = Field(False, description="A measured number is not finite; it is stored as null.")
+    error: str | None = Field(None, description="Why there is no result, in one line.")
 
 
 class TaskView(Wire):

@@ -90,7 +90,7 @@ tasks = sa.Table(
     sa.Column("state", sa.String, nullable=False),
     sa.Column("call", sa.Integer, nullable=False, index=True),
     sa.Column("payload", sa.Text, nullable=False),  # JSON: version, params, parents, group, source
-    sa.Column("bytes", sa.Integer),
+    sa.Column("bytes", sa.BigInteger),
     sa.Column("diverged", sa.Boolean, nullable=False, default=False),
 )
 
@@ -155,7 +155,7 @@ class Ledger:
     def write(self) -> Iterator[sa.Connection]:
         """One transaction; everything in it happens or nothing does."""
         with self._writing, self._engine.connect() as connection:
-            connection = connection.execution_options(writes=True)
+            connection.execution_options(writes=True)  # sets them in place
             with connection.begin():
                 yield connection
 
@@ -225,6 +225,18 @@ def sweeps_of(connection: sa.Connection, call: int) -> list[str]:
     ).subquery()
     query = sa.select(sweeps.c.id).where(sweeps.c.id.in_(sa.select(needing.c.sweep)), sweeps.c.state.in_(OPEN))
     return list(connection.scalars(query.order_by(sweeps.c.seq)))
+
+
+def open_calls(connection: sa.Connection, sweep: str) -> Sequence[sa.Row[Any]]:
+    """The calls that a sweep waits for, whichever sweep they were made for."""
+    awaited = sa.union(
+        *(
+            sa.select(table.c.call).where(table.c.sweep == sweep, table.c.state == State.PENDING)
+            for table in (cells, stages)
+        )
+    ).subquery()
+    query = sa.select(calls).where(calls.c.id.in_(sa.select(awaited.c.call)), calls.c.state.in_(OPEN))
+    return connection.execute(query.order_by(calls.c.id)).all()
 
 
 def count_cells(connection: sa.Connection, sweep: str) -> dict[State, int]:

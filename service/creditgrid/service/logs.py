@@ -51,7 +51,7 @@ def configure(format_: Literal["auto", "json", "console"]) -> None:
 
 
 class RequestLog:
-    """ASGI middleware: names each request by an id (the client's own ``X-Request-ID`` if it has one) and logs its end."""
+    """ASGI middleware: names each request by an id (its own ``X-Request-ID`` if it has one) and logs its end."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -30,6 +30,8 @@ from creditgrid.core.errors import QueryError
 MAX_RESULT_BYTES = 256 * 2**20
 """A larger result is refused; the service holds it in memory while it answers."""
 BATCH_ROWS = 8192
+NO_MEMORY = 3
+"""Exit status when a request alone is more than the memory holds."""
 ACCEPTED = "one SELECT (also WITH, VALUES, FROM, DESCRIBE, SHOW, SUMMARIZE, PIVOT, EXPLAIN) over results, cells, sweeps"
 
 
@@ -51,6 +53,8 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             request: Request = pickle.load(requests)  # noqa: S301 - written by the service, which started this process
         except EOFError:
             return
+        except MemoryError:  # what is left of the request on the pipe cannot be made sense of
+            sys.exit(NO_MEMORY)
         signal.setitimer(signal.ITIMER_REAL, request.timeout_s)
         try:
             answer(request, replies)
@@ -209,6 +213,7 @@ def bound_memory(extra: int) -> None:
 def main() -> None:
     """Serve on stdin and stdout; the first argument is how many bytes may be used beyond the start."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which then closes our stdin
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm ends this process, whatever it is doing
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints does not get between the frames
     bound_memory(int(sys.argv[1]))

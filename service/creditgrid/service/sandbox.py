@@ -20,7 +20,7 @@ import pyarrow.dataset as pads
 
 from creditgrid.core.errors import QueryError
 from creditgrid.service.problems import BusyError
-from creditgrid.service.query_process import Request
+from creditgrid.service.query_process import NO_MEMORY, Request
 from creditgrid.service.settings import memory_bytes
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Sandbox:
         self._slots = threading.BoundedSemaphore(CONCURRENT)
         self._lock = threading.Lock()
         self._idle: list[subprocess.Popen[bytes]] = []
+        self._busy: list[subprocess.Popen[bytes]] = []
         self._closed = False
 
     def query(self, sql: str) -> pa.Table:
@@ -70,6 +71,8 @@ class Sandbox:
         """End the processes; queries that are running fail."""
         with self._lock:
             self._closed = True
+            for process in self._busy:
+                process.kill()  # whoever waits for it cleans up
             idle, self._idle = self._idle, []
         for process in idle:
             _end(process)
@@ -99,29 +102,34 @@ class Sandbox:
             raise
         except EOFError:
             _end(process)
-            self._give(self._start())  # so that the next query does not wait for its imports
+            self._replace(process)
             raise self._death(process.returncode, time.monotonic() - began) from None
         except BaseException:
             _end(process)
+            self._replace(process)
             raise
         self._give(process)
         return table
 
     def _death(self, status: int, seconds: float) -> QueryError:
+        if self._closed:
+            return QueryError("the service is stopping")
         if status == -signal.SIGALRM:
             return QueryError(f"the query took longer than {self._timeout_s:g} s and was stopped: select less")
-        if status in (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
+        if status in (NO_MEMORY, -signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
             return QueryError(f"the query needs more than {self._memory} of memory and was stopped: select less")
         return QueryError(f"the process that ran the query ended with status {status} after {seconds:.1f} s")
 
     def _take(self) -> subprocess.Popen[bytes]:
         with self._lock:
-            while self._idle:
-                process = self._idle.pop()
-                if process.poll() is None:
-                    return process
+            if self._closed:
+                raise QueryError("the service is stopping")
+            process = self._idle.pop() if self._idle else self._start()
+            if process.poll() is not None:  # it ended while nobody used it
                 _end(process)
-        return self._start()
+                process = self._start()
+            self._busy.append(process)
+            return process
 
     def _start(self) -> subprocess.Popen[bytes]:
         # The token and the database's password are none of its business.
@@ -136,10 +144,18 @@ class Sandbox:
 
     def _give(self, process: subprocess.Popen[bytes]) -> None:
         with self._lock:
+            self._busy.remove(process)
             if not self._closed:
                 self._idle.append(process)
                 return
         _end(process)
+
+    def _replace(self, process: subprocess.Popen[bytes]) -> None:
+        """Put a new process in the place of one that ended, so that the next query does not wait for its imports."""
+        with self._lock:
+            self._busy.remove(process)
+            if not self._closed:
+                self._idle.append(self._start())
 
 
 def _receive(replies: IO[bytes]) -> pa.Table:

@@ -17,6 +17,7 @@ import json
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,7 @@ from creditgrid.core.errors import ConflictError, NotFoundError
 from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.plan import Fate, Plan, PlannedTask
 from creditgrid.core.registry import registry
-from creditgrid.core.spec import Grid, SweepSpec
+from creditgrid.core.spec import SweepSpec
 from creditgrid.core.states import FINISHED, WITHOUT_RESULT, State
 from creditgrid.core.task import Resources, Task
 from creditgrid.core.wire import TERMINAL_EVENT, Activity
@@ -59,7 +60,6 @@ class _Flight:
     """A call in flight: what is in memory of it."""
 
     call: Call
-    sweep: str
     retries: int
     backoff_s: float
     activity: Activity
@@ -80,12 +80,12 @@ class Scheduler:
 
     def __init__(self, ledger: Ledger, planner: Planner, results: Results, runner: Runner) -> None:
         self._ledger, self._planner, self._results, self._runner = ledger, planner, results, runner
-        self._flights: dict[int, _Flight] = {}
+        self._flights: dict[int, _Flight] = {}  # changed within a ledger transaction only: cancel may come meanwhile
         self._batch = _Batch()
         self._prepared: tuple[int, list[tuple[Finished, pa.Table]]] | None = None  # a batch whose commit has begun
         self._committed = 0.0
         self._trouble: str | None = None
-        self._to_cancel: list[int] = []
+        self._to_cancel: deque[int] = deque()
         # Planning and writing a sweep is one step: two sweeps that share tasks cannot both think they are the first.
         self._submitting = threading.Lock()
         self._wake = threading.Event()
@@ -104,7 +104,7 @@ class Scheduler:
         self._thread.start()
 
     def stop(self, grace_s: float) -> None:
-        """Submit nothing more, give calls in flight ``grace_s`` seconds to end, then stop; the rest runs after a restart."""
+        """Submit nothing more, give calls in flight ``grace_s`` seconds to end, and stop; a restart runs the rest."""
         self._deadline = time.monotonic() + grace_s
         self._stopping.set()
         self._wake.set()
@@ -122,16 +122,13 @@ class Scheduler:
         """What the runner has."""
         return self._runner.capacity()
 
-    def activities(self, sweep: str) -> list[tuple[Activity, float]]:
-        """The calls of a sweep that are running, with the seconds they have been at it."""
+    def activities(self) -> dict[int, tuple[Activity, float]]:
+        """The calls that are running, by id, with the seconds they have been at it."""
         now = time.monotonic()
-        return [
-            (flight.activity, now - flight.began)
-            for flight in list(self._flights.values())
-            if flight.sweep == sweep and flight.began is not None
-        ]
+        flights = list(self._flights.items())
+        return {call: (flight.activity, now - flight.began) for call, flight in flights if flight.began is not None}
 
-    # -- what users ask for ------------------------------------------------------------------------------------------
+    # -- what users ask for ----------------------------------------------------------------------------------------
 
     def submit(self, document: Any, idempotency: tuple[str, str] | None = None) -> tuple[str, bool]:
         """Validate, plan and write a sweep; returns its id and whether it is new.
@@ -147,7 +144,7 @@ class Scheduler:
         with self._submitting:
             if idempotency is not None and (earlier := self._replayed(*idempotency)) is not None:
                 return earlier, False
-            spec, grid, plan = self._planner.prepare(document)
+            spec, _, plan = self._planner.prepare(document)
             sweep = f"s{int(time.time()):08x}{secrets.token_hex(4)}"
             with self._ledger.write() as connection:
                 seq = connection.execute(
@@ -166,7 +163,7 @@ class Scheduler:
                     connection.execute(
                         db.idempotency.insert().values(key=idempotency[0], body=idempotency[1], sweep=sweep)
                     )
-                total = _Writer(connection, sweep, int(seq), spec, grid).write(plan)
+                total = _Writer(connection, sweep, int(seq), spec).write(plan)
                 connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(cells=total))
                 self._tell(connection, sweep, "sweep.created", f"{spec.name}: {total:,} cells of {spec.experiment}")
                 self._finish_if_through(connection, sweep)
@@ -210,18 +207,18 @@ class Scheduler:
                 raise ConflictError(f"sweep {sweep} is {state}: cancel it or let it end before a retry")
             if not redo:
                 raise ConflictError(f"every cell of sweep {sweep} has its result: there is nothing to retry")
-            spec, grid, plan = self._planner.prepare(json.loads(row.spec))
+            spec, _, plan = self._planner.prepare(json.loads(row.spec))
             with self._ledger.write() as connection:
                 connection.execute(
                     db.sweeps.update().where(db.sweeps.c.id == sweep).values(state=State.PENDING, finished_at=None)
                 )
-                _Writer(connection, sweep, row.seq, spec, grid, redo).write(plan)
+                _Writer(connection, sweep, row.seq, spec, redo=redo).write(plan)
                 self._tell(connection, sweep, "sweep.retried", f"{len(redo):,} cells begin anew")
                 self._finish_if_through(connection, sweep)
         self._wake.set()
         return len(redo)
 
-    # -- recovery ------------------------------------------------------------------------------------------------------
+    # -- recovery --------------------------------------------------------------------------------------------------
 
     def recover(self) -> None:
         """Bring the ledger to a state from which everything open runs: see the module's text on batches."""
@@ -238,14 +235,16 @@ class Scheduler:
             if flying:
                 log.info("recovered", calls=len(flying))
 
-    # -- the loop --------------------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set() or (self._flights and time.monotonic() < self._deadline):
                 self._step()
-            if self._batch.messages or self._prepared:
-                self._commit()  # what is through is kept; what is in flight runs again after a restart
+            while self._batch.messages or self._prepared:  # what is through is kept; what is in flight runs again
+                self._commit()
+                if self._trouble is not None:
+                    break
         except Exception as error:  # the thread is about to end: say so where /readyz and a person will look
             self._died = f"{type(error).__name__}: {error}"
             log.exception("scheduler ended")
@@ -259,8 +258,8 @@ class Scheduler:
         messages = self._runner.poll(POLL_S if self._flights else 0.0)
         for message in messages:
             self._handle(message)
-        for call in self._take_cancelled():
-            self._runner.cancel(call)
+        while self._to_cancel:
+            self._runner.cancel(self._to_cancel.popleft())
         if self._commit_is_due():
             self._commit()
 
@@ -271,26 +270,33 @@ class Scheduler:
         soon = since >= COMMIT_EVERY_S or self._batch.rows >= ROWS_KEPT or (not self._flights and since >= 0)
         return bool(self._batch.messages) and soon
 
-    def _take_cancelled(self) -> list[int]:
-        taken, self._to_cancel = self._to_cancel, []
-        return taken
-
     def _submit_ready(self) -> int:
         room = WINDOW - len(self._flights)
-        if room <= 0:
+        if room <= 0 or self._batch.rows >= ROWS_KEPT:  # while the table cannot be written rows do not pile up
             return 0
         with self._ledger.read() as connection:
             ready = db.ready_calls(connection, time.time(), room)
         for row in ready:
             with self._ledger.write() as connection:
                 flight = self._board(connection, row)
+                if flight is not None:
+                    self._flights[row.id] = flight
             if flight is not None:
-                self._flights[row.id] = flight
                 self._runner.submit(flight.call)
         return len(ready)
 
     def _board(self, connection: sa.Connection, row: sa.Row[Any]) -> _Flight | None:
-        """The call as the runner takes it, without the tasks that lost a parent; None if none is left."""
+        """The call as the runner takes it, without the tasks that lost a parent; None if none is left or wanted."""
+        if not db.sweeps_of(connection, row.id):
+            if db.move_call(connection, row.id, State.CANCELLED):
+                db.settle_tasks(connection, row.id, State.CANCELLED)
+            return None
+        kind = registry().kinds.get(row.kind)
+        if kind is None:
+            text = f"this service knows no task kind {row.kind!r}: is its package installed?"
+            if db.move_call(connection, row.id, State.FAILED, error=text):
+                self._settle(connection, row.id, State.FAILED, "call.failed", text)
+            return None
         tasks = [
             load_task(found.key, found.kind, found.payload)
             for found in connection.execute(
@@ -319,20 +325,19 @@ class Scheduler:
             return None
         if not db.move_call(connection, row.id, State.QUEUED):
             return None  # cancelled since it was read
-        sweep = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == row.sweep)).one()
-        spec = SweepSpec.model_validate(json.loads(sweep.spec))
-        default = registry().kinds[row.kind].resources
+        owner = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == row.sweep)).one()
+        spec = SweepSpec.model_validate(json.loads(owner.spec))
         asked = spec.resources.get(row.kind)
         resources = Resources(
-            default.cpu if asked is None or asked.cpu is None else asked.cpu,
-            default.gpu if asked is None or asked.gpu is None else asked.gpu,
+            kind.resources.cpu if asked is None or asked.cpu is None else asked.cpu,
+            kind.resources.gpu if asked is None or asked.gpu is None else asked.gpu,
         )
         inputs = sorted({key for task in tasks for key in task.parents.values()})
         call = Call(row.id, row.kind, tasks, inputs, resources, row.attempt, {"sweep": row.sweep})
         activity = Activity(call=row.id, kind=row.kind, tasks=len(tasks))
-        return _Flight(call, row.sweep, spec.retry.max, spec.retry.backoff_s, activity)
+        return _Flight(call, spec.retry.max, spec.retry.backoff_s, activity)
 
-    # -- what comes back -----------------------------------------------------------------------------------------------
+    # -- what comes back -------------------------------------------------------------------------------------------
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, Lost):
@@ -349,30 +354,32 @@ class Scheduler:
             flight.began = time.monotonic()
             with self._ledger.write() as connection:
                 db.move_call(connection, message.call, State.RUNNING, host=message.host)
-                connection.execute(
-                    db.sweeps.update()
-                    .where(db.sweeps.c.id == flight.sweep, db.sweeps.c.state == State.PENDING)
-                    .values(state=State.RUNNING)
-                )
                 text = f"{_count(flight.call)} started on {message.host}, {message.device}"
-                self._tell(connection, flight.sweep, "call.started", text, call=message.call)
+                for sweep in db.sweeps_of(connection, message.call):
+                    connection.execute(
+                        db.sweeps.update()
+                        .where(db.sweeps.c.id == sweep, db.sweeps.c.state == State.PENDING)
+                        .values(state=State.RUNNING)
+                    )
+                    self._tell(connection, sweep, "call.started", text, call=message.call)
         elif isinstance(message, Finished):
-            self._finished(flight, message)
+            self._finished(message)
         else:
-            self._failed(flight, message)
+            with self._ledger.write() as connection:
+                if self._flights.pop(message.call, None) is not None:
+                    self._failed(connection, flight, message)
 
-    def _finished(self, flight: _Flight, message: Finished) -> None:
-        if message.rows is not None:
-            table = pa.ipc.open_stream(message.rows).read_all()
-            self._batch.messages.append(message)
-            self._batch.tables.append(table)
-            self._batch.rows += table.num_rows
-            flight.activity = flight.activity.model_copy(update={"note": "rows wait for their commit"})
-            del self._flights[message.call]
-            return
-        del self._flights[message.call]
+    def _finished(self, message: Finished) -> None:
         with self._ledger.write() as connection:
-            self._succeeded(connection, message)
+            if self._flights.pop(message.call, None) is None:
+                return  # cancelled since
+            if message.rows is None:
+                self._succeeded(connection, message)
+                return
+        table = pa.ipc.open_stream(message.rows).read_all()
+        self._batch.messages.append(message)
+        self._batch.tables.append(table)
+        self._batch.rows += table.num_rows
 
     def _succeeded(self, connection: sa.Connection, message: Finished) -> None:
         if not db.move_call(
@@ -389,47 +396,37 @@ class Scheduler:
             text += f"; {len(message.diverged):,} with numbers that are not finite"
         self._settle(connection, message.call, State.SUCCEEDED, "call.finished", text)
 
-    def _failed(self, flight: _Flight, message: Failed) -> None:
-        del self._flights[message.call]
+    def _failed(self, connection: sa.Connection, flight: _Flight, message: Failed) -> None:
+        """Try again after a pause that doubles if the machine was to blame and attempts are left; else end the call."""
         call = flight.call
         error, trace = message.error[:TEXT_KEPT], message.traceback[-TEXT_KEPT:]
-        with self._ledger.write() as connection:
-            db.settle_tasks(connection, call.id, State.SUCCEEDED, message.stored)
-            if message.transient and call.attempt <= flight.retries:
-                pause = flight.backoff_s * 2 ** (call.attempt - 1)
-                moved = db.move_call(
-                    connection,
-                    call.id,
-                    State.PENDING,
-                    attempt=call.attempt + 1,
-                    not_before=time.time() + pause,
-                    error=error,
-                    traceback=trace,
-                )
-                if moved:
-                    text = f"{_count(call)} failed ({error.splitlines()[0]}); attempt {call.attempt + 1} in {pause:g} s"
-                    for sweep in db.sweeps_of(connection, call.id):
-                        self._tell(connection, sweep, "call.retried", text, call=call.id, attempt=call.attempt + 1)
-                return
-            if not db.move_call(
-                connection, call.id, State.FAILED, error=error, traceback=trace, host=message.host or ""
-            ):
-                return
-            first = error.splitlines()[0] if error else "failed"
+        first = error.strip().splitlines()[0] if error.strip() else "failed"
+        db.settle_tasks(connection, call.id, State.SUCCEEDED, message.stored)
+        if message.transient and call.attempt <= flight.retries:
+            pause = flight.backoff_s * 2 ** (call.attempt - 1)
+            again = {"attempt": call.attempt + 1, "not_before": time.time() + pause, "error": error, "traceback": trace}
+            if db.move_call(connection, call.id, State.PENDING, **again):
+                text = f"{_count(call)} failed ({first}); attempt {call.attempt + 1} in {pause:g} s"
+                for sweep in db.sweeps_of(connection, call.id):
+                    self._tell(connection, sweep, "call.retried", text, call=call.id, attempt=call.attempt + 1)
+        elif db.move_call(connection, call.id, State.FAILED, error=error, traceback=trace, host=message.host or ""):
             log.warning("call failed", call=call.id, kind=call.kind, error=first)
             self._settle(connection, call.id, State.FAILED, "call.failed", f"{_count(call)} failed: {first}")
 
     def _lost(self, reason: str) -> None:
         """Everything in flight goes back to pending; an attempt is counted only against calls that were running."""
-        log.warning("runner lost", reason=reason, calls=len(self._flights))
-        flights, self._flights = self._flights, {}
         with self._ledger.write() as connection:
-            for flight in flights.values():
-                db.move_call(connection, flight.call.id, State.PENDING)
-            for sweep in {flight.sweep for flight in flights.values()}:
+            flights, self._flights = self._flights, {}
+            log.warning("runner lost", reason=reason, calls=len(flights))
+            for sweep in {sweep for call in flights for sweep in db.sweeps_of(connection, call)}:
                 self._tell(connection, sweep, "runner.lost", f"{reason}; what was in flight runs again")
+            for flight in flights.values():
+                if flight.began is None:
+                    db.move_call(connection, flight.call.id, State.PENDING)
+                else:  # one that brings the cluster down whenever it runs must come to an end
+                    self._failed(connection, flight, Failed(flight.call.id, reason, "", transient=True))
 
-    # -- commits ---------------------------------------------------------------------------------------------------------
+    # -- commits ---------------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
         """Commit the batch; when the table cannot be written, keep it and try again with the same number."""
@@ -470,7 +467,7 @@ class Scheduler:
                     wanted.append((message, table))
         return number, wanted
 
-    # -- ends ------------------------------------------------------------------------------------------------------------
+    # -- ends ------------------------------------------------------------------------------------------------------
 
     def _settle(
         self, connection: sa.Connection, call: int, to: State, event: str | None = None, text: str = ""
@@ -503,14 +500,7 @@ class Scheduler:
 
     def _end_early(self, connection: sa.Connection, sweep: str, to: State, why: str) -> None:
         """End a sweep now. Its open cells are cancelled, and with them the calls that no other open sweep needs."""
-        opened = set(
-            connection.scalars(
-                sa.union(
-                    sa.select(db.cells.c.call).where(db.cells.c.sweep == sweep, db.cells.c.state == State.PENDING),
-                    sa.select(db.stages.c.call).where(db.stages.c.sweep == sweep, db.stages.c.state == State.PENDING),
-                )
-            )
-        )
+        opened = db.open_calls(connection, sweep)
         for table in (db.cells, db.stages):
             connection.execute(
                 table.update()
@@ -519,12 +509,13 @@ class Scheduler:
             )
         connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(state=to, finished_at=time.time()))
         for call in opened:
-            if call is None or db.sweeps_of(connection, call):
+            # Rows that are on their way into the table will be there: their call succeeds, and is not computed twice.
+            if call.batch is not None or db.sweeps_of(connection, call.id):
                 continue
-            if db.move_call(connection, call, State.CANCELLED):
-                db.settle_tasks(connection, call, State.CANCELLED)
-                self._flights.pop(call, None)
-                self._to_cancel.append(call)
+            if db.move_call(connection, call.id, State.CANCELLED):
+                db.settle_tasks(connection, call.id, State.CANCELLED)
+                self._flights.pop(call.id, None)
+                self._to_cancel.append(call.id)
         self._tell(connection, sweep, TERMINAL_EVENT, f"{to}: {why}", state=to, **self._counts(connection, sweep))
 
     def _finish_if_through(self, connection: sa.Connection, sweep: str) -> None:
@@ -548,7 +539,7 @@ class Scheduler:
         self._tell(connection, sweep, TERMINAL_EVENT, f"{end}: {shown}", state=end, **self._counts(connection, sweep))
         log.info("sweep ended", sweep=sweep, state=str(end), **{str(state): n for state, n in counts.items()})
 
-    # -- small things ----------------------------------------------------------------------------------------------------
+    # -- small things ----------------------------------------------------------------------------------------------
 
     def _tell(self, connection: sa.Connection, sweep: str, event: str, message: str, **data: Any) -> None:
         db.add_event(connection, sweep, event, canonical_json({"message": message, **_plain(data)}))
@@ -581,27 +572,25 @@ class _Writer:
         sweep: str,
         seq: int,
         spec: SweepSpec,
-        grid: Grid,
+        *,
         redo: set[int] | None = None,
     ) -> None:
-        self._connection, self._sweep, self._seq, self._spec, self._grid = connection, sweep, seq, spec, grid
+        self._connection, self._sweep, self._seq, self._spec = connection, sweep, seq, spec
         self._redo = redo
         self._ids: dict[int, int] = {}  # the plan's number of a call → the ledger's
 
     def write(self, plan: Plan) -> int:
-        """Returns the number of cells. With ``redo`` only those cells are written, and they exist already."""
+        """Returns the number of cells written. With ``redo`` only those are, and they exist already."""
         total = 0
         pending: list[tuple[int, PlannedTask]] = []
-        for cell in plan.cells():
+        for cell in plan.cells(self._redo):
             total += 1
-            if self._redo is not None and cell.index not in self._redo:
-                continue
             pending.append((cell.index, cell.planned))
             if len(pending) >= 1000:
-                self._write_cells(plan, pending)
+                self._write_cells(pending)
                 pending = []
-        self._write_cells(plan, pending)
-        self._write_stages(plan, plan.stages())
+        self._write_cells(pending)
+        self._write_stages(plan.stages())
         rows = [{"call": self._ids[call.number], "key": key} for call in plan.calls for key in sorted(call.waits_for)]
         if rows:
             self._connection.execute(db.waits.insert(), rows)
@@ -611,10 +600,10 @@ class _Writer:
             )
         return total
 
-    def _write_cells(self, plan: Plan, pending: Sequence[tuple[int, PlannedTask]]) -> None:
+    def _write_cells(self, pending: Sequence[tuple[int, PlannedTask]]) -> None:
         if not pending:
             return
-        calls = self._tasks(plan, [planned for _, planned in pending])
+        calls = self._tasks([planned for _, planned in pending])
         rows = [
             {
                 "sweep": self._sweep,
@@ -630,14 +619,16 @@ class _Writer:
             self._connection.execute(query, [{"redone": index} for index, _ in pending])
         self._connection.execute(db.cells.insert(), rows)
 
-    def _write_stages(self, plan: Plan, stages: Sequence[PlannedTask]) -> None:
+    def _write_stages(self, stages: Sequence[PlannedTask]) -> None:
         needed = [planned for planned in stages if planned.fate is not Fate.UNNEEDED]
         if not needed:
             return
-        calls = self._tasks(plan, needed)
+        calls = self._tasks(needed)
         self._remember([planned.task for planned in needed if planned.fate is Fate.CACHED])
         if self._redo is not None:
-            self._connection.execute(db.stages.delete().where(db.stages.c.sweep == self._sweep))
+            for piece in db.chunks(planned.task.key for planned in needed):
+                again = db.stages.delete().where(db.stages.c.sweep == self._sweep, db.stages.c.key.in_(piece))
+                self._connection.execute(again)
         rows = [
             {
                 "sweep": self._sweep,
@@ -649,10 +640,10 @@ class _Writer:
         ]
         self._connection.execute(db.stages.insert(), rows)
 
-    def _tasks(self, plan: Plan, planned: Sequence[PlannedTask]) -> Mapping[str, int]:
+    def _tasks(self, planned: Sequence[PlannedTask]) -> Mapping[str, int]:
         """Write the new tasks and return the call that each open task is part of."""
         new = [item for item in planned if item.fate is Fate.NEW]
-        calls = {item.task.key: self._call(plan, item) for item in new}
+        calls = {item.task.key: self._call(item) for item in new}
         for piece in db.chunks(item.task.key for item in new):
             self._connection.execute(db.tasks.delete().where(db.tasks.c.key.in_(piece)))
         if new:
@@ -664,7 +655,12 @@ class _Writer:
             found = self._connection.execute(
                 sa.select(db.tasks.c.key, db.tasks.c.call).where(db.tasks.c.key.in_(piece))
             )
-            calls.update({key: call for key, call in found})
+            calls.update(found.tuples().all())
+        if shared := {calls[item.task.key] for item in planned if item.fate is Fate.SHARED}:
+            # The more urgent of the sweeps that need a call decides when it runs.
+            urgent = db.calls.update().where(db.calls.c.id == sa.bindparam("shared"))
+            urgent = urgent.where(db.calls.c.priority < self._spec.priority).values(priority=self._spec.priority)
+            self._connection.execute(urgent, [{"shared": call} for call in shared])
         return calls
 
     def _remember(self, cached: Sequence[Task]) -> None:
@@ -678,7 +674,7 @@ class _Writer:
             if rows:
                 self._connection.execute(db.tasks.insert(), rows)
 
-    def _call(self, plan: Plan, item: PlannedTask) -> int:
+    def _call(self, item: PlannedTask) -> int:
         assert item.call is not None
         if item.call not in self._ids:
             row = self._connection.execute(

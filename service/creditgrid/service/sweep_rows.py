@@ -45,8 +45,9 @@ def sweep_rows(results: Results, views: Views, sweep: str) -> pa.RecordBatchRead
 
 def _batches(sql: str, experiment: str, tables: dict[str, object], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with tempfile.TemporaryDirectory(prefix="creditgrid-") as spill:
-        settings = {"memory_limit": MEMORY, "threads": 2, "temp_directory": spill, "TimeZone": "UTC"}
+        settings = {"memory_limit": MEMORY, "threads": 2, "temp_directory": spill}
         with duckdb.connect(":memory:", config=settings) as connection:
+            connection.execute("SET TimeZone = 'UTC'")  # an option only once the connection has its extensions
             for name, table in tables.items():
                 connection.register(name, table)
             for batch in connection.sql(sql, params=[experiment]).to_arrow_reader(BATCH_ROWS):

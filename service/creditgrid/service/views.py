@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,7 +66,14 @@ class Views:
         """Cells with an index above ``after``, in order; and what to ask for next."""
         shown = _open_state(db.cells)
         query = (
-            sa.select(db.cells.c.idx, db.cells.c.key, shown.label("state"), db.tasks.c.payload)
+            sa.select(
+                db.cells.c.idx,
+                db.cells.c.key,
+                shown.label("state"),
+                db.tasks.c.payload,
+                db.tasks.c.diverged,
+                db.calls.c.error,
+            )
             .select_from(
                 db.cells.join(db.tasks, db.tasks.c.key == db.cells.c.key).outerjoin(
                     db.calls, db.calls.c.id == db.cells.c.call
@@ -86,7 +93,15 @@ class Views:
             payload = json.loads(row.payload)
             params = {**payload["source"], **payload["params"]}
             views.append(
-                CellView(index=row.idx, key=row.key, state=State(row.state), params=params, parents=payload["parents"])
+                CellView(
+                    index=row.idx,
+                    key=row.key,
+                    state=State(row.state),
+                    params=params,
+                    parents=payload["parents"],
+                    diverged=row.diverged,
+                    error=_why(State(row.state), row.error),
+                )
             )
         return views, rows[limit - 1].idx if len(rows) > limit else None
 
@@ -263,7 +278,8 @@ class Views:
         for kind, state, n in connection.execute(query):
             stages[kind][State(state)] = stages[kind].get(State(state), 0) + n
         state = State(row.state)
-        activities = [] if state.finished else self._scheduler.activities(row.id)
+        opened = [] if state.finished else db.open_calls(connection, row.id)
+        running = self._scheduler.activities() if opened else {}
         conditions = []
         if not state.finished and (problem := self._scheduler.problem()) is not None:
             conditions.append(Condition(type="degraded", message=problem))
@@ -278,13 +294,18 @@ class Views:
             tasks=dict(stages),
             created_at=_time(row.created_at),
             finished_at=None if row.finished_at is None else _time(row.finished_at),
-            eta_s=0.0 if state.finished else self._eta(connection, row.id, activities),
+            eta_s=0.0 if state.finished else self._eta(connection, opened, running),
             conditions=conditions,
-            active=[activity for activity, _ in activities],
+            active=[running[call.id][0] for call in opened if call.id in running],
             spec=json.loads(row.spec) if spec else None,
         )
 
-    def _eta(self, connection: sa.Connection, sweep: str, activities: Sequence[tuple[Activity, float]]) -> float | None:
+    def _eta(
+        self,
+        connection: sa.Connection,
+        opened: Sequence[sa.Row[Any]],
+        running: Mapping[int, tuple[Activity, float]],
+    ) -> float | None:
         """Seconds left: what open calls take by the mean of their kind or by their own progress, over the cores."""
         c = db.calls.c
         means: dict[str, float] = {
@@ -295,16 +316,13 @@ class Views:
                 .group_by(c.kind)
             )
         }
-        running = {activity.call: (activity, at) for activity, at in activities}
         total = 0.0
-        for call, kind, size in connection.execute(
-            sa.select(c.id, c.kind, c.size).where(c.sweep == sweep, c.state.in_(OPEN))
-        ):
-            activity, at = running.get(call, (None, 0.0))
+        for call in opened:
+            activity, at = running.get(call.id, (None, 0.0))
             if activity is not None and activity.done:
                 total += at * (activity.total - activity.done) / activity.done
-            elif kind in means:
-                total += max(0.0, means[kind] * size - at)
+            elif call.kind in means:
+                total += max(0.0, means[call.kind] * call.size - at)
             else:
                 return None
         return total / max(1.0, self._scheduler.capacity().cpu)
@@ -324,6 +342,12 @@ def _open_state(table: sa.Table) -> sa.ColumnElement[str]:
         (db.calls.c.state.is_(None), State.PENDING.value),
         else_=State.RUNNING.value,  # the call is through and its rows are on their way into the table
     )
+
+
+def _why(state: State, error: str | None) -> str | None:
+    if state is State.FAILED:
+        return (error or "failed").splitlines()[0]
+    return "a task that it needs has no result" if state is State.SKIPPED else None
 
 
 def _measures() -> set[str]:

@@ -8,6 +8,7 @@ rename wins and the other copy is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -55,31 +57,41 @@ class ArtifactStore:
 
         Raises:
             ArtifactError: naming the path, when it cannot be written (disk full, no permission).
+            ValueError, TypeError: when payload or provenance is no JSON; nothing is written.
         """
         place = self.path(key)
         data = save({name: _contiguous(array) for name, array in arrays.items()})
         if self.has(key):
             return len(data)
-        record = {
-            "key": key,
-            "payload": dict(payload),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "bytes": len(data),
-            "tensors": {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()},
-            "provenance": dict(provenance),
-        }
+        text = json.dumps(
+            {
+                "key": key,
+                "payload": dict(payload),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "bytes": len(data),
+                "tensors": {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()},
+                "provenance": dict(provenance),
+            },
+            indent=1,
+            sort_keys=True,
+            allow_nan=False,
+        )
         temporary = place.with_name(f"{TEMPORARY}{key}-{uuid.uuid4().hex}")
         try:
             temporary.mkdir(parents=True)
             _write(temporary / TENSORS, data)
-            _write(temporary / RECORD, json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode())
+            _write(temporary / RECORD, text.encode())
             _sync(temporary)
             try:
                 temporary.rename(place)
             except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not self.has(key):
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-                shutil.rmtree(temporary)
+                if self.has(key):
+                    shutil.rmtree(temporary)
+                else:  # someone took away a part of what stood there: the rest makes room
+                    self._set_aside(key)
+                    temporary.rename(place)
             _sync(place.parent)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -91,13 +103,21 @@ class ArtifactStore:
 
         Raises:
             ArtifactMissing: when there is no such artifact.
+            ArtifactCorrupt: when it is no record of that artifact.
+            ArtifactError: when it cannot be read, as all below.
         """
+        path = self.path(key) / RECORD
         try:
-            text = (self.path(key) / RECORD).read_text()
+            found = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise ArtifactMissing(f"there is no artifact {key[:12]}… in the store") from None
-        record: dict[str, Any] = json.loads(text)
-        return record
+        except OSError as error:
+            raise ArtifactError(f"the artifact {key[:12]} cannot be read: {error}") from error
+        except ValueError as error:  # no JSON, or no text
+            raise ArtifactCorrupt(f"{path} is not what was written: {error}") from error
+        if not isinstance(found, dict) or found.get("key") != key or not isinstance(found.get("sha256"), str):
+            raise ArtifactCorrupt(f"{path} is not the record of {key[:12]}…")
+        return found
 
     def read(self, key: str) -> bytes:
         """The safetensors bytes, checked against the recorded checksum.
@@ -112,25 +132,33 @@ class ArtifactStore:
             data = path.read_bytes()
         except FileNotFoundError:
             raise ArtifactCorrupt(f"{path} is gone while its record stands") from None
+        except OSError as error:
+            raise ArtifactError(f"the artifact {key[:12]} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             raise ArtifactCorrupt(f"{path} is not what was written: its SHA-256 differs from the record's")
         return data
 
     def load(self, key: str) -> Arrays:
-        """The tensors as NumPy arrays; raises as ``read`` does."""
-        data = self.read(key)
+        """The tensors as NumPy arrays; raises as ``read`` does.
+
+        A corrupt artifact is moved out of its place, below ``corrupt``, so that whoever asks again computes it anew.
+        """
         try:
-            arrays: Arrays = load(data)
-        except SafetensorError as error:
-            raise ArtifactCorrupt(f"{self.path(key) / TENSORS} is no safetensors file: {error}") from error
+            data = self.read(key)
+            try:
+                arrays: Arrays = load(data)
+            except SafetensorError as error:
+                raise ArtifactCorrupt(f"{self.path(key) / TENSORS} is no safetensors file: {error}") from error
+        except ArtifactCorrupt as error:
+            aside = self._set_aside(key)
+            raise ArtifactCorrupt(f"{error}; it was moved to {aside}: retry the sweep to compute it anew") from error
         return arrays
 
-    def set_aside(self, key: str) -> Path:
-        """Move a corrupt artifact out of its place, so that it is computed again, and return where it went."""
-        place = self.path(key)
+    def _set_aside(self, key: str) -> Path:
         aside = self.root / "corrupt" / f"{key}-{uuid.uuid4().hex[:8]}"
         aside.parent.mkdir(parents=True, exist_ok=True)
-        place.rename(aside)
+        with contextlib.suppress(FileNotFoundError):  # another reader was faster
+            self.path(key).rename(aside)
         return aside
 
     def keys(self) -> Iterator[str]:
@@ -142,8 +170,6 @@ class ArtifactStore:
 
 
 def _contiguous(array: Any) -> Any:
-    import numpy as np
-
     return np.ascontiguousarray(array) if array.ndim else array
 
 

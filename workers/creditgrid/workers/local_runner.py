@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from creditgrid.core.errors import ArtifactCorrupt, ArtifactError
+from creditgrid.core.errors import ArtifactError
 from creditgrid.core.task import Arrays
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Call, Capacity, Failed, Message
-from creditgrid.workers.tasks import execute
+from creditgrid.workers.tasks import execute, transient
 
 KEPT_BYTES = 2**30
 """Artifacts kept in memory between calls, least recently used dropped first."""
@@ -76,10 +77,10 @@ class LocalRunner:
                 self._messages.put(item)
                 if isinstance(item, Failed):
                     return
-        except ArtifactError as error:
-            if isinstance(error, ArtifactCorrupt):
-                error.add_note("it was set aside; submit the sweep again to compute it anew")
-            self._messages.put(Failed(call.id, str(error), "", transient=False))
+        except (OSError, ArtifactError) as error:  # an input cannot be read
+            self._messages.put(Failed(call.id, str(error), "", transient(error)))
+        except SystemExit as error:  # the task ended its thread, as it would have ended a worker process
+            self._messages.put(Failed(call.id, f"the task exited: {error}", traceback.format_exc(), transient=True))
         finally:
             with self._lock:
                 self._active.discard(call.id)

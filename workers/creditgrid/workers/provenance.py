@@ -13,7 +13,7 @@ from typing import Any
 
 @lru_cache(1)
 def software() -> dict[str, Any]:
-    """``torch`` and ``version`` (of CreditGrid), and the source's ``commit`` and ``dirty`` flag where it is a git checkout."""
+    """``torch`` and ``version`` (of CreditGrid), and ``commit`` and ``dirty`` of a source that is a git checkout."""
     commit = _git("rev-parse", "HEAD")
     return {
         "torch": _version("torch"),
@@ -32,7 +32,7 @@ def host() -> str:
 def device_name(device: Any) -> str:
     """A device as a person would name it: ``cpu (x86_64)`` or ``cuda (NVIDIA H100)``."""
     if device.type == "cuda":
-        import torch
+        import torch  # noqa: PLC0415
 
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()})"
@@ -47,23 +47,16 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """The answer of git about the checkout that this file is part of; None where it is installed without one."""
-    here = Path(__file__).resolve().parent
+    file = Path(__file__).resolve()
     try:
-        tracked = subprocess.run(
-            ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name],  # noqa: S607
-            capture_output=True,
-            timeout=10,
-            check=False,
-        )
-        if tracked.returncode != 0:  # site-packages inside some other project's checkout says nothing about us
-            return None
-        answer = subprocess.run(
-            ["git", "-C", str(here), *arguments],
-            capture_output=True,
-            timeout=10,
-            check=True,
-            text=True,
-        )
+        # site-packages inside some other project's checkout says nothing about us
+        _ask_git(file.parent, "ls-files", "--error-unmatch", file.name)
+        return _ask_git(file.parent, *arguments)
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _ask_git(where: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(where), *arguments]
+    answer = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)  # noqa: S603
     return answer.stdout.strip()

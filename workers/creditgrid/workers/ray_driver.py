@@ -9,6 +9,9 @@ A call is a streaming generator: progress comes live, each artifact is a return 
 worker process), and the last item says how the call ended. Ray's own retries are off: the scheduler counts attempts.
 """
 
+# ruff: noqa: PLC0415
+# torch and what imports it stand where workers use them: the driver computes nothing.
+
 from __future__ import annotations
 
 import contextlib
@@ -29,6 +32,7 @@ import ray
 import ray.exceptions
 
 from creditgrid.core.errors import ArtifactError
+from creditgrid.core.task import Resources
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Call, Capacity, Failed, Finished
 
@@ -39,7 +43,7 @@ CANCEL_GRACE_S = 3.0
 """A call that has not heeded its cancellation by then loses its worker."""
 
 
-@ray.remote(num_returns="streaming", max_retries=0, max_calls=0)
+@ray.remote(num_returns="streaming", max_retries=0, max_calls=0)  # type: ignore[untyped-decorator]
 def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
     """On a worker: the call's messages; an artifact comes as its key and size, and then its arrays."""
     import torch
@@ -57,7 +61,7 @@ def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
             yield item
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
 def warm() -> None:
     """On a worker: pay the imports before the first call does."""
 
@@ -74,7 +78,7 @@ class Driver:
         self._expecting: dict[Any, tuple[str, int]] = {}  # generator → the artifact that comes next
         self._cancelling: dict[int, float] = {}
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
-        self._gpus = 0.0
+        self._largest = Resources(0.0, 0.0)  # the most CPUs, and the most GPUs, that a node has
         self._cache_bytes = 0
 
     def connect(self, settings: dict[str, Any]) -> None:
@@ -85,7 +89,6 @@ class Driver:
         else:
             ray.init(include_dashboard=False, num_cpus=settings["cpus"], num_gpus=settings["gpus"], **options)
         resources = ray.cluster_resources()
-        self._gpus = resources.get("GPU", 0.0)
         self._cache_bytes = int(resources.get("object_store_memory", 2**30) * CACHE_FRACTION)
         for _ in range(int(resources.get("CPU", 1))):
             warm.remote()
@@ -93,7 +96,7 @@ class Driver:
     def serve(self) -> None:
         """Answer until the pipe closes or stop is asked."""
         threading.Thread(target=self._read, name="creditgrid-pipe", daemon=True).start()
-        told = 0.0
+        told = -CAPACITY_EVERY_S
         while True:
             if time.monotonic() - told > CAPACITY_EVERY_S:
                 told = time.monotonic()
@@ -123,20 +126,25 @@ class Driver:
             os._exit(0)
 
     def _capacity(self) -> Capacity:
-        resources = ray.cluster_resources()
-        alive = sum(1 for node in ray.nodes() if node["Alive"])
-        return Capacity(resources.get("CPU", 0.0), resources.get("GPU", 0.0), alive)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = ([node.get(name, 0.0) for node in nodes] for name in ("CPU", "GPU"))
+        self._largest = Resources(max(cpus, default=0.0), max(gpus, default=0.0))
+        return Capacity(sum(cpus), sum(gpus), len(nodes))
 
     def _submit(self, call: Call) -> None:
+        # A call that asks for more than any node has would wait for ever: it gets what the largest has, and without
+        # a GPU in the cluster everything runs on the CPU. A cluster that has no CPU yet is waited for.
+        cpus = min(call.resources.cpu, self._largest.cpu) if self._largest.cpu else call.resources.cpu
+        gpus = min(call.resources.gpu, self._largest.gpu)
         try:
             arrays = [self._reference(key) for key in call.inputs]
-        except ArtifactError as error:
-            self._pipe.send(Failed(call.id, str(error), "", transient=False))
+            remote = run_call.options(num_cpus=cpus, num_gpus=gpus, name=f"{call.kind}-{call.id}")
+            generator = remote.remote(call, str(self._store.root), *arrays)
+        except (ArtifactError, OSError, ValueError, ray.exceptions.RayError) as error:
+            # An input cannot be read or held, or the resources cannot be had: this call fails, and no other.
+            again = isinstance(error, OSError | ray.exceptions.RayError) or isinstance(error.__cause__, OSError)
+            self._pipe.send(Failed(call.id, _line(error), traceback.format_exc(), again))
             return
-        options: dict[str, Any] = {"num_cpus": call.resources.cpu, "name": f"{call.kind}-{call.id}"}
-        if self._gpus:  # without a GPU in the cluster everything runs on the CPU
-            options["num_gpus"] = min(call.resources.gpu, self._gpus)
-        generator = run_call.options(**options).remote(call, str(self._store.root), *arrays)
         self._running[generator] = call
 
     def _reference(self, key: str) -> Any:
@@ -170,11 +178,15 @@ class Driver:
                     continue
                 item = ray.get(reference)
             except StopIteration:
+                cancelled = call.id in self._cancelling
                 self._drop(generator)
+                text = "cancelled" if cancelled else "the worker ended the call without saying how"
+                self._pipe.send(Failed(call.id, text, "", transient=not cancelled))
                 continue
             except (ray.exceptions.RayError, OSError) as error:
+                failed = self._failed(call, error)
                 self._drop(generator)
-                self._pipe.send(self._failed(call, error))
+                self._pipe.send(failed)
                 continue
             if isinstance(item, tuple):
                 self._expecting[generator] = item
@@ -197,9 +209,10 @@ class Driver:
         # Whatever was lost with a worker or node is read from the artifact store the next time.
         for key in call.inputs:
             self._kept.pop(key, None)
-        transient = not isinstance(error, ray.exceptions.RayTaskError)
-        first = (str(error).strip().splitlines() or [""])[0]
-        return Failed(call.id, f"{type(error).__name__}: {first}"[:2000], str(error)[:20000], transient)
+        # What a worker raised was raised by our code there, or by Ray on the way to it.
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        transient = isinstance(cause, OSError | ray.exceptions.RayError)
+        return Failed(call.id, _line(error), str(error)[:20000], transient)
 
     def _cancel(self, call_id: int) -> None:
         for generator, call in self._running.items():
@@ -213,6 +226,11 @@ class Driver:
             if now - self._cancelling.get(call.id, now) > CANCEL_GRACE_S:
                 self._cancelling[call.id] = now
                 ray.cancel(generator, force=True)
+
+
+def _line(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if isinstance(error, ArtifactError) else f"{type(error).__name__}: {first}"[:2000]
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ child ends itself when this process is gone: it sees the end of the pipe.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.runner import Call, Capacity, Lost, Message
+from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message
 
 START_TIMEOUT_S = 120.0
 """A driver that has not joined a cluster by then is ended: ray.init can block for many minutes on an absent one."""
@@ -46,6 +47,7 @@ class RayRunner:
         self._waiting: list[Call] = []  # submitted before the driver is up
         self._pipe: Connection | None = None
         self._ready = False
+        self._untold = 0  # Lost messages that wait for the next poll
         self._supervisor: threading.Thread | None = None
 
     def start(self) -> None:
@@ -57,23 +59,28 @@ class RayRunner:
 
     def submit(self, call: Call) -> None:
         with self._lock:
+            if self._untold:  # the caller is about to hear that everything is lost, and this call with it
+                return
             if not self._ready or not self._send(("submit", call)):
                 self._waiting.append(call)
 
     def cancel(self, call: int) -> None:
         with self._lock:
-            self._waiting = [waiting for waiting in self._waiting if waiting.id != call]
-            if self._ready:
+            if any(waiting.id == call for waiting in self._waiting):
+                self._waiting = [waiting for waiting in self._waiting if waiting.id != call]
+                self._messages.put(Failed(call, "cancelled", "", transient=False))
+            elif self._ready:
                 self._send(("cancel", call))
 
     def poll(self, timeout: float) -> list[Message]:
         found: list[Message] = []
-        try:
+        with contextlib.suppress(Empty):
             found.append(self._messages.get(timeout=timeout))
             while True:
                 found.append(self._messages.get_nowait())
-        except Empty:
-            return found
+        with self._lock:
+            self._untold -= sum(isinstance(message, Lost) for message in found)
+        return found
 
     def stop(self) -> None:
         self._stopping.set()
@@ -98,17 +105,17 @@ class RayRunner:
             reason = self._run_driver()
             if self._stopping.is_set():
                 return
+            self._capacity = Capacity(0, 0, 0, degraded=reason)
             with self._lock:
                 self._ready, self._pipe, self._waiting = False, None, []
-            self._capacity = Capacity(0, 0, 0, degraded=reason)
-            self._messages.put(Lost(reason))
+                self._untold += 1
+                self._messages.put(Lost(reason))
             pause = FIRST_PAUSE_S if time.monotonic() - began > 60 else min(pause * 2, LONGEST_PAUSE_S)
             self._stopping.wait(pause)
 
     def _run_driver(self) -> str:
         """One driver's life; returns why it ended."""
         ours, theirs = Pipe()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -116,23 +123,31 @@ class RayRunner:
             "RAY_idle_worker_killing_time_threshold_ms": str(24 * 3600 * 1000),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # CUDA needs it to be deterministic
         }
-        with self._log.open("ab") as log:
-            child = subprocess.Popen(
-                # -P: the current folder is not a place to import from; a user's own modules may be called anything.
-                [sys.executable, "-P", "-m", "creditgrid.workers.ray_driver", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C in a terminal ends the service, which then ends its cluster in order
-            )
-        theirs.close()
-        with self._lock:
-            self._pipe = ours
-        ours.send(self._settings)
+        # -P: the current folder is not a place to import from; a user's own modules may be called anything.
+        command = [sys.executable, "-P", "-m", "creditgrid.workers.ray_driver", str(theirs.fileno())]
         try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("ab") as log:
+                child = subprocess.Popen(  # noqa: S603
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C in a terminal ends the service, which ends its cluster in order
+                )
+        except OSError as error:
+            return f"the Ray driver cannot be started: {error}"
+        finally:
+            theirs.close()
+        try:
+            ours.send(self._settings)
+            with self._lock:
+                self._pipe = ours
             return self._listen(ours, child)
+        except OSError:
+            return self._ended(child)
         finally:
             _end(child)
             ours.close()
@@ -142,13 +157,16 @@ class RayRunner:
         while True:
             try:
                 if not pipe.poll(0.5):
+                    if not self._ready and self._stopping.is_set():
+                        child.terminate()  # it reads the pipe only once it has joined a cluster
+                        return "stopped"
                     if not self._ready and time.monotonic() > deadline:
+                        child.terminate()
                         return f"Ray did not start within {START_TIMEOUT_S:.0f} s; its log is {self._log}"
                     continue
                 message = pipe.recv()
-            except (EOFError, OSError):
-                child.wait(STOP_TIMEOUT_S)
-                return f"the Ray driver ended with status {child.returncode}; its log is {self._log}"
+            except EOFError:
+                return self._ended(child)
             if isinstance(message, Capacity):
                 self._capacity = message
                 with self._lock:
@@ -161,6 +179,10 @@ class RayRunner:
                 return message
             else:
                 self._messages.put(message)
+
+    def _ended(self, child: subprocess.Popen[bytes]) -> str:
+        _end(child)
+        return f"the Ray driver ended with status {child.returncode}; its log is {self._log}"
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -5,6 +5,7 @@ The science below sees tasks, arrays and a device; caching, provenance and failu
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from creditgrid.core.errors import TaskError
+from creditgrid.core.errors import ArtifactError, TaskError
+from creditgrid.core.experiment import Experiment
 from creditgrid.core.fingerprint import canonical_json
-from creditgrid.core.registry import Registry, registry
+from creditgrid.core.registry import registry
 from creditgrid.core.rows import table
-from creditgrid.core.task import Arrays, Inputs, Output, Progress, Task
+from creditgrid.core.task import Arrays, Inputs, Output, Progress, Task, TaskKind
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.provenance import device_name, host, software
 from creditgrid.workers.runner import Advanced, Call, Failed, Finished, Started
@@ -30,17 +32,17 @@ PROGRESS_EVERY_S = 0.5
 def execute(
     call: Call, inputs: Inputs, store: ArtifactStore, device: torch.device
 ) -> Iterator[Started | Advanced | Finished | Failed | tuple[str, Arrays]]:
-    """Run a call to its end; the last item is Finished or Failed. Artifacts are yielded as (key, arrays) once stored."""
+    """Run a call to its end; the last item is Finished or Failed. An artifact comes as (key, arrays) once stored."""
     stored: dict[str, int] = {}
     yield Started(call.id, host(), device_name(device))
     began, began_at, told = time.perf_counter(), datetime.now(UTC), 0.0
     try:
         _settle(call, device)
-        known = registry()
+        kind, experiment = _known(call)
         tasks = {task.key: task for task in call.tasks}
         measured: list[tuple[Task, Output]] = []
         missing = set(tasks)
-        for item in known.kinds[call.kind].run(call.tasks, inputs, device):
+        for item in kind.run(call.tasks, inputs, device):
             if isinstance(item, Progress):
                 if time.perf_counter() - told >= PROGRESS_EVERY_S:
                     told = time.perf_counter()
@@ -49,27 +51,53 @@ def execute(
             if item.key not in missing:
                 raise TaskError(f"{call.kind} yielded {item.key[:12]}, which it was not asked for, or twice")
             missing.discard(item.key)
-            if item.rows is not None:
+            if experiment is not None:
+                if not item.rows:
+                    raise TaskError(f"{call.kind} yielded no row for {item.key[:12]}: every cell has one at least")
                 measured.append((tasks[item.key], item))
+            elif item.arrays is None:
+                raise TaskError(f"{call.kind} yielded no arrays for {item.key[:12]}: they are what a stage is kept as")
             if item.arrays is not None:
                 provenance = _provenance(call, device, began, began_at) | {"info": _plain(item.info)}
                 stored[item.key] = store.save(item.key, tasks[item.key].payload(), item.arrays, provenance)
                 yield item.key, item.arrays
         if missing:
             raise TaskError(f"{call.kind} ended without a result for {len(missing)} of {len(tasks)} tasks")
-        rows, diverged = _rows(known, call, measured, _provenance(call, device, began, began_at))
+        rows: bytes | None = None
+        diverged: list[str] = []
+        if experiment is not None:
+            rows, diverged = _rows(experiment, call, measured, _provenance(call, device, began, began_at))
         seconds = time.perf_counter() - began
         yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
     except Exception as error:  # whatever the task raised is its result: it goes to its cells with the traceback
-        transient = isinstance(error, OSError)
-        yield Failed(call.id, describe(error), traceback.format_exc(), transient, host(), tuple(stored))
+        yield Failed(call.id, describe(error), traceback.format_exc(), transient(error), host(), tuple(stored))
 
 
 def describe(error: BaseException) -> str:
     """One line that says what happened; memory trouble is named as such, on either device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
-        return f"out of memory: {error}".strip().splitlines()[0]
-    return f"{type(error).__name__}: {error}"
+    name = "out of memory" if _out_of_memory(error) else type(error).__name__
+    return f"{name}: {error}".strip().splitlines()[0]
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the machine is to blame, so that trying again may help: memory, or I/O (also an artifact's)."""
+    unwritten = isinstance(error, ArtifactError) and isinstance(error.__cause__, OSError)
+    return isinstance(error, OSError) or unwritten or _out_of_memory(error)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _known(call: Call) -> tuple[TaskKind, Experiment | None]:
+    """The call's kind, and the experiment that measures by it, if one does."""
+    found = registry()
+    if call.kind not in found.kinds:
+        broken = "".join(f"; {name} cannot be used: {why}" for name, why in sorted(found.broken.items()))
+        raise TaskError(f"this worker knows no task kind {call.kind!r}: is its package installed here?{broken}")
+    measured_by = {experiment.measure.name: experiment for experiment in found.experiments.values()}
+    return found.kinds[call.kind], measured_by.get(call.kind)
 
 
 def _settle(call: Call, device: torch.device) -> None:
@@ -92,15 +120,13 @@ def _provenance(call: Call, device: torch.device, began: float, began_at: dateti
 
 
 def _rows(
-    known: Registry, call: Call, measured: list[tuple[Task, Output]], provenance: Mapping[str, Any]
-) -> tuple[bytes | None, list[str]]:
-    if not measured:
-        return None, []
-    experiment = next(e for e in known.experiments.values() if e.measure.name == call.kind)
+    experiment: Experiment, call: Call, measured: list[tuple[Task, Output]], provenance: Mapping[str, Any]
+) -> tuple[bytes, list[str]]:
+    """All rows of the call as an Arrow IPC stream, and the keys of cells with a number that is not finite."""
     origin = {**call.stamp, **provenance, "started_at": datetime.fromisoformat(provenance["started_at"])}
     # The call's time, shared out: cells of one call are computed together, so no cell has a time of its own.
     origin["seconds"] = provenance["seconds"] / len(call.tasks)
-    complete = []
+    complete: list[dict[str, Any]] = []
     for task, output in measured:
         own = {
             "cell": task.key,
@@ -109,7 +135,10 @@ def _rows(
             **task.source,
             **task.params,
         }
-        complete.extend({**origin, **own, "experiment": experiment.name, **row} for row in output.rows or ())
+        for row in output.rows or ():
+            if stray := row.keys() - experiment.columns.keys():
+                raise TaskError(f"{experiment.name} yielded columns it does not declare: {', '.join(sorted(stray))}")
+            complete.append({**origin, **own, "experiment": experiment.name, **row})
     shaped = table(experiment, complete)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, shaped.schema) as writer:
@@ -121,6 +150,6 @@ def _rows(
 def _plain(info: Mapping[str, Any]) -> dict[str, Any]:
     # A record is JSON: a loss that is not finite is told as text.
     return {
-        name: value if value == value and value not in (float("inf"), -float("inf")) else str(value)
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in info.items()
     }

@@ -6,6 +6,9 @@ loss is measured on that batch and on the *held* batch. The direction does not d
 one checkpoint are one call: one direction each, all step sizes in one batched pass.
 """
 
+# ruff: noqa: PLC0415
+# torch is imported where it is used: plans are made on machines that have none.
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
 
 ORACLE_DESCENDS = -1e-6
 """The oracle's best raw delta_loss_same must be below this, or the implementation is suspect."""
+GROUPED = ("method", "update_range", "norm_mode")
+"""Every line of the summary is of one of each of these."""
+AVERAGED = ("seed", "probe_seed", "eta")
+"""A line of the summary is a mean over the seeds, at the best step size."""
 
 
 class LinesearchParams(Params):
@@ -82,10 +89,8 @@ class LinesearchParams(Params):
 
     def conflicts(self) -> Iterable[tuple[str, str]]:
         if self.checkpoint_epoch is not None and self.checkpoint_epoch > self.train_epochs:
-            yield (
-                "checkpoint_epoch",
-                f"checkpoint_epoch {self.checkpoint_epoch} is beyond the end of training (train_epochs {self.train_epochs})",
-            )
+            end = f"the end of training (train_epochs {self.train_epochs})"
+            yield "checkpoint_epoch", f"checkpoint_epoch {self.checkpoint_epoch} is beyond {end}"
         if self.update_range == "last2" and self.num_blocks < 2:
             yield "update_range", "update_range last2 needs num_blocks of at least 2"
 
@@ -130,7 +135,7 @@ def cell(params: LinesearchParams, dataset: DatasetRef | None) -> tuple[Task, Se
         parents["estimator"] = fit_task(
             dataset, checkpoint, params.method, _fit_options(params), residual_add=params.residual_add
         )
-    # Every parameter is in the cell's key: a row shows them all. The dataset stands there by content, through its parents.
+    # Every parameter is in the cell's key: a row shows them all. The dataset is in it by content, through the parents.
     identity = {name: value for name, value in params.__dict__.items() if name != "dataset"}
     group = (checkpoint.key, probe.key)
     measure_task = MEASURE.task(identity, parents, group=group, source={"dataset": dataset.name})
@@ -214,28 +219,26 @@ def _credit_source(task: Task) -> str:
 def summarise(rows: Sequence[Row]) -> Summary:
     """For each (method, range, norm): the step size with the lowest delta_loss_same, as mean over seeds.
 
-    Cells that differ in nothing but the seed are averaged (mean, standard deviation, n); diverged cells never win.
+    Whatever else varies in the sweep, such as checkpoint_epoch, has lines of its own: cells that differ in nothing but
+    the seeds are averaged (mean, standard deviation, 95 % half-width, n). Diverged cells never win.
     """
-    groups: dict[tuple[str, str, str], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    varied = [name for name in LinesearchParams.model_fields if name not in AVERAGED and _varies(name, rows)]
+    columns = [*GROUPED, *(name for name in varied if name not in GROUPED)]
+    groups: dict[tuple[Any, ...], dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        groups[row["method"], row["update_range"], row["norm_mode"]][row["eta"]].append(row)
+        groups[tuple(row[name] for name in columns)][row["eta"]].append(row)
     table = []
-    for (method, update_range, norm_mode), by_eta in sorted(groups.items()):
-        finite = {
-            eta: [row for row in some if row["delta_loss_same"] is not None and row["delta_loss_held"] is not None]
-            for eta, some in by_eta.items()
-        }
-        diverged = sum(len(by_eta[eta]) - len(some) for eta, some in finite.items())
+    for group in sorted(groups, key=_order):
+        by_eta = groups[group]
+        finite = {eta: [row for row in some if _measured(row)] for eta, some in by_eta.items()}
         line: dict[str, Any] = {
-            "method": method,
-            "update_range": update_range,
-            "norm_mode": norm_mode,
+            **dict(zip(columns, group, strict=True)),
             "best_eta": None,
             "n": 0,
-            "diverged": diverged,
+            "diverged": sum(len(by_eta[eta]) - len(some) for eta, some in finite.items()),
         }
         # A step size at which any seed diverged cannot be best: its mean would hide the seed that blew up.
-        whole = {eta: some for eta, some in finite.items() if some and len(some) == len(by_eta[eta])}
+        whole = {eta: some for eta, some in finite.items() if len(some) == len(by_eta[eta])}
         if whole:
             same = {eta: mean_std_ci([row["delta_loss_same"] for row in some]) for eta, some in whole.items()}
             best = min(same, key=lambda eta: (same[eta].mean, eta))
@@ -251,8 +254,20 @@ def summarise(rows: Sequence[Row]) -> Summary:
                 "delta_loss_held_ci95": held.ci95,
             }
         table.append(line)
-    shown = ["method", "update_range", "norm_mode", "best_eta", "delta_loss_same", "delta_loss_held", "n", "diverged"]
+    shown = [*columns, "best_eta", "delta_loss_same", "delta_loss_held", "n", "diverged"]
     return Summary("Best step size by delta_loss_same", shown, table, _verdicts(table))
+
+
+def _varies(name: str, rows: Sequence[Row]) -> bool:
+    return len({row[name] for row in rows}) > 1
+
+
+def _measured(row: Row) -> bool:
+    return not row["diverged"] and row["delta_loss_same"] is not None and row["delta_loss_held"] is not None
+
+
+def _order(group: tuple[Any, ...]) -> list[tuple[bool, Any]]:
+    return [(value is not None, value) for value in group]  # a parameter left at null sorts first
 
 
 def _verdicts(table: Sequence[Mapping[str, Any]]) -> list[Verdict]:

@@ -1,0 +1,283 @@
+"""Stand-ins for the parts behind the HTTP front end, and a synchronous client for an app without a socket."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import httpx
+import pyarrow as pa
+import pyarrow.dataset as pads
+from fastapi import FastAPI
+
+from creditgrid.core.errors import ConflictError, DatasetError, Fault, NotFoundError, SpecError
+from creditgrid.core.states import State
+from creditgrid.core.wire import (
+    TERMINAL_EVENT,
+    CellView,
+    EventView,
+    FailureView,
+    PlanKind,
+    PlanView,
+    SummaryView,
+    SweepView,
+    TaskView,
+)
+from creditgrid.service.app import Services
+from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.runner import Capacity
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+class FakeLedger:
+    """Sweeps and their events in memory, shared by the scheduler and the views below."""
+
+    def __init__(self) -> None:
+        self.sweeps: dict[str, SweepView] = {}
+        self.keys: dict[str, list[str]] = {}
+        self.events: list[EventView] = []
+        self.lock = threading.Lock()
+
+    def tell(self, sweep: str, kind: str, **data: Any) -> None:
+        with self.lock:
+            at = NOW + timedelta(seconds=len(self.events))
+            self.events.append(EventView(id=len(self.events) + 1, sweep=sweep, at=at, type=kind, data=data))
+
+    def finish(self, sweep: str, state: State = State.SUCCEEDED) -> None:
+        view = self.sweeps[sweep]
+        counts = {state: view.cells}
+        self.sweeps[sweep] = view.model_copy(update={"state": state, "counts": counts, "finished_at": NOW})
+        self.tell(sweep, TERMINAL_EVENT, state=state)
+
+
+class FakeScheduler:
+    def __init__(self, ledger: FakeLedger) -> None:
+        self.ledger = ledger
+        self.trouble: str | None = None
+        self.running = False
+        self.stopped_with: float | None = None
+        self.replays: dict[str, tuple[str, str]] = {}
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self, grace_s: float) -> None:
+        self.running = False
+        self.stopped_with = grace_s
+
+    def submit(self, document: Any, idempotency: tuple[str, str] | None = None) -> tuple[str, bool]:
+        if idempotency is not None and idempotency[0] in self.replays:
+            body, sweep = self.replays[idempotency[0]]
+            if body != idempotency[1]:
+                raise ConflictError("this Idempotency-Key came with another body")
+            return sweep, False
+        check(document)
+        sweep = f"s{len(self.ledger.sweeps) + 1:04}"
+        self.ledger.sweeps[sweep] = SweepView(
+            id=sweep,
+            name=document["name"],
+            experiment=document["experiment"],
+            state=State.RUNNING,
+            priority=0,
+            cells=3,
+            counts={State.RUNNING: 2, State.SUCCEEDED: 1},
+            created_at=NOW,
+            spec=document,
+        )
+        self.ledger.keys[sweep] = [f"{digit}" * 64 for digit in "abc"]
+        self.ledger.tell(sweep, "sweep.created")
+        if idempotency is not None:
+            self.replays[idempotency[0]] = idempotency[1], sweep
+        return sweep, True
+
+    def cancel(self, sweep: str) -> None:
+        state = self._state(sweep)
+        if state is State.CANCELLED:
+            return
+        if state.finished:
+            raise ConflictError(f"sweep {sweep} has ended")
+        self.ledger.finish(sweep, State.CANCELLED)
+
+    def retry(self, sweep: str) -> int:
+        if not self._state(sweep).finished:
+            raise ConflictError(f"sweep {sweep} runs")
+        self.ledger.sweeps[sweep] = self.ledger.sweeps[sweep].model_copy(update={"state": State.PENDING})
+        self.ledger.tell(sweep, "sweep.retried")
+        return 1
+
+    def problem(self) -> str | None:
+        return self.trouble
+
+    def capacity(self) -> Capacity:
+        return Capacity(cpu=2.0, gpu=0.0, nodes=1, degraded=self.trouble)
+
+    def _state(self, sweep: str) -> State:
+        if sweep not in self.ledger.sweeps:
+            raise NotFoundError(f"there is no sweep {sweep!r}")
+        return self.ledger.sweeps[sweep].state
+
+
+class FakePlanner:
+    def plan(self, document: Any) -> PlanView:
+        check(document)
+        kind = PlanKind(total=3, cached=1, shared=0, new=2, unneeded=0, calls=1)
+        return PlanView(
+            name=document["name"],
+            experiment=document["experiment"],
+            cells=kind,
+            tasks={"train": kind},
+            groups=1,
+            misses=[],
+        )
+
+
+def check(document: Any) -> None:
+    """Refuse a few documents as the planner would."""
+    if not isinstance(document, dict):
+        raise SpecError([Fault("a sweep spec is an object", "")])
+    missing = [Fault(f"{name} is missing", f"/{name}") for name in ("name", "experiment") if name not in document]
+    if missing:
+        raise SpecError(missing)
+    if document["name"] == "missing-data":
+        raise DatasetError("no such dataset")
+    if document["name"] == "crash":
+        raise ZeroDivisionError("secret detail")
+
+
+class FakeViews:
+    def __init__(self, ledger: FakeLedger) -> None:
+        self.ledger = ledger
+
+    def sweeps(self, state: State | None, after: str | None, limit: int) -> tuple[list[SweepView], str | None]:
+        found = [view for view in reversed(self.ledger.sweeps.values()) if state in (None, view.state)]
+        start = 0 if after is None else int(after)
+        following = str(start + limit) if start + limit < len(found) else None
+        return [view.model_copy(update={"spec": None}) for view in found[start : start + limit]], following
+
+    def sweep(self, sweep: str) -> SweepView:
+        if sweep not in self.ledger.sweeps:
+            raise NotFoundError(f"there is no sweep {sweep!r}")
+        return self.ledger.sweeps[sweep]
+
+    def cells(self, sweep: str, state: State | None, after: int, limit: int) -> tuple[list[CellView], int | None]:
+        self.sweep(sweep)
+        found = [
+            CellView(index=index, key=key, state=State.SUCCEEDED, params={"eta": 0.1}, parents={})
+            for index, key in enumerate(self.ledger.keys[sweep])
+            if index > after and state in (None, State.SUCCEEDED)
+        ]
+        return found[:limit], found[limit - 1].index if len(found) > limit else None
+
+    def tasks(self, sweep: str, state: State | None, after: str, limit: int) -> tuple[list[TaskView], str | None]:
+        self.sweep(sweep)
+        found = [
+            TaskView(key=key, kind="train", state=State.CACHED, params={}, parents={}, attempt=1)
+            for key in sorted(self.ledger.keys[sweep])
+            if key > after
+        ]
+        return found[:limit], found[limit - 1].key if len(found) > limit else None
+
+    def failures(self, sweep: str) -> list[FailureView]:
+        self.sweep(sweep)
+        return [
+            FailureView(
+                cause="boom", kind="fit", count=1, skipped=2, traceback="Traceback …", attempt=3, host="h", key="a" * 64
+            )
+        ]
+
+    def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
+        self.sweep(sweep)
+        with self.ledger.lock:
+            return [event for event in self.ledger.events if event.sweep == sweep and event.id > after][:limit]
+
+    def summary(self, sweep: str) -> SummaryView:
+        self.sweep(sweep)
+        rows = [{"method": "dfa", "best_eta": 0.1}]
+        return SummaryView(sweep=sweep, title="t", columns=["method"], rows=rows, verdicts=[], complete=False)
+
+    def cell_index(self, sweep: str) -> pa.Table:
+        self.sweep(sweep)
+        keys = self.ledger.keys[sweep]
+        return pa.table({"idx": pa.array(range(len(keys)), pa.int64()), "cell": pa.array(keys, pa.string())})
+
+    def cells_table(self) -> pa.Table:
+        rows = [
+            {"sweep": sweep, "idx": index, "cell": key, "state": "succeeded"}
+            for sweep, keys in self.ledger.keys.items()
+            for index, key in enumerate(keys)
+        ]
+        names = {"sweep": pa.string(), "idx": pa.int64(), "cell": pa.string(), "state": pa.string()}
+        return pa.Table.from_pylist(rows, schema=pa.schema(list(names.items())))
+
+    def sweeps_table(self) -> pa.Table:
+        rows = [{"id": view.id, "name": view.name, "state": view.state.value} for view in self.ledger.sweeps.values()]
+        return pa.Table.from_pylist(
+            rows, schema=pa.schema([("id", pa.string()), ("name", pa.string()), ("state", pa.string())])
+        )
+
+
+class FakeResults:
+    """A table that a test sets, written to a file so that it is a dataset of files like the real one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._table: pa.Table | None = None
+
+    def set(self, table: pa.Table) -> None:
+        self._table = table
+        pads.write_dataset(table, self.directory, format="parquet", existing_data_behavior="delete_matching")
+
+    def dataset(self) -> pads.Dataset | None:
+        return None if self._table is None else pads.dataset(self.directory, format="parquet")
+
+    def schema(self) -> pa.Schema:
+        return pa.schema([("cell", pa.string()), ("experiment", pa.string()), ("delta_loss_same", pa.float64())])
+
+
+class Fakes:
+    """All of them over one ledger, and the services they make."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ledger = FakeLedger()
+        self.scheduler = FakeScheduler(self.ledger)
+        self.views = FakeViews(self.ledger)
+        self.results = FakeResults(directory / "results")
+        self.store = ArtifactStore(directory / "artifacts")
+
+    def services(self) -> Services:
+        parts: Any = (self.scheduler, FakePlanner(), self.views, self.results, self.store)
+        return Services(*parts)
+
+
+class AppClient:
+    """httpx's client for an app in this process, called like a synchronous one."""
+
+    def __init__(self, portal: anyio.from_thread.BlockingPortal, client: httpx.AsyncClient) -> None:
+        self._portal, self._client = portal, client
+
+    def request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        return self._portal.call(lambda: self._client.request(method, url, **options))
+
+    def get(self, url: str, **options: Any) -> httpx.Response:
+        return self.request("GET", url, **options)
+
+    def post(self, url: str, **options: Any) -> httpx.Response:
+        return self.request("POST", url, **options)
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[AppClient]:
+    """The app with its lifespan, and a client of it."""
+    with anyio.from_thread.start_blocking_portal() as portal:
+        lifespan = portal.wrap_async_context_manager(app.router.lifespan_context(app))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        client = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
+        with lifespan, portal.wrap_async_context_manager(client):
+            yield AppClient(portal, client)
