@@ -12,6 +12,9 @@ import pytest
 if TYPE_CHECKING:
     from creditgrid.core.data import ImageData
 
+# Set before torch is imported: tests share few cores, and many threads on small tensors only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,9 +30,9 @@ def cifar_dir() -> Path:
 @pytest.fixture
 def tiny_data() -> ImageData:
     """200 training and 60 test images, 3 x 8 x 8, of 5 classes that a network can learn to tell apart."""
-    import torch  # noqa: PLC0415 (tests of the client and of specs go without)
+    import torch
 
-    from creditgrid.core.data import ImageData  # noqa: PLC0415
+    from creditgrid.core.data import ImageData
 
     rng = np.random.default_rng(0)
     # A class is a colour, which survives augmentation, and a faint pattern, which hardly does.

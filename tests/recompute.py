@@ -117,7 +117,13 @@ def linesearch_row(row: Mapping[str, Any], checkpoint: Arrays, probe: Arrays, ex
         sizes.append(size.mean().item())
         if row["norm_mode"] == "norm":
             a = a / size
-        _step(p, stepped, f"blocks.{block}.", row["eta"], lambda q, b=block, a=a: (branch(q, b, levels[b]) * a).sum(-1).mean())
+        _step(
+            p,
+            stepped,
+            f"blocks.{block}.",
+            row["eta"],
+            lambda q, b=block, a=a: (branch(q, b, levels[b]) * a).sum(-1).mean(),
+        )
     if steps_head:
         _step(p, stepped, "out_", row["eta"], lambda q: cross_entropy(head(q, levels[-1]), y).mean())
     held = batches["x_held"], batches["y_held"]

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from tests.benchmarks import science, service
+
 from creditgrid.core.data import ImageData
 from creditgrid.core.datasets import resolve
 from creditgrid.core.loading import load
-from rich.console import Console
-from rich.table import Table
-
-from tests.benchmarks import science, service
 
 CELLS = 100_000
 TRIALS = 200

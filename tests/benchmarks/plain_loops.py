@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from creditgrid.core.credit import credits
-from creditgrid.core.data import ImageData
-from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.network import ResidualMLP
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+
+from creditgrid.core.credit import credits
+from creditgrid.core.data import ImageData
+from creditgrid.core.estimators import EstimatorNet
+from creditgrid.core.network import ResidualMLP
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):

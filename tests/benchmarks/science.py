@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from tests.benchmarks import plain_loops
+
 from creditgrid.core.credit import credits, feedback_matrices
 from creditgrid.core.data import ImageData, training_batches
 from creditgrid.core.estimators import EstimatorNet
@@ -18,8 +20,6 @@ from creditgrid.core.line_search import Step, line_search
 from creditgrid.core.network import ResidualMLP
 from creditgrid.core.streams import generator
 from creditgrid.core.training import train_bp
-
-from tests.benchmarks import plain_loops
 
 BATCH = 128
 IMAGES = 60 * BATCH
@@ -39,7 +39,9 @@ class Comparison(NamedTuple):
     wanted: float
 
 
-def compare(name: str, unit: str, wanted: float, amount: tuple[float, float], sides: tuple[Callable[[], Any], ...]) -> Comparison:
+def compare(
+    name: str, unit: str, wanted: float, amount: tuple[float, float], sides: tuple[Callable[[], Any], ...]
+) -> Comparison:
     """Run both sides by turns; ``amount`` is how many units each does in one go."""
     rates: list[tuple[float, float]] = []
     for _ in range(ROUNDS):
@@ -129,7 +131,9 @@ def searching(data: ImageData, network: ResidualMLP) -> Comparison:
             )
             for method in METHODS
         }
-        steps = [Step(method, update_range, norm, eta, update_range != "last1") for method, update_range, norm, eta in grid]
+        steps = [
+            Step(method, update_range, norm, eta, update_range != "last1") for method, update_range, norm, eta in grid
+        ]
         line_search(network, *same, *held, sources, steps)
 
     def plain() -> None:

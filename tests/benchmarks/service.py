@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import httpx
 import psutil
+
 from creditgrid.client import Client
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
@@ -36,7 +37,9 @@ def serving(data_dir: Path) -> Iterator[tuple[str, psutil.Process]]:
     environment = os.environ | {"PYTHONPATH": str(PLUGIN)}
     command = [sys.executable, "-m", "creditgrid.service", "serve", "--port", "0", "--port-file", str(port_file)]
     with (data_dir / "service.log").open("wb") as log:
-        process = subprocess.Popen([*command, "--data-dir", str(data_dir / "data")], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, "--data-dir", str(data_dir / "data")], env=environment, stdout=log, stderr=log
+        )
     try:
         while not port_file.exists():
             if process.poll() is not None:
@@ -53,7 +56,11 @@ def serving(data_dir: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 def overhead(cells: int) -> Overhead:
     """The controller is the service process; its children are the Ray driver and the cluster."""
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (url, controller), Client(url, timeout=300) as client:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(Path(folder)) as (url, controller),
+        Client(url, timeout=300) as client,
+    ):
         client.submit({"name": "warm", "experiment": "noop", "axes": {"x": [-1]}}).wait()
         start = peak = controller.memory_info().rss
         done = threading.Event()

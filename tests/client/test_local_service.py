@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from creditgrid.client import local_service
-from creditgrid.client.errors import InvalidRequest, LocalServiceFailed, PackageMissing
+from creditgrid.client.errors import BadSetting, InvalidRequest, LocalServiceFailed, PackageMissing
 from creditgrid.client.local_service import LocalService, ended_by_signals, plan_locally, require_server
 
 SERVICE = """
@@ -27,6 +27,9 @@ if sys.argv[1] == "plan":
     print("a log line", file=sys.stderr)
     if spec["name"] == "crash":
         sys.exit("Traceback: boom")
+    if spec["name"] == "setting":
+        print("creditgrid: data_dir is a file", file=sys.stderr)
+        sys.exit(2)
     if spec["name"] == "bad":
         print(json.dumps({"title": "Bad", "status": 422, "detail": "refused " + " ".join(sys.argv[3:])}))
         sys.exit(2)
@@ -125,6 +128,8 @@ def test_plans_come_from_this_installation(tmp_path: Path) -> None:
         plan_locally({"name": "bad"}, tmp_path)
     with pytest.raises(LocalServiceFailed, match=r"exit code 1\)(.|\n)*Traceback: boom"):
         plan_locally({"name": "crash"})
+    with pytest.raises(BadSetting, match="data_dir is a file"):
+        plan_locally({"name": "setting"})
 
 
 def test_a_light_installation_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import gzip
 import hashlib
 import http.server
@@ -235,7 +236,7 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str, list[str]]]:
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            asked.append(f"{self.command} {self.path}")
+            asked.append(self.path)
 
     served = tmp_path / "served"
     served.mkdir()
@@ -296,8 +297,10 @@ def test_cifar_is_downloaded_once(  # noqa: PLR0917 (fixtures)
 ) -> None:
     served, url, asked = server
     images, classes = _serve_cifar(served, url, getattr(torchvision.datasets, kind), labels, monkeypatch)
+    requests = []
     for _ in range(2):
         arrays = load(resolve(name).source)
+        requests.append(len(asked))
         np.testing.assert_array_equal(arrays["x_train"], images[:3])
         np.testing.assert_array_equal(arrays["y_train"], classes[:3])
         np.testing.assert_array_equal(arrays["x_test"], images[3:])
@@ -308,7 +311,7 @@ def test_cifar_is_downloaded_once(  # noqa: PLR0917 (fixtures)
             np.testing.assert_array_equal(arrays["std"], np.array([0.2470, 0.2435, 0.2616], np.float32))
         else:
             np.testing.assert_allclose(arrays["mean"], (images[:3] / 255).mean((0, 2, 3)), rtol=1e-6)
-    assert asked.count("GET /cifar.tar.gz") == 1
+    assert requests[0] == requests[1] > 0
     assert root.is_dir()
 
 
@@ -358,6 +361,8 @@ def test_svhn(server: tuple[Path, str, list[str]], root: Path, monkeypatch: pyte
     np.testing.assert_array_equal(arrays["y_test"], [1, 2])
 
 
+# An HTTPError keeps its connection open until it is collected, and so do the errors it caused.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("fault", ["refused", "missing", "corrupt"])
 def test_a_failed_download_says_what_was_tried_and_what_to_do(
     fault: str, server: tuple[Path, str, list[str]], root: Path, monkeypatch: pytest.MonkeyPatch
@@ -373,6 +378,8 @@ def test_a_failed_download_says_what_was_tried_and_what_to_do(
     with pytest.raises(DatasetError) as caught:
         load(resolve("cifar10").source)
     message = str(caught.value)
+    del caught
+    gc.collect()
     assert message.startswith(f"dataset 'cifar10' is not in {root} and torchvision could not download it there: ")
     assert "CREDITGRID_DATASETS" in message
 

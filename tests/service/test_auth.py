@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pydantic import SecretStr
 from service_fakes import AppClient, Fakes, serving
 
 from creditgrid.service.app import create_app
@@ -30,7 +31,7 @@ PROTECTED = [
 
 @pytest.fixture
 def guarded(fakes: Fakes, settings: Settings) -> Iterator[AppClient]:
-    with_token = Settings(data_dir=settings.data_dir, host="0.0.0.0", token=TOKEN, grace_s=0)  # type: ignore[arg-type]
+    with_token = Settings(data_dir=settings.data_dir, host="0.0.0.0", token=SecretStr(TOKEN), grace_s=0)
     with serving(create_app(fakes.services(), with_token)) as client:
         yield client
 
@@ -67,7 +68,9 @@ def test_a_refused_request_is_not_read(guarded: AppClient, fakes: Fakes) -> None
     assert fakes.ledger.sweeps == {}
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "[::1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "[::1", "0.0.0.0"]
+)
 def test_without_a_token_foreign_hosts_are_refused(client: AppClient, host: str) -> None:
     response = client.get("/v1/sweeps", headers={"Host": host})
     assert response.status_code == 400

@@ -59,8 +59,20 @@ def test_csv_by_the_standard_library() -> None:
 def test_json() -> None:
     rows = json.loads(encode(TABLE, "json"))
     assert [list(row) for row in rows] == [TABLE.column_names] * 3
-    assert rows[0] == {"cell": "a", "eta": 1e-5, "seed": 2**62, "diverged": True, "started_at": "2026-01-02T03:04:05.678901Z"}
-    assert rows[1] == {"cell": 'quote " comma , line \n ü', "eta": None, "seed": None, "diverged": False, "started_at": None}
+    assert rows[0] == {
+        "cell": "a",
+        "eta": 1e-5,
+        "seed": 2**62,
+        "diverged": True,
+        "started_at": "2026-01-02T03:04:05.678901Z",
+    }
+    assert rows[1] == {
+        "cell": 'quote " comma , line \n ü',
+        "eta": None,
+        "seed": None,
+        "diverged": False,
+        "started_at": None,
+    }
     assert datetime.fromisoformat(rows[2]["started_at"]) == STAMP
 
 
@@ -88,7 +100,7 @@ def test_bytes_come_while_batches_are_read(name: str) -> None:
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal read
-        for read in range(1, 6):  # noqa: B007
+        for read in range(1, 6):
             yield pa.record_batch({"x": [float(read)] * 100})
 
     pieces = ENCODERS[name](pa.RecordBatchReader.from_batches(pa.schema([("x", pa.float64())]), batches()))
@@ -105,7 +117,7 @@ def test_json_says_what_was_there(rows: list[tuple[float | None, str | None, int
     types = [pa.float64(), pa.string(), pa.int64()]
     columns = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types)]
     table = pa.table(columns, names=names)
-    found = json.loads(encode(table, "json"), parse_constant=lambda name: pytest.fail(name))
+    found = json.loads(encode(table, "json"), parse_constant=pytest.fail)
     finite = [(x if x is not None and math.isfinite(x) else None, text, whole) for x, text, whole in rows]
     assert found == [dict(zip(names, row, strict=True)) for row in finite]
 
@@ -121,7 +133,7 @@ def test_values_that_json_has_no_type_for() -> None:
             "struct": pa.array([{"a": {"b": 1}}]),
             "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
             "kind": pa.array(["x"]).dictionary_encode(),
-            "far": pa.array([10**18], pa.timestamp("us")),
+            "far": pa.array([316_516_000_000 * 10**6], pa.timestamp("us")),
             "half": pa.array([math.inf], pa.float32()),
             "nothing": pa.nulls(1),
         }
@@ -140,7 +152,7 @@ def test_values_that_json_has_no_type_for() -> None:
         "half": None,
         "nothing": None,
     }
-    assert "33658" in far
+    assert far.startswith("11999-12-")
     (line,) = csv.DictReader(io.StringIO(encode(table, "csv").decode()))
     assert (line["sum"], line["raw"], line["kind"]) == (str(10**30), "00ff", "x")
     assert json.loads(line["list"]) == [1.5, None, None]
@@ -174,7 +186,10 @@ def test_negotiation(accept: str | None, chosen: str) -> None:
     assert negotiate(accept, "parquet") == "parquet"
 
 
-@pytest.mark.parametrize(("accept", "format_"), [("text/html", None), ("image/*", None), ("text/csv;q=0", None), (None, "xml"), ("*/*", "CSV")])
+@pytest.mark.parametrize(
+    ("accept", "format_"),
+    [("text/html", None), ("image/*", None), ("text/csv;q=0", None), (None, "xml"), ("*/*", "CSV")],
+)
 def test_nothing_acceptable(accept: str | None, format_: str | None) -> None:
     with pytest.raises(HTTPException) as caught:
         negotiate(accept, format_)

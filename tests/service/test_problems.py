@@ -68,9 +68,10 @@ def test_invalid_parameters_are_named(client: AppClient) -> None:
     for query in ("limit=0", "limit=1001", "limit=x", "state=gone"):
         problem = check(client.get(f"/v1/sweeps?{query}"), 422)
         assert query.partition("=")[0] in problem.detail
-    assert "idempotency-key" in check(
-        client.post("/v1/sweeps", json=SPEC, headers={"Idempotency-Key": "k" * 256}), 422
-    ).detail
+    assert (
+        "idempotency-key"
+        in check(client.post("/v1/sweeps", json=SPEC, headers={"Idempotency-Key": "k" * 256}), 422).detail
+    )
 
 
 def test_invalid_bodies_point_into_the_body(client: AppClient) -> None:
@@ -92,7 +93,7 @@ def test_the_unexpected_is_logged_and_not_told(client: AppClient) -> None:
 
 
 def test_corrupt_artifacts_are_said_plainly(client: AppClient, fakes: Fakes) -> None:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     key = "ab" * 32
     fakes.store.save(key, {}, {"x": np.ones(3, np.float32)}, {})
@@ -126,13 +127,11 @@ def test_corrupt_artifacts_are_said_plainly(client: AppClient, fakes: Fakes) -> 
         (b"\x00\x01\x02", "application/json", 422, "JSON"),
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/plans", "/v1/sweeps"])
-def test_bad_specs(
-    client: AppClient, fakes: Fakes, path: str, body: bytes, content_type: str, status: int, said: str
-) -> None:
-    response = client.post(path, content=body, headers={"Content-Type": content_type} if content_type else {})
-    assert said in check(response, status).detail
-    assert fakes.ledger.sweeps == {}
+def test_bad_specs(client: AppClient, body: bytes, content_type: str, status: int, said: str) -> None:
+    for path in ("/v1/plans", "/v1/sweeps"):
+        response = client.post(path, content=body, headers={"Content-Type": content_type} if content_type else {})
+        assert said in check(response, status).detail
+    assert client.get("/v1/sweeps").json()["items"] == []
 
 
 @pytest.mark.parametrize("path", ["/v1/plans", "/v1/sweeps", "/v1/query", "/v1/sweeps/s0001/cancel"])
@@ -162,7 +161,10 @@ def test_a_spec_at_the_limit_is_read(client: AppClient) -> None:
 
 
 def test_data_that_is_missing(client: AppClient) -> None:
-    assert check(client.post("/v1/plans", json={"name": "missing-data", "experiment": "x"}), 422).detail == "no such dataset"
+    assert (
+        check(client.post("/v1/plans", json={"name": "missing-data", "experiment": "x"}), 422).detail
+        == "no such dataset"
+    )
 
 
 def test_not_ready(fakes: Fakes, settings: Settings) -> None:

@@ -24,7 +24,10 @@ KEY = "0123456789abcdef" * 4
 
 
 def test_plan(client: AppClient, fakes: Fakes) -> None:
-    for options in ({"json": SPEC}, {"content": b"{name: n, experiment: linesearch}", "headers": {"Content-Type": "text/yaml"}}):
+    for options in (
+        {"json": SPEC},
+        {"content": b"{name: n, experiment: linesearch}", "headers": {"Content-Type": "text/yaml"}},
+    ):
         response = client.post("/v1/plans", **options)
         assert response.status_code == 200
         assert PlanView.model_validate_json(response.text).cells.new == 2
@@ -58,7 +61,10 @@ def test_broken_experiments_say_why(client: AppClient, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def arrays(fakes: Fakes) -> dict[str, np.ndarray]:
-    arrays = {"embed.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "y": np.array([1, 2], np.int64)}
+    arrays: dict[str, np.ndarray] = {
+        "embed.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "y": np.array([1, 2], np.int64),
+    }
     fakes.store.save(KEY, {"kind": "train"}, arrays, {"host": "h"})
     return arrays
 
@@ -98,7 +104,9 @@ def test_record(client: AppClient) -> None:
     assert record["tensors"]["embed.weight"] == {"shape": [2, 3], "dtype": "float32"}
 
 
-@pytest.mark.parametrize("key", ["f" * 64, "short", "..", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "F" * 64, KEY + "0", "a" * 63 + "/"])
+@pytest.mark.parametrize(
+    "key", ["f" * 64, "short", "..", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "F" * 64, KEY + "0", "a" * 63 + "/"]
+)
 def test_artifacts_that_are_not_there(client: AppClient, key: str) -> None:
     for suffix in ("", "/record"):
         response = client.get(f"/v1/artifacts/{key}{suffix}")
@@ -148,8 +156,12 @@ def test_metrics_do_not_grow_with_what_is_asked_for(client: AppClient, sweep: st
         client.get(f"/v1/sweeps/nope-{index}")
         client.get(f"/v1/nowhere/{index}")
         client.request(f"METHOD{index}", "/v1/sweeps")
-    counts = {labels: value for (name, labels), value in metrics(client).items() if name.endswith("request_seconds_count")}
-    by_route = {(dict(labels)["method"], dict(labels)["route"], dict(labels)["status"]): n for labels, n in counts.items()}
+    counts = {
+        labels: value for (name, labels), value in metrics(client).items() if name.endswith("request_seconds_count")
+    }
+    by_route = {
+        (dict(labels)["method"], dict(labels)["route"], dict(labels)["status"]): n for labels, n in counts.items()
+    }
     assert by_route["GET", "/v1/sweeps/{sweep}", "404"] == 20
     assert by_route["GET", "none", "404"] == 20
     assert by_route["POST", "/v1/sweeps", "201"] == 1

@@ -54,7 +54,10 @@ def test_rows_of_a_sweep_in_the_order_of_its_cells(client: AppClient, sweep: str
     response = client.get(f"/v1/sweeps/{sweep}/results")
     assert response.headers["content-type"] == "application/json"
     found = response.json()
-    assert [(item["cell"][0], item["delta_loss_same"], item["eta"]) for item in found] == [("a", -1.0, 0.5), ("c", -3.0, 0.1)]
+    assert [(item["cell"][0], item["delta_loss_same"], item["eta"]) for item in found] == [
+        ("a", -1.0, 0.5),
+        ("c", -3.0, 0.1),
+    ]
     assert list(found[0]) == LINESEARCH  # all of the experiment's columns and no others
     assert found[0]["started_at"] == "2026-01-02T03:04:05.000000Z"
     assert found[0]["method"] is None
@@ -64,7 +67,9 @@ def test_rows_of_a_sweep_in_the_order_of_its_cells(client: AppClient, sweep: str
 @pytest.mark.parametrize("by", ["accept", "format"])
 def test_formats(client: AppClient, sweep: str, by: str) -> None:
     for name, media_type in MEDIA_TYPES.items():
-        options: dict[str, Any] = {"headers": {"Accept": media_type}} if by == "accept" else {"params": {"format": name}}
+        options: dict[str, Any] = (
+            {"headers": {"Accept": media_type}} if by == "accept" else {"params": {"format": name}}
+        )
         response = client.get(f"/v1/sweeps/{sweep}/results", **options)
         assert response.status_code == 200
         assert response.headers["content-type"].partition(";")[0] == media_type
@@ -95,9 +100,11 @@ def test_an_experiment_that_is_not_installed_any_more(client: AppClient, fakes: 
 def test_rows_of_a_cell_are_ordered_by_layer_and_epoch(
     client: AppClient, fakes: Fakes, sweep: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import creditgrid.service.sweep_rows as module  # noqa: PLC0415
+    import creditgrid.service.sweep_rows as module
 
-    schema = pa.schema([("cell", pa.string()), ("experiment", pa.string()), ("layer", pa.int64()), ("epoch", pa.int64())])
+    schema = pa.schema(
+        [("cell", pa.string()), ("experiment", pa.string()), ("layer", pa.int64()), ("epoch", pa.int64())]
+    )
     monkeypatch.setattr(module, "experiment_schema", lambda _: schema)
     order = [(1, 0), (0, 5), (1, 2), (0, 1)]
     made = [row("a", layer=layer, epoch=epoch) for layer, epoch in order]
@@ -111,7 +118,9 @@ def test_many_rows(client: AppClient, fakes: Fakes, sweep: str) -> None:
     fakes.ledger.keys[sweep] = keys
     schema = pa.schema([("cell", pa.string()), ("experiment", pa.string()), ("eta", pa.float64())])
     fakes.results.set(
-        pa.table({"cell": keys[::-1], "experiment": ["linesearch"] * len(keys), "eta": [1.0] * len(keys)}, schema=schema)
+        pa.table(
+            {"cell": keys[::-1], "experiment": ["linesearch"] * len(keys), "eta": [1.0] * len(keys)}, schema=schema
+        )
     )
     table = pa.ipc.open_stream(client.get(f"/v1/sweeps/{sweep}/results?format=arrow").content).read_all()
     assert table["cell"].to_pylist() == keys
@@ -140,7 +149,9 @@ def test_query(client: AppClient, sweep: str) -> None:
     assert pa.ipc.open_stream(arrow).read_all()["idx"].to_pylist() == [0, 2]
     text = client.post("/v1/query?format=csv", json={"sql": "SELECT 1 AS x, 2 AS x"}).text
     assert text.splitlines()[1] == "1,2"
-    assert client.post("/v1/query?format=parquet", json={"sql": "SELECT 1 AS x, INTERVAL 1 DAY AS i"}).status_code == 200
+    assert (
+        client.post("/v1/query?format=parquet", json={"sql": "SELECT 1 AS x, INTERVAL 1 DAY AS i"}).status_code == 200
+    )
 
 
 def test_bad_queries(client: AppClient) -> None:

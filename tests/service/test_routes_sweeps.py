@@ -110,7 +110,9 @@ def test_items_are_wire_models(client: AppClient, sweep: str) -> None:
     assert client.get(f"/v1/sweeps/{sweep}/summary").json()["rows"] == [{"method": "dfa", "best_eta": 0.1}]
 
 
-@pytest.mark.parametrize("cursor", ["5", "!!", "ü", "YWJj", "LTE", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "Mi41", "=", "A"])
+@pytest.mark.parametrize(
+    "cursor", ["5", "!!", "ü", "YWJj", "LTE", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "Mi41", "=", "A"]
+)
 def test_made_up_cursors(client: AppClient, sweep: str, cursor: str) -> None:
     for path in ("/v1/sweeps", f"/v1/sweeps/{sweep}/cells"):
         response = client.get(path, params={"cursor": cursor})
@@ -172,7 +174,11 @@ def test_events_of_an_ended_sweep(client: AppClient, fakes: Fakes, sweep: str) -
     fakes.ledger.tell(sweep, "call.finished", note="two\nlines")
     fakes.ledger.finish(sweep)
     messages = received(client.get(f"/v1/sweeps/{sweep}/events"))
-    assert [(m["id"], m["event"]) for m in messages] == [("1", "sweep.created"), ("3", "call.finished"), ("4", TERMINAL_EVENT)]
+    assert [(m["id"], m["event"]) for m in messages] == [
+        ("1", "sweep.created"),
+        ("3", "call.finished"),
+        ("4", TERMINAL_EVENT),
+    ]
     events = [EventView.model_validate_json(message["data"]) for message in messages]
     assert events == [event for event in fakes.ledger.events if event.sweep == sweep]
 

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from creditgrid.client.errors import LocalServiceFailed, PackageMissing, api_error
+from creditgrid.client.errors import BadSetting, LocalServiceFailed, PackageMissing, api_error
 from creditgrid.core.wire import PlanView, Problem
 
 START_TIMEOUT_S = 180.0
@@ -28,6 +28,8 @@ START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
 LOG_LINES = 20
 """The last lines of a failed service's log that are told."""
+REFUSED = 2
+"""The service's exit code for bad settings and specs."""
 SERVICE = (sys.executable, "-m", "creditgrid.service")
 _SERVER_PACKAGES = ("deltalake", "duckdb", "fastapi", "ray", "sqlalchemy", "torch", "uvicorn")
 
@@ -117,6 +119,7 @@ def plan_locally(document: Mapping[str, Any], data_dir: Path | None = None) -> P
     Raises:
         PackageMissing: where only the client is installed.
         InvalidRequest: for a spec that is refused.
+        BadSetting: for a data folder that is.
         LocalServiceFailed: when the dry run itself fails.
     """
     require_server()
@@ -136,6 +139,8 @@ def plan_locally(document: Mapping[str, Any], data_dir: Path | None = None) -> P
         problem = Problem.model_validate_json(done.stdout)
     except ValidationError as error:
         said = "\n".join((done.stderr or done.stdout).decode(errors="replace").splitlines()[-LOG_LINES:])
+        if done.returncode == REFUSED:  # refused before the spec was looked at: a setting is at fault
+            raise BadSetting(said) from error
         raise LocalServiceFailed(f"the dry run failed (exit code {done.returncode}):\n{said}") from error
     raise api_error(problem)
 

@@ -146,9 +146,9 @@ def labelled_images(path: Path) -> Iterator[tuple[int, Any, Any]]:
     Every row of a batch has been checked: JPEG or PNG bytes by their signature, and a label from 0 to 65,535.
     Raises DatasetError, naming the file and the row (from 0), where the file or a row of it is anything else.
     """
-    import pyarrow as pa  # noqa: PLC0415 (only Parquet sets pay for it)
-    import pyarrow.compute as pc  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
     row = 0
     try:
@@ -167,7 +167,7 @@ def labelled_images(path: Path) -> Iterator[tuple[int, Any, Any]]:
 
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
     """The names of the image and the label column, after checking their types."""
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa
 
     types = {field.name: field.type for field in schema}
     image = "image" if "image" in types else "img"
@@ -182,7 +182,7 @@ def _columns(path: Path, schema: Any) -> tuple[str, str]:
 
 
 def _is_image_column(column: Any) -> bool:
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa
 
     if not pa.types.is_struct(column) or column.get_field_index("bytes") < 0:
         return False
@@ -191,7 +191,7 @@ def _is_image_column(column: Any) -> bool:
 
 
 def _check_rows(path: Path, first_row: int, images: Any, labels: Any) -> None:
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.compute as pc
 
     is_image = pc.or_(pc.starts_with(images, _JPEG), pc.starts_with(images, _PNG))
     for wrong, what in (
@@ -234,7 +234,7 @@ def _signed(split: str, path: Path) -> _File:
 @lru_cache(maxsize=64)
 def _inspect(files: tuple[_File, ...]) -> _Found:
     """Reads every file to its end. Sizes and modification times are in the cache's key: a changed file is read anew."""
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.compute as pc
 
     rows, largest = dict.fromkeys(SPLITS, 0), 0
     for file in files:

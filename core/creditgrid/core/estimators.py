@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from creditgrid.core.network import _linear
+from creditgrid.core.network import linear
 
 WIDTH = 256
 TIME_DIMS = 32
@@ -26,13 +26,13 @@ class EstimatorNet(nn.Module):
         super().__init__()
         self.ln = nn.LayerNorm(d_hidden, device=generator.device)
         self.net = nn.Sequential(
-            _linear(d_hidden + TIME_DIMS + s_dim, WIDTH, generator),
+            linear(d_hidden + TIME_DIMS + s_dim, WIDTH, generator),
             nn.GELU(),
-            _linear(WIDTH, WIDTH, generator),
+            linear(WIDTH, WIDTH, generator),
             nn.GELU(),
-            _linear(WIDTH, WIDTH, generator),
+            linear(WIDTH, WIDTH, generator),
             nn.GELU(),
-            _linear(WIDTH, out_dim, generator),
+            linear(WIDTH, out_dim, generator),
         )
         self.scalar = out_dim == 1
 

@@ -58,11 +58,11 @@ def _statistics(images: Array) -> tuple[Array, Array]:
     channels = images.shape[1]
     count = images.size // channels
     sums, squares = np.zeros(channels, dtype=np.int64), np.zeros(channels, dtype=np.int64)
-    step = max(1, 2**22 // images[0].size)  # keeps the widened copies at some 32 MB each
+    step = max(1, 2**22 // images[0].size)  # keeps the squares at some 8 MB
     for start in range(0, len(images), step):
-        pixels = images[start : start + step].astype(np.int64)
-        sums += pixels.sum(axis=(0, 2, 3))
-        squares += np.square(pixels).sum(axis=(0, 2, 3))
+        pixels = images[start : start + step]
+        sums += pixels.sum(axis=(0, 2, 3), dtype=np.int64)
+        squares += np.square(pixels, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)  # 255² fits 16 bits
     # n Σx² - (Σx)² in Python's integers, which neither overflow nor cancel.
     spreads = [count * int(square) - int(total) ** 2 for total, square in zip(sums, squares, strict=True)]
     for channel, spread in enumerate(spreads):
@@ -106,7 +106,7 @@ def _pixels(content: bytes) -> Array:
     By Pillow, though torchvision decodes JPEG in half the time: its decoders are on their way out, and many a damaged
     PNG makes them end the whole process.
     """
-    from PIL import Image  # noqa: PLC0415 (only Parquet sets pay for it)
+    from PIL import Image
 
     image = Image.open(BytesIO(content), formats=["JPEG", "PNG"])
     mode = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB"}.get(image.mode)
@@ -123,7 +123,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def _digits() -> tuple[Images, Images]:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 with values 0…16 stretched to 0…255; the last 360 are the test."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
@@ -133,7 +133,7 @@ def _digits() -> tuple[Images, Images]:
 
 def _torchvision(name: str, root: Path) -> tuple[Images, Images]:
     """A torchvision set from `root`, downloaded only where it is not there yet."""
-    from torchvision import datasets  # noqa: PLC0415
+    from torchvision import datasets
 
     make: Callable[[bool, bool], Any] = {
         "cifar10": lambda train, download: datasets.CIFAR10(root, train, download=download),

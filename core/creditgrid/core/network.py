@@ -15,8 +15,8 @@ class Block(nn.Module):
     def __init__(self, d_hidden: int, w2_std: float = 0.01, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.ln = nn.LayerNorm(d_hidden, device=None if generator is None else generator.device)
-        self.w1 = _linear(d_hidden, d_hidden, generator)
-        self.w2 = _linear(d_hidden, d_hidden, generator)
+        self.w1 = linear(d_hidden, d_hidden, generator)
+        self.w2 = linear(d_hidden, d_hidden, generator)
         nn.init.normal_(self.w2.weight, 0.0, w2_std, generator=generator)
         nn.init.zeros_(self.w2.bias)
 
@@ -51,10 +51,10 @@ class ResidualMLP(nn.Module):
         self.num_classes = num_classes
         self.num_blocks = num_blocks
         self.residual_add = residual_add
-        self.embed = _linear(input_dim, d_hidden, generator)
+        self.embed = linear(input_dim, d_hidden, generator)
         self.blocks = nn.ModuleList(Block(d_hidden, w2_std, generator=generator) for _ in range(num_blocks))
         self.out_ln = nn.LayerNorm(d_hidden, device=None if generator is None else generator.device)
-        self.out_head = _linear(d_hidden, num_classes, generator)
+        self.out_head = linear(d_hidden, num_classes, generator)
 
     def forward(self, x: Tensor, return_hidden: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits (b, C) of flattened images x (b, D); with `return_hidden` also [h_0 … h_L], each (b, d)."""
@@ -84,7 +84,7 @@ class ResidualMLP(nn.Module):
         return h + branch if self.residual_add else branch
 
 
-def _linear(fan_in: int, fan_out: int, generator: torch.Generator | None) -> nn.Linear:
+def linear(fan_in: int, fan_out: int, generator: torch.Generator | None) -> nn.Linear:
     """A Linear with torch's default initialisation: weight and bias uniform in ±1/sqrt(fan_in)."""
     if generator is None:
         return nn.Linear(fan_in, fan_out)

@@ -49,7 +49,7 @@ def columns(experiment: Experiment) -> dict[str, ColumnType]:
 
 def schema(experiment: Experiment) -> pa.Schema:
     """The Arrow schema of the experiment's rows."""
-    import pyarrow as pa  # noqa: PLC0415 (plans know the columns and do without)
+    import pyarrow as pa
 
     arrow = {
         "float64": pa.float64(),
@@ -67,7 +67,7 @@ def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> pa.Table
     Raises:
         ValueError: for a row with a column that the experiment does not declare, or a value of another type.
     """
-    import pyarrow as pa  # noqa: PLC0415 (plans know the columns and do without)
+    import pyarrow as pa
 
     wanted = schema(experiment)
     unknown = {name for row in rows for name in row} - set(wanted.names)

@@ -198,9 +198,14 @@ def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> G
         for i, rule in enumerate(exclude)
         if not rule
     )
-    for name in sorted(_required(experiment.params) - fixed.keys() - axes.keys()):
-        if not (include and not axes and all(name in entry for entry in include)):
+    for name in sorted(_required(experiment.params) - fixed.keys()):
+        if name not in axes and (axes or not include):
             faults.append(Fault(f"{experiment.name} needs {name}: give it in fixed or as an axis", _fixed(spec)))
+        faults.extend(
+            Fault(f"{experiment.name} needs {name}: give it here or in fixed", pointer("include", i))
+            for i, entry in enumerate(include)
+            if name not in entry
+        )
     known = sorted(kinds)
     faults.extend(
         Fault(

@@ -12,7 +12,7 @@ the generators run on workers. Names are memoised: a grid of a million cells sta
 =============  ======================================================================================================
 """
 
-# ruff: noqa: PLC0415, ARG001
+# ruff: noqa: ARG001
 # Imports stand where they are used, because plans name these tasks without torch; every run has one signature.
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def mean_std_ci(values: Sequence[float]) -> SeedStatistics:
     if n < 2:
         return SeedStatistics(n, mean, None, None)
     # scipy is there wherever summaries are made (the service); plans and clients do without it.
-    from scipy.special import stdtrit  # noqa: PLC0415
+    from scipy.special import stdtrit
 
     std = statistics.stdev(values)
     return SeedStatistics(n, mean, std, float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n))

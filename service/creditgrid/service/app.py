@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
 from creditgrid.core.wire import Problem
 from creditgrid.service import problems
-from creditgrid.service.auth import PROTECTED, Guard
+from creditgrid.service.auth import Guard
 from creditgrid.service.dependencies import Context, Services
 from creditgrid.service.documents import BodyLimit
 from creditgrid.service.logs import RequestLog
 from creditgrid.service.problems import LastResort
-from creditgrid.service.routes import artifacts, experiments, health, plans, results, sweeps
+from creditgrid.service.routes import artifacts, events, experiments, health, plans, results, sweeps
 from creditgrid.service.sandbox import Sandbox
 from creditgrid.service.settings import Settings
 from creditgrid.service.telemetry import Measure, Telemetry, installed_version
@@ -74,9 +74,8 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     app.state.context = context
     problems.install(app)
     # The guard decides; this only tells readers of /docs where the token goes.
-    protected = APIRouter(prefix=PROTECTED, dependencies=[Depends(HTTPBearer(auto_error=False))])
-    for module in (sweeps, plans, results, experiments, artifacts):
-        protected.include_router(module.router)
-    app.include_router(protected)
+    shown = [Depends(HTTPBearer(auto_error=False))]
+    for module in (sweeps, events, plans, results, experiments, artifacts):
+        app.include_router(module.router, dependencies=shown)
     app.include_router(health.router)
     return app

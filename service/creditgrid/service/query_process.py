@@ -107,6 +107,8 @@ def checked(sql: str) -> str:
 
 def _lock(connection: duckdb.DuckDBPyConnection, memory: str) -> None:
     settings = {
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
         "memory_limit": memory,
         "threads": 2,
         "temp_directory": "",
@@ -114,8 +116,6 @@ def _lock(connection: duckdb.DuckDBPyConnection, memory: str) -> None:
         "secret_directory": "",
         "home_directory": "/",  # else error messages tell where the service's own is
         "TimeZone": "UTC",
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
         "allow_community_extensions": False,
         "allow_persistent_secrets": False,
         "python_enable_replacements": False,

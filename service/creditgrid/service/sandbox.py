@@ -135,7 +135,7 @@ class Sandbox:
         # The token and the database's password are none of its business.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CREDITGRID_")}
         allowed = memory_bytes(self._memory) + OVERHEAD
-        return subprocess.Popen(  # noqa: S603 - our own module and a number
+        return subprocess.Popen(
             [sys.executable, "-m", "creditgrid.service.query_process", str(allowed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -45,7 +45,12 @@ def sweep_rows(results: Results, views: Views, sweep: str) -> pa.RecordBatchRead
 
 def _batches(sql: str, experiment: str, tables: dict[str, object], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with tempfile.TemporaryDirectory(prefix="creditgrid-") as spill:
-        settings = {"memory_limit": MEMORY, "threads": 2, "temp_directory": spill}
+        settings = {
+            "memory_limit": MEMORY,
+            "threads": 2,
+            "temp_directory": spill,
+            "autoinstall_known_extensions": False,
+        }
         with duckdb.connect(":memory:", config=settings) as connection:
             connection.execute("SET TimeZone = 'UTC'")  # an option only once the connection has its extensions
             for name, table in tables.items():

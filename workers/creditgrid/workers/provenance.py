@@ -32,7 +32,7 @@ def host() -> str:
 def device_name(device: Any) -> str:
     """A device as a person would name it: ``cpu (x86_64)`` or ``cuda (NVIDIA H100)``."""
     if device.type == "cuda":
-        import torch  # noqa: PLC0415
+        import torch
 
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()})"
@@ -58,5 +58,5 @@ def _git(*arguments: str) -> str | None:
 
 def _ask_git(where: Path, *arguments: str) -> str:
     command = ["git", "-C", str(where), *arguments]
-    answer = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)  # noqa: S603
+    answer = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)
     return answer.stdout.strip()

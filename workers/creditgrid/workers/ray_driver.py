@@ -9,7 +9,6 @@ A call is a streaming generator: progress comes live, each artifact is a return 
 worker process), and the last item says how the call ended. Ray's own retries are off: the scheduler counts attempts.
 """
 
-# ruff: noqa: PLC0415
 # torch and what imports it stand where workers use them: the driver computes nothing.
 
 from __future__ import annotations

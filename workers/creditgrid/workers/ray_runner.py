@@ -128,7 +128,7 @@ class RayRunner:
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("ab") as log:
-                child = subprocess.Popen(  # noqa: S603
+                child = subprocess.Popen(
                     command,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,

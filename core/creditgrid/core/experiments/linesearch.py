@@ -6,7 +6,6 @@ loss is measured on that batch and on the *held* batch. The direction does not d
 one checkpoint are one call: one direction each, all step sizes in one batched pass.
 """
 
-# ruff: noqa: PLC0415
 # torch is imported where it is used: plans are made on machines that have none.
 
 from __future__ import annotations

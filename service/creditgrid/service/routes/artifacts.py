@@ -9,12 +9,13 @@ from fastapi import APIRouter, Header
 from fastapi.responses import FileResponse, Response
 
 from creditgrid.core.errors import ArtifactCorrupt
+from creditgrid.service.auth import PROTECTED
 from creditgrid.service.dependencies import ServicesDep
 from creditgrid.workers.artifacts import TENSORS
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
-router = APIRouter(tags=["artifacts"])
+router = APIRouter(prefix=PROTECTED, tags=["artifacts"])
 
 
 @router.get(

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from creditgrid.core.wire import TERMINAL_EVENT, EventView
+from creditgrid.service.auth import PROTECTED
 from creditgrid.service.dependencies import Context, ContextDep
 
 POLL_S = 0.25
@@ -21,7 +22,7 @@ BATCH = 500
 """Events that are read at a time."""
 LARGEST_ID = 2**63 - 1
 
-router = APIRouter(tags=["sweeps"])
+router = APIRouter(prefix=PROTECTED, tags=["sweeps"])
 
 
 @router.get(

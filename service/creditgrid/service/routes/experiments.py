@@ -6,8 +6,9 @@ from fastapi import APIRouter
 
 from creditgrid.core.registry import registry
 from creditgrid.core.wire import ColumnView, ExperimentView, Page
+from creditgrid.service.auth import PROTECTED
 
-router = APIRouter(tags=["experiments"])
+router = APIRouter(prefix=PROTECTED, tags=["experiments"])
 
 
 @router.get("/experiments")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Header
 
 from creditgrid.core.wire import PlanView
+from creditgrid.service.auth import PROTECTED
 from creditgrid.service.dependencies import ServicesDep
 from creditgrid.service.documents import SPEC_BODY, BodyDep, parse_document
 
-router = APIRouter(tags=["plans"])
+router = APIRouter(prefix=PROTECTED, tags=["plans"])
 
 
 @router.post("/plans", openapi_extra=SPEC_BODY)

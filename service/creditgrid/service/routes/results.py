@@ -11,11 +11,12 @@ from fastapi.responses import StreamingResponse
 
 from creditgrid.core.wire import MEDIA_TYPES
 from creditgrid.core.wire import Query as SqlQuery
+from creditgrid.service.auth import PROTECTED
 from creditgrid.service.dependencies import ContextDep, ServicesDep
 from creditgrid.service.encodings import BATCH_ROWS, negotiate, stream
 from creditgrid.service.sweep_rows import sweep_rows
 
-router = APIRouter(tags=["results"])
+router = APIRouter(prefix=PROTECTED, tags=["results"])
 
 Format = Annotated[str | None, Query(alias="format", description="arrow, parquet, csv or json; goes before Accept.")]
 Accept = Annotated[str | None, Header(description="One of the media types of the answer.")]

@@ -12,13 +12,12 @@ from creditgrid.core.errors import ConflictError
 from creditgrid.core.states import State
 from creditgrid.core.wire import CellView, FailureView, Page, SummaryView, SweepView, TaskView
 from creditgrid.service import paging
+from creditgrid.service.auth import PROTECTED
 from creditgrid.service.dependencies import ServicesDep
 from creditgrid.service.documents import SPEC_BODY, BodyDep, parse_document
 from creditgrid.service.paging import Cursor, Limit
-from creditgrid.service.routes import events
 
-router = APIRouter(tags=["sweeps"])
-router.include_router(events.router)
+router = APIRouter(prefix=PROTECTED, tags=["sweeps"])
 
 OnlyState = Annotated[State | None, Query(description="Only those at this state.")]
 IdempotencyKey = Annotated[

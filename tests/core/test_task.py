@@ -1,0 +1,96 @@
+"""Keys say what is computed: kind, version, parameters, parents; never where, and never with whom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from creditgrid.core.fingerprint import digest
+from creditgrid.core.task import Resources, TaskKind
+
+
+def run(tasks: Any, inputs: Any, device: Any) -> Any:
+    raise AssertionError("no task is run here")
+
+
+KIND = TaskKind("toy", 1, run)
+PARAMS = st.dictionaries(
+    st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5), max_size=4
+)
+
+
+def test_the_key_is_the_digest_of_the_payload() -> None:
+    parent = KIND.task({"a": 1})
+    task = KIND.task({"b": 2.5, "c": None}, {"role": parent})
+    payload = {"kind": "toy", "version": 1, "params": {"b": 2.5, "c": None}, "parents": {"role": parent.key}}
+    assert task.payload() == payload
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    assert task.key == digest(payload) == hashlib.sha256(text.encode()).hexdigest()
+
+
+@given(PARAMS, PARAMS)
+def test_keys_are_equal_just_when_parameters_are(left: dict[str, Any], right: dict[str, Any]) -> None:
+    same = json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+    assert (KIND.task(left).key == KIND.task(right).key) == same
+    backwards = dict(reversed(left.items()))
+    assert KIND.task(backwards).key == KIND.task(left).key
+
+
+def test_everything_that_counts_changes_the_key() -> None:
+    parent, other = KIND.task({"p": 1}), KIND.task({"p": 2})
+    tasks = [
+        KIND.task({"a": 1}),
+        KIND.task({"a": 2}),
+        KIND.task({"b": 1}),
+        TaskKind("toy", 2, run).task({"a": 1}),
+        TaskKind("other", 1, run).task({"a": 1}),
+        KIND.task({"a": 1}, {"x": parent}),
+        KIND.task({"a": 1}, {"x": other}),
+        KIND.task({"a": 1}, {"y": parent}),
+        KIND.task({"a": 1}, {"x": parent, "y": other}),
+        KIND.task({"a": 1}, {"x": other, "y": parent}),
+    ]
+    assert len({task.key for task in tasks}) == len(tasks)
+
+
+def test_what_does_not_count_leaves_the_key_alone() -> None:
+    plain = KIND.task({"a": 1})
+    for task in (
+        KIND.task({"a": 1}, source={"path": "/somewhere"}),
+        KIND.task({"a": 1}, group=("together",)),
+        TaskKind("toy", 1, run, Resources(cpu=4, gpu=1), max_group=7).task({"a": 1}),
+    ):
+        assert task.key == plain.key
+        assert task == plain
+        assert hash(task) == hash(plain)
+
+
+def test_tasks_share_a_call_when_their_groups_are_equal() -> None:
+    one, two = KIND.task({"a": 1}, group=("g", 1)), KIND.task({"a": 2}, group=("g", 1))
+    assert one.group == two.group
+    assert KIND.task({"a": 1}, group=("g", 2)).group != one.group
+    assert TaskKind("other", 1, run).task({"a": 1}, group=("g", 1)).group != one.group
+    assert TaskKind("toy", 2, run).task({"a": 1}, group=("g", 1)).group != one.group
+
+
+def test_without_a_group_a_task_is_alone() -> None:
+    assert KIND.task({"a": 1}).group != KIND.task({"a": 2}).group
+
+
+def test_a_task_travels_by_pickle() -> None:
+    task = KIND.task({"a": 1}, {"x": KIND.task({})}, group=("g",), source={"path": "/p"})
+    back = pickle.loads(pickle.dumps(task))
+    assert back == task
+    assert back.payload() == task.payload()
+    assert (back.group, back.source) == (task.group, task.source)
+
+
+def test_a_parameter_that_json_cannot_fix_names_no_task() -> None:
+    with pytest.raises(ValueError, match="identity"):
+        KIND.task({"a": float("nan")})
