@@ -1,8 +1,8 @@
 """The whole way, as a user has it: a real service process, real HTTP, real Ray, real images.
 
-The grid of the README (3 seeds × 4 methods × 3 ranges × 2 norms × 7 step sizes, 1 training and 1 fitting epoch on CIFAR-10)
-is submitted, every row is computed again from its downloaded artifacts by code that shares nothing with ours, and the
-second submission runs nothing.
+A grid of 3 seeds × 4 methods × 3 ranges × 2 norms × 7 step sizes with 1 training and 1 fitting epoch on CIFAR-10 is
+submitted, every row is computed again from its downloaded artifacts by code that shares nothing with ours, and the second
+submission runs nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def grid(dataset: Path) -> dict[str, Any]:
     return {
-        "name": "the README's grid",
+        "name": "every method, range, norm and step size",
         "experiment": "linesearch",
         "fixed": {"dataset": str(dataset.resolve()), "train_epochs": 1, "fit_epochs": 1},
         "axes": {

@@ -1,4 +1,4 @@
-"""``make bench``: ratios measured side by side in one run, with their conditions. Exits 1 when one is below its mark."""
+"""``make bench``: ratios measured side by side in one run, with their conditions. Exits 1 when one is too low."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def main() -> int:
     folder = Path(os.environ.get("CREDITGRID_TEST_CIFAR10", Path(__file__).parents[3] / "shared/data/cifar10-jpeg"))
     torch.set_num_threads(os.cpu_count() or 1)
     console.print(
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, "
-        f"Python {platform.python_version()}; CIFAR-10, batch {science.BATCH}, width 256, 4 blocks; "
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} "
+        f"threads, Python {platform.python_version()}; CIFAR-10, batch {science.BATCH}, width 256, 4 blocks; "
         f"medians of {science.ROUNDS} rounds by turns"
     )
     missed = []

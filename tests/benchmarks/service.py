@@ -110,6 +110,7 @@ print("seconds", time.perf_counter() - began)
             capture_output=True,
             text=True,
             timeout=1200,
+            check=False,
             env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
         )
     lines = [line.split() for line in answer.stdout.splitlines() if line.startswith("seconds ")]

@@ -211,14 +211,28 @@ def test_missing_directories_and_files(directory: Path) -> None:
         (_table([_encoded(), b"GIF89a"], [0, 1]), "row 1: the image starts with neither a JPEG nor a PNG signature"),
         (_table([b"\x89PN"], [0]), "row 0: the image starts with neither a JPEG nor a PNG signature"),
         (_table([_encoded()] * 3, [0, 1, None]), "row 2: the label is null; expected a class from 0"),
-        (_table([_encoded()] * 3, [0, -1, -2]), "row 1: the label is negative; expected a class from 0"),
-        (_table([_encoded()] * 2, [0, 65_536]), "row 1: the label is too large; expected a class below 65536"),
-        (_table([_encoded()] * 1500, [0] * 1400 + [-1] * 100), "row 1400: the label is negative"),
+        (_table([_encoded()] * 3, [0, -1, -2]), "row 1: the label is -1; expected a class from 0"),
+        (_table([_encoded()] * 2, [0, 65_536]), "row 1: the label is 65536; expected a class below 65536"),
+        (_table([_encoded()] * 1500, [0] * 1400 + [-1] * 100), "row 1400: the label is -1"),
     ],
 )
 def test_bad_rows_are_named(directory: Path, table: pa.Table, message: str) -> None:
     pq.write_table(table, directory / "test.parquet")
     assert _refused(directory).startswith(f"{directory / 'test.parquet'}, {message}")
+
+
+@pytest.mark.parametrize("type_", [pa.int8(), pa.uint8(), pa.int32(), pa.uint32(), pa.uint64()], ids=str)
+def test_labels_of_any_integer_type(directory: Path, type_: pa.DataType) -> None:
+    table = _table([_encoded()] * 2, [5, 0])
+    pq.write_table(table.set_column(1, "label", table["label"].cast(type_)), directory / "test.parquet")
+    assert resolve(str(directory)).num_classes == 6
+
+
+def test_a_label_beyond_64_bits_with_a_sign(directory: Path) -> None:
+    table = _table([_encoded()] * 2, [5, 0])
+    labels = pa.array([5, 2**64 - 1], pa.uint64())
+    pq.write_table(table.set_column(1, "label", labels), directory / "test.parquet")
+    assert "row 1: the label is 18446744073709551615; expected" in _refused(directory)
 
 
 def test_null_bytes_inside_an_image_that_is_not_null(directory: Path) -> None:
@@ -305,7 +319,7 @@ from creditgrid.core.datasets import resolve
 resolve("digits")
 assert "pyarrow" not in sys.modules
 resolve({str(directory)!r})
-print([name for name in ("torch", "torchvision", "PIL", "sklearn", "ray", "fastapi") if name in sys.modules])
+print([name for name in ("torch", "torchvision", "PIL", "sklearn", "pandas", "ray", "fastapi") if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -287,7 +287,7 @@ def _serve_cifar(
 @pytest.mark.parametrize(
     ("name", "kind", "labels"), [("cifar10", "CIFAR10", "labels"), ("cifar100", "CIFAR100", "fine_labels")]
 )
-def test_cifar_is_downloaded_once(  # noqa: PLR0917 (fixtures)
+def test_cifar_is_downloaded_once(
     name: str,
     kind: str,
     labels: str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -14,8 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from service_fakes import FakePlanner
+from typer.testing import CliRunner, Result
 
 from creditgrid.core.wire import PlanView, Problem
+from creditgrid.service import assembly
+from creditgrid.service.__main__ import cli
 
 TESTS = Path(__file__).resolve().parent.parent
 # What assembly makes is replaced by the stand-ins; everything else is the program itself.
@@ -23,34 +26,37 @@ PROGRAM = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from service_fakes import FakePlanner, Fakes
+from service_fakes import Fakes
 from creditgrid.service import assembly
 assembly.assemble = lambda settings: Fakes(settings.data_dir).services()
-assembly.planner = lambda settings: FakePlanner()
 from creditgrid.service.__main__ import cli
 cli()
 """
 SPEC = "name: n\nexperiment: linesearch\n"
 TOKEN = "correct-horse-battery-staple"
 
+Start = Callable[..., "tuple[subprocess.Popen[str], str]"]
+Run = Callable[..., Result]
+
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "error", "-c", PROGRAM.format(tests=str(TESTS)), *arguments]
 
 
-def run(*arguments: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs a command in this process, whose logs and signals stay as they are."""
+    monkeypatch.setattr(assembly, "planner", lambda settings: FakePlanner())
+    monkeypatch.setattr("creditgrid.service.__main__.configure", lambda form: None)
+    before = signal.getsignal(signal.SIGTERM)
 
+    def invoke(*arguments: str, text: str | bytes | None = None) -> Result:
+        result = CliRunner().invoke(cli, list(arguments), input=text, env={"COLUMNS": "200"})
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
 
-Start = Callable[..., "tuple[subprocess.Popen[str], str]"]
+    yield invoke
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -97,10 +103,10 @@ def test_serve_and_stop(start: Start, tmp_path: Path, how: signal.Signals) -> No
     assert [json.loads(entry)["path"] for entry in err.splitlines()] == ["/v1/sweeps", f"/v1/sweeps/{sweep}/events"]
 
 
-def test_one_service_a_data_directory(start: Start, tmp_path: Path) -> None:
+def test_one_service_a_data_directory(run: Run, start: Start, tmp_path: Path) -> None:
     process, _ = start()
     second = run("serve", "--port", "0", "--data-dir", str(tmp_path / "data"))
-    assert second.returncode == 2
+    assert second.exit_code == 2
     assert str(process.pid) in second.stderr
     assert "in use" in second.stderr
     start(data="other")
@@ -109,13 +115,12 @@ def test_one_service_a_data_directory(start: Start, tmp_path: Path) -> None:
     start()
 
 
-def test_the_port_may_be_taken(tmp_path: Path) -> None:
+def test_the_port_may_be_taken(run: Run, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = run("serve", "--port", port, "--data-dir", str(tmp_path / "data"))
-    assert result.returncode == 2
+    assert result.exit_code == 2
     assert port in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -131,11 +136,10 @@ def test_the_port_may_be_taken(tmp_path: Path) -> None:
         (["--wat"], "--wat"),
     ],
 )
-def test_options_that_are_refused(tmp_path: Path, options: list[str], said: str) -> None:
+def test_options_that_are_refused(run: Run, tmp_path: Path, options: list[str], said: str) -> None:
     result = run("serve", "--data-dir", str(tmp_path / "data"), *options)
-    assert result.returncode == 2
+    assert result.exit_code == 2
     assert said in result.stderr
-    assert "Traceback" not in result.stderr
     assert not (tmp_path / "data").exists()
 
 
@@ -153,11 +157,11 @@ def test_a_token_file(start: Start, tmp_path: Path) -> None:
 # -- plan --
 
 
-def test_plan(tmp_path: Path) -> None:
+def test_plan(run: Run, tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
     data = tmp_path / "data"
     result = run("plan", str(tmp_path / "spec.yaml"), "--data-dir", str(data), "-o", "json")
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     assert PlanView.model_validate_json(result.stdout).cells.new == 2
     assert not data.exists()
     assert run("plan", "-", "--data-dir", str(data), text=SPEC).stdout == result.stdout
@@ -168,16 +172,15 @@ def test_plan(tmp_path: Path) -> None:
     ("text", "pointers"),
     [("experiment: linesearch\n", ["/name"]), ("[", [""]), ("name: missing-data\nexperiment: x\n", [])],
 )
-def test_a_plan_of_a_bad_spec(tmp_path: Path, text: str, pointers: list[str]) -> None:
+def test_a_plan_of_a_bad_spec(run: Run, tmp_path: Path, text: str, pointers: list[str]) -> None:
     result = run("plan", "-", "--data-dir", str(tmp_path / "data"), text=text)
-    assert result.returncode == 2
+    assert result.exit_code == 2
     problem = Problem.model_validate_json(result.stdout)
     assert problem.status == 422
     assert [error.pointer for error in problem.errors] == pointers
-    assert "Traceback" not in result.stderr
 
 
-def test_a_plan_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_plan_of_a_file_that_is_not_there(run: Run, tmp_path: Path) -> None:
     result = run("plan", str(tmp_path / "none.yaml"), "--data-dir", str(tmp_path / "data"))
-    assert result.returncode == 2
+    assert result.exit_code == 2
     assert "none.yaml" in Problem.model_validate_json(result.stdout).detail

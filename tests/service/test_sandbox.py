@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,30 @@ TIMEOUT_S = 2.5
 ROWS = pa.table({"cell": ["a", "b", "c"], "experiment": ["linesearch"] * 3, "eta": [0.1, 0.2, 0.3]})
 
 
+def make(fakes: Fakes, timeout_s: float = TIMEOUT_S) -> Sandbox:
+    results: Any = fakes.results
+    views: Any = fakes.views
+    return Sandbox(results, views, timeout_s, memory="256MB", max_rows=1000)
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     fakes = Fakes(tmp_path_factory.mktemp("sandbox"))
     fakes.results.set(ROWS)
     fakes.scheduler.submit({"name": "one", "experiment": "linesearch"})
-    parts: Any = (fakes.results, fakes.views)
-    sandbox = Sandbox(*parts, timeout_s=TIMEOUT_S, memory="256MB", max_rows=1000)
+    sandbox = make(fakes)
     sandbox.query("SELECT 1")  # its process is up before anything is timed
     yield sandbox
     sandbox.close()
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "query_process" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just ended
+            if "query_process" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 # -- what is accepted --
@@ -88,8 +99,7 @@ def test_order_survives_conversion(sandbox: Sandbox) -> None:
 
 def test_an_empty_table(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path)
-    parts: Any = (fakes.results, fakes.views)
-    sandbox = Sandbox(*parts, timeout_s=TIMEOUT_S, memory="256MB", max_rows=1000)
+    sandbox = make(fakes)
     try:
         table = sandbox.query("SELECT * FROM results")
         assert (table.num_rows, table.schema) == (0, fakes.results.schema())
@@ -103,8 +113,7 @@ def test_a_delta_table(tmp_path: Path) -> None:
         write_deltalake(str(tmp_path / "t"), ROWS, mode="append", partition_by=["experiment"])
     fakes = Fakes(tmp_path)
     fakes.results.dataset = lambda: DeltaTable(str(tmp_path / "t")).to_pyarrow_dataset()  # type: ignore[method-assign]
-    parts: Any = (fakes.results, fakes.views)
-    sandbox = Sandbox(*parts, timeout_s=TIMEOUT_S, memory="256MB", max_rows=1000)
+    sandbox = make(fakes)
     try:
         sql = "SELECT experiment, count(*) AS n, sum(eta) AS s FROM results WHERE eta > 0.15 GROUP BY 1"
         (row,) = sandbox.query(sql).to_pylist()
@@ -203,8 +212,7 @@ def test_secrets_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CREDITGRID_TOKEN", "correct-horse-battery")
     fakes = Fakes(tmp_path)
     fakes.results.set(ROWS)
-    parts: Any = (fakes.results, fakes.views)
-    sandbox = Sandbox(*parts, timeout_s=TIMEOUT_S, memory="256MB", max_rows=1000)
+    sandbox = make(fakes)
     try:
         for sql in ("SELECT getenv('CREDITGRID_TOKEN')", "SELECT * FROM read_text('/proc/self/environ')"):
             with pytest.raises(QueryError):
@@ -269,10 +277,8 @@ def test_memory_is_bounded(sandbox: Sandbox, sql: str) -> None:
         nonlocal largest
         while not done.wait(0.02):
             for child in children():
-                try:
+                with suppress(psutil.Error):
                     largest = max(largest, child.memory_info().rss)
-                except psutil.NoSuchProcess:
-                    continue
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -293,7 +299,7 @@ def test_rows_are_bounded(sandbox: Sandbox) -> None:
         "SELECT * FROM range(100000000000)",
         "SELECT * FROM results, range(10000)",
     ):
-        with pytest.raises(QueryError, match="1,000 rows.*LIMIT"):
+        with pytest.raises(QueryError, match=r"1,000 rows.*LIMIT"):
             sandbox.query(sql)
 
 
@@ -339,8 +345,7 @@ def test_a_process_that_died_is_replaced(sandbox: Sandbox) -> None:
 
 def test_closing_ends_processes_and_queries(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path)
-    parts: Any = (fakes.results, fakes.views)
-    sandbox = Sandbox(*parts, timeout_s=30, memory="256MB", max_rows=1000)
+    sandbox = make(fakes, 30)
     sandbox.query("SELECT 1")
     before = set(children())
     said: list[str] = []
@@ -366,8 +371,7 @@ def test_closing_ends_processes_and_queries(tmp_path: Path) -> None:
 
 def test_a_query_process_ends_with_its_service(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path)
-    parts: Any = (fakes.results, fakes.views)
-    sandbox = Sandbox(*parts, timeout_s=TIMEOUT_S, memory="256MB", max_rows=1000)
+    sandbox = make(fakes)
     sandbox.query("SELECT 1")
     (process,) = sandbox._idle
     assert process.stdin is not None

@@ -140,8 +140,8 @@ def parquet_fingerprint(files: Mapping[str, Sequence[Path]]) -> str:
     return digest.hexdigest()
 
 
-def labelled_images(path: Path) -> Iterator[tuple[int, Any, Any]]:
-    """Batches of one Parquet file in row order: (first row, encoded images as Arrow binary, labels as Arrow integers).
+def labelled_images(path: Path) -> Iterator[tuple[int, list[bytes], list[int]]]:
+    """Batches of one Parquet file in row order: (number of the first row, encoded images, labels).
 
     Every row of a batch has been checked: JPEG or PNG bytes by their signature, and a label from 0 to 65,535.
     Raises DatasetError, naming the file and the row (from 0), where the file or a row of it is anything else.
@@ -155,8 +155,12 @@ def labelled_images(path: Path) -> Iterator[tuple[int, Any, Any]]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             image, label = _columns(path, file.schema_arrow)
             for batch in file.iter_batches(1024, columns=[f"{image}.bytes", label]):
-                images, labels = pc.struct_field(batch.column(image), "bytes"), batch.column(label)
-                _check_rows(path, row, images, labels)
+                # Plain Python from here on: handed a number to compare with, pyarrow goes and imports pandas.
+                images = pc.struct_field(batch.column(image), "bytes").to_pylist()
+                labels = batch.column(label).to_pylist()
+                for offset, pair in enumerate(zip(images, labels, strict=True)):
+                    if fault := _fault(*pair):
+                        raise DatasetError(f"{path}, row {row + offset}: {fault}")
                 yield row, images, labels
                 row += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last from a damaged column name
@@ -190,21 +194,21 @@ def _is_image_column(column: Any) -> bool:
     return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
 
 
-def _check_rows(path: Path, first_row: int, images: Any, labels: Any) -> None:
-    import pyarrow.compute as pc
-
-    is_image = pc.or_(pc.starts_with(images, _JPEG), pc.starts_with(images, _PNG))
-    for wrong, what in (
-        (pc.is_null(images), "the image is null; expected JPEG or PNG bytes"),
-        (pc.equal(pc.binary_length(images), 0), "the image is empty; expected JPEG or PNG bytes"),
-        (pc.invert(is_image), "the image starts with neither a JPEG nor a PNG signature"),
-        (pc.is_null(labels), "the label is null; expected a class from 0"),
-        (pc.less(labels, 0), "the label is negative; expected a class from 0"),
-        (pc.greater_equal(labels, MAX_CLASSES), f"the label is too large; expected a class below {MAX_CLASSES}"),
-    ):
-        row = pc.index(wrong, True).as_py()
-        if row >= 0:
-            raise DatasetError(f"{path}, row {first_row + row}: {what}")
+def _fault(image: bytes | None, label: int | None) -> str | None:
+    """What is wrong with a row, if anything is."""
+    if image is None:
+        return "the image is null; expected JPEG or PNG bytes"
+    if not image:
+        return "the image is empty; expected JPEG or PNG bytes"
+    if not image.startswith((_JPEG, _PNG)):
+        return "the image starts with neither a JPEG nor a PNG signature"
+    if label is None:
+        return "the label is null; expected a class from 0"
+    if label < 0:
+        return f"the label is {label}; expected a class from 0"
+    if label >= MAX_CLASSES:
+        return f"the label is {label}; expected a class below {MAX_CLASSES}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -234,13 +238,11 @@ def _signed(split: str, path: Path) -> _File:
 @lru_cache(maxsize=64)
 def _inspect(files: tuple[_File, ...]) -> _Found:
     """Reads every file to its end. Sizes and modification times are in the cache's key: a changed file is read anew."""
-    import pyarrow.compute as pc
-
     rows, largest = dict.fromkeys(SPLITS, 0), 0
     for file in files:
         for _, images, labels in labelled_images(file.path):
             rows[file.split] += len(images)
-            largest = max(largest, pc.max(labels).as_py())
+            largest = max(largest, *labels)
     fingerprint = parquet_fingerprint({split: [f.path for f in files if f.split == split] for split in SPLITS})
     return _Found(fingerprint, rows["train"], rows["test"], largest + 1)
 

@@ -85,7 +85,7 @@ def _decoded(paths: Sequence[Path], shape: tuple[int, ...] | None) -> Images:
     for path in paths:
         for first_row, encoded, classes in labelled_images(path):
             batch = []
-            for row, content in enumerate(encoded.to_pylist(), start=first_row):
+            for row, content in enumerate(encoded, start=first_row):
                 try:
                     pixels = _pixels(content)
                 except Exception as error:  # Pillow raises a dozen kinds on damaged images
@@ -96,8 +96,8 @@ def _decoded(paths: Sequence[Path], shape: tuple[int, ...] | None) -> Images:
                     raise DatasetError(f"{path}, row {row}: the image is {sizes}; expected one size for all")
                 batch.append(pixels)
             images.append(np.ascontiguousarray(np.stack(batch)))
-            labels.append(classes.to_numpy(zero_copy_only=False).astype(np.int64))
-    return np.concatenate(images), np.concatenate(labels)
+            labels += classes
+    return np.concatenate(images), np.asarray(labels, dtype=np.int64)
 
 
 def _pixels(content: bytes) -> Array:

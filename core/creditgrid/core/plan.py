@@ -31,6 +31,7 @@ class Known(enum.Enum):
     DONE = "done"  # its artifact or rows are there
     SHARED = "shared"  # an open sweep is computing it
     FAILED = "failed"  # it was tried and ended without a result
+    GONE = "gone"  # it was made once, and its artifact is no longer there
     ABSENT = "absent"  # never asked for
 
 

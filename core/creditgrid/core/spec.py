@@ -113,7 +113,7 @@ class Grid:
         seen_included: set[str] = set()
         count = 0
         for origin, values in itertools.chain(self._product(), self._included()):
-            params = self.experiment.params.model_construct(**values)
+            params = self.experiment.params.of_valid(values)
             for blamed, detail in params.conflicts():
                 fault = Fault(detail, self._where(blamed, values, origin))
                 faults.setdefault(fault.pointer, fault)

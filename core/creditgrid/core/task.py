@@ -40,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one task made: tensors to keep as its artifact, or rows for the results table. ``info`` joins the tensors."""
+    """What one task made: tensors to keep as its artifact, or rows of the results table; ``info`` joins the tensors."""
 
     key: str
     arrays: Arrays | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import fcntl
+import gc
 import math
 import os
 import signal
@@ -115,6 +116,8 @@ def _serve(settings: Settings, port_file: Path | None) -> None:
         typer.echo(f"creditgrid: {error}", err=True)
         raise typer.Exit(1) from error
     url = _url(settings.host, listener.getsockname()[1])
+    # What is loaded by now stays: the collector need not walk through it again for every few thousand cells of a plan.
+    gc.freeze()
 
     def announce() -> None:
         if port_file is not None:

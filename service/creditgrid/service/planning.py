@@ -24,7 +24,8 @@ from creditgrid.service.ledger import Ledger
 from creditgrid.workers.artifacts import ArtifactStore
 
 REASONS: Mapping[Known, str] = {
-    Known.ABSENT: "never computed with these parameters, or its artifact is gone",
+    Known.ABSENT: "never computed with these parameters",
+    Known.GONE: "computed before, but its artifact is gone",
     Known.FAILED: "tried before and ended without a result",
 }
 
@@ -113,7 +114,7 @@ class Planner:
                         found[key] = Known.SHARED
                     elif state in RESULT:
                         # An artifact that the ledger remembers and the store does not hold is gone.
-                        found[key] = Known.DONE if kinds[key] in measures else Known.ABSENT
+                        found[key] = Known.DONE if kinds[key] in measures else Known.GONE
                     else:
                         found[key] = Known.FAILED
         return found

@@ -29,7 +29,7 @@ from deltalake.exceptions import DeltaError
 
 from creditgrid.core.errors import ConflictError, NotFoundError
 from creditgrid.core.fingerprint import canonical_json
-from creditgrid.core.plan import Fate, Plan, PlannedTask
+from creditgrid.core.plan import Fate, Known, Plan, PlannedTask
 from creditgrid.core.registry import registry
 from creditgrid.core.spec import SweepSpec
 from creditgrid.core.states import FINISHED, WITHOUT_RESULT, State
@@ -592,8 +592,7 @@ class _Writer:
         self._write_cells(pending)
         self._write_stages(plan.stages())
         rows = [{"call": self._ids[call.number], "key": key} for call in plan.calls for key in sorted(call.waits_for)]
-        if rows:
-            self._connection.execute(db.waits.insert(), rows)
+        db.insert_many(self._connection, db.waits, rows)
         for call in plan.calls:
             self._connection.execute(
                 db.calls.update().where(db.calls.c.id == self._ids[call.number]).values(size=call.size)
@@ -617,7 +616,7 @@ class _Writer:
         if self._redo is not None:
             query = db.cells.delete().where(db.cells.c.sweep == self._sweep, db.cells.c.idx == sa.bindparam("redone"))
             self._connection.execute(query, [{"redone": index} for index, _ in pending])
-        self._connection.execute(db.cells.insert(), rows)
+        db.insert_many(self._connection, db.cells, rows)
 
     def _write_stages(self, stages: Sequence[PlannedTask]) -> None:
         needed = [planned for planned in stages if planned.fate is not Fate.UNNEEDED]
@@ -638,19 +637,16 @@ class _Writer:
             }
             for planned in needed
         ]
-        self._connection.execute(db.stages.insert(), rows)
+        db.insert_many(self._connection, db.stages, rows)
 
     def _tasks(self, planned: Sequence[PlannedTask]) -> Mapping[str, int]:
         """Write the new tasks and return the call that each open task is part of."""
         new = [item for item in planned if item.fate is Fate.NEW]
         calls = {item.task.key: self._call(item) for item in new}
-        for piece in db.chunks(item.task.key for item in new):
+        for piece in db.chunks(item.task.key for item in new if item.known is not Known.ABSENT):
             self._connection.execute(db.tasks.delete().where(db.tasks.c.key.in_(piece)))
-        if new:
-            rows = [
-                db.task_row(item.task.key, item.task.kind, calls[item.task.key], dump_task(item.task)) for item in new
-            ]
-            self._connection.execute(db.tasks.insert(), rows)
+        rows = [db.task_row(item.task.key, item.task.kind, calls[item.task.key], dump_task(item.task)) for item in new]
+        db.insert_many(self._connection, db.tasks, rows)
         for piece in db.chunks(item.task.key for item in planned if item.fate is Fate.SHARED):
             found = self._connection.execute(
                 sa.select(db.tasks.c.key, db.tasks.c.call).where(db.tasks.c.key.in_(piece))
@@ -671,8 +667,7 @@ class _Writer:
             rows = [
                 {**db.task_row(task.key, task.kind, 0, dump_task(task)), "state": State.SUCCEEDED} for task in unseen
             ]
-            if rows:
-                self._connection.execute(db.tasks.insert(), rows)
+            db.insert_many(self._connection, db.tasks, rows)
 
     def _call(self, item: PlannedTask) -> int:
         assert item.call is not None

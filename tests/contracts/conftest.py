@@ -1,0 +1,29 @@
+"""Fixtures of the contract suites."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+PLUGIN = Path(__file__).resolve().parent.parent / "plugin"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plugin_in_child_processes() -> Iterator[None]:
+    """Workers are processes of their own: they find the experiments of the tests by the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")])))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was() -> Iterator[None]:
+    """The local runner's calls set torch up for the whole process; the other tests of this one want it as it was."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)

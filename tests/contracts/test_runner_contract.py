@@ -1,0 +1,428 @@
+"""One suite over every runner: what the scheduler may rely on, whatever the machines are.
+
+The Ray cluster is started once for the module (some seconds), and once more by the test that kills its driver.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import creditgrid_noop as noop
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+from creditgrid.core.datasets import resolve
+from creditgrid.core.stages import data_task, feedback_task
+from creditgrid.core.task import Resources, Task
+from creditgrid.workers.artifacts import TENSORS, ArtifactStore
+from creditgrid.workers.local_runner import LocalRunner
+from creditgrid.workers.ray_runner import RayRunner
+from creditgrid.workers.runner import Advanced, Call, Failed, Finished, Lost, Message, Runner, Started
+
+WORKERS = 2
+START_S = 90.0
+SOON_S = 60.0
+"""For everything that takes well under a second on an idle machine; CI's cores are busy."""
+
+
+class Kit:
+    """A runner over a store, and what came of its calls."""
+
+    def __init__(self, name: str, runner: Runner, store: ArtifactStore) -> None:
+        self.name, self.runner, self.store = name, runner, store
+        self._ids = itertools.count(1)
+        self.seen: list[Message] = []
+
+    def submit(self, tasks: Sequence[Task], inputs: Sequence[str] = (), resources: Resources | None = None) -> int:
+        call = Call(next(self._ids), tasks[0].kind, tasks, inputs, resources or Resources(cpu=1), 2, {"sweep": "s1"})
+        self.runner.submit(call)
+        return call.id
+
+    def until(self, enough: Callable[[list[Message]], bool], within: float = SOON_S) -> list[Message]:
+        """Poll until the messages of this test are enough, and return them."""
+        deadline = time.monotonic() + within
+        while not enough(self.seen):
+            assert time.monotonic() < deadline, f"not within {within} s; came: {self.seen}"
+            self.seen += self.runner.poll(0.2)
+        return self.seen
+
+    def end_of(self, call: int) -> Finished | Failed:
+        """How the call ended; everything else told of it is in ``seen``."""
+        self.until(lambda seen: any(self._ends(item, call) for item in seen))
+        (end,) = (item for item in self.seen if self._ends(item, call))
+        assert isinstance(end, Finished | Failed)
+        return end
+
+    def of(self, call: int, kind: type[Any]) -> list[Any]:
+        return [item for item in self.seen if isinstance(item, kind) and item.call == call]
+
+    def running(self, *calls: int) -> None:
+        self.until(lambda seen: all(self.of(call, Started) for call in calls))
+
+    def _ends(self, item: Message, call: int) -> bool:
+        return isinstance(item, Finished | Failed) and item.call == call
+
+
+@pytest.fixture(scope="module")
+def ray_kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    root = tmp_path_factory.mktemp("ray")
+    store = ArtifactStore(root / "artifacts")
+    runner = RayRunner(store, root / "ray.log", cpus=WORKERS, gpus=0)
+    runner.start()
+    yield Kit("ray", runner, store)
+    runner.stop()
+    assert drivers() == []
+
+
+@pytest.fixture(scope="module")
+def local_kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    store = ArtifactStore(tmp_path_factory.mktemp("local") / "artifacts")
+    runner = LocalRunner(store, WORKERS)
+    runner.start()
+    yield Kit("local", runner, store)
+    runner.stop()
+
+
+@pytest.fixture(params=["local", "ray"])
+def kit(request: pytest.FixtureRequest) -> Kit:
+    found: Kit = request.getfixturevalue(f"{request.param}_kit")
+    ready(found)
+    found.runner.poll(0)
+    found.seen.clear()
+    return found
+
+
+def ready(kit: Kit) -> None:
+    deadline = time.monotonic() + START_S
+    while kit.runner.capacity().degraded is not None:
+        assert time.monotonic() < deadline, kit.runner.capacity()
+        time.sleep(0.1)
+
+
+def drivers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "creditgrid.workers.ray_driver" in child.cmdline()]
+
+
+def cells(*xs: int, **params: Any) -> list[Task]:
+    """Cells of the no-op experiment."""
+    return [noop.MEASURE.task(noop.NoopParams(x=x, **params).model_dump()) for x in xs]
+
+
+def rows_of(end: Finished | Failed) -> list[dict[str, Any]]:
+    assert isinstance(end, Finished), end
+    assert end.rows is not None
+    rows: list[dict[str, Any]] = pa.ipc.open_stream(end.rows).read_all().to_pylist()
+    return rows
+
+
+# -- what goes well ------------------------------------------------------------------------------------------------
+
+
+def test_it_says_what_it_has(kit: Kit) -> None:
+    found = kit.runner.capacity()
+    assert (found.cpu, found.gpu, found.nodes, found.degraded) == (WORKERS, 0.0, 1, None)
+
+
+def test_nothing_to_tell_is_an_empty_poll_that_waited(kit: Kit) -> None:
+    began = time.monotonic()
+    assert kit.runner.poll(0.3) == []
+    assert time.monotonic() - began >= 0.25
+    began = time.monotonic()
+    assert kit.runner.poll(0.0) == []
+    assert time.monotonic() - began < 0.2
+
+
+def test_a_call_starts_and_finishes_with_its_rows(kit: Kit) -> None:
+    tasks = cells(3, 1, 2)
+    call = kit.submit(tasks)
+    end = kit.end_of(call)
+    assert [type(item) for item in kit.seen] == [Started, Finished]
+    (started,) = kit.of(call, Started)
+    assert started.host == end.host
+    assert started.device.startswith("cpu")
+    rows = rows_of(end)
+    assert [(row["cell"], row["x"], row["twice"]) for row in rows] == [
+        (t.key, t.params["x"], 2.0 * t.params["x"]) for t in tasks
+    ]
+    assert {(row["sweep"], row["attempt"], row["experiment"]) for row in rows} == {("s1", 2, "noop")}
+    assert isinstance(end, Finished)
+    assert end.seconds >= 0
+    assert end.diverged == ()
+
+
+def test_artifacts_are_in_the_store_when_the_call_has_finished(kit: Kit) -> None:
+    tasks = [noop.BASE.task({"base": "ok", "run": kit.name})]
+    end = kit.end_of(kit.submit(tasks))
+    assert isinstance(end, Finished)
+    assert end.rows is None
+    assert end.sizes == {tasks[0].key: len(kit.store.read(tasks[0].key))}
+    np.testing.assert_array_equal(kit.store.load(tasks[0].key)["one"], np.ones(1, np.float32))
+
+
+def test_several_calls_run_at_a_time_and_each_comes_to_its_end(kit: Kit) -> None:
+    calls = [kit.submit(cells(x)) for x in range(12)]
+    kit.until(lambda seen: sum(isinstance(item, Finished) for item in seen) == len(calls))
+    for x, call in enumerate(calls):
+        assert rows_of(kit.end_of(call))[0]["twice"] == 2.0 * x
+        assert len(kit.of(call, Started)) == 1
+    sleepers = [kit.submit(cells(x, behaviour="sleep")) for x in range(WORKERS)]
+    kit.running(*sleepers)  # at the same time
+    for call in sleepers:
+        kit.runner.cancel(call)
+    assert all(isinstance(kit.end_of(call), Failed) for call in sleepers)
+
+
+def test_progress_is_told_while_the_call_runs(kit: Kit) -> None:
+    call = kit.submit(cells(1, behaviour="sleep"))
+    kit.until(lambda seen: len(kit.of(call, Advanced)) >= 2)
+    assert kit.of(call, Advanced)[0] == Advanced(call, 0, 1, "asleep")
+    kit.runner.cancel(call)
+    kit.end_of(call)
+
+
+def test_cells_that_diverged_are_named(kit: Kit) -> None:
+    tasks = [*cells(1), *cells(2, behaviour="nan")]
+    end = kit.end_of(kit.submit(tasks))
+    assert isinstance(end, Finished)
+    assert list(end.diverged) == [tasks[1].key]
+    assert [row["twice"] for row in rows_of(end)] == [2.0, None]
+
+
+# -- inputs --------------------------------------------------------------------------------------------------------
+
+
+def digits_and_feedback(seed: int) -> tuple[Task, Task]:
+    digits = resolve("digits")
+    return data_task(digits), feedback_task(digits, seed=seed, num_blocks=2, d_hidden=5)
+
+
+def fake_data(kit: Kit, key: str, classes: int) -> None:
+    kit.store.save(
+        key,
+        {},
+        {
+            "x_train": np.zeros((4, 1, 2, 2), np.uint8),
+            "y_train": np.arange(4),
+            "x_test": np.zeros((2, 1, 2, 2), np.uint8),
+            "y_test": np.arange(2),
+            "mean": np.zeros(1, np.float32),
+            "std": np.ones(1, np.float32),
+            "num_classes": np.asarray(classes),
+        },
+        {},
+    )
+
+
+def test_inputs_are_read_from_the_store(kit: Kit) -> None:
+    key = "a" * 64
+    fake_data(kit, key, classes=7)
+    _, template = digits_and_feedback(1)
+    task = Task("feedback", 1, {**template.params, "run": 1}, {"dataset": key}, "b" * 64, "g")
+    task = Task("feedback", 1, template.params, {"dataset": key}, "b" * 64, "g")
+    end = kit.end_of(kit.submit([task], [key]))
+    assert isinstance(end, Finished), end
+    assert kit.store.load(task.key)["B.1"].shape == (5, 7)  # the number of classes stands in the input alone
+
+
+def test_what_a_call_made_is_an_input_of_the_next_without_the_store(kit: Kit) -> None:
+    data, feedback = digits_and_feedback(2)
+    assert isinstance(kit.end_of(kit.submit([data])), Finished)
+    shutil.rmtree(kit.store.path(data.key))
+    end = kit.end_of(kit.submit([feedback], [data.key]))
+    assert isinstance(end, Finished), end
+    assert kit.store.load(feedback.key)["B.0"].shape == (5, 10)
+
+
+def test_an_input_that_is_nowhere_fails_its_call_alone(kit: Kit) -> None:
+    other = kit.submit(cells(1))
+    _, feedback = digits_and_feedback(3)
+    end = kit.end_of(kit.submit([feedback], ["c" * 64]))
+    assert isinstance(end, Failed)
+    assert "there is no artifact cccccccccccc" in end.error
+    assert not end.transient
+    assert isinstance(kit.end_of(other), Finished)
+
+
+def test_a_corrupt_input_fails_its_call_and_makes_room(kit: Kit) -> None:
+    key = "d" * 64
+    fake_data(kit, key, classes=7)
+    (kit.store.path(key) / TENSORS).write_bytes(b"what a bad disk gives back")
+    _, feedback = digits_and_feedback(4)
+    end = kit.end_of(kit.submit([feedback], [key]))
+    assert isinstance(end, Failed)
+    assert "SHA-256 differs" in end.error
+    assert "retry the sweep" in end.error
+    assert not end.transient
+    assert not kit.store.has(key)
+
+
+def test_an_input_that_cannot_be_read_may_be_tried_again(kit: Kit) -> None:
+    key = "e" * 64
+    kit.store.path(key).parent.mkdir(parents=True)
+    kit.store.path(key).write_text("a file where a folder should be")
+    _, feedback = digits_and_feedback(5)
+    end = kit.end_of(kit.submit([feedback], [key]))
+    assert isinstance(end, Failed)
+    assert "cannot be read" in end.error
+    assert end.transient
+
+
+# -- what fails ----------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_fails_its_call_with_its_traceback_and_no_other(kit: Kit) -> None:
+    good, bad = kit.submit(cells(1)), kit.submit([*cells(1), *cells(7, behaviour="raise")])
+    end = kit.end_of(bad)
+    assert isinstance(end, Failed)
+    assert end.error == "ValueError: told to raise at x = 7"
+    assert 'raise ValueError(f"told to raise at x = {x}")' in end.traceback
+    assert not end.transient
+    assert end.host
+    assert isinstance(kit.end_of(good), Finished)
+
+
+def test_failed_io_may_be_tried_again(kit: Kit) -> None:
+    end = kit.end_of(kit.submit(cells(1, behaviour="io")))
+    assert isinstance(end, Failed)
+    assert end.error == "OSError: told to fail as a disk would"
+    assert end.transient
+
+
+def test_artifacts_stored_before_a_failure_are_named(kit: Kit) -> None:
+    tasks = [noop.BASE.task({"base": base, "run": f"partly {kit.name}"}) for base in ("ok", "raise")]
+    end = kit.end_of(kit.submit(tasks))
+    assert isinstance(end, Failed)
+    assert list(end.stored) == [tasks[0].key]
+    assert kit.store.has(tasks[0].key)
+
+
+def test_a_kind_that_nobody_knows_fails(kit: Kit) -> None:
+    task = cells(1)[0]
+    end = kit.end_of(kit.submit([Task("unheard_of", 1, {}, {}, task.key, task.group)]))
+    assert isinstance(end, Failed)
+    assert "knows no task kind 'unheard_of'" in end.error
+
+
+def test_a_worker_that_dies_is_tried_again(kit: Kit) -> None:
+    if kit.name == "local":
+        pytest.skip("calls of the local runner run in this very process: os._exit would end the tests")
+    end = kit.end_of(kit.submit(cells(1, behaviour="crash")))
+    assert isinstance(end, Failed)
+    assert end.transient
+    assert end.error
+    assert rows_of(kit.end_of(kit.submit(cells(4))))[0]["twice"] == 8.0
+
+
+def test_more_than_there_is_gets_what_there_is(kit: Kit) -> None:
+    call = kit.submit(cells(5), resources=Resources(cpu=64, gpu=8))
+    assert rows_of(kit.end_of(call))[0]["twice"] == 10.0
+
+
+def test_resources_that_no_cluster_can_give_fail_their_call_alone(kit: Kit) -> None:
+    if kit.name == "local":
+        pytest.skip("the local runner's threads share what the process has")
+    end = kit.end_of(kit.submit(cells(5), resources=Resources(cpu=1e-6)))
+    assert isinstance(end, Failed)
+    assert "0.0001" in end.error
+    assert not end.transient
+    assert rows_of(kit.end_of(kit.submit(cells(6))))[0]["twice"] == 12.0
+
+
+# -- cancel --------------------------------------------------------------------------------------------------------
+
+
+def test_a_running_call_is_cancelled(kit: Kit) -> None:
+    call = kit.submit(cells(1, behaviour="sleep"))
+    kit.running(call)
+    began = time.monotonic()
+    kit.runner.cancel(call)
+    end = kit.end_of(call)
+    assert isinstance(end, Failed)
+    assert (end.error, end.transient) == ("cancelled", False)
+    assert time.monotonic() - began < 20
+    assert rows_of(kit.end_of(kit.submit(cells(4))))[0]["twice"] == 8.0
+
+
+def test_a_queued_call_is_cancelled_before_it_starts(kit: Kit) -> None:
+    sleepers = [kit.submit(cells(x, behaviour="sleep")) for x in range(WORKERS)]
+    kit.running(*sleepers)
+    queued = kit.submit(cells(9))
+    for call in (queued, *sleepers):
+        kit.runner.cancel(call)
+    end = kit.end_of(queued)
+    assert isinstance(end, Failed)
+    assert (end.error, end.transient) == ("cancelled", False)
+    assert kit.of(queued, Started) == []
+    for call in sleepers:
+        kit.end_of(call)
+
+
+def test_cancelling_what_is_not_there_is_nothing(kit: Kit) -> None:
+    call = kit.submit(cells(1))
+    assert isinstance(kit.end_of(call), Finished)
+    kit.runner.cancel(call)
+    kit.runner.cancel(10**9)
+    assert isinstance(kit.end_of(kit.submit(cells(2))), Finished)
+    assert kit.runner.poll(0.3) == []
+
+
+# -- the Ray runner's supervision, which an in-process runner has no need of ---------------------------------------
+
+
+def test_when_the_driver_dies_everything_is_lost_and_a_new_one_takes_over(ray_kit: Kit) -> None:
+    ready(ray_kit)
+    ray_kit.seen.clear()
+    call = ray_kit.submit(cells(1, behaviour="sleep"))
+    ray_kit.running(call)
+    (driver,) = drivers()
+    driver.kill()
+    seen = ray_kit.until(lambda seen: any(isinstance(item, Lost) for item in seen))
+    assert ray_kit.of(call, Finished) + ray_kit.of(call, Failed) == []
+    (lost,) = (item for item in seen if isinstance(item, Lost))
+    assert "the Ray driver ended" in lost.reason
+    assert ray_kit.runner.capacity().degraded is not None
+    early, cancelled = ray_kit.submit(cells(3)), ray_kit.submit(cells(4))  # while there is no driver
+    ray_kit.runner.cancel(cancelled)
+    end = ray_kit.end_of(cancelled)
+    assert isinstance(end, Failed)
+    assert end.error == "cancelled"
+    assert rows_of(ray_kit.end_of(early))[0]["twice"] == 6.0
+    assert ray_kit.runner.capacity().degraded is None
+    assert len(drivers()) == 1
+
+
+def test_a_driver_that_cannot_start_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("creditgrid.workers.ray_runner.FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    kit = Kit("ray", RayRunner(ArtifactStore(tmp_path), tmp_path / "ray.log"), ArtifactStore(tmp_path))
+    kit.runner.start()
+    try:
+        call = kit.submit(cells(1))
+        kit.until(lambda seen: sum(isinstance(item, Lost) for item in seen) >= 2)
+        assert "the Ray driver ended with status 1; its log is" in (kit.runner.capacity().degraded or "")
+        assert kit.of(call, Finished) + kit.of(call, Failed) == []
+        monkeypatch.setattr("sys.executable", "/nowhere/python")
+        kit.until(lambda seen: any("cannot be started" in item.reason for item in seen if isinstance(item, Lost)))
+    finally:
+        kit.runner.stop()
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+def test_stop_ends_what_is_in_flight(kit: Kit) -> None:
+    """The last test: nothing of the runner goes on after it."""
+    running = [kit.submit(cells(x, behaviour="sleep")) for x in range(WORKERS)]
+    kit.submit(cells(9, behaviour="sleep"))
+    kit.running(*running)
+    began = time.monotonic()
+    kit.runner.stop()
+    assert time.monotonic() - began < 40
+    assert drivers() == []

@@ -1,0 +1,29 @@
+"""Fixtures of the workers' tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from creditgrid.workers.artifacts import ArtifactStore
+
+settings.register_profile("creditgrid", deadline=None, max_examples=60)
+settings.load_profile("creditgrid")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was() -> Iterator[None]:
+    """A worker sets torch up for its whole process; the other tests of this one want it as it was."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,289 @@
+"""The artifact store: whole or not at all, and never something else than what was written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from creditgrid.workers.artifacts import RECORD, TEMPORARY, TENSORS, ArtifactStore
+
+KEY = hashlib.sha256(b"a key").hexdigest()
+OTHER = hashlib.sha256(b"another").hexdigest()
+ARRAYS = {
+    "embed.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "transposed": np.arange(12, dtype=np.int64).reshape(3, 4).T,
+    "pixels": np.arange(24, dtype=np.uint8).reshape(2, 3, 4)[:, ::2],
+    "num_classes": np.asarray(10),
+    "empty": np.zeros((0, 3), np.float32),
+}
+PAYLOAD = {"kind": "toy", "version": 1, "params": {"a": 1}, "parents": {}}
+
+
+def saved(store: ArtifactStore, key: str = KEY) -> int:
+    return store.save(key, PAYLOAD, ARRAYS, {"host": "here"})
+
+
+def everything(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")} if root.exists() else set()
+
+
+def test_what_is_saved_is_loaded(store: ArtifactStore) -> None:
+    assert not store.has(KEY)
+    size = saved(store)
+    assert store.has(KEY)
+    back = store.load(KEY)
+    assert set(back) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+    assert size == len(store.read(KEY)) == store.record(KEY)["bytes"]
+
+
+def test_the_layout_is_the_one_people_read(store: ArtifactStore) -> None:
+    saved(store)
+    place = store.root / KEY[:2] / KEY
+    assert store.path(KEY) == place
+    assert sorted(path.name for path in place.iterdir()) == [RECORD, TENSORS]
+    np.testing.assert_array_equal(load_file(place / TENSORS)["embed.weight"], ARRAYS["embed.weight"])
+    record = json.loads((place / RECORD).read_text())
+    assert record["key"] == KEY
+    assert record["payload"] == PAYLOAD
+    assert record["provenance"] == {"host": "here"}
+    assert record["sha256"] == hashlib.sha256((place / TENSORS).read_bytes()).hexdigest()
+    assert record["tensors"]["transposed"] == {"shape": [4, 3], "dtype": "int64"}
+    assert store.record(KEY) == record
+
+
+def test_saving_twice_keeps_the_first(store: ArtifactStore) -> None:
+    saved(store)
+    before = (store.path(KEY) / RECORD).stat().st_ino
+    store.save(KEY, PAYLOAD, ARRAYS, {"host": "elsewhere"})
+    assert (store.path(KEY) / RECORD).stat().st_ino == before
+    assert store.record(KEY)["provenance"] == {"host": "here"}
+
+
+def test_keys_are_those_of_whole_artifacts(store: ArtifactStore) -> None:
+    assert list(store.keys()) == []
+    for key in (KEY, OTHER):
+        saved(store, key)
+    (store.path(KEY).with_name(f"{TEMPORARY}{KEY}-x")).mkdir()
+    (store.root / "corrupt").mkdir()
+    assert sorted(store.keys()) == sorted([KEY, OTHER])
+
+
+@pytest.mark.parametrize(
+    "key", ["", "ab", "../" * 20, KEY.upper(), KEY[:-1], KEY + "0", "../" + KEY[3:], KEY[:-1] + "\n"]
+)
+def test_what_is_no_key_is_no_path(store: ArtifactStore, key: str) -> None:
+    for ask in (store.path, store.has, store.record, store.read, store.load):
+        with pytest.raises(ArtifactMissing, match="is no artifact key"):
+            ask(key)
+
+
+def test_what_is_not_there_is_missing(store: ArtifactStore) -> None:
+    for ask in (store.record, store.read, store.load):
+        with pytest.raises(ArtifactMissing, match=KEY[:12]):
+            ask(KEY)
+
+
+# -- atomic and durable --------------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+STEPS = [("mkdir", 0), ("open", 0), ("open", 1), ("fsync", 0), ("fsync", 1), ("fsync", 2), ("rename", 0), ("fsync", 3)]
+
+
+@pytest.mark.parametrize(("step", "at"), STEPS)
+def test_a_writer_that_dies_leaves_nothing_that_counts(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, step: str, at: int
+) -> None:
+    left = at
+    owner = os if step == "fsync" else Path
+    original = getattr(owner, step)
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        if left == 0:
+            raise Crash
+        left -= 1
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, dying)
+        with pytest.raises(Crash):
+            saved(store)
+    assert store.has(KEY) == ((step, at) == STEPS[-1])  # after the rename the artifact is whole
+    if store.has(KEY):
+        assert set(store.load(KEY)) == set(ARRAYS)
+    else:
+        assert list(store.keys()) == []
+        with pytest.raises(ArtifactMissing):
+            store.load(KEY)
+    saved(store)  # the next writer is not in the way of what is left
+    np.testing.assert_array_equal(store.load(KEY)["embed.weight"], ARRAYS["embed.weight"])
+
+
+def test_everything_is_synced_before_it_has_its_name(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def spy_fsync(handle: int) -> None:
+        events.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def spy_rename(self: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(Path, "rename", spy_rename)
+    saved(store)
+    at = events.index("rename")
+    assert events[:2] == [TENSORS, RECORD]
+    assert events[2].startswith(TEMPORARY)
+    assert at == 3
+    assert events[4:] == [KEY[:2]]
+
+
+def test_many_writers_of_one_key_leave_one_artifact(store: ArtifactStore) -> None:
+    start = threading.Barrier(8)
+    troubles: list[BaseException] = []
+
+    def write() -> None:
+        start.wait()
+        try:
+            saved(store)
+        except BaseException as error:
+            troubles.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert troubles == []
+    assert everything(store.root) == {
+        KEY[:2],
+        f"{KEY[:2]}/{KEY}",
+        f"{KEY[:2]}/{KEY}/{RECORD}",
+        f"{KEY[:2]}/{KEY}/{TENSORS}",
+    }
+    assert set(store.load(KEY)) == set(ARRAYS)
+
+
+def test_a_disk_that_is_full_is_an_artifact_error_and_leaves_nothing(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ArtifactError, match=f"{KEY[:12]} cannot be written below {store.root}.*No space") as caught:
+            saved(store)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert everything(store.root) == {KEY[:2]}
+
+
+def test_a_root_that_is_a_file_is_an_artifact_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    store = ArtifactStore(tmp_path / "file")
+    assert not store.has(KEY)
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        saved(store)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        store.load(KEY)
+
+
+@pytest.mark.parametrize("provenance", [{"loss": float("nan")}, {"what": object()}])
+def test_a_record_that_is_no_json_is_refused_before_anything_is_written(
+    store: ArtifactStore, provenance: dict[str, Any]
+) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        store.save(KEY, PAYLOAD, ARRAYS, provenance)
+    assert everything(store.root) == set()
+
+
+# -- corrupt -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)  # each writes to the disk
+@given(st.data())
+def test_a_changed_byte_anywhere_is_seen(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    store = ArtifactStore(tmp_path_factory.mktemp("corrupt"))
+    saved(store)
+    path = store.path(KEY) / TENSORS
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    with pytest.raises(ArtifactCorrupt, match="is not what was written: its SHA-256 differs"):
+        store.load(KEY)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        (TENSORS, b"", "SHA-256 differs"),
+        (TENSORS, None, "is gone while its record stands"),
+        (RECORD, b"", "is not what was written"),
+        (RECORD, b"{\xff", "is not what was written"),
+        (RECORD, b"[]", "is not the record of"),
+        (RECORD, b"{}", "is not the record of"),
+        (RECORD, json.dumps({"key": OTHER, "sha256": ""}).encode(), "is not the record of"),
+    ],
+)
+def test_a_corrupt_artifact_is_moved_aside_and_can_be_made_anew(
+    store: ArtifactStore, file: str, content: bytes | None, complaint: str
+) -> None:
+    saved(store)
+    path = store.path(KEY) / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ArtifactCorrupt, match=f"{complaint}.*was moved to .*retry the sweep"):
+        store.load(KEY)
+    assert not store.has(KEY)
+    (aside,) = (store.root / "corrupt").iterdir()
+    assert aside.name.startswith(KEY)
+    assert list(store.keys()) == []
+    saved(store)
+    assert set(store.load(KEY)) == set(ARRAYS)
+
+
+def test_a_tensors_file_that_is_none_is_corrupt_even_if_its_checksum_fits(store: ArtifactStore) -> None:
+    saved(store)
+    place = store.path(KEY)
+    record = store.record(KEY)
+    (place / TENSORS).write_bytes(b"no tensors")
+    (place / RECORD).write_text(json.dumps(record | {"sha256": hashlib.sha256(b"no tensors").hexdigest()}))
+    with pytest.raises(ArtifactCorrupt, match="is no safetensors file"):
+        store.load(KEY)
+
+
+def test_reading_for_a_download_moves_nothing(store: ArtifactStore) -> None:
+    saved(store)
+    (store.path(KEY) / TENSORS).write_bytes(b"")
+    with pytest.raises(ArtifactCorrupt):
+        store.read(KEY)
+    assert store.path(KEY).is_dir()
+
+
+def test_half_an_artifact_makes_room_for_a_whole_one(store: ArtifactStore) -> None:
+    saved(store)
+    (store.path(KEY) / RECORD).unlink()
+    assert not store.has(KEY)
+    saved(store)
+    assert set(store.load(KEY)) == set(ARRAYS)
