@@ -23,7 +23,7 @@ def _plugin_in_child_processes() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _torch_as_it_was() -> Iterator[None]:
     """The local runner's calls set torch up for the whole process; the other tests of this one want it as it was."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_deterministic_debug_mode(mode)

@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 @pytest.fixture(autouse=True)
 def _torch_as_it_was() -> Iterator[None]:
     """A worker sets torch up for its whole process; the other tests of this one want it as it was."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_deterministic_debug_mode(mode)

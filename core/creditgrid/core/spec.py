@@ -69,7 +69,9 @@ class SweepSpec(BaseModel):
         default_factory=list, max_length=MAX_RULES, description="Cells with all these values are left out."
     )
     include: list[dict[str, Any]] = Field(default_factory=list, description="Extra cells, on top of `fixed`.")
-    resources: dict[str, ResourceSpec] = Field(default_factory=dict, description="CPUs and GPUs by task kind.")
+    resources: dict[str, ResourceSpec] = Field(
+        default_factory=dict, description="CPUs and GPUs by task kind (data, probe, feedback, train, fit, measure, …)."
+    )
     retry: RetrySpec = Field(default_factory=RetrySpec)
     max_failed: int | None = Field(None, ge=0, description="Stop the sweep when more cells than this have failed.")
     fail_fast: bool = Field(False, description="Stop the sweep at the first failure.")

@@ -23,6 +23,8 @@ from creditgrid.service import ledger as db
 from creditgrid.service.ledger import Ledger
 from creditgrid.workers.artifacts import ArtifactStore
 
+MEASURE = "measure"
+"""What a spec's ``resources`` call the task kind that measures cells, whichever the experiment."""
 REASONS: Mapping[Known, str] = {
     Known.ABSENT: "never computed with these parameters",
     Known.GONE: "computed before, but its artifact is gone",
@@ -46,7 +48,7 @@ class Planner:
         known = registry()
         experiment = known.experiment(spec.experiment)
         kinds = known.kinds_of(experiment)
-        grid = validate(spec, experiment, kinds)
+        grid = validate(spec, experiment, (kinds.keys() - {experiment.measure.name}) | {MEASURE})
         plan = Plan(grid, kinds, resolve_datasets(grid, self._resolve), self.look_up)
         return spec, grid, plan
 

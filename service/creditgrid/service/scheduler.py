@@ -37,7 +37,7 @@ from creditgrid.core.task import Resources, Task
 from creditgrid.core.wire import TERMINAL_EVENT, Activity
 from creditgrid.service import ledger as db
 from creditgrid.service.ledger import Ledger
-from creditgrid.service.planning import Planner
+from creditgrid.service.planning import MEASURE, Planner
 from creditgrid.service.results import Results
 from creditgrid.workers.runner import Advanced, Call, Capacity, Failed, Finished, Lost, Message, Runner, Started
 
@@ -327,7 +327,8 @@ class Scheduler:
             return None  # cancelled since it was read
         owner = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == row.sweep)).one()
         spec = SweepSpec.model_validate(json.loads(owner.spec))
-        asked = spec.resources.get(row.kind)
+        measures = kind is registry().experiment(spec.experiment).measure
+        asked = spec.resources.get(MEASURE if measures else row.kind)
         resources = Resources(
             kind.resources.cpu if asked is None or asked.cpu is None else asked.cpu,
             kind.resources.gpu if asked is None or asked.gpu is None else asked.gpu,

@@ -103,7 +103,8 @@ def _known(call: Call) -> tuple[TaskKind, Experiment | None]:
 def _settle(call: Call, device: torch.device) -> None:
     # As many threads as the call was given, so that neighbours do not fight, and the same sums in the same order.
     torch.set_num_threads(max(1, int(call.resources.cpu)))
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms(True), which first imports the compiler: 3 s of every worker, for nothing here.
+    torch.set_deterministic_debug_mode("error")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
 
