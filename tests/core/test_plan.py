@@ -185,7 +185,7 @@ def test_every_missing_key_is_in_exactly_one_call_and_nothing_else_is(
 
     # What is wanted, from the bottom up: a cell that is missing, and a stage that something missing stands on.
     tasks = {item.task.key: item.task for item in placed}
-    missing = {key for key in keys if known[key] in (Known.ABSENT, Known.FAILED)}
+    missing = {key for key in keys if known[key] not in (Known.DONE, Known.SHARED)}
     new = {cell.planned.task.key for cell in cells} & missing
     for _ in range(2):
         new |= {key for child in new for key in tasks[child].parents.values()} & missing

@@ -76,12 +76,14 @@ def serve(
     )
     configure(settings.log_format)
     # uvicorn raises the signal that stopped it once more when it is through; here that means: exit, and well.
-    signal.signal(signal.SIGTERM, _leave)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         with _alone_in(settings.data_dir):
             _serve(settings, port_file)
     except KeyboardInterrupt:
         _leave()
+    finally:
+        signal.signal(signal.SIGTERM, before)  # a handler that is left behind keeps its module alive to the very end
 
 
 @cli.command()

@@ -62,8 +62,12 @@ def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
 def warm() -> None:
-    """On a worker: pay the imports before the first call does."""
+    """On a worker: pay for imports before the first call does."""
+    import torch
 
+    import creditgrid.workers.tasks  # noqa: F401
+
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports for seconds
     time.sleep(0.5)  # long enough that every core's worker is asked
 
 
