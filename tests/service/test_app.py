@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
@@ -185,7 +185,8 @@ def test_requests_are_answered_while_queries_run(http: httpx.Client) -> None:
     answers: list[int] = []
 
     def ask() -> None:
-        answers.append(httpx.post(f"{http.base_url}/v1/query", json=endless, timeout=60).status_code)
+        with suppress(httpx.HTTPError):  # the service stops before it answers
+            answers.append(httpx.post(f"{http.base_url}/v1/query", json=endless, timeout=60).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(12)]
     for thread in threads:

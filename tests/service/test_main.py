@@ -103,6 +103,16 @@ def test_serve_and_stop(start: Start, tmp_path: Path, how: signal.Signals) -> No
     assert [json.loads(entry)["path"] for entry in err.splitlines()] == ["/v1/sweeps", f"/v1/sweeps/{sweep}/events"]
 
 
+def test_a_runner_that_does_not_start(tmp_path: Path) -> None:
+    broken = PROGRAM.replace("cli()\n", "FakeScheduler.start = lambda self: 1 / 0\ncli()\n").format(tests=str(TESTS))
+    program = broken.replace("import Fakes", "import Fakes, FakeScheduler")
+    options = ["serve", "--port", "0", "--data-dir", str(tmp_path / "data"), "--port-file", str(tmp_path / "url")]
+    result = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert b"ZeroDivisionError" in result.stderr
+    assert not (tmp_path / "url").exists()
+
+
 def test_one_service_a_data_directory(run: Run, start: Start, tmp_path: Path) -> None:
     process, _ = start()
     second = run("serve", "--port", "0", "--data-dir", str(tmp_path / "data"))

@@ -76,14 +76,12 @@ def serve(
     )
     configure(settings.log_format)
     # uvicorn raises the signal that stopped it once more when it is through; here that means: exit, and well.
-    before = signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _leave)
     try:
         with _alone_in(settings.data_dir):
             _serve(settings, port_file)
     except KeyboardInterrupt:
         _leave()
-    finally:
-        signal.signal(signal.SIGTERM, before)  # a handler that is left behind keeps its module alive to the very end
 
 
 @cli.command()
@@ -135,9 +133,12 @@ def _serve(settings: Settings, port_file: Path | None) -> None:
         timeout_graceful_shutdown=max(1, math.ceil(settings.grace_s)),
     )
     server = _Server(config, announce, app.state.context.stopping.set)
-    server.run(sockets=[listener])
-    if not server.started:
-        raise typer.Exit(1)
+    try:
+        server.run(sockets=[listener])
+    except SystemExit as error:
+        raise typer.Exit(1 if error.code else 0) from error  # uvicorn has logged why it could not start
+    finally:
+        gc.unfreeze()  # else what is frozen outlives its modules, and DuckDB complains of leaks at the exit
 
 
 class _Server(uvicorn.Server):

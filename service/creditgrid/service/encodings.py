@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import pyarrow as pa
@@ -129,6 +130,8 @@ def _json_values(column: pa.Array) -> list[str]:
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
         # Text from Arrow itself: Python's datetime lacks the years before 1 and after 9999, and nanoseconds.
         column = pc.replace_substring(column.cast(pa.string()), " ", "T", max_replacements=1)
+    if pa.types.is_string(column.type):
+        return ["null" if value is None else encode_basestring_ascii(value) for value in column.to_pylist()]
     return [json.dumps(_plain(value)) for value in column.to_pylist()]
 
 

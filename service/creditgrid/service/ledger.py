@@ -18,6 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from creditgrid.core.errors import CreditGridError
 from creditgrid.core.states import OPEN, State, sources
 
 SCHEMA_VERSION = 1
@@ -142,7 +143,7 @@ class Ledger:
             if found is None:
                 connection.execute(meta.insert().values(name="schema", value=str(SCHEMA_VERSION)))
             elif int(found) != SCHEMA_VERSION:
-                raise RuntimeError(
+                raise CreditGridError(
                     f"the ledger at {url} has schema {found} and this version works with {SCHEMA_VERSION}: "
                     "use the version that made it, or another data directory"
                 )

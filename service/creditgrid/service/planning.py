@@ -135,16 +135,15 @@ class Planner:
                 )
                 if total is not None
             }
-            sizes = dict(
-                connection.execute(
-                    sa.select(db.tasks.c.kind, sa.func.avg(db.tasks.c.bytes))
+            sizes = {
+                row.kind: float(row.mean)
+                for row in connection.execute(
+                    sa.select(db.tasks.c.kind, sa.func.avg(db.tasks.c.bytes).label("mean"))
                     .where(db.tasks.c.bytes.is_not(None))
                     .group_by(db.tasks.c.kind)
                 )
-                .tuples()
-                .all()
-            )
-        return {kind: (mean, float(sizes.get(kind) or 0)) for kind, mean in seconds.items()}
+            }
+        return {kind: (mean, sizes.get(kind, 0.0)) for kind, mean in seconds.items()}
 
 
 def _kind_view(counts: Counter[Fate], calls: int, past: tuple[float, float] | None) -> PlanKind:

@@ -327,7 +327,8 @@ class Scheduler:
             return None  # cancelled since it was read
         owner = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == row.sweep)).one()
         spec = SweepSpec.model_validate(json.loads(owner.spec))
-        measures = kind is registry().experiment(spec.experiment).measure
+        experiment = registry().experiments.get(spec.experiment)  # None once its package is gone, and its stages stay
+        measures = experiment is not None and kind is experiment.measure
         asked = spec.resources.get(MEASURE if measures else row.kind)
         resources = Resources(
             kind.resources.cpu if asked is None or asked.cpu is None else asked.cpu,
@@ -400,8 +401,8 @@ class Scheduler:
     def _failed(self, connection: sa.Connection, flight: _Flight, message: Failed) -> None:
         """Try again after a pause that doubles if the machine was to blame and attempts are left; else end the call."""
         call = flight.call
-        error, trace = message.error[:TEXT_KEPT], message.traceback[-TEXT_KEPT:]
-        first = error.strip().splitlines()[0] if error.strip() else "failed"
+        error, trace = message.error.strip()[:TEXT_KEPT] or "failed", message.traceback[-TEXT_KEPT:]
+        first = error.splitlines()[0]
         db.settle_tasks(connection, call.id, State.SUCCEEDED, message.stored)
         if message.transient and call.attempt <= flight.retries:
             pause = flight.backoff_s * 2 ** (call.attempt - 1)
@@ -515,8 +516,8 @@ class Scheduler:
                 continue
             if db.move_call(connection, call.id, State.CANCELLED):
                 db.settle_tasks(connection, call.id, State.CANCELLED)
-                self._flights.pop(call.id, None)
-                self._to_cancel.append(call.id)
+                if self._flights.pop(call.id, None) is not None:
+                    self._to_cancel.append(call.id)
         self._tell(connection, sweep, TERMINAL_EVENT, f"{to}: {why}", state=to, **self._counts(connection, sweep))
 
     def _finish_if_through(self, connection: sa.Connection, sweep: str) -> None:
@@ -652,7 +653,7 @@ class _Writer:
             found = self._connection.execute(
                 sa.select(db.tasks.c.key, db.tasks.c.call).where(db.tasks.c.key.in_(piece))
             )
-            calls.update(found.tuples().all())
+            calls.update((row.key, row.call) for row in found)
         if shared := {calls[item.task.key] for item in planned if item.fate is Fate.SHARED}:
             # The more urgent of the sweeps that need a call decides when it runs.
             urgent = db.calls.update().where(db.calls.c.id == sa.bindparam("shared"))

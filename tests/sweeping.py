@@ -1,0 +1,194 @@
+"""A service's parts below HTTP in one process, over a runner that a test drives message by message."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import torch
+
+from creditgrid.core.datasets import resolve
+from creditgrid.core.states import OPEN, State
+from creditgrid.core.wire import TERMINAL_EVENT, EventView
+from creditgrid.service import ledger as db
+from creditgrid.service import scheduler as scheduling
+from creditgrid.service.ledger import Ledger
+from creditgrid.service.planning import Planner
+from creditgrid.service.results import Results
+from creditgrid.service.scheduler import Scheduler
+from creditgrid.service.views import Views
+from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message, Runner, Started
+from creditgrid.workers.tasks import execute
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class ScriptedRunner:
+    """A runner that does what the test says: calls wait in ``calls`` until one of the verbs is said of them."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self._messages: list[Message] = []
+        self.calls: dict[int, Call] = {}
+        self.history: list[Call] = []
+        self.cancelled: list[int] = []
+        self.degraded: str | None = None
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def capacity(self) -> Capacity:
+        return Capacity(2.0, 0.0, 1, self.degraded)
+
+    def submit(self, call: Call) -> None:
+        assert call.id not in self.calls, "a call in flight was submitted again"
+        self.calls[call.id] = call
+        self.history.append(call)
+
+    def poll(self, timeout: float) -> list[Message]:
+        found, self._messages = self._messages, []
+        return found
+
+    def cancel(self, call: int) -> None:
+        self.cancelled.append(call)
+        if self.calls.pop(call, None) is not None:
+            self.say(Failed(call, "cancelled", "", transient=False))
+
+    # -- verbs -----------------------------------------------------------------------------------------------------
+
+    def say(self, *messages: Message) -> None:
+        self._messages.extend(messages)
+
+    def begin(self, call: int) -> None:
+        self.say(Started(call, "host", "cpu"))
+
+    def work(self, call: int) -> None:
+        """Compute the call as a worker does."""
+        done = self.calls.pop(call)
+        inputs = {key: self._store.load(key) for key in done.inputs}
+        for item in execute(done, inputs, self._store, torch.device("cpu")):
+            if not isinstance(item, tuple):
+                self.say(item)
+
+    def fail(self, call: int, *, transient: bool = False, error: str = "ValueError: told to") -> None:
+        del self.calls[call]
+        self.say(Failed(call, error, f"Traceback\n{error}", transient, "host"))
+
+    def lose(self, reason: str = "the cluster is gone") -> None:
+        self.calls.clear()
+        self._messages.append(Lost(reason))
+
+
+class House:
+    """Ledger, planner, results and scheduler over one folder. ``step`` is one turn of the scheduler's loop."""
+
+    def __init__(self, root: Path, runner: Callable[[ArtifactStore], Runner] = ScriptedRunner) -> None:
+        self.root = root
+        self.store = ArtifactStore(root / "artifacts")
+        self.ledger = Ledger(f"sqlite:///{root / 'ledger.sqlite'}")
+        self.planner = Planner(self.ledger, self.store, resolve)
+        self.results = Results(root / "results", self.ledger.identity())
+        self.runner: Any = runner(self.store)
+        self.scheduler = Scheduler(self.ledger, self.planner, self.results, self.runner)
+        self.views = Views(self.ledger, self.results, self.scheduler)
+
+    def submit(self, **document: Any) -> str:
+        return self.scheduler.submit({"name": "n", "experiment": "noop", **document})[0]
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.scheduler._step()
+
+    def drain(self) -> None:
+        """Work every call there is until nothing is left to do."""
+        for _ in range(200):
+            self.step()
+            for call in list(self.runner.calls):
+                self.runner.work(call)
+            if not self.open_calls() and not self.scheduler._batch.messages and not self.scheduler._prepared:
+                return
+        raise AssertionError(f"there is no end: {self.open_calls()}")
+
+    def open_calls(self) -> list[int]:
+        with self.ledger.read() as connection:
+            return list(connection.scalars(sa.select(db.calls.c.id).where(db.calls.c.state.in_(OPEN))))
+
+    def call_states(self) -> dict[int, State]:
+        with self.ledger.read() as connection:
+            return {row.id: State(row.state) for row in connection.execute(sa.select(db.calls))}
+
+    def state(self, sweep: str) -> State:
+        return self.views.sweep(sweep).state
+
+    def counts(self, sweep: str) -> dict[State, int]:
+        return self.views.sweep(sweep).counts
+
+    def events(self, sweep: str) -> list[EventView]:
+        return self.views.events(sweep, 0, 10_000)
+
+    def event_types(self, sweep: str) -> list[str]:
+        return [event.type for event in self.events(sweep)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        dataset = self.results.dataset()
+        rows: list[dict[str, Any]] = [] if dataset is None else dataset.to_table().to_pylist()
+        return rows
+
+    def wait(self, sweep: str, within: float = 60.0) -> State:
+        """Wait for a started scheduler to end the sweep."""
+        deadline = time.monotonic() + within
+        while not (state := self.state(sweep)).finished:
+            assert self.scheduler.problem() is None, self.scheduler.problem()
+            assert time.monotonic() < deadline, self.views.sweep(sweep)
+            time.sleep(0.02)
+        return state
+
+    def check(self) -> None:
+        """What must hold at any time."""
+        rows = Counter(row["cell"] for row in self.rows())
+        assert all(n == 1 for n in rows.values()), "a cell stands in the table twice"
+        with self.ledger.read() as connection:
+            sweeps = connection.execute(sa.select(db.sweeps)).all()
+            cells = connection.execute(sa.select(db.cells)).all()
+        for sweep in sweeps:
+            view = self.views.sweep(sweep.id)
+            assert sum(view.counts.values()) == view.cells == sum(cell.sweep == sweep.id for cell in cells)
+            events = self.events(sweep.id)
+            assert [event.id for event in events] == sorted({event.id for event in events})
+            assert events[0].type == "sweep.created"
+            if view.state.finished:
+                assert events[-1].type == TERMINAL_EVENT
+                assert events[-1].data["state"] == view.state
+                assert view.finished_at is not None
+                assert not set(view.counts) & set(OPEN)
+            else:
+                lives = [event for event in events if event.type in (TERMINAL_EVENT, "sweep.created", "sweep.retried")]
+                assert lives[-1].type != TERMINAL_EVENT
+        for cell in cells:
+            if cell.state in (State.SUCCEEDED, State.CACHED):
+                assert cell.key in rows, "a cell is told to have a result and is not in the table"
+
+    def close(self) -> None:
+        self.ledger.close()
+
+
+@contextmanager
+def quick(patch: pytest.MonkeyPatch, **values: float) -> Iterator[None]:
+    """The scheduler without its pauses: a test says itself when something happens."""
+    settings: Mapping[str, float] = {"POLL_S": 0.0, "COMMIT_EVERY_S": 0.0, "COMMIT_PAUSE_S": 0.0, **values}
+    with patch.context() as inner:
+        for name, value in settings.items():
+            inner.setattr(scheduling, name, value)
+        yield
