@@ -1,8 +1,8 @@
 """The whole way, as a user has it: a real service process, real HTTP, real Ray, real images.
 
 A grid of 3 seeds × 4 methods × 3 ranges × 2 norms × 7 step sizes with 1 training and 1 fitting epoch on CIFAR-10 is
-submitted, every row is computed again from its downloaded artifacts by code that shares nothing with ours, and the second
-submission runs nothing.
+submitted, every row is computed again from its downloaded artifacts by code that shares nothing with ours, and the
+second submission runs nothing.
 """
 
 from __future__ import annotations

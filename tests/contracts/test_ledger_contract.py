@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from creditgrid.core.errors import CreditGridError
 from creditgrid.core.states import FINISHED, OPEN, TRANSITIONS, State
 from creditgrid.service import ledger as db
 from creditgrid.service.ledger import CHUNK, SCHEMA_VERSION, Ledger
@@ -190,7 +191,7 @@ def test_a_ledger_keeps_its_identity(opened: Callable[[], Ledger], tmp_path: Pat
 def test_a_ledger_of_another_schema_is_refused_and_left_alone(opened: Callable[[], Ledger], url: str) -> None:
     with opened().write() as connection:
         connection.execute(db.meta.update().where(db.meta.c.name == "schema").values(value=str(SCHEMA_VERSION + 1)))
-    with pytest.raises(RuntimeError, match=f"has schema {SCHEMA_VERSION + 1} and this version works with"):
+    with pytest.raises(CreditGridError, match=f"has schema {SCHEMA_VERSION + 1} and this version works with"):
         opened()
     engine = sa.create_engine(url)
     with engine.connect() as connection:

@@ -1,0 +1,178 @@
+"""The scheduler under any sequence of events: submissions that overlap, failures, losses, cancellations, kills, crashes.
+
+After each event what must hold is checked (``House.check``): counts add up, no cell stands in the table twice, every cell
+that is told to have a result stands there, a finished sweep's last event is the terminal one. In the end everything that
+is open is worked off, and nothing may be left.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sweeping import Crash, House, quick
+
+from creditgrid.core.errors import ConflictError
+from creditgrid.core.states import State
+
+PICK = st.integers(0, 10**6)
+DOCUMENTS = st.fixed_dictionaries(
+    {
+        "axes": st.fixed_dictionaries(
+            {
+                "group": st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True),
+                "x": st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True),
+            }
+        ),
+        "fixed": st.fixed_dictionaries({"base": st.sampled_from(["none", "ok"])}),
+        "retry": st.fixed_dictionaries({"max": st.integers(0, 2), "backoff_s": st.just(0)}),
+    },
+    optional={"fail_fast": st.booleans(), "max_failed": st.integers(0, 4), "priority": st.integers(-1, 1)},
+)
+
+
+class Sweeps(RuleBasedStateMachine):
+    """One data directory, and the services that live and die over it."""
+
+    house: House
+
+    @initialize()
+    def begin(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.pauses = quick(self.patch)
+        self.pauses.__enter__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.house = House(Path(self.folder.name))
+        self.sweeps: list[str] = []
+
+    def teardown(self) -> None:
+        if not hasattr(self, "house"):
+            return
+        self.house.drain()
+        self.house.check()
+        assert all(self.house.state(sweep).finished for sweep in self.sweeps)
+        for sweep in self.sweeps:
+            if self.house.state(sweep) in (State.SUCCEEDED, State.CACHED):
+                assert set(self.house.counts(sweep)) <= {State.SUCCEEDED, State.CACHED}
+        self.house.close()
+        self.pauses.__exit__(None, None, None)
+        self.folder.cleanup()
+
+    def flights(self) -> list[int]:
+        return list(self.house.runner.calls)
+
+    def one(self, pick: int) -> int:
+        flights = self.flights()
+        return flights[pick % len(flights)]
+
+    @rule(document=DOCUMENTS)
+    def submit(self, document: dict[str, Any]) -> None:
+        self.sweeps.append(self.house.submit(**document))
+
+    @rule(times=st.integers(1, 3))
+    def step(self, times: int) -> None:
+        self.house.step(times)
+
+    @precondition(lambda self: self.flights())
+    @rule(pick=PICK)
+    def start(self, pick: int) -> None:
+        self.house.runner.begin(self.one(pick))
+
+    @precondition(lambda self: self.flights())
+    @rule(pick=PICK)
+    def work(self, pick: int) -> None:
+        self.house.runner.work(self.one(pick))
+
+    @precondition(lambda self: self.flights())
+    @rule(pick=PICK, transient=st.booleans())
+    def fail(self, pick: int, transient: bool) -> None:
+        self.house.runner.fail(self.one(pick), transient=transient)
+
+    @precondition(lambda self: self.flights())
+    @rule()
+    def lose(self) -> None:
+        self.house.runner.lose()
+
+    @precondition(lambda self: self.sweeps)
+    @rule(pick=PICK)
+    def cancel(self, pick: int) -> None:
+        sweep = self.sweeps[pick % len(self.sweeps)]
+        before = self.house.state(sweep)
+        try:
+            self.house.scheduler.cancel(sweep)
+        except ConflictError:
+            assert before.finished
+        else:
+            assert not before.finished or before is State.CANCELLED
+            assert self.house.state(sweep) is State.CANCELLED
+
+    @precondition(lambda self: self.sweeps)
+    @rule(pick=PICK)
+    def retry(self, pick: int) -> None:
+        sweep = self.sweeps[pick % len(self.sweeps)]
+        before, counts = self.house.state(sweep), self.house.counts(sweep)
+        without = sum(counts.get(state, 0) for state in (State.FAILED, State.CANCELLED, State.SKIPPED))
+        try:
+            assert self.house.scheduler.retry(sweep) == without > 0
+        except ConflictError:
+            assert not before.finished or without == 0
+
+    @rule()
+    def kill(self) -> None:
+        """The service dies between two steps and is started again."""
+        self.house.close()
+        self.house = House(Path(self.folder.name))
+        self.house.scheduler.recover()
+
+    @rule(where=st.sampled_from(["append", "after", "end"]))
+    def crash(self, where: str) -> None:
+        """The service dies within a commit, if there is one to make, and is started again."""
+        append, succeeded = self.house.results.append, self.house.scheduler._succeeded
+
+        def dying(before: Callable[..., None] | None) -> Callable[..., None]:
+            def die(*arguments: Any) -> None:
+                if before is not None:
+                    before(*arguments)
+                raise Crash
+
+            return die
+
+        if where == "end":
+            self.house.scheduler._succeeded = dying(succeeded)  # type: ignore[method-assign]
+        else:
+            self.house.results.append = dying(append if where == "after" else None)  # type: ignore[method-assign]
+        try:
+            self.house.step(2)
+        except Crash:
+            self.kill()
+        else:
+            self.house.results.append = append  # type: ignore[method-assign]
+            self.house.scheduler._succeeded = succeeded  # type: ignore[method-assign]
+
+    @invariant()
+    def what_must_hold(self) -> None:
+        if hasattr(self, "house"):
+            self.house.check()
+
+
+Sweeps.TestCase.settings = settings(
+    deadline=None, max_examples=10, stateful_step_count=25, suppress_health_check=list(HealthCheck)
+)
+
+
+class TestSweeps(Sweeps.TestCase):  # type: ignore[misc,name-defined]
+    """Runs the machine, and leaves torch as it was."""
+
+    def setUp(self) -> None:
+        self.torch = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+
+    def tearDown(self) -> None:
+        torch.set_num_threads(self.torch[0])
+        torch.set_deterministic_debug_mode(self.torch[1])
