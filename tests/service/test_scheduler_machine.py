@@ -1,7 +1,7 @@
-"""The scheduler under any sequence of events: submissions that overlap, failures, losses, cancellations, kills, crashes.
+"""The scheduler under any sequence of events: overlapping submissions, failures, losses, cancellations, kills, crashes.
 
-After each event what must hold is checked (``House.check``): counts add up, no cell stands in the table twice, every cell
-that is told to have a result stands there, a finished sweep's last event is the terminal one. In the end everything that
+After each event what must hold is checked (``House.check``): counts add up, no cell stands in the table twice, every
+cell that is told to have a result stands there, a finished sweep's last event is the terminal one. In the end all that
 is open is worked off, and nothing may be left.
 """
 
