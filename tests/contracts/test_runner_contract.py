@@ -309,16 +309,6 @@ def test_a_kind_that_nobody_knows_fails(kit: Kit) -> None:
     assert "knows no task kind 'unheard_of'" in end.error
 
 
-def test_a_worker_that_dies_is_tried_again(kit: Kit) -> None:
-    if kit.name == "local":
-        pytest.skip("calls of the local runner run in this very process: os._exit would end the tests")
-    end = kit.end_of(kit.submit(cells(1, behaviour="crash")))
-    assert isinstance(end, Failed)
-    assert end.transient
-    assert end.error
-    assert rows_of(kit.end_of(kit.submit(cells(4))))[0]["twice"] == 8.0
-
-
 def test_more_than_there_is_gets_what_there_is(kit: Kit) -> None:
     call = kit.submit(cells(5), resources=Resources(cpu=64, gpu=8))
     assert rows_of(kit.end_of(call))[0]["twice"] == 10.0
@@ -372,6 +362,19 @@ def test_cancelling_what_is_not_there_is_nothing(kit: Kit) -> None:
     assert kit.runner.poll(0.3) == []
 
 
+# -- what costs workers, and the time to start others -------------------------------------------------------------
+
+
+def test_a_worker_that_dies_is_tried_again(kit: Kit) -> None:
+    if kit.name == "local":
+        pytest.skip("calls of the local runner run in this very process: os._exit would end the tests")
+    end = kit.end_of(kit.submit(cells(1, behaviour="crash")))
+    assert isinstance(end, Failed)
+    assert end.transient
+    assert end.error
+    assert rows_of(kit.end_of(kit.submit(cells(4))))[0]["twice"] == 8.0
+
+
 # -- the Ray runner's supervision, which an in-process runner has no need of ---------------------------------------
 
 
@@ -419,9 +422,10 @@ def test_a_driver_that_cannot_start_is_told_and_tried_again(tmp_path: Path, monk
 
 def test_stop_ends_what_is_in_flight(kit: Kit) -> None:
     """The last test: nothing of the runner goes on after it."""
-    running = [kit.submit(cells(x, behaviour="sleep")) for x in range(WORKERS)]
-    kit.submit(cells(9, behaviour="sleep"))
-    kit.running(*running)
+    running = kit.submit(cells(1, behaviour="sleep"))
+    kit.running(running)
+    for x in range(WORKERS):
+        kit.submit(cells(x, behaviour="sleep", group=1))
     began = time.monotonic()
     kit.runner.stop()
     assert time.monotonic() - began < 40

@@ -1,0 +1,167 @@
+"""Dependencies point one way, heavy libraries stay where they are used, and only core knows an experiment by name."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("core", "workers", "service", "client")
+MAY_IMPORT = {
+    "core": {"core"},
+    "workers": {"core", "workers"},
+    "service": {"core", "workers", "service"},
+    "client": {"core", "client"},
+}
+SERVER_ONLY = {"fastapi", "starlette", "uvicorn", "sqlalchemy", "deltalake", "duckdb", "prometheus_client", "structlog"}
+FORBIDDEN = {
+    "core": {"ray", *SERVER_ONLY},
+    "workers": {"ray", *SERVER_ONLY},
+    "service": {"ray"},
+    "client": {"ray", "torch", "torchvision", "scipy", "sklearn", *SERVER_ONLY},
+}
+EXCEPTIONS = {("workers/creditgrid/workers/ray_driver.py", "ray")}
+HEAVY = ("torch", "torchvision", "ray", "scipy", "sklearn", "fastapi", "sqlalchemy", "deltalake", "duckdb")
+
+
+def files(layer: str) -> list[Path]:
+    return sorted((ROOT / layer / "creditgrid" / layer).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that the file imports, wherever in it, and whether or not it is only for types."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where things come from"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = [(layer, path) for layer in LAYERS for path in files(layer)]
+
+
+def test_every_layer_is_looked_at() -> None:
+    assert {layer for layer, _ in FILES} == set(LAYERS)
+    assert len(FILES) > 40
+    assert not list(ROOT.glob("*/creditgrid/__init__.py"))  # one namespace of four roots
+
+
+@pytest.mark.parametrize(("layer", "path"), FILES, ids=lambda value: str(getattr(value, "stem", value)))
+def test_a_file_imports_its_own_layer_and_those_below(layer: str, path: Path) -> None:
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "creditgrid" and len(parts) > 1:
+            assert parts[1] in MAY_IMPORT[layer], f"{path.relative_to(ROOT)} imports {name}"
+        elif (str(path.relative_to(ROOT)), parts[0]) not in EXCEPTIONS:
+            assert parts[0] not in FORBIDDEN[layer], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_only_the_driver_of_the_cluster_imports_ray() -> None:
+    importing = {str(path.relative_to(ROOT)) for _, path in FILES if "ray" in {n.split(".")[0] for n in imports(path)}}
+    assert importing == {"workers/creditgrid/workers/ray_driver.py"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy libraries that a fresh process has loaded after this code."""
+    probe = f"{code}\nimport sys\nprint('loaded', *(name for name in {HEAVY!r} if name in sys.modules))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "plugin")}
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split("loaded", 1)[1].split())
+
+
+def importing(*modules: str) -> str:
+    return "\n".join(f"import {module}" for module in modules)
+
+
+CORE_LIGHT = [
+    f"creditgrid.core.{name}"
+    for name in (
+        "axes", "datasets", "errors", "experiment", "experiments.linesearch", "fingerprint", "plan", "registry", "rows",
+        "spec", "spec_text", "stages", "states", "statistics", "task", "wire",
+    )
+]  # fmt: skip
+
+
+def test_planning_loads_nothing_heavy() -> None:
+    plan = """
+from creditgrid.core.datasets import resolve
+from creditgrid.core.plan import Plan, resolve_datasets
+from creditgrid.core.registry import registry
+from creditgrid.core.spec import parse, validate
+known = registry()
+assert known.broken == {}
+experiment = known.experiment("linesearch")
+kinds = known.kinds_of(experiment)
+fixed = {"dataset": "digits", "eta": 0.1}
+document = {"name": "n", "experiment": "linesearch", "fixed": fixed, "axes": {"method": ["vec", "dfa"], "seed": [1, 2]}}
+grid = validate(parse(document), experiment, kinds)
+plan = Plan(grid, kinds, resolve_datasets(grid, resolve), lambda tasks: {})
+assert len(list(plan.cells())) == 4
+assert plan.stages()
+"""
+    assert loaded_by(importing(*CORE_LIGHT) + plan) == set()
+
+
+def test_the_client_and_its_command_load_nothing_heavy() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT / "client").with_suffix("").parts)
+        for path in files("client")
+        if "examples" not in path.parts and path.stem != "__init__"
+    ]
+    assert "creditgrid.client.cli" in modules
+    assert loaded_by(importing(*modules)) == set()
+
+
+def test_the_service_loads_neither_torch_nor_ray() -> None:
+    """The cluster's driver is a process of its own, and what computes are its workers."""
+    found = loaded_by(
+        importing("creditgrid.service.assembly", "creditgrid.service.app", "creditgrid.workers.ray_runner")
+    )
+    assert found & {"torch", "torchvision", "ray"} == set()
+
+
+def test_the_clusters_driver_loads_no_torch() -> None:
+    assert loaded_by(importing("creditgrid.workers.ray_driver")) & {"torch", "torchvision"} == set()
+
+
+def words(path: Path) -> Iterator[str]:
+    """Names and strings of the code; docstrings and comments may give examples."""
+    tree = ast.parse(path.read_text())
+    described = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described:
+            yield from re.findall(r"\w+", node.value)
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            yield from (part for alias in node.names for part in alias.name.split("."))
+
+
+@pytest.mark.parametrize(
+    "path", [*files("workers"), *files("service")], ids=lambda path: "/".join(path.relative_to(ROOT).parts[2:])
+)
+def test_no_worker_and_no_service_knows_an_experiment_by_name(path: Path) -> None:
+    experiments = {found.stem for found in (ROOT / "core/creditgrid/core/experiments").glob("[a-z]*.py")}
+    assert "linesearch" in experiments
+    assert experiments.isdisjoint(words(path))
