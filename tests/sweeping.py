@@ -54,8 +54,9 @@ class ScriptedRunner:
 
     def submit(self, call: Call) -> None:
         assert call.id not in self.calls, "a call in flight was submitted again"
-        self.calls[call.id] = call
         self.history.append(call)
+        if not any(isinstance(message, Lost) for message in self._messages):  # else it is lost with the others
+            self.calls[call.id] = call
 
     def poll(self, timeout: float) -> list[Message]:
         found, self._messages = self._messages, []
@@ -87,6 +88,7 @@ class ScriptedRunner:
         self.say(Failed(call, error, f"Traceback\n{error}", transient, "host"))
 
     def lose(self, reason: str = "the cluster is gone") -> None:
+        """All that is in flight, and all that is submitted before this is told, is gone."""
         self.calls.clear()
         self._messages.append(Lost(reason))
 

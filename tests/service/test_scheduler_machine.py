@@ -51,9 +51,10 @@ class Sweeps(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.house = House(Path(self.folder.name))
         self.sweeps: list[str] = []
+        self.dead = False  # nothing can be worked off by a service that is dying
 
     def teardown(self) -> None:
-        if not hasattr(self, "house"):
+        if not hasattr(self, "house") or self.dead:
             return
         self.house.drain()
         self.house.check()
@@ -134,6 +135,7 @@ class Sweeps(RuleBasedStateMachine):
     @rule(where=st.sampled_from(["append", "after", "end"]))
     def crash(self, where: str) -> None:
         """The service dies within a commit, if there is one to make, and is started again."""
+        self.dead = True
         append, succeeded = self.house.results.append, self.house.scheduler._succeeded
 
         def dying(before: Callable[..., None] | None) -> Callable[..., None]:
@@ -155,6 +157,7 @@ class Sweeps(RuleBasedStateMachine):
         else:
             self.house.results.append = append  # type: ignore[method-assign]
             self.house.scheduler._succeeded = succeeded  # type: ignore[method-assign]
+        self.dead = False
 
     @invariant()
     def what_must_hold(self) -> None:

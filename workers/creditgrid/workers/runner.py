@@ -111,7 +111,10 @@ class Runner(Protocol):
         """What there is now."""
 
     def submit(self, call: Call) -> None:
-        """Take a call; its end comes back as one Finished or Failed, or all at once as Lost."""
+        """Take a call; its end comes back as one Finished or Failed, or all at once as Lost.
+
+        A Lost is of everything that was submitted before the poll that tells it.
+        """
 
     def poll(self, timeout: float) -> list[Message]:
         """Messages since the last poll, waiting up to ``timeout`` seconds for the first."""
