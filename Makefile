@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
+# Processes come and go here by the dozen; without cached bytecode each would compile torch again, for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check bench lock serve clean
 
 setup: $(STAMP)

@@ -49,6 +49,8 @@ COMMIT_PAUSE_S = 4.0
 POLL_S = 0.2
 ROWS_KEPT = 200_000
 """Rows waiting for their commit; above it the batch is committed at once."""
+LONGEST_PAUSE_S = 600.0
+"""Between two attempts of a call; up to here the pause doubles."""
 TEXT_KEPT = 20_000
 """Characters of an error or traceback that the ledger keeps."""
 
@@ -405,7 +407,7 @@ class Scheduler:
         first = error.splitlines()[0]
         db.settle_tasks(connection, call.id, State.SUCCEEDED, message.stored)
         if message.transient and call.attempt <= flight.retries:
-            pause = flight.backoff_s * 2 ** (call.attempt - 1)
+            pause = min(flight.backoff_s * 2 ** min(call.attempt - 1, 20), LONGEST_PAUSE_S)
             again = {"attempt": call.attempt + 1, "not_before": time.time() + pause, "error": error, "traceback": trace}
             if db.move_call(connection, call.id, State.PENDING, **again):
                 text = f"{_count(call)} failed ({first}); attempt {call.attempt + 1} in {pause:g} s"
