@@ -14,7 +14,7 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import DatasetError, SpecError
 from creditgrid.core.experiment import Experiment, Params, Summary
 from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
-from creditgrid.core.plan import LOOKUP_CHUNK, Fate, Known, Plan, PlannedCell, PlannedTask, count, resolve_datasets
+from creditgrid.core.plan import LOOKUP_CHUNK, Fate, Known, Plan, PlannedCell, PlannedTask, resolve_datasets
 from creditgrid.core.spec import Grid, parse, validate
 from creditgrid.core.stages import STAGES
 from creditgrid.core.task import Task, TaskKind
@@ -64,7 +64,7 @@ def test_the_issues_grid_is_3_trainings_6_fits_3_groups_and_504_cells() -> None:
     calls = Counter(call.kind for call in plan.calls)
     assert calls == {"data": 1, "probe": 3, "feedback": 3, "train": 3, "fit": 6, "linesearch": 3}
     assert sorted(call.size for call in plan.calls if call.kind == "linesearch") == [168, 168, 168]
-    assert count([*stages, *(cell.planned for cell in cells)])["linesearch"] == {Fate.NEW: 504}
+    assert Counter((cell.planned.task.kind, cell.planned.fate) for cell in cells) == {("linesearch", Fate.NEW): 504}
 
 
 def test_a_second_plan_of_it_finds_everything_cached() -> None:

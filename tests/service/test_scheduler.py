@@ -1024,3 +1024,4 @@ def test_a_runner_in_trouble_is_told(house: House) -> None:
 def test_a_loss_with_nothing_in_flight_is_nothing(house: House) -> None:
     house.runner.say(Lost("the cluster is gone"))
     house.step(2)
+    assert house.scheduler.problem() is None

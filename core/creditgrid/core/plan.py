@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -190,11 +189,3 @@ def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[s
     if faults:
         raise SpecError(faults)
     return found
-
-
-def count(planned: Sequence[PlannedTask]) -> dict[str, Counter[Fate]]:
-    """How many tasks of each kind meet each fate."""
-    counts: dict[str, Counter[Fate]] = defaultdict(Counter)
-    for item in planned:
-        counts[item.task.kind][item.fate] += 1
-    return dict(counts)
