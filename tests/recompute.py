@@ -1,150 +1,124 @@
-"""A line-search row, computed again from its downloaded artifacts alone: float64, one cell at a time, nothing shared.
+"""Every experiment's rows, computed again from downloaded artifacts alone: float64, one cell at a time, nothing shared.
 
-Written from the formulas and the tensor names; imports nothing of CreditGrid.
+Written from the formulas and the tensors' names; imports nothing of CreditGrid. ``expected_rows`` computes, ``agrees``
+compares. The tolerances are what float32 can keep:
+
+=============================  =======================================================================================
+losses, norms, credit_rms, …   1e-5 of the value
+differences, cosines, shares   1e-5 of the value, or 1e-6: a difference of losses of order 1 keeps their rounding
+                               (float32's is 1.2e-7), and a cosine that of its unit vectors, however small they come out
+``pur_k``                      what those of its two differences make of their quotient
+nudge                          1e-3 of the value, or 1e-8: the rounding (1e-6) of a direction in which the loss falls
+                               with slope 1, times the longest nudge (0.01)
+rho                            1e-3 of the largest magnitude among the cell's layers, or 1e-4: the rounding of a loss of
+                               order 1 (2e-7) makes 1e-4 of its central difference over 2e-3, against slopes of 0.1 to
+                               1, and the correlation of 512 pairs or more keeps up to 5e-5 of it, however small it is
+=============================  =======================================================================================
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
+from recompute_experiments import (
+    credit_recovery_rows,
+    dynamics_rows,
+    exploitability_rows,
+    linesearch_rows,
+    snapshot_time_rows,
+)
+from recompute_network import Arrays
 
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+EXPERIMENTS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Arrays]], list[dict[str, float | None]]]] = {
+    "linesearch": linesearch_rows,
+    "snapshot_time": snapshot_time_rows,
+    "exploitability": exploitability_rows,
+    "credit_recovery": credit_recovery_rows,
+    "dynamics": dynamics_rows,
+}
 
-
-def doubles(arrays: Arrays) -> dict[str, Tensor]:
-    """Floats as float64, labels as they are."""
-    return {
-        name: torch.from_numpy(np.array(a)).double() if a.dtype == np.float32 else torch.from_numpy(np.array(a))
-        for name, a in arrays.items()
-    }
-
-
-def layer_norm(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    mean = h.mean(-1, keepdim=True)
-    variance = ((h - mean) ** 2).mean(-1, keepdim=True)
-    return (h - mean) / torch.sqrt(variance + 1e-5) * weight + bias
-
-
-def gelu(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+EXACT, FLOOR, FINITE_DIFFERENCE = 1e-5, 1e-6, 1e-3
+FLOORED = ("delta_", "dl_", "gamma", "update_cos", "accuracy", "test_accuracy")
+NUDGE_FLOOR, RHO_FLOOR = 1e-8, 1e-4
 
 
-def branch(p: Mapping[str, Tensor], block: int, h: Tensor) -> Tensor:
-    name = f"blocks.{block}"
-    inner = layer_norm(h, p[f"{name}.ln.weight"], p[f"{name}.ln.bias"])
-    inner = gelu(inner @ p[f"{name}.w1.weight"].T + p[f"{name}.w1.bias"])
-    return inner @ p[f"{name}.w2.weight"].T + p[f"{name}.w2.bias"]
+class Worst(NamedTuple):
+    """The value that is farthest off: ``ratio`` is its error over the tolerance, so at most 1 is agreement."""
+
+    ratio: float
+    column: str
+    expected: float | None
+    actual: float | None
 
 
-def head(p: Mapping[str, Tensor], h: Tensor) -> Tensor:
-    return layer_norm(h, p["out_ln.weight"], p["out_ln.bias"]) @ p["out_head.weight"].T + p["out_head.bias"]
+def expected_rows(
+    experiment: str, params: Mapping[str, Any], artifacts: Mapping[str, Arrays]
+) -> list[dict[str, float | None]]:
+    """The measured columns of a cell's rows; ``artifacts`` is {role: {tensor's name: array}}."""
+    return EXPERIMENTS[experiment](params, artifacts)
 
 
-def depth(p: Mapping[str, Tensor]) -> int:
-    return len({name.split(".")[1] for name in p if name.startswith("blocks.")})
+def agrees(expected: Sequence[Mapping[str, Any]], actual: Sequence[Mapping[str, Any]]) -> Worst:
+    """Compare the rows of one cell, matched by epoch and layer; columns that are not expected are not looked at."""
+    if len(expected) != len(actual):
+        return Worst(math.inf, f"number of rows: {len(expected)} expected, {len(actual)} found", None, None)
+    worst = Worst(0.0, "", None, None)
+    for wanted, found in zip(sorted(expected, key=_place), sorted(actual, key=_place), strict=True):
+        for column, value in wanted.items():
+            if column not in found:
+                return Worst(math.inf, f"no column {column}", value, None)
+            error = _error(value, found[column])
+            tolerance = _tolerance(column, wanted, expected) if error else 1.0
+            ratio = error / tolerance if tolerance else math.inf
+            if ratio > worst.ratio:
+                worst = Worst(ratio, _named(column, wanted), value, found[column])
+    return worst
 
 
-def hiddens(p: Mapping[str, Tensor], x: Tensor, residual_add: bool = True) -> list[Tensor]:
-    h = [x @ p["embed.weight"].T + p["embed.bias"]]
-    for block in range(depth(p)):
-        step = branch(p, block, h[-1])
-        h.append(h[-1] + step if residual_add else step)
-    return h
+def linesearch_row(
+    row: Mapping[str, Any], checkpoint: Arrays, probe: Arrays, extra: Arrays | None
+) -> dict[str, float | None]:
+    """The measured columns of a line-search row."""
+    artifacts = {"checkpoint": checkpoint, "probe": probe, **({"estimator": extra} if extra else {})}
+    return expected_rows("linesearch", row, artifacts)[0]
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return torch.logsumexp(logits, -1) - logits[torch.arange(len(y)), y]
+def _place(row: Mapping[str, Any]) -> tuple[int, int]:
+    return row.get("epoch", 0), row.get("layer", 0)
 
 
-def loss(p: Mapping[str, Tensor], x: Tensor, y: Tensor, residual_add: bool) -> Tensor:
-    return cross_entropy(head(p, hiddens(p, x, residual_add)[-1]), y).mean()
+def _named(column: str, row: Mapping[str, Any]) -> str:
+    return column + "".join(f" at {name} {row[name]}" for name in ("epoch", "layer") if name in row)
 
 
-def estimator_output(e: Mapping[str, Tensor], h: Tensor, t: float, s: Tensor) -> Tensor:
-    frequencies = torch.tensor([math.exp(-math.log(10000) * i / 16) for i in range(16)], dtype=torch.float64)
-    time = torch.cat([torch.sin(t * frequencies), torch.cos(t * frequencies)]).expand(len(h), 32)
-    z = torch.cat([layer_norm(h, e["ln.weight"], e["ln.bias"]), time, s], -1)
-    for index in (0, 2, 4):
-        z = gelu(z @ e[f"net.{index}.weight"].T + e[f"net.{index}.bias"])
-    return z @ e["net.6.weight"].T + e["net.6.bias"]
+def _error(wanted: float | None, found: float | None) -> float:
+    # A number that is not finite is a null in the table.
+    absent = [value is None or not math.isfinite(value) for value in (wanted, found)]
+    if all(absent):
+        return 0.0
+    if any(absent):
+        return math.inf
+    assert wanted is not None
+    assert found is not None
+    return abs(wanted - found)
 
 
-def credit(
-    row: Mapping[str, Any], p: Mapping[str, Tensor], block: int, x: Tensor, y: Tensor, extra: Mapping[str, Tensor]
-) -> Tensor:
-    """a_l of one block on the batch; ``extra`` holds the feedback matrices or the estimator."""
-    levels = hiddens(p, x, row["residual_add"])
-    h = levels[block].detach().requires_grad_()
-    logits = head(p, levels[-1])
-    error = (torch.softmax(logits, -1) - torch.nn.functional.one_hot(y, logits.shape[-1])).detach()
-    if row["method"] == "dfa":
-        return error @ extra[f"B.{block}"].T
-    if row["method"] == "oracle_bp":
-        z = h
-        for later in range(block, depth(p)):
-            z = z + branch(p, later, z) if row["residual_add"] else branch(p, later, z)
-        per_sample = cross_entropy(head(p, z), y)
-        total = per_sample.mean() if row["oracle_reduction"] == "mean" else per_sample.sum()
-        return torch.autograd.grad(total, h)[0]
-    t = block / depth(p)
-    if row["method"] == "vec":
-        return estimator_output(extra, h, t, error).detach()
-    s = error
-    if row["cb_source"] == "delta_L":
-        last = levels[-1].detach().requires_grad_()
-        s = torch.autograd.grad(cross_entropy(head(p, last), y).sum(), last)[0]
-    return torch.autograd.grad(estimator_output(extra, h, t, s).sum(), h)[0]
-
-
-def linesearch_row(row: Mapping[str, Any], checkpoint: Arrays, probe: Arrays, extra: Arrays | None) -> dict[str, float]:
-    """The measured columns of ``row``."""
-    p, batches, more = doubles(checkpoint), doubles(probe), doubles(extra or {})
-    x, y = batches["x_same"], batches["y_same"]
-    add = row["residual_add"]
-    blocks = list(range(depth(p)))[{"last1": -1, "last2": -2, "all": 0}[row["update_range"]] :]
-    steps_head = row["update_head"] == "always" or (row["update_head"] == "auto" and row["update_range"] != "last1")
-    levels = [h.detach() for h in hiddens(p, x, add)]
-    stepped = dict(p)
-    sizes = []
-    for block in blocks:
-        a = credit(row, p, block, x, y, more)
-        size = torch.sqrt((a**2).mean(-1, keepdim=True)) + 1e-6
-        sizes.append(size.mean().item())
-        if row["norm_mode"] == "norm":
-            a = a / size
-        _step(
-            p,
-            stepped,
-            f"blocks.{block}.",
-            row["eta"],
-            lambda q, b=block, a=a: (branch(q, b, levels[b]) * a).sum(-1).mean(),
-        )
-    if steps_head:
-        _step(p, stepped, "out_", row["eta"], lambda q: cross_entropy(head(q, levels[-1]), y).mean())
-    held = batches["x_held"], batches["y_held"]
-    before, after = loss(p, x, y, add).item(), loss(stepped, x, y, add).item()
-    return {
-        "loss_before_same": before,
-        "loss_after_same": after,
-        "delta_loss_same": after - before,
-        "delta_loss_held": loss(stepped, *held, add).item() - loss(p, *held, add).item(),
-        "delta_acc_same": _accuracy(stepped, x, y, add) - _accuracy(p, x, y, add),
-        "credit_rms": sum(sizes) / len(sizes),
-    }
-
-
-def _step(p: Mapping[str, Tensor], stepped: dict[str, Tensor], prefix: str, eta: float, of: Any) -> None:
-    names = [name for name in p if name.startswith(prefix)]
-    leaves = {name: p[name].detach().clone().requires_grad_() for name in names}
-    gradients = torch.autograd.grad(of({**p, **leaves}), list(leaves.values()))
-    for name, gradient in zip(names, gradients, strict=True):
-        stepped[name] = p[name] - eta * gradient
-
-
-def _accuracy(p: Mapping[str, Tensor], x: Tensor, y: Tensor, add: bool) -> float:
-    return (head(p, hiddens(p, x, add)[-1]).argmax(-1) == y).double().mean().item()
+def _tolerance(column: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
+    """How far the column's value in ``row``, one of the cell's ``rows``, may be off."""
+    value: float | None = row[column]
+    if value is None:
+        return 0.0
+    if column.startswith("nudge"):
+        return max(FINITE_DIFFERENCE * abs(value), NUDGE_FLOOR)
+    if column.startswith("rho"):
+        largest = max(abs(other[column]) for other in rows if other[column] is not None)
+        return float(max(FINITE_DIFFERENCE * largest, RHO_FLOOR))
+    if column.startswith("pur_"):
+        k = column.removeprefix("pur_")
+        same, held = f"dl_same_{k}", f"dl_held_{k}"
+        error = _tolerance(held, row, rows) + abs(value) * _tolerance(same, row, rows)
+        return float(error / abs(row[same]))
+    tolerance = EXACT * abs(value)
+    return max(tolerance, FLOOR) if column.startswith(FLOORED) else tolerance

@@ -89,8 +89,10 @@ def importing(*modules: str) -> str:
 CORE_LIGHT = [
     f"creditgrid.core.{name}"
     for name in (
-        "axes", "datasets", "errors", "experiment", "experiments.linesearch", "fingerprint", "plan", "registry", "rows",
-        "spec", "spec_text", "stages", "states", "statistics", "task", "wire",
+        "axes", "datasets", "errors", "experiment", "experiments.credit_recovery", "experiments.dynamics",
+        "experiments.exploitability", "experiments.linesearch", "experiments.snapshot_time", "fingerprint", "foreign",
+        "parameters", "plan", "registry", "rows", "spec", "spec_text", "stages", "states", "statistics", "summaries",
+        "task", "wire",
     )
 ]  # fmt: skip
 

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import ast
-from importlib import resources
+from importlib import import_module, resources
 
 import pytest
 
 from creditgrid.client.spec_file import load_spec
 from creditgrid.core import spec
-from creditgrid.core.experiments.linesearch import EXPERIMENT
+from creditgrid.core.registry import registry
 
 FOLDER = resources.files("creditgrid.client").joinpath("examples")
 
 
 @pytest.mark.parametrize(
-    ("name", "cells", "seeds"), [("linesearch-digits.yaml", 336, 2), ("linesearch-cifar10.yaml", 504, 3)]
+    ("name", "cells", "seeds"),
+    [
+        ("linesearch-digits.yaml", 336, 2),
+        ("linesearch-cifar10.yaml", 504, 3),
+        ("reproduce-linesearch.yaml", 56, 1),
+        ("reproduce-exploitability.yaml", 16, 1),
+        ("reproduce-credit_recovery.yaml", 4, 1),
+        ("reproduce-snapshot_time.yaml", 9, 1),
+    ],
 )
 def test_examples_are_valid(name: str, cells: int, seeds: int) -> None:
     document = load_spec(str(FOLDER / name))
-    grid = spec.validate(spec.parse(document), EXPERIMENT, kinds=["train", "fit", "linesearch"])
+    experiment = import_module(f"creditgrid.core.experiments.{document['experiment']}").EXPERIMENT
+    grid = spec.validate(spec.parse(document), experiment, kinds=registry().kinds_of(experiment))
     found = list(grid.cells())
     assert len(found) == cells
     assert len({cell.seed for cell in found}) == seeds  # type: ignore[attr-defined]
-    assert sorted({cell.eta for cell in found}, reverse=True)[0] == 1e-2  # type: ignore[attr-defined]
+    if document["experiment"] == "linesearch":
+        assert max(cell.eta for cell in found) == 1e-2  # type: ignore[attr-defined]
+
+
+def test_every_spec_is_tried() -> None:
+    (tried,) = (mark.args[1] for mark in test_examples_are_valid.pytestmark if mark.name == "parametrize")
+    assert {name for name, _, _ in tried} == {file.name for file in FOLDER.iterdir() if file.name.endswith(".yaml")}
 
 
 def test_the_digits_have_enough_batches_for_the_probe() -> None:

@@ -52,7 +52,7 @@ print(code, heavy)
 """
     out = run(program)
     assert out.splitlines()[-1] == "0 []"
-    commands = "serve run plan submit ls show watch logs cancel retry sql export artifact experiments"
+    commands = "serve run plan submit ls show watch logs cancel retry reproduce plot sql export artifact import-checkpoint experiments"
     for command in commands.split():
         assert f" {command} " in out
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from creditgrid.core.statistics import mean_std_ci
+from creditgrid.core.statistics import mean_std_ci, t_quantile
 
 T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 11: 2.228, 31: 2.042}  # by n: n - 1 degrees of freedom
 
@@ -22,6 +23,11 @@ def test_half_width_is_students(n: int) -> None:
     assert found.mean == pytest.approx(values.mean(), rel=1e-12)
     assert found.std == pytest.approx(values.std(ddof=1), rel=1e-12)
     assert found.ci95 == pytest.approx(T975[n] * values.std(ddof=1) / np.sqrt(n), rel=3e-4)
+
+
+@given(st.integers(1, 2000), st.floats(0.5, 0.999))
+def test_the_t_quantile_against_scipy(degrees: int, level: float) -> None:
+    assert t_quantile(degrees, level) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-9)
 
 
 def test_one_value_says_nothing_of_the_spread() -> None:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import typer
 
-from creditgrid.client import cli_data, cli_local, cli_sweeps
+from creditgrid.client import cli_data, cli_local, cli_plot, cli_reproduce, cli_sweeps
 from creditgrid.client.errors import (
     BadSetting,
     CannotConnect,
@@ -63,9 +63,12 @@ for command in (
     cli_sweeps.logs,
     cli_sweeps.cancel,
     cli_sweeps.retry,
+    cli_reproduce.reproduce,
     cli_data.sql,
     cli_data.export,
+    cli_plot.plot,
     cli_data.artifact,
+    cli_data.import_checkpoint,
     cli_data.experiments,
 ):
     app.command()(command)

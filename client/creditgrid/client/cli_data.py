@@ -87,6 +87,25 @@ def artifact(
     note(f"wrote {file} ({file.stat().st_size:,} bytes)")
 
 
+def import_checkpoint(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.pt", help="Written by torch.save(model.state_dict(), FILE.pt).")
+    ],
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Import a checkpoint that some other program trained. Prints its name."""
+    with open_client(url, token) as client:
+        view = client.import_checkpoint(file)
+    if output is Output.JSON:
+        print_json(view.model_dump(mode="json"))
+        return
+    typer.echo(view.name)
+    note("a spec names it instead of training:")
+    note(f"fixed: {{checkpoint: {view.name}, num_blocks: {view.num_blocks}, d_hidden: {view.d_hidden}}}")
+
+
 def experiments(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them: its parameters and columns.")] = None,
     url: Url = None,

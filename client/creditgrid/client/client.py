@@ -14,7 +14,15 @@ from creditgrid.client.errors import BadSetting, UnexpectedAnswer
 from creditgrid.client.result import Result
 from creditgrid.client.sweep import Sweep, pages
 from creditgrid.core.states import State
-from creditgrid.core.wire import MEDIA_TYPES, ExperimentView, Page, PlanView, SweepView
+from creditgrid.core.wire import (
+    MAX_CHECKPOINT_BYTES,
+    MEDIA_TYPES,
+    CheckpointView,
+    ExperimentView,
+    Page,
+    PlanView,
+    SweepView,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -146,6 +154,16 @@ class Client:
         self._connection.download(self._artifact(key), Path(path), accept="application/octet-stream, */*")
         return Path(path)
 
+    def import_checkpoint(self, path: str | Path) -> CheckpointView:
+        """Send a file by ``torch.save(model.state_dict(), path)``; a spec then names it as ``checkpoint``.
+
+        Raises:
+            BadSetting: for a path that is no file, or too large a one; nothing is sent.
+            InvalidRequest: for a file that is no state dict of a residual MLP.
+        """
+        answer = self._connection.upload("/v1/checkpoints", _importable(Path(path)), "application/octet-stream")
+        return read(answer, CheckpointView)
+
     def artifact_record(self, key: str) -> dict[str, Any]:
         """What an artifact was made of and how: the hashed payload, the parents' keys, the provenance."""
         answer = self._connection.request("GET", f"{self._artifact(key)}/record")
@@ -158,3 +176,13 @@ class Client:
     @staticmethod
     def _artifact(key: str) -> str:
         return f"/v1/artifacts/{quote(key, safe='')}"
+
+
+def _importable(path: Path) -> Path:
+    if not path.exists():
+        raise BadSetting(f"{path}: there is no such file")
+    if not path.is_file():
+        raise BadSetting(f"{path}: that is {'a folder' if path.is_dir() else 'no file'}; give a file by torch.save")
+    if (size := path.stat().st_size) > MAX_CHECKPOINT_BYTES:
+        raise BadSetting(f"{path}: {size:,} bytes are more than the {MAX_CHECKPOINT_BYTES:,} that are accepted")
+    return path

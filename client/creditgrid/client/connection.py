@@ -103,6 +103,20 @@ class Connection:
 
         return self.persist(send)
 
+    def upload(self, path: str, source: Path, media_type: str) -> httpx.Response:
+        """The answer to the file ``source``, which is sent piece by piece, and from its start when the try is lost.
+
+        Raises as ``request`` does, and OSError when the file cannot be read.
+        """
+
+        def send() -> httpx.Response:
+            with source.open("rb") as file:
+                headers = {"Content-Type": media_type}
+                timeout = self._read_timeout(computing=True)
+                return self._checked(self._http.post(path, content=file, headers=headers, timeout=timeout))
+
+        return self.persist(send)
+
     def download(self, path: str, target: Path, *, params: Mapping[str, Any] | None = None, accept: str) -> None:
         """Write the answer to the file ``target``, which appears when it is whole; begun anew when cut off."""
 

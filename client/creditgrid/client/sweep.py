@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel
@@ -18,12 +18,18 @@ from creditgrid.core.wire import (
     MEDIA_TYPES,
     CellView,
     EventView,
+    ExperimentView,
     FailureView,
     Page,
     SummaryView,
     SweepView,
     TaskView,
 )
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from creditgrid.client.plots import ImageFormat
 
 Item = TypeVar("Item", bound=BaseModel)
 PAGE = 100
@@ -105,6 +111,52 @@ class Sweep:
         accept = MEDIA_TYPES[file_format(path, format)]
         self.connection.download(f"{self._path}/results", path, accept=accept)
         return path
+
+    def charts(self, name: str | None = None, fix: Mapping[str, Any] | None = None) -> dict[str, alt.VConcatChart]:
+        """What the sweep's experiment declares as its charts, by name, drawn from the rows that are there.
+
+        Args:
+            name: of the one chart to draw; default: all.
+            fix: parameter → the one value to show of it, where a chart would have too many panels.
+
+        Raises:
+            BadSetting: if there is nothing to draw, no such chart or value, or more panels than a page holds.
+            PackageMissing: if Altair is not installed.
+        """
+        from creditgrid.client.plots import charts
+
+        path = f"/v1/experiments/{quote(self.view.experiment, safe='')}"
+        experiment = read(self.connection.request("GET", path), ExperimentView)
+        return charts(experiment, self.results().to_pylist(), name=name, fix=fix)
+
+    def plot(
+        self,
+        folder: str | Path | None = None,
+        format: ImageFormat = "png",
+        name: str | None = None,
+        fix: Mapping[str, Any] | None = None,
+    ) -> list[Path]:
+        """Write the charts to files, which appear when they are whole: ``folder/{sweep}-{chart}.{format}``.
+
+        Args:
+            folder: made if it is not there; default: the current one.
+            format: png, svg, pdf, or html, which needs no network to be looked at.
+            name: of the one chart to write; default: all.
+            fix: parameter → the one value to show of it, where a chart would have too many panels.
+
+        Raises:
+            BadSetting: if there is nothing to draw, no such chart, value or format, or more panels than a page holds.
+            PackageMissing: if Altair is not installed.
+        """
+        from creditgrid.client.plots import check_format, file_name, write
+
+        check_format(format)
+        drawn = self.charts(name, fix)
+        folder = Path(folder or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        return [
+            write(chart, folder / f"{file_name(self.id, found)}.{format}", format) for found, chart in drawn.items()
+        ]
 
     def summary(self) -> SummaryView:
         """The best settings, the verdicts, and the numbers they rest on."""

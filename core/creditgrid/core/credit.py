@@ -2,12 +2,13 @@
 
 A credit a_l (b, d) stands for the gradient of the loss at h_l, the input of block l, l = 0…L-1.
 
-=============  ================================================================================================
-``oracle_bp``  ∂CE/∂h_l by backprop
-``dfa``        e_T B_lᵀ with fixed random matrices B_l (d, C)
-``vec``        A(h_l, t_l, e_T), a fitted vector field
-``scalar_cb``  ∂V(h_l, t_l, s)/∂h_l of a fitted scalar value V, with s = e_T or s = δ_L
-=============  ================================================================================================
+================  =============================================================================================
+``oracle_bp``     ∂CE/∂h_l by backprop
+``dfa``           e_T B_lᵀ with fixed random matrices B_l (d, C)
+``vec``           A(h_l, t_l, e_T), a fitted vector field
+``scalar_cb``     ∂V(h_l, t_l, s)/∂h_l of a fitted scalar value V, with s = e_T or s = δ_L
+``state_bridge``  ∂CE_sum(head(P(h_l, t_l, e_T)), y)/∂h_l of a fitted predictor P of the terminal state h_L
+================  =============================================================================================
 
 e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L per sample, t_l = l/L.
 """
@@ -24,10 +25,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from creditgrid.core.estimators import EstimatorNet
 from creditgrid.core.metrics import cross_entropy
-from creditgrid.core.network import ResidualMLP
+from creditgrid.core.network import Layers
 from creditgrid.core.streams import generator
 
-Method = Literal["oracle_bp", "dfa", "vec", "scalar_cb"]
+Method = Literal["oracle_bp", "dfa", "vec", "scalar_cb", "state_bridge"]
 SSource = Literal["e_T", "delta_L"]
 Reduction = Literal["mean", "sum"]
 
@@ -48,22 +49,22 @@ def output_error(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.softmax(-1) - F.one_hot(y, logits.shape[-1])).detach()
 
 
-def terminal_gradient(network: ResidualMLP, h_last: Tensor, y: Tensor) -> Tensor:
-    """δ_L = ∂CE_sum(head(h_L), y)/∂h_L, each sample's own gradient, detached: (b, d) -> (b, d)."""
+def terminal_gradient(network: Layers, h_last: Tensor, y: Tensor) -> Tensor:
+    """δ_L = ∂CE_sum(head(h_L), y)/∂h_L, each sample's own gradient, detached: (…, b, d) -> (…, b, d)."""
     with torch.enable_grad():
         leaf = h_last.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(cross_entropy(network.head(leaf), y).sum(), leaf)
     return gradient
 
 
-def conditioning(s_source: SSource, network: ResidualMLP, h_last: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+def conditioning(s_source: SSource, network: Layers, h_last: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     """What a scalar value net is told of the outcome, s: e_T (b, C) or δ_L (b, d)."""
     return output_error(logits, y) if s_source == "e_T" else terminal_gradient(network, h_last, y)
 
 
 def credits(
     method: Method,
-    network: ResidualMLP,
+    network: Layers,
     hiddens: Sequence[Tensor],
     logits: Tensor,
     y: Tensor,
@@ -73,13 +74,13 @@ def credits(
     s_source: SSource = "e_T",
     oracle_reduction: Reduction = "mean",
 ) -> Tensor:
-    """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d).
+    """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d); or (L, S, b, d) of S networks side by side.
 
-    ``hiddens`` h_0 … h_L, each (b, d), and ``logits`` (b, C) are those of ``network`` on the batch, ``y`` int64 (b,)
-    its labels. ``dfa`` needs ``feedback`` (L, d, C); ``vec`` and ``scalar_cb`` need their fitted ``estimator``, and
-    ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` is of the loss that ``oracle_bp``
-    differentiates: ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale at which the learned
-    estimators work.
+    ``hiddens`` h_0 … h_L, each (…, b, d), and ``logits`` (…, b, C) are those of ``network`` on the batch, ``y`` int64
+    (b,) its labels. ``dfa`` needs ``feedback`` (L, d, C); ``vec``, ``scalar_cb`` and ``state_bridge`` need their fitted
+    ``estimator``, and ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` is of the loss that
+    ``oracle_bp`` differentiates: ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale at which
+    the learned estimators work.
 
     Raises:
         ValueError: for an unknown method, or one whose feedback or estimator is missing.
@@ -90,29 +91,49 @@ def credits(
     if method == "dfa":
         if feedback is None:
             raise ValueError("the credit dfa needs its feedback matrices")
-        return output_error(logits, y) @ feedback.mT
-    if method not in ("vec", "scalar_cb"):
-        raise ValueError(f"unknown credit method {method!r}: one of oracle_bp, dfa, vec, scalar_cb")
+        error = output_error(logits, y)
+        return torch.stack([error @ matrix.mT for matrix in feedback])
+    if method not in ("vec", "scalar_cb", "state_bridge"):
+        raise ValueError(f"unknown credit method {method!r}: one of oracle_bp, dfa, vec, scalar_cb, state_bridge")
     if estimator is None:
         raise ValueError(f"the credit {method} needs its fitted estimator")
     h = torch.stack(list(hiddens[:-1])).detach()
-    t = torch.arange(len(h), dtype=h.dtype, device=h.device).unsqueeze(-1) / len(h)
+    t = layer_times(h)
     if method == "vec":
         with torch.no_grad():
             return estimator(h, t, output_error(logits, y))  # type: ignore[no-any-return]
-    s = conditioning(s_source, network, hiddens[-1], logits, y)
     with torch.enable_grad():
-        # The sum over layers and samples: each V depends on its own h alone, so the gradient is each one's own.
-        (gradient,) = torch.autograd.grad(estimator(h.requires_grad_(), t, s).sum(), h)
+        leaf = h.requires_grad_()
+        if method == "scalar_cb":
+            values = estimator(leaf, t, conditioning(s_source, network, hiddens[-1], logits, y))
+        else:
+            values = _head_loss(network, estimator(leaf, t, output_error(logits, y)), y)
+        # The sum over layers and samples: each value depends on its own h alone, so the gradient is each one's own.
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
     return gradient
 
 
-def _backprop(network: ResidualMLP, hiddens: Sequence[Tensor], terminal: Tensor) -> Tensor:
-    """Carry ∂CE/∂h_L (b, d) back through the blocks to ∂CE/∂h_l for l = 0…L-1: (L, b, d)."""
+def layer_times(h: Tensor) -> Tensor:
+    """The depths t_l = l/L of stacked hidden states h_0 … h_{L-1} (L, …, b, d), to broadcast against (L, …, b)."""
+    times = torch.arange(len(h), dtype=h.dtype, device=h.device) / len(h)
+    return times.view(-1, *[1] * (h.dim() - 2))
+
+
+def _head_loss(network: Layers, terminal: Tensor, y: Tensor) -> Tensor:
+    """CE of the head on predicted terminal states (L, b, d) or (L, S, b, d), of each sample in no promised order."""
+    if terminal.dim() == 3:
+        return cross_entropy(network.head(terminal), y)
+    # Each of S networks has a head of its own for its samples of every layer: (S, L b, d).
+    logits = network.head(terminal.transpose(0, 1).flatten(1, 2))
+    return cross_entropy(logits, y.repeat(len(terminal)))
+
+
+def _backprop(network: Layers, hiddens: Sequence[Tensor], terminal: Tensor) -> Tensor:
+    """Carry ∂CE/∂h_L (…, b, d) back through the blocks to ∂CE/∂h_l for l = 0…L-1: (L, …, b, d)."""
     gradients = [terminal]
-    for block, h in zip(reversed(network.blocks), reversed(hiddens[:-1]), strict=True):
+    for layer in reversed(range(network.num_blocks)):
         with torch.enable_grad():
-            leaf = h.detach().requires_grad_()
-            (through,) = torch.autograd.grad(block(leaf), leaf, gradients[-1])
+            leaf = hiddens[layer].detach().requires_grad_()
+            (through,) = torch.autograd.grad(network.branch(layer, leaf), leaf, gradients[-1])
         gradients.append(gradients[-1] + through if network.residual_add else through)
     return torch.stack(gradients[:0:-1])

@@ -6,6 +6,7 @@ CreditGridError
 ├── ArtifactError    an artifact cannot be read or written
 │   ├── ArtifactMissing
 │   └── ArtifactCorrupt
+├── CheckpointError  a file is not the state dict of a residual MLP
 ├── TaskError        a task cannot be computed from what it was given
 ├── PluginError      an experiment that another package registers cannot be used
 ├── QueryError       a SQL query is refused, fails, or takes too long
@@ -56,6 +57,10 @@ class ArtifactMissing(ArtifactError):
 
 class ArtifactCorrupt(ArtifactError):
     """What is stored under this key is not what was written."""
+
+
+class CheckpointError(CreditGridError):
+    """What should become a checkpoint is not the state dict of a residual MLP."""
 
 
 class TaskError(CreditGridError):

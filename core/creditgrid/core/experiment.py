@@ -8,7 +8,7 @@ made on machines that have none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -39,8 +39,11 @@ class Params(BaseModel):
             object.__setattr__(params, name, value)
         return params
 
-    def conflicts(self) -> Iterable[tuple[str, str]]:
-        """Values that are fine alone and make no sense together, as (field to blame, what is wrong)."""
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:  # noqa: ARG002
+        """Values that are fine alone and make no sense together, as (field to blame, what is wrong).
+
+        ``dataset`` is what the field of that name was resolved to, or None where the experiment has none.
+        """
         return ()
 
 
@@ -78,12 +81,45 @@ class Summary:
 Row: TypeAlias = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What a chart shows along one direction, titled with its unit: a column of the rows, or several.
+
+    Several columns of a measure have panels of their own on one scale. Several along x are told together, as in
+    "target_shift, kappa = 0.1"; but a line stands at the first of them that is not null. ``symlog`` is a log scale on
+    both sides of 0, and linear near it.
+    """
+
+    columns: Sequence[str]
+    title: str
+    scale: Literal["linear", "log", "symlog"] = "linear"
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A picture of a sweep's rows, declared so that whoever has the rows can draw it.
+
+    Every column of every measure has panels of its own. A ``line`` or ``bar`` is the mean over the seeds with its 95 %
+    interval, one line or one bar of a group for each value of ``series``; a ``heatmap`` has ``series`` upwards and the
+    mean as colour. Whatever else varies in the sweep has panels of its own too. A column that is the same on all rows
+    of a cell, such as a mean over its layers, counts once.
+    """
+
+    name: str
+    title: str
+    mark: Literal["line", "bar", "heatmap"]
+    x: Axis
+    measures: Sequence[Axis]
+    series: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A kind of sweep.
 
     ``cell`` names the measure task of one grid point, and all tasks that it stands on, parents before children;
-    ``measure.run`` yields one Output with rows for every cell. ``kinds`` are task kinds of its own, beside the shared.
+    ``measure.run`` yields one Output with rows for every cell. ``kinds`` are task kinds of its own, beside the shared;
+    ``charts`` are what its rows look like.
     """
 
     name: str
@@ -93,4 +129,5 @@ class Experiment:
     measure: TaskKind
     cell: Callable[[Any, DatasetRef | None], tuple[Task, Sequence[Task]]]
     summarise: Callable[[Sequence[Row]], Summary]
-    kinds: Sequence[TaskKind] = field(default_factory=tuple)
+    kinds: Sequence[TaskKind] = ()
+    charts: Sequence[Chart] = ()

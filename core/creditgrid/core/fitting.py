@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from creditgrid.core.credit import SSource, output_error, terminal_gradient
+from creditgrid.core.credit import SSource, layer_times, output_error, terminal_gradient
 from creditgrid.core.data import ImageData, training_batches
 from creditgrid.core.estimators import EstimatorNet
 from creditgrid.core.metrics import cross_entropy
@@ -186,6 +186,47 @@ def scalar_cb_loss(
     (slope,) = torch.autograd.grad(value.sum(), h_last, create_graph=True)
     slope_error = (slope - terminal).square().sum(-1).mean()
     return (value - value_last).square().mean() + consistency + term_grad_weight * slope_error
+
+
+def fit_state_bridge(
+    estimator: EstimatorNet,
+    network: ResidualMLP,
+    data: ImageData,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float = 1e-3,
+    seed: int,
+) -> Iterator[FitEpoch]:
+    """Fit a predictor P of the terminal state in place, by Adam; yields epoch 0, then each finished one.
+
+    The batches are those of `training_batches` in the stream "fit". See `state_bridge_loss`.
+    """
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=lr, fused=True)
+    parameters = list(estimator.parameters())
+    dtype = network.embed.weight.dtype
+    yield FitEpoch(0, None)
+    for epoch in range(1, epochs + 1):
+        total = torch.zeros((), dtype=torch.float64, device=data.device)
+        for x, y in training_batches(data, batch_size, seed, epoch, stream="fit"):
+            loss = state_bridge_loss(estimator, network, x.to(dtype), y)
+            optimizer.zero_grad()
+            loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach() * len(y)
+        yield FitEpoch(epoch, total.item() / len(data.y_train))
+
+
+def state_bridge_loss(estimator: EstimatorNet, network: ResidualMLP, x: Tensor, y: Tensor) -> Tensor:
+    """(1/L) Σ_l mean_b ‖(P(h_l, t_l, e_T) - h_L)/max(‖h_L‖₂, 1)‖² over l = 0…L-1; x (b, D), y (b,)."""
+    with torch.no_grad():
+        logits, hiddens = network(x, return_hidden=True)
+        error = output_error(logits, y)
+        h, h_last = torch.stack(hiddens[:-1]), hiddens[-1]
+        scale = h_last.norm(dim=-1, keepdim=True).clamp_min(1)
+    predicted: Tensor = estimator(h, layer_times(h), error)
+    distance: Tensor = (predicted - h_last) / scale
+    return distance.square().sum(-1).mean()
 
 
 def _clipped_step(optimizer: torch.optim.Optimizer, estimator: EstimatorNet, loss: Tensor) -> None:

@@ -15,28 +15,32 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor
 
+from creditgrid.core.functional import FunctionalMLP
 from creditgrid.core.metrics import correct, cross_entropy, rms
 from creditgrid.core.network import ResidualMLP
-from creditgrid.core.updates import NormMode, UpdateRange, local_direction, normalise_credit, update_blocks
+from creditgrid.core.updates import NormMode, UpdateRange, local_direction, noise, normalise_credit, update_blocks
 
 CHUNK_BYTES = 32 * 2**20
 """Memory that a chunk of candidates may take for weights and activations: within a CPU's caches, enough for a GPU."""
 
 
 class Step(NamedTuple):
-    """One candidate: a step of size ``eta`` along the local direction that the credits of that name give."""
+    """One candidate: p - η (∇ + σ ξ + λ p) along the local direction ∇ that the credits of that name give."""
 
     credits: str
     update_range: UpdateRange
     norm_mode: NormMode
     eta: float
     update_head: bool
+    weight_decay: float = 0.0
+    """λ"""
+    noise: float = 0.0
+    """σ"""
 
 
 class StepResult(NamedTuple):
@@ -59,13 +63,14 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
     y_held: Tensor,
     credits: Mapping[str, Tensor],
     steps: Sequence[Step],
+    noise_seed: int = 0,
 ) -> list[StepResult]:
     """Measure each step on the batch that it was taken on ("same") and on a held-out one, in the order of ``steps``.
 
     The batches are x (b, D) and y int64 (b,), and may differ in size; ``credits`` maps a name to credits (L, b, d) of
-    the same batch, from which alone all directions come. Losses are computed per sample in the network's dtype,
-    differences and means in float64. Values that are not finite are returned as they are; the network is left as it
-    was.
+    the same batch, from which alone all directions come. ``noise_seed`` is of the noise ξ that all steps share. Losses
+    are computed per sample in the network's dtype, differences and means in float64. Values that are not finite are
+    returned as they are; the network is left as it was.
 
     Raises:
         KeyError: when a step names credits that are not given.
@@ -83,17 +88,23 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
     for position, step in enumerate(steps):
         groups[step._replace(eta=0.0)].append(position)
     directions = _directions(network, [h[:b] for h in hiddens], y_same, credits, list(groups))
+    drawn = dict(noise(network, noise_seed, 0)) if any(group.noise for group in groups) else {}
 
     order: list[int] = []
     tables: list[Tensor] = []
     for group, positions in groups.items():
         order += positions
         blocks = update_blocks(group.update_range, network.num_blocks)
+        direction = _regularised(network, directions[group.credits, group.norm_mode], group, drawn)
         size = rms(credits[group.credits][blocks.start :]).mean(dtype=torch.float64)
         etas = torch.tensor([steps[position].eta for position in positions], dtype=logits.dtype).to(y.device)
         for chunk in torch.split(etas, _chunk_size(network, len(y))):
-            candidates = _Candidates(network, directions[group.credits, group.norm_mode], chunk)
-            after = candidates.logits(hiddens[blocks.start], blocks, group.update_head)
+            candidates = _candidates(network, direction, chunk)
+            with torch.no_grad():
+                h = hiddens[blocks.start]
+                for layer in blocks:
+                    h = candidates.next(layer, h)
+                after = (candidates if group.update_head else network).head(h)
             losses_after = cross_entropy(after, y).double()
             change = losses_after - losses
             columns = (
@@ -125,38 +136,26 @@ def _directions(
     return directions
 
 
-class _Candidates:
-    """The networks p - η ∇ for S step sizes η, evaluated side by side."""
+def _regularised(
+    network: ResidualMLP, direction: Mapping[str, Tensor], group: Step, drawn: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """∇ + σ ξ + λ p."""
+    if group.noise:
+        direction = {name: torch.add(g, drawn[name], alpha=group.noise) for name, g in direction.items()}
+    if group.weight_decay:
+        decayed = ((name, g, network.get_parameter(name).detach()) for name, g in direction.items())
+        direction = {name: torch.add(g, p, alpha=group.weight_decay) for name, g, p in decayed}
+    return direction
 
-    def __init__(self, network: ResidualMLP, direction: Mapping[str, Tensor], etas: Tensor) -> None:
-        self._network = network
-        self._direction = direction
-        self._etas = etas
 
-    @torch.no_grad()
-    def logits(self, h: Tensor, blocks: Sequence[int], update_head: bool) -> Tensor:
-        """Logits (S, n, C) of hidden states h (n, d) that enter the first of ``blocks``; they end with the last one."""
-        for index in blocks:
-            name = f"blocks.{index}"
-            branch = F.gelu(self._linear(f"{name}.w1", self._layer_norm(f"{name}.ln", h)))
-            branch = self._linear(f"{name}.w2", branch)
-            h = branch.add_(h) if self._network.residual_add else branch
-        if not update_head:
-            return self._network.head(h)
-        return self._linear("out_head", self._layer_norm("out_ln", h))
+def _candidates(network: ResidualMLP, direction: Mapping[str, Tensor], etas: Tensor) -> FunctionalMLP:
+    """The networks p - η ∇ for S step sizes η, side by side; a parameter is made when it is used."""
 
-    def _stepped(self, name: str) -> Tensor:
-        """p - η ∇ of one parameter: (S, *shape)."""
-        parameter, gradient = self._network.get_parameter(name), self._direction[name]
-        return torch.addcmul(parameter, gradient, self._etas.view(-1, *[1] * parameter.dim()), value=-1)
+    def stepped(name: str) -> Tensor:
+        parameter = network.get_parameter(name).detach()
+        return torch.addcmul(parameter, direction[name], etas.view(-1, *[1] * parameter.dim()), value=-1)
 
-    def _layer_norm(self, name: str, h: Tensor) -> Tensor:
-        eps = cast(nn.LayerNorm, self._network.get_submodule(name)).eps
-        weight, bias = self._stepped(f"{name}.weight"), self._stepped(f"{name}.bias")
-        return torch.addcmul(bias.unsqueeze(1), F.layer_norm(h, h.shape[-1:], eps=eps), weight.unsqueeze(1))
-
-    def _linear(self, name: str, h: Tensor) -> Tensor:
-        return torch.baddbmm(self._stepped(f"{name}.bias").unsqueeze(1), h, self._stepped(f"{name}.weight").mT)
+    return FunctionalMLP(stepped, network.num_blocks, network.residual_add)
 
 
 def _chunk_size(network: ResidualMLP, samples: int) -> int:

@@ -11,6 +11,11 @@ def rms(a: Tensor) -> Tensor:
     return a.square().mean(-1).sqrt() + 1e-6
 
 
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩/(‖a‖ ‖b‖) over the last dim: (…, d), (…, d) -> (…); 0 where one is 0 (norms are floored at 1e-12)."""
+    return (F.normalize(a, dim=-1) * F.normalize(b, dim=-1)).sum(-1)
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Unreduced cross-entropy in nats of logits (…, b, C) with labels y int64 (b,): (…, b), in the logits' dtype."""
     leading = logits.shape[:-1]

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+LAYER_NORM_EPS = 1e-5
+
+
+class Layers(Protocol):
+    """What a credit needs of a network: its branches and its head, on hidden states (…, b, d)."""
+
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def residual_add(self) -> bool: ...
+    def branch(self, layer: int, h: Tensor) -> Tensor:
+        """F_l(h)."""
+
+    def head(self, h: Tensor) -> Tensor:
+        """Logits of terminal hidden states."""
 
 
 class Block(nn.Module):
@@ -14,7 +31,7 @@ class Block(nn.Module):
 
     def __init__(self, d_hidden: int, w2_std: float = 0.01, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.ln = nn.LayerNorm(d_hidden, device=None if generator is None else generator.device)
+        self.ln = nn.LayerNorm(d_hidden, LAYER_NORM_EPS, device=None if generator is None else generator.device)
         self.w1 = linear(d_hidden, d_hidden, generator)
         self.w2 = linear(d_hidden, d_hidden, generator)
         nn.init.normal_(self.w2.weight, 0.0, w2_std, generator=generator)
@@ -53,7 +70,7 @@ class ResidualMLP(nn.Module):
         self.residual_add = residual_add
         self.embed = linear(input_dim, d_hidden, generator)
         self.blocks = nn.ModuleList(Block(d_hidden, w2_std, generator=generator) for _ in range(num_blocks))
-        self.out_ln = nn.LayerNorm(d_hidden, device=None if generator is None else generator.device)
+        self.out_ln = nn.LayerNorm(d_hidden, LAYER_NORM_EPS, device=None if generator is None else generator.device)
         self.out_head = linear(d_hidden, num_classes, generator)
 
     def forward(self, x: Tensor, return_hidden: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
@@ -79,8 +96,12 @@ class ResidualMLP(nn.Module):
         """out_head(out_ln(h)): logits (b, C) of terminal hidden states h_L (b, d)."""
         return self.out_head(self.out_ln(h))  # type: ignore[no-any-return]
 
+    def branch(self, layer: int, h: Tensor) -> Tensor:
+        """F_l(h): (b, d) -> (b, d)."""
+        return self.blocks[layer](h)  # type: ignore[no-any-return]
+
     def _next(self, h: Tensor, layer: int) -> Tensor:
-        branch: Tensor = self.blocks[layer](h)
+        branch = self.branch(layer, h)
         return h + branch if self.residual_add else branch
 
 

@@ -102,12 +102,14 @@ class Plan:
             SpecError: for cells whose values make no sense together.
         """
         seen: set[bytes] = set()
-        numbered = (item for item in enumerate(self._grid.cells()) if only is None or item[0] in only)
+        every = enumerate(self._grid.cells(self._datasets))
+        numbered = (item for item in every if only is None or item[0] in only)
         while chunk := list(itertools.islice(numbered, LOOKUP_CHUNK)):
             named = [(index, params, *self._name(params)) for index, params in chunk]
             fresh = {a.key: a for _, _, _, ancestors in named for a in ancestors if a.key not in self._ancestors}
             self._ancestors.update(fresh)
             self._known.update(self._look_up(list(fresh.values())))
+            self._refuse_absent(fresh, named)
             known = self._look_up([task for _, _, task, _ in named])
             for index, params, task, _ in named:
                 packed = bytes.fromhex(task.key)
@@ -137,6 +139,22 @@ class Plan:
     def _name(self, params: Params) -> tuple[Task, Sequence[Task]]:
         dataset = self._datasets[params.__dict__["dataset"]] if self._datasets else None
         return self._grid.experiment.cell(params, dataset)
+
+    def _refuse_absent(
+        self, fresh: Mapping[str, Task], named: Sequence[tuple[int, Params, Task, Sequence[Task]]]
+    ) -> None:
+        """Raise SpecError for stages that nothing computes and that are not there."""
+        faults: dict[str, Fault] = {}
+        for task in fresh.values():
+            if self._kinds[task.kind].run is not None or self._known[task.key] is Known.DONE:
+                continue
+            params = next(params for _, params, _, ancestors in named if task in ancestors)
+            shown = ", ".join(str(value) for value in task.params.values())
+            detail = f"there is no {task.kind} {shown}: import it first (creditgrid import-{task.kind} FILE)"
+            fault = Fault(detail, self._grid.where(task.kind, params.__dict__))
+            faults.setdefault(fault.pointer, fault)
+        if faults:
+            raise SpecError(list(faults.values()))
 
     def _look_up(self, tasks: Sequence[Task]) -> dict[str, Known]:
         found = self._lookup(tasks) if tasks else {}

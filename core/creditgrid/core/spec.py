@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic_core import PydanticCustomError
 
 from creditgrid.core import axes as axis_values
+from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import Fault, SpecError
 from creditgrid.core.experiment import Experiment, Params
 from creditgrid.core.fingerprint import canonical_json
@@ -104,8 +105,11 @@ class Grid:
     exclude: Sequence[Mapping[str, Any]]
     include: Sequence[dict[str, Any]]
 
-    def cells(self) -> Iterator[Params]:
+    def cells(self, datasets: Mapping[str, DatasetRef] | None = None) -> Iterator[Params]:
         """Each cell's parameters once, in the order of the axes (the last one fastest), then the included ones.
+
+        Args:
+            datasets: what the grid's datasets were resolved to; without it, cells are not held against them.
 
         Raises:
             SpecError: for cells whose values make no sense together.
@@ -116,8 +120,8 @@ class Grid:
         count = 0
         for origin, values in itertools.chain(self._product(), self._included()):
             params = self.experiment.params.of_valid(values)
-            for blamed, detail in params.conflicts():
-                fault = Fault(detail, self._where(blamed, values, origin))
+            for blamed, detail in params.conflicts(datasets[values["dataset"]] if datasets else None):
+                fault = Fault(detail, self.where(blamed, values, origin))
                 faults.setdefault(fault.pointer, fault)
             if faults:
                 if len(faults) > MAX_FAULTS:
@@ -162,7 +166,8 @@ class Grid:
         rest = all(values[name] == value for name, value in base.items() if name not in self.axes)
         return all(on_axes) and rest and not any(_matches(values, rule) for rule in self.exclude)
 
-    def _where(self, name: str, values: Mapping[str, Any], included: int | None) -> str:
+    def where(self, name: str, values: Mapping[str, Any], included: int | None = None) -> str:
+        """Where the spec gives the parameter ``name`` of the cell with these values, or could have given it."""
         if included is not None and name in self.include[included]:
             return pointer("include", included, name)
         if name in self.fixed:

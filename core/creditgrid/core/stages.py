@@ -9,6 +9,7 @@ the generators run on workers. Names are memoised: a grid of a million cells sta
 ``feedback``   the fixed matrices B_l of feedback alignment
 ``train``      a checkpoint: a network's parameters after some epochs of one training run
 ``fit``        an estimator of the credit, fitted on a frozen checkpoint
+``checkpoint`` a foreign network's parameters, imported instead of trained
 =============  ======================================================================================================
 """
 
@@ -17,6 +18,7 @@ the generators run on workers. Names are memoised: a grid of a million cells sta
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import TaskError
 from creditgrid.core.fingerprint import digest
-from creditgrid.core.task import Arrays, Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.task import Arrays, Inputs, Output, Progress, Resources, Saved, Task, TaskKind
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 EXTRA_BATCHES = 8
 """Batches of the probe beside the same and the held-out one."""
+STEP_BATCHES = 8
+"""Batches of a probe for rollouts, unless more are asked for."""
 
 _NAMES = 4096  # memoised names a stage; a plan with more distinct checkpoints than this only pays hashing again
 
@@ -49,36 +53,46 @@ def run_data(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Ite
 
 
 def run_probe(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """Draw the fixed batches: ``x_same``, ``x_held``, ``x_extra`` of the training stream, ``x_test`` in file order."""
-    import torch
+    """Draw the fixed batches: ``x_same``, ``x_held``, ``x_extra`` of the training stream, ``x_test`` in file order.
 
-    from creditgrid.core.data import full_batches, normalise
+    ``x_steps``, the batches that rollouts step on, come from a further pass of that stream.
+    """
+
+    from creditgrid.core.data import normalise
 
     for task in tasks:
         data = _data(task, inputs, device)
         size, seed = task.params["batch_size"], task.params["seed"]
-        batches = list(_first(full_batches(data, size, seed, epoch=0, stream="probe"), 2 + EXTRA_BATCHES))
-        if len(batches) < 2 + EXTRA_BATCHES:
-            raise TaskError(
-                f"the probe needs {2 + EXTRA_BATCHES} full batches of {size} images and the training set of "
-                f"{len(data.x_train):,} holds {len(batches)}: choose a smaller batch_size"
-            )
-        (x_same, y_same), (x_held, y_held), *extra = batches
-        yield Output(
-            task.key,
-            arrays=_arrays(
-                {
-                    "x_same": x_same,
-                    "y_same": y_same,
-                    "x_held": x_held,
-                    "y_held": y_held,
-                    "x_extra": torch.stack([x for x, _ in extra]),
-                    "y_extra": torch.stack([y for _, y in extra]),
-                    "x_test": normalise(data.x_test[:size], data.mean, data.std),
-                    "y_test": data.y_test[:size],
-                }
-            ),
+        x, y = _full_batches(data, size, seed, 0, 2 + task.params["extra"])
+        arrays = {
+            "x_same": x[0],
+            "y_same": y[0],
+            "x_held": x[1],
+            "y_held": y[1],
+            "x_extra": x[2:],
+            "y_extra": y[2:],
+            "x_test": normalise(data.x_test[:size], data.mean, data.std),
+            "y_test": data.y_test[:size],
+        }
+        if steps := task.params["steps"]:
+            arrays["x_steps"], arrays["y_steps"] = _full_batches(data, task.params["step_images"], seed, 1, steps)
+        yield Output(task.key, arrays=_arrays(arrays))
+
+
+def _full_batches(data: ImageData, size: int, seed: int, epoch: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first batches of one pass over the probe's stream: x (count, size, D), y (count, size)."""
+    import torch
+
+    from creditgrid.core.data import full_batches
+
+    batches = list(itertools.islice(full_batches(data, size, seed, epoch, stream="probe"), count))
+    if len(batches) < count:  # the plan has refused what a well-described data set does not hold
+        raise TaskError(
+            f"the probe needs {count} full batches of {size} images and the training set of "
+            f"{len(data.x_train):,} holds {len(batches)}: choose a smaller batch"
         )
+    xs, ys = zip(*batches, strict=True)
+    return torch.stack(xs), torch.stack(ys)
 
 
 def run_feedback(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
@@ -93,14 +107,18 @@ def run_feedback(tasks: Sequence[Task], inputs: Inputs, device: torch.device) ->
         yield Output(task.key, arrays=_arrays({f"B.{layer}": matrix for layer, matrix in enumerate(matrices)}))
 
 
-def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """Train once for all checkpoints of one run, and keep the parameters at each asked epoch."""
+def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output | Saved]:
+    """Train once for all checkpoints of one run, and keep the parameters at each asked epoch.
+
+    An interrupted run goes on after the last epoch that it saved.
+    """
     from creditgrid.core.network import ResidualMLP
     from creditgrid.core.streams import generator
-    from creditgrid.core.training import accuracy_and_loss, train_bp
+    from creditgrid.core.training import accuracy_and_loss, train
 
-    params = tasks[0].params
-    data = _data(tasks[0], inputs, device)
+    first = tasks[0]
+    params = first.params
+    data = _data(first, inputs, device)
     wanted = {task.params["epoch"]: task.key for task in tasks}
     last = max(wanted)
     network = ResidualMLP(
@@ -112,29 +130,46 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
         w2_std=params["w2_std"],
         generator=generator(params["seed"], "init"),
     ).to(device)
-    run = train_bp(
+    feedback = None
+    if "feedback" in first.parents:
+        feedback = feedback_stack(inputs[first.parents["feedback"]], device)
+    saved = inputs.get(first.group)
+    if saved is not None and int(saved["epoch"]) > min(wanted):  # it has gone past an epoch that is wanted
+        saved = None
+    run = train(
         network,
         data,
+        rule=params["rule"],
         epochs=params["epochs"],
         batch_size=params["batch_size"],
         lr=params["lr"],
         weight_decay=params["weight_decay"],
         seed=params["seed"],
+        feedback=feedback,
+        random_targets=params["random_targets"],
+        resume=None if saved is None else tensors(saved),
     )
-    for state in run:
-        if state.epoch in wanted:
+    for number, at in enumerate(run):
+        if at.epoch in wanted:
             accuracy, loss = accuracy_and_loss(network, data)
-            info = {"test_accuracy": accuracy, "test_loss": loss, "train_loss": state.train_loss}
-            yield Output(wanted[state.epoch], arrays=_arrays(network.state_dict()), info=info)
-        if state.epoch == last:
+            info = {"test_accuracy": accuracy, "test_loss": loss, "train_loss": at.train_loss}
+            yield Output(wanted[at.epoch], arrays=_arrays(network.state_dict()), info=info)
+        if at.epoch == last:
             return
-        yield Progress(state.epoch, last, f"epoch {state.epoch} of {last}")
+        if number:
+            yield Saved(lambda state=at.state: _arrays(state()))  # type: ignore[misc]
+        yield Progress(at.epoch, last, _told(at.epoch, last, at.train_loss, resumed=saved is not None and not number))
+
+
+def _told(epoch: int, last: int, loss: float | None, *, resumed: bool) -> str:
+    note = f"resumed at epoch {epoch} of {last}" if resumed else f"epoch {epoch} of {last}"
+    return note if loss is None else f"{note}, training loss {loss:.4g}"
 
 
 def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Fit one estimator on a frozen checkpoint."""
     from creditgrid.core.estimators import EstimatorNet
-    from creditgrid.core.fitting import fit_scalar_cb, fit_vec
+    from creditgrid.core.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
     from creditgrid.core.streams import generator
 
     for task in tasks:
@@ -144,13 +179,21 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         which, width = task.params["estimator"], network.d_hidden
         s_dim = width if options.get("s_source") == "delta_L" else data.num_classes
         estimator = EstimatorNet(
-            width, s_dim, width if which == "vec" else 1, generator=generator(options["seed"], f"fit/{which}/init")
+            width,
+            s_dim,
+            1 if which == "scalar_cb" else width,
+            generator=generator(options["seed"], f"fit/{which}/init"),
         ).to(device)
-        fits: dict[str, Callable[..., Iterator[FitEpoch]]] = {"vec": fit_vec, "scalar_cb": fit_scalar_cb}
+        fits: dict[str, Callable[..., Iterator[FitEpoch]]] = {
+            "vec": fit_vec,
+            "scalar_cb": fit_scalar_cb,
+            "state_bridge": fit_state_bridge,
+        }
         loss = None
         for state in fits[which](estimator, network, data, **options):
             loss = state.loss
-            yield Progress(state.epoch, options["epochs"], f"epoch {state.epoch} of {options['epochs']}")
+            note = _told(state.epoch, options["epochs"], None, resumed=False)
+            yield Progress(state.epoch, options["epochs"], note if loss is None else f"{note}, fitting loss {loss:.4g}")
         yield Output(task.key, arrays=_arrays(estimator.state_dict()), info={"fit_loss": loss})
 
 
@@ -188,6 +231,21 @@ def restore_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:
     return estimator.to(device).eval().requires_grad_(False)
 
 
+def feedback_stack(arrays: Arrays, device: torch.device) -> torch.Tensor:
+    """The matrices B_0 … B_{L-1} of a feedback artifact: (L, d, C)."""
+    import torch
+
+    matrices = tensors(arrays)
+    return torch.stack([matrices[f"B.{layer}"] for layer in range(len(matrices))]).to(device)
+
+
+def image_data(arrays: Arrays, device: torch.device) -> ImageData:
+    """The data set of a data artifact."""
+    from creditgrid.core.data import ImageData
+
+    return ImageData.from_arrays(arrays).to(device)
+
+
 def tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
     """Wrap arrays as tensors without copying, or copy where the memory is shared and read-only."""
     import torch
@@ -196,9 +254,7 @@ def tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
 
 
 def _data(task: Task, inputs: Inputs, device: torch.device) -> ImageData:
-    from creditgrid.core.data import ImageData
-
-    return ImageData.from_arrays(inputs[task.parents["dataset"]]).to(device)
+    return image_data(inputs[task.parents["dataset"]], device)
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
@@ -206,17 +262,13 @@ def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
     return {name: tensor.detach().cpu().contiguous().numpy().copy() for name, tensor in tensors.items()}
 
 
-def _first(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    for _, batch in zip(range(count), batches, strict=False):
-        yield batch
-
-
 DATA = TaskKind("data", 1, run_data)
 PROBE = TaskKind("probe", 1, run_probe)
 FEEDBACK = TaskKind("feedback", 1, run_feedback)
 TRAIN = TaskKind("train", 1, run_train, Resources(cpu=1, gpu=0.5), max_group=1000)
 FIT = TaskKind("fit", 1, run_fit, Resources(cpu=1, gpu=0.5))
-STAGES = (DATA, PROBE, FEEDBACK, TRAIN, FIT)
+CHECKPOINT = TaskKind("checkpoint", 1, None)
+STAGES = (DATA, PROBE, FEEDBACK, TRAIN, FIT, CHECKPOINT)
 
 
 @lru_cache(_NAMES)
@@ -226,9 +278,26 @@ def data_task(dataset: DatasetRef) -> Task:
 
 
 @lru_cache(_NAMES)
-def probe_task(dataset: DatasetRef, *, batch_size: int, seed: int) -> Task:
-    """The fixed batches; they depend on (dataset, batch size, probe seed) alone."""
-    return PROBE.task({"batch_size": batch_size, "seed": seed}, {"dataset": data_task(dataset)})
+def probe_task(
+    dataset: DatasetRef,
+    *,
+    batch_size: int,
+    seed: int,
+    extra: int = EXTRA_BATCHES,
+    steps: int = 0,
+    step_images: int = 0,
+) -> Task:
+    """The fixed batches; they depend on (dataset, batch size, probe seed) and on how many there are alone.
+
+    ``extra`` batches of ``batch_size`` beside the same and the held-out one; ``steps`` batches of ``step_images``.
+    """
+    params = {"batch_size": batch_size, "seed": seed, "extra": extra, "steps": steps, "step_images": step_images}
+    return PROBE.task(params, {"dataset": data_task(dataset)})
+
+
+def step_batches(steps: int) -> int:
+    """How many step batches a probe holds for rollouts of so many steps: rounded up, so that rollouts share probes."""
+    return max(STEP_BATCHES, 1 << (steps - 1).bit_length())
 
 
 @lru_cache(_NAMES)
@@ -243,6 +312,8 @@ def feedback_task(dataset: DatasetRef, *, seed: int, num_blocks: int, d_hidden: 
 def train_task(
     dataset: DatasetRef,
     *,
+    rule: str,
+    random_targets: bool,
     seed: int,
     epoch: int,
     epochs: int,
@@ -254,9 +325,13 @@ def train_task(
     lr: float,
     weight_decay: float,
 ) -> Task:
-    """The checkpoint at ``epoch`` of one training run; all checkpoints of a run are one group."""
+    """The checkpoint at ``epoch`` of one training run; all checkpoints of a run are one group.
+
+    A run by ``dfa`` stands on the feedback matrices of its seed.
+    """
     run = {
-        "rule": "bp",
+        "rule": rule,
+        "random_targets": random_targets,
         "seed": seed,
         "epochs": epochs,
         "num_blocks": num_blocks,
@@ -267,8 +342,17 @@ def train_task(
         "lr": lr,
         "weight_decay": weight_decay,
     }
-    parent = data_task(dataset)
-    return TRAIN.task(run | {"epoch": epoch}, {"dataset": parent}, group=(digest(run), parent.key))
+    parents = {"dataset": data_task(dataset)}
+    if rule == "dfa":
+        parents["feedback"] = feedback_task(dataset, seed=seed, num_blocks=num_blocks, d_hidden=d_hidden)
+    group = (digest(run), *(parent.key for parent in parents.values()))
+    return TRAIN.task(run | {"epoch": epoch}, parents, group=group)
+
+
+@lru_cache(_NAMES)
+def checkpoint_task(name: str) -> Task:
+    """An imported checkpoint; its name holds its shape and the SHA-256 of its content (see ``foreign``)."""
+    return CHECKPOINT.task({"name": name})
 
 
 @lru_cache(_NAMES)

@@ -27,8 +27,33 @@ def mean_std_ci(values: Sequence[float]) -> SeedStatistics:
     n = len(values)
     if n < 2:
         return SeedStatistics(n, mean, None, None)
-    # scipy is there wherever summaries are made (the service); plans and clients do without it.
-    from scipy.special import stdtrit
-
     std = statistics.stdev(values)
-    return SeedStatistics(n, mean, std, float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n))
+    return SeedStatistics(n, mean, std, t_quantile(n - 1) * std / math.sqrt(n))
+
+
+# Written out because a light client, which has no SciPy, tells intervals too; the tests hold it against SciPy's.
+def t_quantile(degrees: int, level: float = 0.95) -> float:
+    """The t with P(|T| ≤ t) = ``level`` for Student's T with ``degrees`` ≥ 1 degrees of freedom.
+
+    P is a finite sum in θ = atan(t/√ν) for whole ν (Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and
+    26.7.4) and grows with θ, so bisection finds θ to the last digit.
+    """
+    low, high = 0.0, math.pi / 2
+    while low < (middle := (low + high) / 2) < high:
+        if _within(middle, degrees) < level:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees) * math.tan(high)
+
+
+def _within(theta: float, degrees: int) -> float:
+    """P(|T| ≤ √ν tan θ)."""
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = degrees % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for k in range(2 + odd, degrees + 1, 2):  # each term is the one before times cos² θ · (k − 1)/k
+        total += term
+        term *= cosine * cosine * (k - 1) / k
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total

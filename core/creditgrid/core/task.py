@@ -9,6 +9,8 @@ own. ``run`` is a plain generator function that knows nothing of caching, retrie
             yield Progress(done, total, "epoch 3 of 100")
             yield Output(task.key, arrays={"embed.weight": ...})      # an artifact, or
             yield Output(task.key, rows=[{"delta_loss_same": ...}])   # rows of the results table
+
+A long run may also yield ``Saved``: another attempt at the group then finds those arrays as ``inputs[group]``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 Arrays: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
 Inputs: TypeAlias = "Mapping[str, Arrays]"
-"""Artifacts of the parents by key; the arrays may be read-only views of shared memory."""
+"""Artifacts of the parents by key, and by the group's key what an interrupted attempt saved; maybe read-only views."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,13 @@ class Output:
     arrays: Arrays | None = None
     rows: Sequence[Mapping[str, Any]] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Where a long run stands, for another attempt to go on from; ``state`` copies it, when it is time to keep it."""
+
+    state: Callable[[], Arrays]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ class Task:
         return identity(self.kind, self.version, self.params, self.parents)
 
 
-Run: TypeAlias = "Callable[[Sequence[Task], Inputs, torch.device], Iterator[Progress | Output]]"
+Run: TypeAlias = "Callable[[Sequence[Task], Inputs, torch.device], Iterator[Progress | Output | Saved]]"
 
 
 def identity(kind: str, version: int, params: Mapping[str, Any], parents: Mapping[str, str]) -> dict[str, Any]:
@@ -101,11 +110,12 @@ class TaskKind:
     """How tasks of one kind are computed.
 
     ``version`` goes up when equal parameters begin to mean another result. ``max_group`` bounds the tasks in one call.
+    A kind without a ``run`` is never computed: its artifacts are brought in from outside.
     """
 
     name: str
     version: int
-    run: Run
+    run: Run | None
     resources: Resources = field(default_factory=Resources)
     max_group: int = 1
 

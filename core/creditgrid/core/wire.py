@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -197,6 +197,25 @@ class ColumnView(Wire):
     description: str
 
 
+class AxisView(Wire):
+    """What a chart shows along one direction."""
+
+    columns: list[str]
+    title: str
+    scale: Literal["linear", "log", "symlog"] = "linear"
+
+
+class ChartView(Wire):
+    """How rows of an experiment are drawn; core/experiment.py says what each part means."""
+
+    name: str
+    title: str
+    mark: Literal["line", "bar", "heatmap"]
+    x: AxisView
+    measures: list[AxisView]
+    series: list[str]
+
+
 class ExperimentView(Wire):
     """An experiment; ``parameters`` is a JSON Schema. ``problem`` says why a broken one cannot be used."""
 
@@ -205,7 +224,20 @@ class ExperimentView(Wire):
     parameters: dict[str, Any]
     columns: dict[str, ColumnView]
     kinds: list[str]
+    charts: list[ChartView] = []
     problem: str | None = None
+
+
+class CheckpointView(Wire):
+    """An imported checkpoint: the ``name`` by which a spec calls for it, and the ``key`` of its artifact."""
+
+    name: str
+    key: str
+    num_blocks: int
+    d_hidden: int
+    input_dim: int
+    num_classes: int
+    bytes: int
 
 
 class Query(Wire):
@@ -223,3 +255,5 @@ MEDIA_TYPES: dict[str, str] = {
 """Formats of results, in order of preference, with the media type that asks for each."""
 MAX_SPEC_BYTES = 4 * 2**20
 """A larger spec is refused unread."""
+MAX_CHECKPOINT_BYTES = 2**30
+"""A larger file is not imported as a checkpoint."""

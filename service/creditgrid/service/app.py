@@ -11,15 +11,17 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from creditgrid.core.wire import Problem
+from creditgrid.core.wire import MAX_CHECKPOINT_BYTES, MAX_SPEC_BYTES, Problem
 from creditgrid.service import problems
-from creditgrid.service.auth import Guard
+from creditgrid.service.auth import PROTECTED, Guard
+from creditgrid.service.checkpoint_import import Importer
 from creditgrid.service.dependencies import Context, Services
 from creditgrid.service.documents import BodyLimit
 from creditgrid.service.logs import RequestLog
 from creditgrid.service.problems import LastResort
-from creditgrid.service.routes import artifacts, events, experiments, health, plans, results, sweeps
+from creditgrid.service.routes import artifacts, checkpoints, events, experiments, health, plans, results, sweeps
 from creditgrid.service.sandbox import Sandbox
 from creditgrid.service.settings import Settings
 from creditgrid.service.telemetry import Measure, Telemetry, installed_version
@@ -34,6 +36,18 @@ PROBLEM: dict[str, Any] = {
     "description": "What is wrong",
     "content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
 }
+
+
+class BodyLimits:
+    """ASGI middleware: a body is as long as a spec at most, and an uploaded checkpoint may be longer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._usual = BodyLimit(app, MAX_SPEC_BYTES)
+        self._upload = BodyLimit(app, MAX_CHECKPOINT_BYTES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        upload = scope["type"] == "http" and scope["path"] == PROTECTED + checkpoints.PATH
+        await (self._upload if upload else self._usual)(scope, receive, send)
 
 
 def create_app(services: Services, settings: Settings) -> FastAPI:
@@ -68,14 +82,15 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
             Middleware(Measure, telemetry=context.telemetry),
             Middleware(LastResort),
             Middleware(Guard, token=settings.token),
-            Middleware(BodyLimit),
+            Middleware(BodyLimits),
         ],
     )
     app.state.context = context
+    app.state.importer = Importer(settings.data_dir, services.store.root)
     problems.install(app)
     # The guard decides; this only tells readers of /docs where the token goes.
     shown = [Depends(HTTPBearer(auto_error=False))]
-    for module in (sweeps, events, plans, results, experiments, artifacts):
+    for module in (sweeps, events, plans, results, experiments, artifacts, checkpoints):
         app.include_router(module.router, dependencies=shown)
     app.include_router(health.router)
     return app

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from creditgrid.core.errors import (
     ArtifactError,
     ArtifactMissing,
+    CheckpointError,
     ConflictError,
     CreditGridError,
     DatasetError,
@@ -37,6 +38,7 @@ class BusyError(CreditGridError):
 STATUS: tuple[tuple[type[CreditGridError], int], ...] = (
     (SpecError, 422),
     (DatasetError, 422),
+    (CheckpointError, 422),
     (NotFoundError, 404),
     (ArtifactMissing, 404),
     (ArtifactError, 500),

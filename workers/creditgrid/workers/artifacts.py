@@ -52,6 +52,10 @@ class ArtifactStore:
         """Whether the artifact is there whole (its directory appears at once)."""
         return (self.path(key) / RECORD).is_file()
 
+    def size(self, key: str) -> int:
+        """Bytes of the tensors of an artifact that is there; raises as ``record`` does."""
+        return int(self.record(key)["bytes"])
+
     def save(self, key: str, payload: Mapping[str, Any], arrays: Arrays, provenance: Mapping[str, Any]) -> int:
         """Write an artifact durably and return its size in bytes; if it is there already, do nothing.
 

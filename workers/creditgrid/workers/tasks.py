@@ -20,10 +20,11 @@ from creditgrid.core.experiment import Experiment
 from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.registry import registry
 from creditgrid.core.rows import table
-from creditgrid.core.task import Arrays, Inputs, Output, Progress, Task, TaskKind
+from creditgrid.core.task import Arrays, Inputs, Output, Progress, Saved, Task, TaskKind
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.provenance import device_name, host, software
 from creditgrid.workers.runner import Advanced, Call, Failed, Finished, Started
+from creditgrid.workers.saves import Saves
 
 PROGRESS_EVERY_S = 0.5
 """Advance is told at most this often: a call may have many thousand steps."""
@@ -39,27 +40,32 @@ def execute(
     try:
         _settle(call, device)
         kind, experiment = _known(call)
-        tasks = {task.key: task for task in call.tasks}
+        run = kind.run
+        if run is None:
+            raise TaskError(f"a {call.kind} is brought in from outside and cannot be computed here")
+        # What an interrupted attempt finished is there; where it stood is in the inputs under the group's key.
+        stored = {task.key: store.size(task.key) for task in call.tasks if experiment is None and store.has(task.key)}
+        tasks = {task.key: task for task in call.tasks if task.key not in stored}
         measured: list[tuple[Task, Output]] = []
         missing = set(tasks)
-        for item in kind.run(call.tasks, inputs, device):
+        saves = Saves(store.root, call.tasks[0].group)
+        for item in run(list(tasks.values()), saves.offer(inputs), device) if tasks else ():
+            if isinstance(item, Saved):
+                saves.keep(item)
+                continue
             if isinstance(item, Progress):
                 if time.perf_counter() - told >= PROGRESS_EVERY_S:
                     told = time.perf_counter()
                     yield Advanced(call.id, item.done, item.total, item.note)
                 continue
-            if item.key not in missing:
-                raise TaskError(f"{call.kind} yielded {item.key[:12]}, which it was not asked for, or twice")
+            _check(call, item, missing, measures=experiment is not None)
             missing.discard(item.key)
             if experiment is not None:
-                if not item.rows:
-                    raise TaskError(f"{call.kind} yielded no row for {item.key[:12]}: every cell has one at least")
                 measured.append((tasks[item.key], item))
-            elif item.arrays is None:
-                raise TaskError(f"{call.kind} yielded no arrays for {item.key[:12]}: they are what a stage is kept as")
             if item.arrays is not None:
                 provenance = _provenance(call, device, began, began_at) | {"info": _plain(item.info)}
                 stored[item.key] = store.save(item.key, tasks[item.key].payload(), item.arrays, provenance)
+                saves.due()
                 yield item.key, item.arrays
         if missing:
             raise TaskError(f"{call.kind} ended without a result for {len(missing)} of {len(tasks)} tasks")
@@ -67,10 +73,21 @@ def execute(
         diverged: list[str] = []
         if experiment is not None:
             rows, diverged = _rows(experiment, call, measured, _provenance(call, device, began, began_at))
+        saves.drop()
         seconds = time.perf_counter() - began
         yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
     except Exception as error:  # whatever the task raised is its result: it goes to its cells with the traceback
         yield Failed(call.id, describe(error), traceback.format_exc(), transient(error), host(), tuple(stored))
+
+
+def _check(call: Call, item: Output, missing: set[str], *, measures: bool) -> None:
+    """Raise TaskError for an output that a kind should not have yielded."""
+    if item.key not in missing:
+        raise TaskError(f"{call.kind} yielded {item.key[:12]}, which it was not asked for, or twice")
+    if measures and not item.rows:
+        raise TaskError(f"{call.kind} yielded no row for {item.key[:12]}: every cell has one at least")
+    if not measures and item.arrays is None:
+        raise TaskError(f"{call.kind} yielded no arrays for {item.key[:12]}: they are what a stage is kept as")
 
 
 def describe(error: BaseException) -> str:

@@ -1,0 +1,173 @@
+"""Credit recovery: does an estimator recover the credit on frozen features?
+
+For each method, layer by layer on test images: does its credit point where the true gradient points (gamma), does it
+tell how the loss changes along random directions (rho), and does the loss fall when a hidden state is nudged along it
+(nudge)? A state bridge also says how well it predicts the terminal state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
+from creditgrid.core.parameters import CreditParams, enough_images, streams_seed
+from creditgrid.core.stages import EXTRA_BATCHES, data_task, image_data, restore_network
+from creditgrid.core.summaries import Line, over_seeds, told, varied
+from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+
+if TYPE_CHECKING:
+    import torch
+
+MARGIN = 0.02
+"""scalar_cb's rho must exceed dfa's by this to be positive, and be above it at all to be marginal."""
+GROUPED = ("method", "cb_source")
+PER_LAYER: Mapping[str, Column] = {
+    "gamma": Column("float64", "Mean cosine of a_l with the gradient, over up to 10 test batches."),
+    "rho": Column("float64", "Pearson correlation of ⟨a_l, v⟩ with the loss's central difference along v."),
+    "nudge_0_001": Column(
+        "float64", "Loss change when h_l moves by 0.001 against a_l/‖a_l‖, nats; negative is downhill."
+    ),
+    "nudge_0_003": Column("float64", "Loss change when h_l moves by 0.003 against a_l/‖a_l‖, nats."),
+    "nudge_0_01": Column("float64", "Loss change when h_l moves by 0.01 against a_l/‖a_l‖, nats."),
+    "pred_error": Column("float64", "state_bridge: mean ‖P(h_l, t_l, e_T) - h_L‖² over the test set."),
+}
+MEANS: Mapping[str, Column] = {
+    f"{name}_mean": Column("float64", f"{name}, mean over the layers (the same on every row of a cell).")
+    for name in PER_LAYER
+}
+COLUMNS: Mapping[str, Column] = {"layer": Column("int64", "Layer l, from 0."), **PER_LAYER, **MEANS}
+
+
+class CreditRecoveryParams(CreditParams):
+    """Parameters of a credit-recovery cell; each may be fixed or an axis."""
+
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
+        yield from super().conflicts(dataset)
+        yield from enough_images(dataset, ("batch_size", 2 + EXTRA_BATCHES, self.batch_size))
+
+
+def cell(params: CreditRecoveryParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
+    """The measure task of one cell, and the tasks it stands on."""
+    assert dataset is not None  # the parameter is required, so the plan has resolved it
+    checkpoint = params.probed(dataset)
+    source = params.source(dataset, checkpoint)
+    parents = {"checkpoint": checkpoint, "probe": params.probe(dataset), "data": data_task(dataset), **source}
+    group = (checkpoint.key, parents["probe"].key, params.residual_add)
+    task = MEASURE.task(params.identity(), parents, group=group, source={"dataset": dataset.name})
+    return task, params.stands_on(dataset, parents)
+
+
+def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
+    """All methods on one checkpoint: gradients and central differences are computed once for all."""
+    from creditgrid.core import quality
+    from creditgrid.core.sources import restore_sources, source_name
+
+    shared = tasks[0]
+    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
+    data = image_data(inputs[shared.parents["data"]], device)
+    sources = restore_sources(tasks, inputs, device)
+    size = shared.params["batch_size"]
+    batches = list(quality.file_batches(network, data, size, quality.GAMMA_BATCHES))
+    gammas = quality.gamma(network, sources, batches)
+    rhos = quality.rho(network, sources, batches[0], streams_seed(shared.params))
+    nudges = quality.nudge(network, sources, batches[0])
+    errors = {
+        name: quality.prediction_error(network, source.estimator, data, size).tolist()
+        for name, source in sources.items()
+        if source.method == "state_bridge" and source.estimator is not None
+    }
+    for task in tasks:
+        name = source_name(task)
+        by_eta = nudges[name].T.tolist()
+        columns: dict[str, list[float]] = {
+            "gamma": gammas[name].tolist(),
+            "rho": rhos[name].tolist(),
+            **dict(zip(NUDGES, by_eta, strict=True)),
+        }
+        if name in errors:
+            columns["pred_error"] = errors[name]
+        means = {f"{column}_mean": sum(values) / len(values) for column, values in columns.items()}
+        yield Output(
+            task.key,
+            rows=[
+                {"layer": layer, **{column: values[layer] for column, values in columns.items()}, **means}
+                for layer in range(network.num_blocks)
+            ],
+        )
+
+
+NUDGES = ("nudge_0_001", "nudge_0_003", "nudge_0_01")
+
+
+def summarise(rows: Sequence[Row]) -> Summary:
+    """For each method (and s of scalar_cb) the means over layers, as mean over seeds."""
+    others = varied(CreditRecoveryParams, rows, besides=GROUPED)
+    table = over_seeds([row for row in rows if row["layer"] == 0], [*GROUPED, *others], MEANS)
+    shown = [*GROUPED, *others, "gamma_mean", "rho_mean", "nudge_0_01_mean", "pred_error_mean", "n", "diverged"]
+    return Summary("Means over layers", shown, table, _verdicts(table, others))
+
+
+def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
+    """One for each setting of what else varies, where both scalar_cb and dfa were measured."""
+    found = []
+    settings: dict[tuple[Any, ...], list[Line]] = {}
+    for line in table:
+        if line["gamma_mean"] is not None and line["rho_mean"] is not None:
+            settings.setdefault(tuple(line[name] for name in others), []).append(line)
+    for lines in settings.values():
+        dfa = [line for line in lines if line["method"] == "dfa"]
+        learned = [line for line in lines if line["method"] == "scalar_cb"]
+        if dfa and learned:
+            found.append(_verdict(dfa, learned, told(lines[0], others)))
+    return found
+
+
+def _verdict(dfa: Sequence[Line], learned: Sequence[Line], where: str) -> Verdict:
+    numbers = {
+        "scalar_cb_best_rho": max(line["rho_mean"] for line in learned),
+        "scalar_cb_best_gamma": max(line["gamma_mean"] for line in learned),
+        "dfa_rho": max(line["rho_mean"] for line in dfa),
+        "dfa_gamma": max(line["gamma_mean"] for line in dfa),
+        "margin": MARGIN,
+    }
+    rho, gamma = numbers["scalar_cb_best_rho"], numbers["scalar_cb_best_gamma"]
+    if rho > numbers["dfa_rho"] + MARGIN and gamma > numbers["dfa_gamma"]:
+        name = "positive"
+    else:
+        name = "marginal" if rho > MARGIN else "negative"
+    text = (
+        f"{where}scalar_cb's best rho is {rho:.3g} and gamma {gamma:.3g}; "
+        f"dfa's are {numbers['dfa_rho']:.3g} and {numbers['dfa_gamma']:.3g}"
+    )
+    return Verdict(name, text, numbers)
+
+
+CHARTS = (
+    Chart(
+        name="recovery",
+        title="Credit recovery by layer",
+        mark="heatmap",
+        x=Axis(("layer",), "layer l"),
+        measures=(
+            Axis(("gamma",), "gamma: cosine with the gradient"),
+            Axis(("rho",), "rho: correlation with the loss's slope"),
+            Axis(("nudge_0_01",), "loss change of a nudge of 0.01 (nats)"),
+        ),
+        series=("method", "cb_source"),
+    ),
+)
+
+MEASURE = TaskKind("credit_recovery", 1, measure, Resources(cpu=1, gpu=0.25), max_group=256)
+
+EXPERIMENT = Experiment(
+    name="credit_recovery",
+    title="Credit recovery on frozen features",
+    params=CreditRecoveryParams,
+    columns=COLUMNS,
+    measure=MEASURE,
+    cell=cell,
+    summarise=summarise,
+    charts=CHARTS,
+)

@@ -1,0 +1,167 @@
+"""Dynamics: how the residual stream and its gradients grow while a network is trained, by backprop and by alignment.
+
+One row for each logged epoch and layer, all of it on the first 1,024 test images: how long the hidden states and their
+gradients are, how well the training's own feedback is aligned with the gradient (dfa), accuracy and loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary
+from creditgrid.core.parameters import TrainParams
+from creditgrid.core.stages import data_task, feedback_stack, image_data, restore_network
+from creditgrid.core.summaries import over_seeds, varied
+from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+
+if TYPE_CHECKING:
+    import torch
+
+    from creditgrid.core.data import ImageData
+    from creditgrid.core.network import ResidualMLP
+
+IMAGES = 1024
+"""The first test images, on which everything is measured."""
+MAX_LOGGED = 1000
+"""Epochs that one cell logs: each is a checkpoint of its own."""
+GROUPED = ("train_rule", "epoch", "layer")
+COLUMNS: Mapping[str, Column] = {
+    "epoch": Column("int64", "Epoch of the checkpoint; 0 is the initialisation."),
+    "layer": Column("int64", "Layer l of the hidden state, 0…L."),
+    "h_norm": Column("float64", "Median over images of ‖h_l‖₂."),
+    "grad_norm": Column("float64", "Median over images of ‖∂CE/∂h_l‖₂, CE being the mean over the images."),
+    "grad_frobenius": Column("float64", "Frobenius norm of that gradient over all images."),
+    "gamma_dfa": Column("float64", "Mean over layers of the cosine of the training's DFA credit with the gradient."),
+    "accuracy": Column("float64", "Fraction of the images classified right."),
+    "loss": Column("float64", "Mean cross-entropy on the images, nats."),
+}
+
+
+class DynamicsParams(TrainParams):
+    """Parameters of one training run that is looked at; each may be fixed or an axis."""
+
+    logs_every: int = Field(1, ge=1, le=100_000, description="Epochs between logged ones; the last is always logged.")
+
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
+        yield from super().conflicts(dataset)
+        if len(self.logged()) > MAX_LOGGED:
+            logged = f"logs_every {self.logs_every} logs {len(self.logged()):,} of {self.train_epochs:,} epochs"
+            yield "logs_every", f"{logged}, and a cell logs at most {MAX_LOGGED:,}"
+
+    def logged(self) -> Sequence[int]:
+        """The logged epochs, in order."""
+        regular = range(0, self.train_epochs, self.logs_every)
+        return [*regular, self.train_epochs]
+
+
+def cell(params: DynamicsParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
+    """The measure task of one training run; its checkpoints at the logged epochs have the roles epoch_0, ….
+
+    All of them are one call, and serve whatever else asks for a checkpoint of that run.
+    """
+    assert dataset is not None  # the parameter is required, so the plan has resolved it
+    parents = {f"epoch_{epoch}": params.trained(dataset, epoch) for epoch in params.logged()}
+    parents["data"] = data_task(dataset)
+    if params.train_rule == "dfa":
+        parents["feedback"] = params.training_feedback(dataset)
+    task = MEASURE.task(params.identity(), parents, source={"dataset": dataset.name})
+    return task, params.stands_on(dataset, parents)
+
+
+def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
+    """Every logged epoch of each run, one batched pass forward and back for each."""
+    for task in tasks:
+        data = image_data(inputs[task.parents["data"]], device)
+        feedback = feedback_stack(inputs[task.parents["feedback"]], device) if "feedback" in task.parents else None
+        epochs = sorted(int(role.removeprefix("epoch_")) for role in task.parents if role.startswith("epoch_"))
+        rows: list[dict[str, float | None]] = []
+        for number, epoch in enumerate(epochs):
+            arrays = inputs[task.parents[f"epoch_{epoch}"]]
+            network = restore_network(arrays, device, residual_add=task.params["residual_add"])
+            rows += ({"epoch": epoch, **row} for row in look(network, data, feedback))
+            yield Progress(number + 1, len(epochs), f"epoch {epoch} of {epochs[-1]}")
+        yield Output(task.key, rows=rows)
+
+
+def look(network: ResidualMLP, data: ImageData, feedback: torch.Tensor | None) -> list[dict[str, float | None]]:
+    """The rows of one checkpoint, one for each layer 0…L; ``feedback`` (L, d, C) is what dfa trained it with."""
+    import torch
+
+    from creditgrid.core.credit import credits, terminal_gradient
+    from creditgrid.core.metrics import correct, cosine, cross_entropy
+    from creditgrid.core.quality import file_batches
+
+    batch = next(file_batches(network, data, IMAGES))
+    hiddens, y = torch.stack(list(batch.hiddens)), batch.y
+    # The sum's gradient is each image's own; the mean's is 1/n of it.
+    below = credits("oracle_bp", network, batch.hiddens, batch.logits, y, oracle_reduction="sum")
+    gradients = torch.cat((below, terminal_gradient(network, batch.hiddens[-1], y).unsqueeze(0)))
+    h_norms = hiddens.norm(dim=-1).double()
+    grad_norms = gradients.norm(dim=-1).double() / len(y)
+    gamma = None
+    if feedback is not None:
+        own = credits("dfa", network, batch.hiddens, batch.logits, y, feedback=feedback)
+        gamma = cosine(own, below).double().mean().item()
+    whole = {
+        "gamma_dfa": gamma,
+        "accuracy": correct(batch.logits, y).double().mean().item(),
+        "loss": cross_entropy(batch.logits, y).double().mean().item(),
+    }
+    columns = {
+        "h_norm": h_norms.quantile(0.5, dim=-1).tolist(),
+        "grad_norm": grad_norms.quantile(0.5, dim=-1).tolist(),
+        "grad_frobenius": grad_norms.norm(dim=-1).tolist(),
+    }
+    return [
+        {"layer": layer, **{name: values[layer] for name, values in columns.items()}, **whole}
+        for layer in range(len(hiddens))
+    ]
+
+
+def summarise(rows: Sequence[Row]) -> Summary:
+    """Each training run's first and last logged epoch, at the first and the last hidden state, as means over seeds."""
+    others = varied(DynamicsParams, rows, besides=("train_rule", "epoch", "layer"))
+    table = over_seeds(rows, [*others, *GROUPED], [name for name in COLUMNS if name not in GROUPED])
+    ends = {(tuple(line[name] for name in ("train_rule", *others)), line["epoch"]) for line in table}
+    first = {run: min(epoch for of, epoch in ends if of == run) for run, _ in ends}
+    last = {run: max(epoch for of, epoch in ends if of == run) for run, _ in ends}
+    top = max((line["layer"] for line in table), default=0)
+    kept = []
+    for line in table:
+        run = tuple(line[name] for name in ("train_rule", *others))
+        if line["epoch"] in (first[run], last[run]) and line["layer"] in (0, top):
+            kept.append(line)
+    measured = ["h_norm", "grad_norm", "grad_frobenius", "gamma_dfa", "accuracy", "loss"]
+    return Summary("Residual stream, first and last epoch", [*others, *GROUPED, *measured, "n", "diverged"], kept, [])
+
+
+CHARTS = (
+    Chart(
+        name="norms",
+        title="Residual stream and gradient over training",
+        mark="line",
+        x=Axis(("epoch",), "epoch"),
+        measures=(
+            Axis(("h_norm",), "median ‖h_l‖₂", "log"),
+            Axis(("grad_norm",), "median ‖∂CE/∂h_l‖₂ (nats)", "log"),
+        ),
+        series=("layer",),
+    ),
+)
+
+MEASURE = TaskKind("dynamics", 1, measure, Resources(cpu=1, gpu=0.25))
+
+EXPERIMENT = Experiment(
+    name="dynamics",
+    title="Residual-stream dynamics of training",
+    params=DynamicsParams,
+    columns=COLUMNS,
+    measure=MEASURE,
+    cell=cell,
+    summarise=summarise,
+    charts=CHARTS,
+)

@@ -1,0 +1,274 @@
+"""Snapshot time: is a held-out failure of local steps an artifact of late snapshots?
+
+For each method and checkpoint: the step size with the lowest 1-step loss on the same batch is searched, then five
+steps are taken at it with the credit computed anew, and both are measured on the same and on the held-out batch. How
+much of the gain carries over is PUR_k = -dl_held_k/-dl_same_k. The spread of the update directions over further batches
+says how much of a direction belongs to its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
+from creditgrid.core.parameters import CreditParams, enough_images, streams_seed
+from creditgrid.core.stages import (
+    EXTRA_BATCHES,
+    data_task,
+    image_data,
+    probe_task,
+    restore_network,
+    step_batches,
+    tensors,
+)
+from creditgrid.core.summaries import Line, over_seeds, told, varied
+from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+
+if TYPE_CHECKING:
+    import torch
+
+    from creditgrid.core.line_search import StepResult
+    from creditgrid.core.network import ResidualMLP
+    from creditgrid.core.sources import CreditSource
+
+ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+"""Step sizes that are searched."""
+STEPS = 5
+LATE, EARLY = 50, 20
+"""Epochs from which a snapshot is late, and up to which it is early."""
+GROUPED = ("method", "checkpoint_epoch")
+COLUMNS: Mapping[str, Column] = {
+    "test_accuracy": Column("float64", "Accuracy of the checkpoint on the whole test set, fraction."),
+    "best_eta": Column("float64", "Step size with the lowest loss on the same batch after one step."),
+    "dl_same_1": Column("float64", "Loss change on the same batch after one step at best_eta, nats."),
+    "dl_held_1": Column("float64", "Loss change on the held-out batch after one step at best_eta, nats."),
+    "pur_1": Column("float64", "-dl_held_1/(-dl_same_1), where the same batch's loss fell."),
+    "dl_same_5": Column("float64", "Loss change on the same batch after five steps on fresh batches, nats."),
+    "dl_held_5": Column("float64", "Loss change on the held-out batch after five steps on fresh batches, nats."),
+    "pur_5": Column("float64", "-dl_held_5/(-dl_same_5), where the same batch's loss fell."),
+    "update_cos": Column("float64", "Mean pairwise cosine of the update directions on the extra batches."),
+    "update_var": Column("float64", "Mean squared distance of those directions from their mean."),
+}
+
+
+class SnapshotTimeParams(CreditParams):
+    """Parameters of a snapshot-time cell; each may be fixed or an axis."""
+
+    update_range: Literal["last1", "last2", "all"] = Field("last1", description="Blocks that take the steps.")
+    eta: float | None = Field(None, ge=0, description="Step size; null: the best of 1e-5 … 1e-2, seven values.")
+    extra_batches: int = Field(4, ge=2, le=4096, description="Batches that update directions are compared over.")
+
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
+        yield from super().conflicts(dataset)
+        if self.update_range == "last2" and self.num_blocks < 2:
+            yield "update_range", "update_range last2 needs num_blocks of at least 2"
+        blamed = "extra_batches" if self.extra_batches > EXTRA_BATCHES else "batch_size"
+        yield from enough_images(
+            dataset,
+            (blamed, 2 + _extra(self), self.batch_size),
+            ("batch_size", step_batches(STEPS), self.batch_size),
+        )
+
+
+def _extra(params: SnapshotTimeParams) -> int:
+    return max(EXTRA_BATCHES, params.extra_batches)
+
+
+def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
+    """The measure task of one cell, and the tasks it stands on."""
+    assert dataset is not None  # the parameter is required, so the plan has resolved it
+    checkpoint = params.probed(dataset)
+    probe = probe_task(
+        dataset,
+        batch_size=params.batch_size,
+        seed=streams_seed(params.__dict__),
+        extra=_extra(params),
+        steps=step_batches(STEPS),
+        step_images=params.batch_size,
+    )
+    source = params.source(dataset, checkpoint)
+    parents = {"checkpoint": checkpoint, "probe": probe, "data": data_task(dataset), **source}
+    group = (checkpoint.key, probe.key, params.residual_add)
+    task = MEASURE.task(params.identity(), parents, group=group, source={"dataset": dataset.name})
+    return task, params.stands_on(dataset, parents)
+
+
+def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
+    """All cells of one checkpoint: one fused search, then one rollout for every range."""
+    from creditgrid.core.rollout import Rollout, rollouts
+    from creditgrid.core.sources import restore_sources, source_name
+    from creditgrid.core.training import accuracy_and_loss
+    from creditgrid.core.updates import update_blocks
+
+    shared = tasks[0]
+    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
+    probe = {name: tensor.to(device) for name, tensor in tensors(inputs[shared.parents["probe"]]).items()}
+    accuracy, _ = accuracy_and_loss(network, image_data(inputs[shared.parents["data"]], device))
+    sources = restore_sources(tasks, inputs, device)
+    best = _search(tasks, network, probe, sources)
+    measured = {name: (probe[f"x_{name}"], probe[f"y_{name}"]) for name in ("same", "held")}
+
+    x_steps, y_steps = probe["x_steps"][:STEPS], probe["y_steps"][:STEPS]
+    for update_range in dict.fromkeys(task.params["update_range"] for task in tasks):
+        alike = [task for task in tasks if task.params["update_range"] == update_range]
+        blocks = update_blocks(update_range, network.num_blocks)
+        spreads: dict[tuple[str, int], tuple[float, float]] = {}
+        stepped = [Rollout(source_name(task), "inner_product", None, "raw", best[task.key][0]) for task in alike]
+        losses = rollouts(network, sources, stepped, x_steps, y_steps, measured, blocks)
+        for place, task in enumerate(alike):
+            eta, one = best[task.key]
+            same, held = ((losses[name][place, -1] - losses[name][place, 0]).item() for name in ("same", "held"))
+            name, extra = source_name(task), task.params["extra_batches"]
+            if (name, extra) not in spreads:
+                batches = probe["x_extra"][:extra], probe["y_extra"][:extra]
+                spreads[name, extra] = _spread(network, sources[name], *batches, blocks)
+            cosine, variance = spreads[name, extra]
+            yield Output(
+                task.key,
+                rows=[
+                    {
+                        "test_accuracy": accuracy,
+                        "best_eta": eta,
+                        "dl_same_1": one.delta_loss_same,
+                        "dl_held_1": one.delta_loss_held,
+                        "pur_1": _pur(one.delta_loss_same, one.delta_loss_held),
+                        "dl_same_5": same,
+                        "dl_held_5": held,
+                        "pur_5": _pur(same, held),
+                        "update_cos": cosine,
+                        "update_var": variance,
+                    }
+                ],
+            )
+
+
+def _search(
+    tasks: Sequence[Task],
+    network: ResidualMLP,
+    probe: Mapping[str, torch.Tensor],
+    sources: Mapping[str, CreditSource],
+) -> dict[str, tuple[float, StepResult]]:
+    """For each task the step size with the lowest loss on the same batch, and what one step of it does."""
+    import torch
+
+    from creditgrid.core.line_search import Step, line_search
+    from creditgrid.core.sources import source_name
+
+    x_same, y_same = probe["x_same"], probe["y_same"]
+    with torch.no_grad():
+        logits, hiddens = network(x_same, return_hidden=True)
+    credits = {name: source.credits(network, hiddens, logits, y_same) for name, source in sources.items()}
+    steps: dict[Step, int] = {}
+    tried: dict[str, list[Step]] = {}
+    for task in tasks:
+        etas = ETAS if task.params["eta"] is None else (task.params["eta"],)
+        tried[task.key] = [
+            Step(source_name(task), task.params["update_range"], "raw", eta, update_head=True) for eta in etas
+        ]
+        for step in tried[task.key]:
+            steps.setdefault(step, len(steps))
+    found = line_search(network, x_same, y_same, probe["x_held"], probe["y_held"], credits, list(steps))
+
+    def change(step: Step) -> float:
+        lowest = found[steps[step]].delta_loss_same
+        return lowest if math.isfinite(lowest) else math.inf  # one that diverges is never the best
+
+    chosen = {key: min(some, key=change) for key, some in tried.items()}
+    return {key: (step.eta, found[steps[step]]) for key, step in chosen.items()}
+
+
+def _spread(
+    network: ResidualMLP, source: CreditSource, xs: torch.Tensor, ys: torch.Tensor, blocks: Sequence[int]
+) -> tuple[float, float]:
+    """Mean pairwise cosine, and mean ‖u - ū‖², of the update directions u of head and ``blocks`` over the batches."""
+    import torch
+    from torch.nn import functional as F  # noqa: N812
+
+    from creditgrid.core.updates import local_direction
+
+    directions = []
+    for x, y in zip(xs, ys, strict=True):
+        with torch.no_grad():
+            logits, hiddens = network(x, return_hidden=True)
+        credit = source.credits(network, hiddens, logits, y)
+        parts = local_direction(network, hiddens, credit, y, blocks, update_head=True)
+        directions.append(torch.cat([part.flatten() for part in parts.values()]))
+    u = torch.stack(directions).double()
+    cosines = F.normalize(u, dim=-1) @ F.normalize(u, dim=-1).T
+    pairs = torch.triu_indices(len(u), len(u), offset=1)
+    return cosines[pairs[0], pairs[1]].mean().item(), (u - u.mean(0)).square().sum(-1).mean().item()
+
+
+def _pur(same: float, held: float) -> float | None:
+    return -held / (-same + 1e-12) if same < 0 else None
+
+
+def summarise(rows: Sequence[Row]) -> Summary:
+    """For each method and checkpoint, and whatever else varies, the means over seeds."""
+    # A checkpoint that is not named by its epoch is the last one.
+    dated = [{**row, "checkpoint_epoch": _epoch(row)} for row in rows]
+    others = varied(SnapshotTimeParams, dated, besides=GROUPED)
+    table = over_seeds(dated, [*GROUPED, *others], COLUMNS)
+    measured = ["test_accuracy", "best_eta", "dl_same_1", "dl_held_1", "pur_1", "dl_same_5", "dl_held_5", "pur_5"]
+    shown = [*GROUPED, *others, *measured, "n", "diverged"]
+    return Summary("Local steps by snapshot", shown, table, _verdicts(table, others))
+
+
+def _epoch(row: Row) -> int | None:
+    if row["checkpoint"] is not None:
+        return None
+    return int(row["train_epochs"] if row["checkpoint_epoch"] is None else row["checkpoint_epoch"])
+
+
+def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
+    """On ``vec``, one for each setting of what else varies."""
+    settings: dict[tuple[Any, ...], list[Line]] = {}
+    for line in table:
+        if line["method"] == "vec" and line["checkpoint_epoch"] is not None and line["dl_held_1"] is not None:
+            settings.setdefault(tuple(line[name] for name in others), []).append(line)
+    found = []
+    for lines in settings.values():
+        measured = {line["checkpoint_epoch"]: line["dl_held_1"] for line in lines}
+        failed = sorted(epoch for epoch, change in measured.items() if change > 0)
+        late, early = any(epoch >= LATE for epoch in failed), any(epoch <= EARLY for epoch in failed)
+        if late and early:
+            name = "across-training failure"
+        elif late and min(failed) >= LATE and min(measured) <= EARLY:
+            name = "late-snapshot artifact"
+        else:
+            name = "need more data"
+        shown = ", ".join(f"{change:+.3g} at epoch {epoch}" for epoch, change in sorted(measured.items()))
+        text = f"{told(lines[0], others)}vec's held-out loss changes by {shown}"
+        numbers = {f"dl_held_1_epoch_{epoch}": change for epoch, change in sorted(measured.items())}
+        found.append(Verdict(name, text, numbers))
+    return found
+
+
+CHARTS = (
+    Chart(
+        name="pur",
+        title="How much of a step's gain carries over to held-out images",
+        mark="line",
+        x=Axis(("checkpoint_epoch",), "checkpoint (epochs)"),
+        measures=(Axis(("pur_1",), "PUR after 1 step"), Axis(("pur_5",), "PUR after 5 steps")),
+        series=("method",),
+    ),
+)
+
+MEASURE = TaskKind("snapshot_time", 1, measure, Resources(cpu=1, gpu=0.25), max_group=1024)
+
+EXPERIMENT = Experiment(
+    name="snapshot_time",
+    title="Local steps on early and late snapshots",
+    params=SnapshotTimeParams,
+    columns=COLUMNS,
+    measure=MEASURE,
+    cell=cell,
+    summarise=summarise,
+    charts=CHARTS,
+)

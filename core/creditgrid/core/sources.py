@@ -1,0 +1,66 @@
+"""Sources of credit, restored from what a measure task stands on: a method, with its feedback or its estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from creditgrid.core.credit import Method, Reduction, SSource, credits
+from creditgrid.core.estimators import EstimatorNet
+from creditgrid.core.stages import feedback_stack, restore_estimator
+from creditgrid.core.task import Inputs, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from creditgrid.core.network import Layers
+
+
+@dataclass(frozen=True)
+class CreditSource:
+    """A method and all that it needs to give credits on any batch; see `credits`."""
+
+    method: Method
+    feedback: Tensor | None = None
+    estimator: EstimatorNet | None = None
+    s_source: SSource = "e_T"
+    oracle_reduction: Reduction = "mean"
+
+    def credits(self, network: Layers, hiddens: Sequence[Tensor], logits: Tensor, y: Tensor) -> Tensor:
+        """a_0 … a_{L-1} on a batch: (L, b, d), or (L, S, b, d) of S networks side by side."""
+        return credits(
+            self.method,
+            network,
+            hiddens,
+            logits,
+            y,
+            feedback=self.feedback,
+            estimator=self.estimator,
+            s_source=self.s_source,
+            oracle_reduction=self.oracle_reduction,
+        )
+
+
+def source_name(task: Task) -> str:
+    """What the credit of a measure task depends on beside the network and the batch: equal names, one source."""
+    origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params["oracle_reduction"]
+    return f"{task.params['method']}/{origin}"
+
+
+def restore_sources(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> dict[str, CreditSource]:
+    """Every distinct source of the tasks' credits, by `source_name`."""
+    found: dict[str, CreditSource] = {}
+    for task in tasks:
+        if (name := source_name(task)) in found:
+            continue
+        feedback = estimator = None
+        if "feedback" in task.parents:
+            feedback = feedback_stack(inputs[task.parents["feedback"]], device)
+        if "estimator" in task.parents:
+            estimator = restore_estimator(inputs[task.parents["estimator"]], device)
+        found[name] = CreditSource(
+            task.params["method"], feedback, estimator, task.params["cb_source"], task.params["oracle_reduction"]
+        )
+    return found

@@ -1,0 +1,72 @@
+"""Lines of a summary: means over seeds, with their spread and how many seeds they rest on.
+
+``seed`` and ``probe_seed`` are what is averaged over. Whatever else varies in a sweep has lines of its own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from creditgrid.core.experiment import Params, Row
+from creditgrid.core.statistics import mean_std_ci
+
+SEEDS = ("seed", "probe_seed")
+
+Line: TypeAlias = dict[str, Any]
+
+
+def varied(params: type[Params], rows: Sequence[Row], besides: Iterable[str] = ()) -> list[str]:
+    """The parameters that take more than one value in the rows, but the seeds and those named."""
+    known = {*SEEDS, *besides}
+    return [name for name in params.model_fields if name not in known and len({row[name] for row in rows}) > 1]
+
+
+def grouped(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows with equal values of ``by``, in the order of those values; null comes first."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in by)].append(row)
+    return dict(sorted(groups.items(), key=lambda item: [(value is not None, value) for value in item[0]]))
+
+
+def over_seeds(rows: Sequence[Row], by: Sequence[str], metrics: Iterable[str]) -> list[Line]:
+    """One line for each distinct value of ``by``: for each metric its statistics over the rows, which differ in seeds.
+
+    ``n`` counts the rows that a line rests on. Rows that diverged are left out of the means and counted in
+    ``diverged``: a mean over the rest says so.
+    """
+    lines = []
+    for values, some in grouped(rows, by).items():
+        whole = [row for row in some if not row["diverged"]]
+        line: Line = dict(zip(by, values, strict=True))
+        line |= {"n": len(whole), "diverged": len(some) - len(whole)}
+        lines.append(line | statistics(whole, metrics))
+    return lines
+
+
+def statistics(rows: Sequence[Row], metrics: Iterable[str]) -> Line:
+    """Of each metric the mean under its own name, and with ``_std``, ``_ci95`` (half-width) and ``_n`` the rest.
+
+    Null where no row has the metric; the spread is null for a single value.
+    """
+    line: Line = {}
+    for metric in metrics:
+        values = [row[metric] for row in rows if row[metric] is not None]
+        found: Mapping[str, Any] = {"mean": None, "std": None, "ci95": None}
+        if values:
+            found = mean_std_ci(values)._asdict()
+        line |= {
+            metric: found["mean"],
+            f"{metric}_std": found["std"],
+            f"{metric}_ci95": found["ci95"],
+            f"{metric}_n": len(values),
+        }
+    return line
+
+
+def told(line: Line, names: Sequence[str]) -> str:
+    """What distinguishes a line, in words: "num_blocks 4, lr 0.001: ", or nothing."""
+    shown = ", ".join(f"{name} {line[name]}" for name in names)
+    return f"{shown}: " if shown else ""

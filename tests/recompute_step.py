@@ -1,0 +1,84 @@
+"""Local steps in float64: the gradient of one block's own loss at a time, regularised, and one plain step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from recompute_credit import cosine, credit, rms
+from recompute_network import Tensors, branch, cross_entropy, depth, head, hiddens, stream
+from torch import Tensor
+
+OF_A_BLOCK = ("ln.weight", "ln.bias", "w1.weight", "w1.bias", "w2.weight", "w2.bias")
+OF_THE_HEAD = ("out_ln.weight", "out_ln.bias", "out_head.weight", "out_head.bias")
+
+
+def blocks_of(update_range: str, p: Tensors) -> list[int]:
+    return list(range(depth(p)))[{"last1": -1, "last2": -2, "all": 0}[update_range] :]
+
+
+def local_gradients(
+    params: Mapping[str, Any],
+    p: Tensors,
+    x: Tensor,
+    y: Tensor,
+    extra: Tensors,
+    blocks: Sequence[int],
+    *,
+    update_head: bool,
+    normalised: bool,
+    rule: str = "inner_product",
+    kappa: float | None = None,
+) -> dict[str, Tensor]:
+    """The gradient of every parameter that steps, by name."""
+    levels = [h.detach() for h in hiddens(p, x, params["residual_add"])]
+    found: dict[str, Tensor] = {}
+    for block in blocks:
+        a = credit(params, p, block, x, y, extra)
+        if normalised or rule == "target_shift":
+            a = a / rms(a)
+        leaves = _leaves(p, f"blocks.{block}.")
+        out = branch({**p, **leaves}, block, levels[block])
+        if rule == "inner_product":
+            value = (out * a).sum(-1).mean()
+        elif rule == "cosine":
+            value = cosine(out, a).mean()
+        else:
+            assert rule == "target_shift"
+            assert kappa is not None
+            prediction = levels[block] + out if params["residual_add"] else out
+            value = 0.5 * ((prediction - (levels[block + 1] - kappa * a)) ** 2).sum(-1).mean()
+        found |= zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True)
+    if update_head:
+        leaves = _leaves(p, "out_")
+        value = cross_entropy(head({**p, **leaves}, levels[-1]), y).mean()
+        found |= zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True)
+    return found
+
+
+def _leaves(p: Tensors, prefix: str) -> dict[str, Tensor]:
+    return {name: value.detach().clone().requires_grad_() for name, value in p.items() if name.startswith(prefix)}
+
+
+def step_noise(p: Tensors, seed: int, step: int) -> dict[str, Tensor]:
+    """ξ of one step, for every parameter but the embedding's."""
+    generator = stream(seed, "step/noise", step)
+    names = [f"blocks.{block}.{name}" for block in range(depth(p)) for name in OF_A_BLOCK] + list(OF_THE_HEAD)
+    return {name: torch.randn(p[name].shape, generator=generator).double() for name in names}
+
+
+def take_step(
+    params: Mapping[str, Any], p: Tensors, gradients: Tensors, eta: float, *, step: int = 0, clamp: float | None = None
+) -> dict[str, Tensor]:
+    """p - η (clamp(∇ + σ ξ) + λ p) of the parameters that have a gradient; the others as they are."""
+    seed = params["seed"] if params["probe_seed"] is None else params["probe_seed"]
+    sigma, decay = params.get("step_noise", 0.0), params.get("step_weight_decay", 0.0)
+    xi = step_noise(p, seed, step)
+    stepped = dict(p)
+    for name, gradient in gradients.items():
+        g = gradient + sigma * xi[name]
+        if clamp is not None:
+            g = g.clamp(-clamp, clamp)
+        stepped[name] = p[name] - eta * (g + decay * p[name])
+    return stepped

@@ -1,0 +1,186 @@
+"""Importing: the state dict in somebody's ``.pt`` file becomes an artifact, which sweeps name instead of training.
+
+``python -m creditgrid.workers.importing FILE ROOT`` imports FILE (``-`` for standard input, when that is a file) into
+the artifacts below ROOT and prints one line of JSON: a ``CheckpointView`` with ``created`` (false if it was there
+already), or ``error``. The exit status is 0, 2 when the file is to blame, or 1. It is a process of its own because the
+file is a stranger's: it is read with ``weights_only``, which runs no code of it, and still within a bound of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import resource
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from creditgrid.core.errors import ArtifactError, CheckpointError
+from creditgrid.core.foreign import SHOWN, check
+from creditgrid.core.stages import checkpoint_task
+from creditgrid.core.task import Arrays
+from creditgrid.core.wire import CheckpointView
+from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.provenance import device_name, host, software
+
+REFUSED = 2
+"""Exit status when the file is no state dict of a residual MLP, or takes too much memory to read."""
+MEMORY = 5 * 2**30
+"""Bytes that the process may take: a state dict of the largest file that is accepted, and copies of it to write."""
+ADVICE = "save the state dict alone, by torch.save(model.state_dict(), FILE)"
+
+
+def import_checkpoint(file: BinaryIO, store: ArtifactStore) -> tuple[CheckpointView, bool]:
+    """Keep the state dict in ``file`` as an artifact; the flag says that it was not there before.
+
+    Raises:
+        CheckpointError: for a file that is no state dict of a residual MLP.
+        ArtifactError: when the artifact cannot be written.
+        MemoryError: when the file takes more memory than there is.
+    """
+    began, began_at = time.perf_counter(), datetime.now(UTC)
+    state = read_state_dict(file)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
+    arrays = _arrays(state)
+    name = check(arrays)
+    task = checkpoint_task(str(name))
+    created = not store.has(task.key)
+    if created:
+        provenance = {
+            **software(),
+            "attempt": 1,
+            "started_at": began_at.isoformat(),
+            "seconds": time.perf_counter() - began,
+            "device": device_name(torch.device("cpu")),
+            "host": host(),
+            "info": {"imported_from": dtypes},
+        }
+        store.save(task.key, task.payload(), arrays, provenance)
+    view = CheckpointView(
+        name=str(name),
+        key=task.key,
+        num_blocks=name.num_blocks,
+        d_hidden=name.d_hidden,
+        input_dim=name.input_dim,
+        num_classes=name.num_classes,
+        bytes=store.size(task.key),
+    )
+    return view, created
+
+
+def read_state_dict(file: BinaryIO) -> dict[str, torch.Tensor]:
+    """The tensors by name of the state dict in a file by ``torch.save``; no code in it is run.
+
+    Raises:
+        CheckpointError: for anything else, saying what is there instead.
+        MemoryError: when it takes more memory than there is.
+    """
+    try:
+        _whole(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats and layouts that are refused below
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (MemoryError, CheckpointError):
+        raise
+    except EOFError as error:
+        raise CheckpointError(f"the file is empty or cut off: {ADVICE}") from error
+    except Exception as error:  # torch.load fails in every way at what a stranger sends
+        if isinstance(error, RuntimeError) and "alloc" in str(error):  # as torch's allocator says it
+            raise MemoryError from error
+        raise _unreadable(error, file) from error
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise CheckpointError(f"the file holds {_described(found)}, no state dict: {ADVICE}")
+    if strange := [name for name in found if not isinstance(name, str)]:
+        raise CheckpointError(f"the file holds tensors under names that are no text, such as {strange[0]!r}: {ADVICE}")
+    return dict(found)
+
+
+def _whole(file: BinaryIO) -> None:
+    """Check the checksums of a zip archive, which torch.load does not, and go back to the start."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise CheckpointError(f"the file is damaged, the checksum of {damaged} in it is wrong: copy it anew")
+    file.seek(0)
+
+
+def _unreadable(error: Exception, file: BinaryIO) -> CheckpointError:
+    file.seek(0)
+    start = file.read(2)
+    if isinstance(error, pickle.UnpicklingError) and (start == b"PK" or start[:1] == b"\x80" or "GLOBAL" in str(error)):
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({called[1]:.80})" if called else ""
+        return CheckpointError(f"the file holds code or pickled objects{what}, and those are not loaded: {ADVICE}")
+    if "TorchScript" in str(error):
+        return CheckpointError(f"the file is a TorchScript archive, which holds code: {ADVICE}")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if start in (b"PK", b"\x80\x02"):
+        return CheckpointError(f"the file is damaged, or was not written by torch.save ({reason:.200}): {ADVICE}")
+    return CheckpointError(f"the file was not written by torch.save: {ADVICE}")
+
+
+def _described(found: object) -> str:
+    if not isinstance(found, Mapping):
+        return f"a single object of type {type(found).__name__}"
+    entries = [f"{name!r:.80} ({_kind(value)})" for name, value in list(found.items())[:SHOWN]]
+    more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+    return f"a dict of {', '.join(entries)}{more}"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"a dict of {len(value):,}"
+    return type(value).__name__
+
+
+def _arrays(state: dict[str, torch.Tensor]) -> Arrays:
+    """The tensors as float32 arrays; ``state`` is emptied on the way, so that no tensor is held twice for long."""
+    arrays = {}
+    for name in list(state):
+        tensor = state.pop(name).detach()
+        if tensor.layout != torch.strided or tensor.is_meta:
+            what = "has no values (device meta)" if tensor.is_meta else f"is sparse ({tensor.layout})"
+            raise CheckpointError(f"{name:.80} {what}, and a dense tensor of floats was expected")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{name:.80} is of type {tensor.dtype}, and floating-point numbers were expected")
+        arrays[name] = tensor.to(torch.float32).numpy()
+    return arrays
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Import, print one line of JSON, and return the exit status."""
+    name, root = arguments
+    _bound_memory()
+    status, answer = 0, dict[str, Any]()
+    try:
+        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            view, created = import_checkpoint(file, ArtifactStore(Path(root).absolute()))
+        answer = view.model_dump() | {"created": created}
+    except CheckpointError as error:
+        status, answer = REFUSED, {"error": str(error)}
+    except MemoryError:
+        more = f"reading the file takes more than {MEMORY >> 30} GiB of memory"
+        status, answer = REFUSED, {"error": f"{more}: it is too large for a checkpoint here, or damaged"}
+    except (ArtifactError, OSError) as error:
+        status, answer = 1, {"error": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return status
+
+
+def _bound_memory() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
