@@ -120,6 +120,8 @@ def credit(
     assert estimator is not None
     if method == "vec":
         return estimate(estimator, h, t, error).detach()
+    if method == "state_bridge":
+        return gradient(lambda state: cross_entropy(network.head(estimate(estimator, state, t, error)), label), h)
     s = error if s_source == "e_T" else network.loss_gradient(x, label, network.depth)
     return gradient(lambda state: estimate(estimator, state, t, s)[0], h)
 
@@ -133,15 +135,18 @@ def local_gradients(
     *,
     update_head: bool,
     normalise: bool = False,
+    rule: str = "inner_product",
+    kappa: float | None = None,
 ) -> Parameters:
     """The gradients of the local losses, one loss at a time; ``credits`` are (L, b, d)."""
     samples = [[h.detach() for h in network.hiddens(x)] for x in xs]
     losses: list[Tensor] = []
     for layer in blocks:
-        products = []
+        of_samples = []
         for hiddens, a in zip(samples, credits[layer].double(), strict=True):
-            products.append(torch.dot(network.branch(hiddens[layer], layer), a / rms(a) if normalise else a))
-        losses.append(torch.stack(products).sum() / len(samples))
+            own = a / rms(a) if normalise and rule != "target_shift" else a  # whose loss normalises by itself
+            of_samples.append(rule_loss(rule, network, hiddens, layer, own, kappa))
+        losses.append(torch.stack(of_samples).sum() / len(samples))
     if update_head:
         heads = [
             cross_entropy(network.head(hiddens[-1]), label) for hiddens, label in zip(samples, labels, strict=True)
@@ -229,24 +234,87 @@ def scalar_cb_loss(
     return total / len(xs)
 
 
-class Adam:
-    """Adam with the whole gradient scaled down to norm 1 where it is longer."""
+def state_bridge_loss(p: Parameters, network: SlowNetwork, xs: Tensor, labels: Sequence[int]) -> Tensor:
+    """One sample, then one layer at a time."""
+    total = torch.zeros((), dtype=torch.float64)
+    for x, label in zip(xs, labels, strict=True):
+        hiddens, error = [h.detach() for h in network.hiddens(x)], network.error(x, label)
+        length = math.sqrt(float((hiddens[-1] ** 2).sum()))
+        for layer in range(network.depth):
+            miss = (estimate(p, hiddens[layer], layer / network.depth, error) - hiddens[-1]) / max(length, 1.0)
+            total = total + (miss**2).sum() / network.depth
+    return total / len(xs)
 
-    def __init__(self, p: Parameters, lr: float) -> None:
-        self.p, self.lr, self.count = p, lr, 0
+
+def rule_loss(
+    rule: str, network: SlowNetwork, hiddens: Sequence[Tensor], layer: int, a: Tensor, kappa: float | None
+) -> Tensor:
+    """The local loss of one sample at one block: h_0 … h_L and its credit a (d,)."""
+    out = network.branch(hiddens[layer], layer)
+    if rule == "inner_product":
+        return (out * a).sum()
+    if rule == "cosine":
+        lengths = [max(math.sqrt(float((v.detach() ** 2).sum())), 1e-12) for v in (out, a)]
+        if lengths[0] > 1e-12:  # the length is differentiated, but where it is held by its floor
+            return (out * a).sum() / (torch.sqrt((out**2).sum()) * lengths[1])
+        return (out * a).sum() / (lengths[0] * lengths[1])
+    assert rule == "target_shift"
+    assert kappa is not None
+    prediction = hiddens[layer] + out if network.residual_add else out
+    target = (hiddens[layer + 1] - kappa * a / rms(a)).detach()
+    return ((prediction - target) ** 2).sum() / 2
+
+
+def norm_of(gradients: Parameters) -> float:
+    return math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+
+
+def clipped(gradients: Parameters) -> Parameters:
+    """Scaled down to norm 1 where longer, as torch's clipping, which adds 1e-6."""
+    norm = norm_of(gradients)
+    return {name: g / (norm + 1e-6) for name, g in gradients.items()} if norm > 1 else gradients
+
+
+class AdamW:
+    """AdamW of some parameters, with a cosine schedule of its own that is stepped once an epoch."""
+
+    def __init__(self, p: Parameters, names: Sequence[str], lr: float, weight_decay: float, epochs: int) -> None:
+        self.p, self.names, self.lr, self.weight_decay, self.epochs = p, list(names), lr, weight_decay, epochs
+        self.count, self.epoch = 0, 0
+        self.first = {name: torch.zeros_like(p[name]) for name in self.names}
+        self.second = {name: torch.zeros_like(p[name]) for name in self.names}
+
+    def step(self, gradients: Parameters) -> None:
+        """One step in place; there is a gradient for every parameter."""
+        assert set(gradients) == set(self.names)
+        eta = self.lr * (1 + math.cos(math.pi * self.epoch / self.epochs)) / 2
+        self.count += 1
+        with torch.no_grad():
+            for name, g in gradients.items():
+                self.first[name] = 0.9 * self.first[name] + 0.1 * g
+                self.second[name] = 0.999 * self.second[name] + 0.001 * g**2
+                mean = self.first[name] / (1 - 0.9**self.count)
+                spread = torch.sqrt(self.second[name] / (1 - 0.999**self.count))
+                self.p[name] -= eta * self.weight_decay * self.p[name] + eta * mean / (spread + 1e-8)
+
+
+class Adam:
+    """Adam with the whole gradient scaled down to norm 1 where it is longer, unless ``clip`` is false."""
+
+    def __init__(self, p: Parameters, lr: float, *, clip: bool = True) -> None:
+        self.p, self.lr, self.count, self.clip = p, lr, 0, clip
         self.first = {name: torch.zeros_like(tensor) for name, tensor in p.items()}
         self.second = {name: torch.zeros_like(tensor) for name, tensor in p.items()}
 
     def step(self, loss: Tensor) -> float:
         """One step in place; the gradient's norm before clipping."""
         gradients = dict(zip(self.p, torch.autograd.grad(loss, list(self.p.values())), strict=True))
-        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+        norm = norm_of(gradients)
         self.count += 1
         with torch.no_grad():
-            for name, g in gradients.items():
-                clipped = g / (norm + 1e-6) if norm > 1 else g  # as torch's clipping, which adds 1e-6
-                self.first[name] = 0.9 * self.first[name] + 0.1 * clipped
-                self.second[name] = 0.999 * self.second[name] + 0.001 * clipped**2
+            for name, g in (clipped(gradients) if self.clip else gradients).items():
+                self.first[name] = 0.9 * self.first[name] + 0.1 * g
+                self.second[name] = 0.999 * self.second[name] + 0.001 * g**2
                 mean = self.first[name] / (1 - 0.9**self.count)
                 spread = torch.sqrt(self.second[name] / (1 - 0.999**self.count))
                 self.p[name] -= self.lr * mean / (spread + 1e-8)

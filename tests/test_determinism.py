@@ -1,4 +1,4 @@
-"""The same spec from two empty stores gives the same rows and the same artifacts, bit for bit."""
+"""The same spec from two empty stores gives the same rows and the same artifacts, bit for bit, by 1 worker or by 2."""
 
 from __future__ import annotations
 
@@ -6,59 +6,79 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from creditgrid.core.experiments.linesearch import COLUMNS
+from creditgrid.core.registry import registry
 from creditgrid.service.assembly import assemble
 from creditgrid.service.settings import Settings
 
-SPEC: dict[str, Any] = {
-    "name": "twice",
-    "experiment": "linesearch",
-    "fixed": {"dataset": "digits", "d_hidden": 32, "num_blocks": 2, "train_epochs": 2, "fit_epochs": 1},
-    "axes": {
-        "seed": [3],
-        "checkpoint_epoch": [0, 2],
-        "method": ["dfa", "scalar_cb", "vec", "oracle_bp"],
-        "update_range": ["last1", "all"],
-        "eta": [1e-3, 1e-2],
+FIXED: dict[str, Any] = {"dataset": "digits", "d_hidden": 32, "num_blocks": 2, "train_epochs": 2, "fit_epochs": 1}
+METHODS = ["dfa", "scalar_cb", "vec", "state_bridge", "oracle_bp"]
+PROGRAM: dict[str, dict[str, Any]] = {
+    "linesearch": {
+        "fixed": FIXED | {"seed": 3, "step_weight_decay": 0.01, "step_noise": 0.01},
+        "axes": {
+            "checkpoint_epoch": [0, 2],
+            "method": METHODS,
+            "update_range": ["last1", "all"],
+            "eta": [1e-3, 1e-2],
+        },
+    },
+    "snapshot_time": {"fixed": FIXED | {"seed": 3}, "axes": {"checkpoint_epoch": [0, 2], "method": METHODS}},
+    "exploitability": {
+        "fixed": FIXED | {"seed": 3},
+        "axes": {"method": METHODS, "rule": ["inner_product", "cosine"], "k": [1, 3]},
+    },
+    "credit_recovery": {"fixed": FIXED, "axes": {"seed": [3, 4], "method": METHODS}},
+    "dynamics": {
+        "fixed": {name: value for name, value in FIXED.items() if name != "fit_epochs"},
+        "axes": {"seed": [3, 4], "train_rule": ["bp", "dfa"]},
     },
 }
 
 
-def run(folder: Path, spec: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
-    """Rows by cell and artifacts by key of a sweep in a new data directory."""
-    services = assemble(Settings(data_dir=folder, runner="local"))
+def run(settings: Settings, specs: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """What was measured in every row, and the artifacts by key, of sweeps run together in a new data directory."""
+    services = assemble(settings)
     services.scheduler.start()
     try:
-        sweep, _ = services.scheduler.submit(spec)
-        deadline = time.monotonic() + 120
-        while not services.views.sweep(sweep).state.finished:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert services.views.sweep(sweep).state == "succeeded", services.views.failures(sweep)
+        found = [services.scheduler.submit({"name": name, "experiment": name, **specs[name]})[0] for name in specs]
+        deadline = time.monotonic() + 240
+        for sweep in found:
+            while not services.views.sweep(sweep).state.finished:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert services.views.sweep(sweep).state == "succeeded", services.views.failures(sweep)
         dataset = services.results.dataset()
         assert dataset is not None
-        table: pa.Table = dataset.to_table(columns=["cell", *COLUMNS])
+        measured = {name for spec in specs for name in registry().experiment(spec).columns}
+        rows = dataset.to_table(columns=["cell", *sorted(measured)]).to_pylist()
     finally:
         services.scheduler.stop(0)
     artifacts = {key: services.store.read(key) for key in sorted(services.store.keys())}
-    return {row.pop("cell"): row for row in table.to_pylist()}, artifacts
+    return sorted(rows, key=lambda row: (row["cell"], row["epoch"] or 0, row["layer"] or 0)), artifacts
 
 
-@pytest.mark.timeout(300)
-def test_the_same_spec_twice_is_the_same_bits(tmp_path: Path) -> None:
-    rows, artifacts = run(tmp_path / "first", SPEC)
-    rows_again, artifacts_again = run(tmp_path / "second", SPEC)
-    assert len(rows) == 32
+@pytest.mark.timeout(600)
+def test_the_same_specs_twice_are_the_same_bits_by_one_worker_or_two(tmp_path: Path) -> None:
+    rows, artifacts = run(Settings(data_dir=tmp_path / "one", runner="ray", cpus=1), PROGRAM)
+    rows_again, artifacts_again = run(Settings(data_dir=tmp_path / "two", runner="ray", cpus=2), PROGRAM)
+    assert len(rows) == 40 + 10 + 20 + 10 * 2 + 4 * 3 * 3
     assert rows == rows_again
     assert artifacts == artifacts_again
 
+
+@pytest.mark.timeout(300)
+def test_a_part_of_a_grid_is_the_same_as_the_whole(tmp_path: Path) -> None:
+    """Grouping cells differently moves a result by rounding alone, and an artifact not at all."""
+    whole = {"linesearch": PROGRAM["linesearch"], "snapshot_time": PROGRAM["snapshot_time"]}
+    part = {name: spec | {"axes": spec["axes"] | {"checkpoint_epoch": [2]}} for name, spec in whole.items()}
+    part["linesearch"]["axes"] |= {"eta": [1e-2]}
+    rows, artifacts = run(Settings(data_dir=tmp_path / "whole", runner="local"), whole)
+    some_rows, some_artifacts = run(Settings(data_dir=tmp_path / "part", runner="local"), part)
     # A checkpoint that was asked for alone is the one that was made on the way to a later epoch.
-    alone, alone_artifacts = run(
-        tmp_path / "alone", SPEC | {"axes": SPEC["axes"] | {"checkpoint_epoch": [2], "eta": [1e-2]}}
-    )
-    assert alone_artifacts.items() <= artifacts.items()
-    for cell, row in alone.items():
-        assert row == pytest.approx(rows[cell], rel=1e-6, abs=1e-7)
+    assert some_artifacts.items() <= artifacts.items()
+    by_cell = {row["cell"]: row for row in rows}
+    assert len(some_rows) == 15
+    for row in some_rows:
+        assert row == pytest.approx(by_cell[row["cell"]], rel=1e-6, abs=1e-7)

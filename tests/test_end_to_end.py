@@ -8,21 +8,25 @@ second submission runs nothing.
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import recompute
+from safetensors.numpy import load
 
 from creditgrid.client import Client
+from creditgrid.core.wire import SweepView
 
 PLUGIN = Path(__file__).parent / "plugin"
 METHODS = ["dfa", "scalar_cb", "vec", "oracle_bp"]
@@ -108,19 +112,7 @@ def test_every_row_of_a_cifar_grid_is_what_its_artifacts_say(service: Service, c
         assert len({row["cell"] for row in rows}) == len(rows) == 504
         assert not any(row["diverged"] for row in rows)
 
-        downloaded: dict[str, Any] = {}
-        for row in rows:
-            parents = json.loads(row["parents"])
-            for key in parents.values():
-                if key not in downloaded:
-                    downloaded[key] = client.artifact(key)
-            extra = parents.get("estimator") or parents.get("feedback")
-            wanted = recompute.linesearch_row(
-                row, downloaded[parents["checkpoint"]], downloaded[parents["probe"]], downloaded.get(extra)
-            )
-            for name, value in wanted.items():
-                floor = 1e-6 if name.startswith("delta") else 0.0
-                assert math.isclose(row[name], value, rel_tol=1e-5, abs_tol=floor), (name, row[name], value, row)
+        hold(client, "linesearch", rows)
 
         summary = sweep.summary()
         assert summary.complete
@@ -138,6 +130,89 @@ def test_every_row_of_a_cifar_grid_is_what_its_artifacts_say(service: Service, c
         assert client.query("SELECT count(*) AS n FROM results WHERE experiment = 'linesearch'").table[
             "n"
         ].to_pylist() == [504]
+
+
+def hold(client: Client, experiment: str, rows: list[dict[str, Any]]) -> None:
+    """Compute every cell again from its downloaded artifacts, and hold its rows against that."""
+    by_cell: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_cell[row["cell"]].append(row)
+    downloaded: dict[str, Any] = {}
+    for some in by_cell.values():
+        parents = json.loads(some[0]["parents"])
+        for key in parents.values():
+            if key not in downloaded:
+                downloaded[key] = client.artifact(key)
+        artifacts = {role: downloaded[key] for role, key in parents.items()}
+        worst = recompute.agrees(recompute.expected_rows(experiment, some[0], artifacts), some)
+        assert worst.ratio <= 1, (worst, some[0])
+
+
+def program(dataset: Path) -> dict[str, dict[str, Any]]:
+    """A sweep of every experiment, on one training and its estimators; small, because recomputing is slow."""
+    small = {"num_blocks": 2, "d_hidden": 64, "batch_size": 64}
+    fixed = {"dataset": str(dataset.resolve()), "train_epochs": 1, "fit_epochs": 1, "seed": 42, **small}
+    step = {"norm_mode": "norm", "eta": 1e-3}
+    sources = {
+        "method": ["oracle_bp", "dfa", "vec", "scalar_cb", "scalar_cb", "state_bridge"],
+        "cb_source": ["e_T", "e_T", "e_T", "e_T", "delta_L", "e_T"],
+    }
+    return {
+        "credit_recovery": {"fixed": fixed, "axes": sources, "zip": [["method", "cb_source"]]},
+        "exploitability": {
+            "fixed": fixed,
+            "axes": {
+                "method": ["oracle_bp", "dfa", "vec"],
+                "rule": ["inner_product", "target_shift", "cosine"],
+                "kappa": [None, 0.3, None],
+            },
+            "zip": [["rule", "kappa"]],
+            "include": [
+                {"method": "scalar_cb", "k": 2, "clamp": None, "norm_mode": "raw"},
+                {"method": "state_bridge", "eval": "same", "eta": 1e-2},
+                {"method": "vec", "step_batch_size": 64, "step_weight_decay": 0.1, "step_noise": 0.01},
+            ],
+        },
+        "snapshot_time": {
+            "fixed": fixed,
+            "axes": {"checkpoint_epoch": [0, 1], "method": ["oracle_bp", "dfa", "vec"]},
+            "exclude": [{"checkpoint_epoch": 0, "method": "vec"}],
+        },
+        "dynamics": {
+            "fixed": {name: value for name, value in fixed.items() if name != "fit_epochs"},
+            "axes": {"train_rule": ["bp", "dfa"]},
+        },
+        "linesearch": {
+            "fixed": fixed | step,
+            "axes": {"method": ["dfa", "vec", "scalar_cb", "state_bridge"]},
+            "include": [
+                {"method": "oracle_bp", "oracle_reduction": "sum", "norm_mode": "raw", "eta": 1e-5},
+                {"method": "vec", "step_batch_size": 32, "step_weight_decay": 0.01, "step_noise": 0.1},
+            ],
+        },
+    }
+
+
+@pytest.mark.timeout(1500)
+def test_every_experiment_shares_what_is_there_and_is_what_its_artifacts_say(service: Service, cifar_dir: Path) -> None:
+    specs = {name: {"name": name, "experiment": name, **spec} for name, spec in program(cifar_dir).items()}
+    lines = {"linesearch": 6, "credit_recovery": 6 * 2, "exploitability": 12, "snapshot_time": 5, "dynamics": 2 * 2 * 3}
+    with Client(service.url) as client:
+        client.submit(specs["linesearch"]).wait(timeout=1200)
+        recovery = {kind: view.new for kind, view in client.plan(specs["credit_recovery"]).tasks.items()}
+        # Only what is new is fitted: scalar_cb by the terminal gradient.
+        assert recovery == {"data": 0, "probe": 0, "feedback": 0, "train": 0, "fit": 1}
+
+        sweeps = {name: client.submit(spec) for name, spec in specs.items()}
+        for name, sweep in sweeps.items():
+            sweep.wait(timeout=1200)
+            rows = sweep.results().table.to_pylist()
+            assert len(rows) == lines[name]
+            assert not any(row["diverged"] for row in rows)
+            hold(client, name, rows)
+            assert sweep.summary().complete
+        again = {name: client.submit(spec).wait(timeout=60).state for name, spec in specs.items()}
+        assert set(again.values()) == {"cached"}
 
 
 @pytest.mark.timeout(300)
@@ -210,3 +285,64 @@ def test_a_killed_service_goes_on_where_it_was(tmp_path: Path) -> None:
         rows = client.query("SELECT cell, count(*) AS n FROM results GROUP BY cell").table.to_pylist()
         assert [row["n"] for row in rows] == [1] * 41
     assert service.stop() == 0
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_training_goes_on_from_its_last_saved_epoch(tmp_path: Path) -> None:
+    """kill -9 of everything in the middle of a training: the epochs before the save are not trained again."""
+    import torch
+
+    from creditgrid.core.data import ImageData
+    from creditgrid.core.network import ResidualMLP
+    from creditgrid.core.streams import generator
+    from creditgrid.core.training import train
+
+    fixed = {"dataset": "digits", "seed": 5, "d_hidden": 64, "train_epochs": 160, "lr": 1e-3, "method": "oracle_bp"}
+    spec = {"name": "long", "experiment": "linesearch", "fixed": fixed | {"eta": 1e-3, "train_rule": "dfa"}}
+    service = Service(tmp_path)
+    service.start()
+    with Client(service.url) as client:
+        sweep = client.submit(spec | {"axes": {"batch_size": [64]}, "retry": {"max": 3, "backoff_s": 0.1}}).id
+        saves = tmp_path / "data" / "artifacts" / "saves"
+        deadline = time.monotonic() + 120
+        while epoch_of(client.sweep(sweep).view) < 40 or not list(saves.glob("[!.]*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    service.kill()
+    (kept,) = saves.glob("[!.]*")
+    saved = int(load(kept.read_bytes()[64:])["epoch"])
+    assert saved > 20
+    service.start()
+    with Client(service.url) as client:
+        seen = []
+        while not (view := client.sweep(sweep).view).state.finished:
+            seen.append(epoch_of(view))
+            time.sleep(0.05)
+        seen = [epoch for epoch in seen if epoch >= 0]
+        assert view.state == "succeeded"
+        assert min(seen) >= saved
+        (row,) = client.sweep(sweep).results().table.to_pylist()
+        parents = json.loads(row["parents"])
+        checkpoint = client.artifact(parents["checkpoint"])
+        (feedback,) = (task for task in client.sweep(sweep).tasks() if task.kind == "feedback")
+        matrices = client.artifact(feedback.key)
+        (digits,) = (task for task in client.sweep(sweep).tasks() if task.kind == "data")
+        data = ImageData.from_arrays(client.artifact(digits.key))
+    assert service.stop() == 0
+    assert not list(saves.iterdir())
+
+    # The same training without a break, in this process.
+    network = ResidualMLP(64, 64, 10, 4, generator=generator(5, "init"))
+    stack = torch.stack([torch.from_numpy(matrices[f"B.{layer}"]) for layer in range(4)])
+    options = {"epochs": 160, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.01, "seed": 5}
+    for _ in train(network, data, rule="dfa", feedback=stack, **options):
+        pass
+    for name, tensor in network.state_dict().items():
+        assert np.array_equal(tensor.numpy(), checkpoint[name]), name
+
+
+def epoch_of(view: SweepView) -> int:
+    """The epoch that a running training tells, or -1."""
+    notes = [activity.note for activity in view.active if activity.kind == "train"]
+    found = re.search(r"epoch (\d+) of", notes[0]) if notes else None
+    return int(found[1]) if found else -1

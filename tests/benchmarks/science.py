@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from tests.benchmarks import plain_loops
 
-from creditgrid.core.credit import credits, feedback_matrices
-from creditgrid.core.data import ImageData, training_batches
+from creditgrid.core.credit import feedback_matrices
+from creditgrid.core.data import ImageData
 from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.fitting import fit_scalar_cb, fit_vec
-from creditgrid.core.line_search import Step, line_search
+from creditgrid.core.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
 from creditgrid.core.network import ResidualMLP
 from creditgrid.core.streams import generator
-from creditgrid.core.training import train_bp
+from creditgrid.core.task import Arrays
+from creditgrid.core.training import TrainRule, train
+
+from . import plain_training
+from .grids import Grid
 
 BATCH = 128
 IMAGES = 60 * BATCH
+TESTS = 10 * BATCH
 ROUNDS = 3
-METHODS = ("dfa", "scalar_cb", "vec", "oracle_bp")
+
+BASE: Mapping[str, Any] = {"seed": 0, "train_epochs": 1, "fit_epochs": 1, "batch_size": BATCH}
+SOURCES: Sequence[Mapping[str, Any]] = (
+    {"method": "dfa"},
+    {"method": "state_bridge"},
+    {"method": "scalar_cb"},
+    {"method": "scalar_cb", "cb_source": "delta_L"},
+    {"method": "vec"},
+    {"method": "oracle_bp"},
+)
+ONE_EACH = [source for source in SOURCES if "cb_source" not in source]
+RANGES = ("last1", "last2", "all")
 ETAS = [10 ** (-5 + i / 2) for i in range(7)]
+RULES: Sequence[Mapping[str, Any]] = (
+    {"rule": "inner_product"},
+    *({"rule": "target_shift", "kappa": kappa} for kappa in (0.1, 0.3, 1.0)),
+)
 
 
 class Comparison(NamedTuple):
@@ -39,108 +58,144 @@ class Comparison(NamedTuple):
     wanted: float
 
 
-def compare(
-    name: str, unit: str, wanted: float, amount: tuple[float, float], sides: tuple[Callable[[], Any], ...]
-) -> Comparison:
+def compare(name: str, unit: str, wanted: float, amount: float, sides: tuple[Callable[[], Any], ...]) -> Comparison:
     """Run both sides by turns; ``amount`` is how many units each does in one go."""
     rates: list[tuple[float, float]] = []
     for _ in range(ROUNDS):
         pair = []
-        for side, units in zip(sides, amount, strict=True):
+        for side in sides:
             began = time.perf_counter()
             side()
-            pair.append(units / (time.perf_counter() - began))
+            pair.append(amount / (time.perf_counter() - began))
         rates.append((pair[0], pair[1]))
     ours, plain = (statistics.median(side) for side in zip(*rates, strict=True))
     return Comparison(name, unit, ours, plain, statistics.median(a / b for a, b in rates), wanted)
 
 
 def all_comparisons(data: ImageData) -> Iterator[Comparison]:
-    data = replace(data, x_train=data.x_train[:IMAGES], y_train=data.y_train[:IMAGES])
+    data = cut(data)
     network = ResidualMLP(data.input_dim, 256, data.num_classes, 4, generator=generator(0, "init"))
-    yield training(data, copy.deepcopy(network))
-    for _ in train_bp(network, data, epochs=1, batch_size=BATCH, lr=1e-3, weight_decay=0.01, seed=0):
+    yield training("bp", data, network)
+    yield training("dfa", data, network)
+    frozen = trained(data, network)
+    yield fitting_vec(data, frozen)
+    yield fitting_scalar_cb(data, frozen)
+    yield fitting_state_bridge(data, frozen)
+    made: dict[str, Arrays] = {}
+    yield from (measuring(experiment, data, made) for experiment in GRIDS)
+
+
+def cut(data: ImageData) -> ImageData:
+    """Enough images to time an epoch by, and the ten test batches that gamma is of."""
+    return replace(
+        data,
+        x_train=data.x_train[:IMAGES],
+        y_train=data.y_train[:IMAGES],
+        x_test=data.x_test[:TESTS],
+        y_test=data.y_test[:TESTS],
+    )
+
+
+def trained(data: ImageData, network: ResidualMLP) -> ResidualMLP:
+    network = copy.deepcopy(network)
+    for _ in train(network, data, rule="bp", epochs=1, batch_size=BATCH, lr=1e-3, weight_decay=0.01, seed=0):
         pass
-    network.eval().requires_grad_(False)
-    yield fitting_vec(data, network)
-    yield fitting_scalar_cb(data, network)
-    yield searching(data, network)
+    return network.eval().requires_grad_(False)
 
 
-def training(data: ImageData, network: ResidualMLP) -> Comparison:
-    plain_network = copy.deepcopy(network)
-    optimizer = torch.optim.AdamW(plain_network.parameters(), lr=1e-3, weight_decay=0.01)
-    batches = plain_loops.loader(data, BATCH)
-    plain_loops.train_epoch(plain_network, optimizer, batches)  # the workers start before the clock does
-    ours = train_bp(network, data, epochs=1 + ROUNDS, batch_size=BATCH, lr=1e-3, weight_decay=0.01, seed=0)
-    next(ours), next(ours)
-    sides = (lambda: next(ours), lambda: plain_loops.train_epoch(plain_network, optimizer, batches))
-    return compare("training, bp", "images/s", 1.5, (IMAGES, IMAGES), sides)
+def training(rule: TrainRule, data: ImageData, network: ResidualMLP) -> Comparison:
+    fused, plain = copy.deepcopy(network), copy.deepcopy(network)
+    options: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.01}
+    feedback = feedback_matrices(0, network.num_blocks, network.d_hidden, network.num_classes)
+    batches = plain_training.loader(data, BATCH)
+    if rule == "bp":
+        optimizer = torch.optim.AdamW(plain.parameters(), **options)
+        epoch = lambda: plain_training.train_epoch(plain, optimizer, batches)  # noqa: E731
+    else:
+        optimizers = plain_training.AlignmentOptimizers(plain, **options)
+        epoch = lambda: plain_training.train_dfa_epoch(plain, optimizers, feedback, batches)  # noqa: E731
+    epochs = 1 + ROUNDS
+    ours = train(fused, data, rule=rule, epochs=epochs, batch_size=BATCH, seed=0, feedback=feedback, **options)
+    return by_epochs(f"training, {rule}", ours, epoch)
 
 
 def fitting_vec(data: ImageData, network: ResidualMLP) -> Comparison:
-    estimator = EstimatorNet(256, data.num_classes, 256, generator=generator(0, "bench"))
-    plain = copy.deepcopy(estimator)
-    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
-    batches = plain_loops.loader(data, BATCH)
-    plain_loops.fit_vec_epoch(plain, optimizer, network, batches)
+    estimator, plain = estimators(network, network.d_hidden)
+    optimizer, batches = torch.optim.Adam(plain.parameters(), lr=1e-3), plain_training.loader(data, BATCH)
     ours = fit_vec(estimator, network, data, epochs=1 + ROUNDS, batch_size=BATCH, seed=0)
-    next(ours), next(ours)
-    sides = (lambda: next(ours), lambda: plain_loops.fit_vec_epoch(plain, optimizer, network, batches))
-    return compare("fitting, vec", "images/s", 1.5, (IMAGES, IMAGES), sides)
+    return by_epochs("fitting, vec", ours, lambda: plain_training.fit_vec_epoch(plain, optimizer, network, batches))
 
 
 def fitting_scalar_cb(data: ImageData, network: ResidualMLP) -> Comparison:
-    estimator = EstimatorNet(256, data.num_classes, 1, generator=generator(0, "bench"))
-    plain = copy.deepcopy(estimator)
-    average = copy.deepcopy(estimator).requires_grad_(False)
-    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
-    batches = plain_loops.loader(data, BATCH)
-    plain_loops.fit_scalar_cb_epoch(plain, average, optimizer, network, batches)
+    estimator, plain = estimators(network, 1)
+    average = copy.deepcopy(plain).requires_grad_(False)
+    optimizer, batches = torch.optim.Adam(plain.parameters(), lr=1e-3), plain_training.loader(data, BATCH)
     ours = fit_scalar_cb(estimator, network, data, epochs=1 + ROUNDS, batch_size=BATCH, seed=0)
-    next(ours), next(ours)
-    sides = (
-        lambda: next(ours),
-        lambda: plain_loops.fit_scalar_cb_epoch(plain, average, optimizer, network, batches),
+    return by_epochs(
+        "fitting, scalar_cb",
+        ours,
+        lambda: plain_training.fit_scalar_cb_epoch(plain, average, optimizer, network, batches),
     )
-    return compare("fitting, scalar_cb", "images/s", 1.5, (IMAGES, IMAGES), sides)
 
 
-def searching(data: ImageData, network: ResidualMLP) -> Comparison:
-    stream = training_batches(data, BATCH, 0, 0, stream="probe")
-    same, held = next(stream), next(stream)
-    feedback = feedback_matrices(0, 4, 256, data.num_classes)
-    estimators = {
-        "vec": EstimatorNet(256, data.num_classes, 256, generator=generator(0, "a")).requires_grad_(False),
-        "scalar_cb": EstimatorNet(256, data.num_classes, 1, generator=generator(0, "b")).requires_grad_(False),
-    }
-    grid = [
-        (method, update_range, norm_mode, eta)
-        for method in METHODS
-        for update_range in ("last1", "last2", "all")
-        for norm_mode in ("raw", "norm")
-        for eta in ETAS
-    ]
+def fitting_state_bridge(data: ImageData, network: ResidualMLP) -> Comparison:
+    estimator, plain = estimators(network, network.d_hidden)
+    optimizer, batches = torch.optim.Adam(plain.parameters(), lr=1e-3), plain_training.loader(data, BATCH)
+    ours = fit_state_bridge(estimator, network, data, epochs=1 + ROUNDS, batch_size=BATCH, seed=0)
+    return by_epochs(
+        "fitting, state_bridge",
+        ours,
+        lambda: plain_training.fit_state_bridge_epoch(plain, optimizer, network, batches),
+    )
 
-    def fused() -> None:
-        with torch.no_grad():
-            logits, hiddens = network(same[0], return_hidden=True)
-        sources = {
-            method: credits(
-                method, network, hiddens, logits, same[1], feedback=feedback, estimator=estimators.get(method)
-            )
-            for method in METHODS
-        }
-        steps = [
-            Step(method, update_range, norm, eta, update_range != "last1") for method, update_range, norm, eta in grid
-        ]
-        line_search(network, *same, *held, sources, steps)
 
-    def plain() -> None:
-        for method, update_range, norm, eta in grid:
-            plain_loops.line_search_cell(
-                network, same, held, method, update_range, norm, eta, feedback, estimators.get(method)
-            )
+def estimators(network: ResidualMLP, out_dim: int) -> tuple[EstimatorNet, EstimatorNet]:
+    """Two alike."""
+    one = EstimatorNet(network.d_hidden, network.num_classes, out_dim, generator=generator(0, "bench"))
+    return one, copy.deepcopy(one)
 
-    fused(), plain()
-    return compare("line search", "cells/s", 6.0, (len(grid), len(grid)), (fused, plain))
+
+def by_epochs(name: str, ours: Iterator[Any], plain: Callable[[], Any]) -> Comparison:
+    """Epoch by epoch; one of each before the clock starts, in which the loader's workers start too."""
+    plain()
+    next(ours), next(ours)
+    return compare(name, "images/s", 1.5, IMAGES, (lambda: next(ours), plain))
+
+
+class Measuring(NamedTuple):
+    """A grid, and how many times as many cells a second it wants."""
+
+    wanted: float
+    cells: Sequence[Mapping[str, Any]]
+
+
+def product(*axes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Every combination of one setting of each axis."""
+    return [dict(itertools.chain(BASE.items(), *(s.items() for s in some))) for some in itertools.product(*axes)]
+
+
+def axis(name: str, *values: Any) -> list[Mapping[str, Any]]:
+    return [{name: value} for value in values]
+
+
+GRIDS: Mapping[str, Measuring] = {
+    "linesearch": Measuring(
+        6.0,
+        product(
+            [source for source in ONE_EACH if source["method"] != "state_bridge"],
+            axis("update_range", *RANGES),
+            axis("norm_mode", "raw", "norm"),
+            axis("eta", *ETAS),
+        ),
+    ),
+    "exploitability": Measuring(3.0, product(ONE_EACH, RULES)),
+    "snapshot_time": Measuring(3.0, product(ONE_EACH, axis("checkpoint_epoch", 0, 1))),
+    "credit_recovery": Measuring(3.0, product(SOURCES)),
+}
+
+
+def measuring(experiment: str, data: ImageData, made: dict[str, Arrays]) -> Comparison:
+    wanted, cells = GRIDS[experiment]
+    grid = Grid(experiment, cells, data, made)
+    grid.measured(), grid.plain()
+    return compare(experiment, "cells/s", wanted, len(cells), (grid.measured, grid.plain))

@@ -8,8 +8,16 @@ import slow_reference as slow
 import torch
 from torch import Tensor
 
-from creditgrid.core.credit import Method, credits, feedback_matrices, output_error, terminal_gradient
+from creditgrid.core.credit import (
+    Method,
+    credits,
+    feedback_matrices,
+    layer_times,
+    output_error,
+    terminal_gradient,
+)
 from creditgrid.core.estimators import EstimatorNet
+from creditgrid.core.functional import FunctionalMLP
 from creditgrid.core.network import ResidualMLP
 from creditgrid.core.streams import generator
 
@@ -104,6 +112,15 @@ def test_scalar_cb_against_one_sample_at_a_time(s_source: Any, s_dim: int) -> No
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("residual_add", [True, False])
+def test_state_bridge_against_one_sample_at_a_time(residual_add: bool) -> None:
+    network, x, estimator = _network(residual_add), _draw(B, D), _estimator(WIDTH, C)
+    found = _credits("state_bridge", network, x, estimator=estimator)
+    expected = _expected("state_bridge", network, x, estimator=slow.parameters_of(estimator))
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("s_source", ["e_T", "delta_L"])
 def test_scalar_cb_holds_in_float32(s_source: Any) -> None:
     network, x, estimator = _network(), _draw(B, D), _estimator(1, C if s_source == "e_T" else WIDTH)
@@ -113,10 +130,10 @@ def test_scalar_cb_holds_in_float32(s_source: Any) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["oracle_bp", "dfa", "vec", "scalar_cb"])
+@pytest.mark.parametrize("method", ["oracle_bp", "dfa", "vec", "scalar_cb", "state_bridge"])
 def test_credits_carry_no_graph_and_leave_everything_as_it_was(method: Any) -> None:
     network, x = _network().requires_grad_(True), _draw(B, D)
-    estimator = _estimator(WIDTH if method == "vec" else 1, C).requires_grad_(True)
+    estimator = _estimator(1 if method == "scalar_cb" else WIDTH, C).requires_grad_(True)
     logits, hiddens = network(x, return_hidden=True)
     found = credits(
         method, network, hiddens, logits, Y, feedback=feedback_matrices(0, L, WIDTH, C).double(), estimator=estimator
@@ -151,8 +168,79 @@ def test_feedback_matrices() -> None:
 
 @pytest.mark.parametrize(
     ("method", "message"),
-    [("dfa", "feedback"), ("vec", "estimator"), ("scalar_cb", "estimator"), ("nonsense", "unknown credit method")],
+    [
+        ("dfa", "feedback"),
+        ("vec", "estimator"),
+        ("scalar_cb", "estimator"),
+        ("state_bridge", "estimator"),
+        ("nonsense", "unknown credit method"),
+    ],
 )
 def test_what_a_method_lacks_is_named(method: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _credits(method, _network(), _draw(B, D))
+
+
+# -- networks side by side -----------------------------------------------------------------------------------------
+
+SOURCES: list[tuple[Any, dict[str, Any]]] = [
+    ("oracle_bp", {}),
+    ("oracle_bp", {"oracle_reduction": "sum"}),
+    ("dfa", {"feedback": feedback_matrices(7, L, WIDTH, C).double()}),
+    ("vec", {"estimator": _estimator(WIDTH, C)}),
+    ("scalar_cb", {"estimator": _estimator(1, C)}),
+    ("scalar_cb", {"estimator": _estimator(1, WIDTH), "s_source": "delta_L"}),
+    ("state_bridge", {"estimator": _estimator(WIDTH, C)}),
+]
+
+
+def _side_by_side(residual_add: bool, count: int = 3) -> tuple[list[ResidualMLP], FunctionalMLP]:
+    """Networks that differ in every parameter above the embedding, and all of them as one."""
+    networks = [_network(residual_add) for _ in range(count)]
+    for index, network in enumerate(networks):
+        source = generator(index, "apart")
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if not name.startswith("embed."):
+                    parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=0.2)
+    stacked = {name: torch.stack([n.state_dict()[name] for n in networks]) for name in networks[0].state_dict()}
+    return networks, FunctionalMLP(stacked.__getitem__, L, residual_add)
+
+
+@pytest.mark.parametrize("residual_add", [True, False])
+@pytest.mark.parametrize(("method", "options"), SOURCES, ids=lambda value: value if isinstance(value, str) else "")
+def test_credits_of_networks_side_by_side_are_each_one_s_own(
+    residual_add: bool, method: Any, options: dict[str, Any]
+) -> None:
+    networks, together = _side_by_side(residual_add)
+    x = _draw(B, D)
+    h = networks[0].embed(x)
+    with torch.no_grad():
+        hiddens = together.hiddens(h.expand(len(networks), *h.shape))
+        logits = together.head(hiddens[-1])
+    found = credits(method, together, hiddens, logits, Y, **options)
+    assert found.shape == (L, len(networks), B, WIDTH)
+    for index, network in enumerate(networks):
+        torch.testing.assert_close(found[:, index], _credits(method, network, x, **options), rtol=1e-9, atol=1e-12)
+    # They are not all alike, so a mix-up would show.
+    assert (found[:, 0] - found[:, 1]).abs().max() > 1e-3 * found.abs().max()
+
+
+@pytest.mark.parametrize(("method", "options"), SOURCES, ids=lambda value: value if isinstance(value, str) else "")
+def test_one_network_alone_in_a_stack_has_its_own_credits(method: Any, options: dict[str, Any]) -> None:
+    networks, together = _side_by_side(True, count=1)
+    x = _draw(B, D)
+    with torch.no_grad():
+        hiddens = together.hiddens(networks[0].embed(x).unsqueeze(0))
+        logits = together.head(hiddens[-1])
+    found = credits(method, together, hiddens, logits, Y, **options)
+    torch.testing.assert_close(found[:, 0], _credits(method, networks[0], x, **options), rtol=1e-9, atol=1e-12)
+
+
+def test_the_times_of_layers_broadcast_over_everything_between_layer_and_sample() -> None:
+    for shape in ((4, 2, 3), (4, 5, 2, 3)):
+        times = layer_times(torch.zeros(shape, dtype=torch.float64))
+        assert times.dim() == len(shape) - 1
+        expected = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64)
+        assert torch.equal(times.flatten(), expected)
+        assert torch.broadcast_shapes(times.shape, shape[:-1]) == shape[:-1]

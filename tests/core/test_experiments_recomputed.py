@@ -159,6 +159,7 @@ def test_exploitability(tiny_data: ImageData, made: dict[str, Arrays]) -> None:
 def test_credit_recovery(tiny_data: ImageData, made: dict[str, Arrays]) -> None:
     cells = product(every(CREDITS), checkpoint_epoch=[0, 2])
     cells += every(CREDITS, residual_add=False, probe_seed=9)
+    cells += every(CREDITS[2:4], batch_size=5)  # of twelve test batches, ten are looked at
     for rows in check("credit_recovery", cells, tiny_data, made):
         assert [row["layer"] for row in rows] == [0, 1, 2]
 

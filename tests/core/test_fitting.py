@@ -12,7 +12,15 @@ from torch import Tensor
 
 from creditgrid.core.data import ImageData, training_batches
 from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.fitting import FitEpoch, fit_scalar_cb, fit_vec, scalar_cb_loss, vec_loss
+from creditgrid.core.fitting import (
+    FitEpoch,
+    fit_scalar_cb,
+    fit_state_bridge,
+    fit_vec,
+    scalar_cb_loss,
+    state_bridge_loss,
+    vec_loss,
+)
 from creditgrid.core.network import ResidualMLP
 from creditgrid.core.streams import generator
 
@@ -59,9 +67,11 @@ def _slow_fit(
     lr: float,
     loss_of: Callable[[Tensor, list[int], int], Tensor],
     after_step: Callable[[], None] = lambda: None,
+    *,
+    clip: bool = True,
 ) -> tuple[History, list[float]]:
     """(mean loss, parameters) of each epoch, and the norm of every gradient before clipping."""
-    adam, history, norms = slow.Adam(p, lr), [], []
+    adam, history, norms = slow.Adam(p, lr, clip=clip), [], []
     for epoch in range(1, EPOCHS + 1):
         total = 0.0
         for x, y in training_batches(data, BATCH, SEED, epoch, stream="fit"):
@@ -171,14 +181,51 @@ def test_fitting_scalar_cb_against_plain_loops(images: ImageData, s_source: Any,
     _assert_same_history(run, estimator, history)
 
 
+@pytest.mark.parametrize("residual_add", [True, False])
+@pytest.mark.parametrize("scale", [1e-2, 30.0])
+def test_state_bridge_loss_against_one_sample_at_a_time(residual_add: bool, scale: float) -> None:
+    network, estimator = _network(residual_add), _estimator(WIDTH)
+    with torch.no_grad():  # terminal states shorter than 1, and longer, where the distance is relative to them
+        for name, parameter in network.named_parameters():
+            if name.startswith("embed.") or ".w2." in name:
+                parameter.mul_(scale)
+    x, y = _draw(5, 18), torch.tensor([0, 2, 1, 1, 2])
+    lengths = network(x, return_hidden=True)[1][-1].norm(dim=-1)
+    assert lengths.max() < 1 if scale < 1 else lengths.min() > 1
+    found = state_bridge_loss(estimator, network, x, y)
+    p = slow.parameters_of(estimator)
+    expected = slow.state_bridge_loss(p, slow.SlowNetwork(slow.parameters_of(network), residual_add), x, y.tolist())
+    assert found.item() == pytest.approx(expected.item(), rel=1e-10)
+    gradients = torch.autograd.grad(found, list(estimator.parameters()))
+    wanted = torch.autograd.grad(expected, [p[name] for name, _ in estimator.named_parameters()])
+    for gradient, slow_gradient in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, slow_gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_fitting_a_state_bridge_against_plain_loops(images: ImageData) -> None:
+    network, estimator = _network(), _estimator(WIDTH)
+    with torch.no_grad():  # far off, so that its gradient is long and clipping it would show
+        estimator.net[6].bias.add_(20)  # type: ignore[operator]
+    p, reference = slow.parameters_of(estimator), slow.SlowNetwork(slow.parameters_of(network))
+
+    def loss_of(xs: Tensor, labels: list[int], epoch: int) -> Tensor:
+        return slow.state_bridge_loss(p, reference, xs, labels)
+
+    history, norms = _slow_fit(p, images, 3e-3, loss_of, clip=False)
+    assert min(norms) > 1.5
+    run = fit_state_bridge(estimator, network, images, epochs=EPOCHS, batch_size=BATCH, lr=3e-3, seed=SEED)
+    _assert_same_history(run, estimator, history)
+
+
 def _fits(network: ResidualMLP, images: ImageData, **options: Any) -> list[tuple[EstimatorNet, Iterator[FitEpoch]]]:
-    vec, by_error, by_gradient = _estimator(WIDTH), _estimator(1), _estimator(1, WIDTH)
-    estimators = [estimator.to(network.embed.weight.dtype) for estimator in (vec, by_error, by_gradient)]
+    every = (_estimator(WIDTH), _estimator(1), _estimator(1, WIDTH), _estimator(WIDTH))
+    estimators = [estimator.to(network.embed.weight.dtype) for estimator in every]
     common: Any = {"batch_size": BATCH, "seed": SEED, "epochs": EPOCHS} | options
     runs = [
         fit_vec(estimators[0], network, images, **common),
         fit_scalar_cb(estimators[1], network, images, **common),
         fit_scalar_cb(estimators[2], network, images, s_source="delta_L", **common),
+        fit_state_bridge(estimators[3], network, images, **common),
     ]
     return list(zip(estimators, runs, strict=True))
 
@@ -242,7 +289,9 @@ def test_fitting_finds_the_credit(tiny_data: ImageData) -> None:
     network.requires_grad_(False)
     vec = EstimatorNet(16, 5, 16, generator=generator(0, "estimator"))
     scalar = EstimatorNet(16, 5, 1, generator=generator(0, "estimator"))
+    bridge = EstimatorNet(16, 5, 16, generator=generator(0, "estimator"))
     runs = (
+        fit_state_bridge(bridge, network, tiny_data, epochs=15, batch_size=20, seed=0),
         fit_vec(vec, network, tiny_data, epochs=15, batch_size=20, seed=0),
         fit_scalar_cb(scalar, network, tiny_data, epochs=15, batch_size=20, seed=0),
     )

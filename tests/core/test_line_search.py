@@ -205,3 +205,68 @@ def test_credits_that_are_not_given_are_named() -> None:
 
 def _finite(result: StepResult) -> bool:
     return all(math.isfinite(value) for value in result)
+
+
+# -- regularised steps ---------------------------------------------------------------------------------------------
+
+
+def _regularised(network: ResidualMLP, sources: dict[str, Tensor], step: Step, seed: int) -> StepResult:
+    """One step p - eta (gradient + sigma xi + lambda p), from scratch."""
+    before = slow.SlowNetwork(slow.parameters_of(network), network.residual_add)
+    blocks = update_blocks(step.update_range, network.num_blocks)
+    labels_same, labels_held, credit = Y_SAME.tolist(), Y_HELD.tolist(), sources[step.credits]
+    gradients = slow.local_gradients(
+        before, X_SAME, labels_same, credit, blocks, update_head=step.update_head, normalise=step.norm_mode == "norm"
+    )
+    draws = generator(seed, "step/noise", 0)
+    for name, p in before.p.items():
+        if name.startswith("embed."):
+            continue
+        xi = torch.randn(p.shape, generator=draws).double()  # drawn whether the parameter is moved or not
+        if name in gradients:
+            gradients[name] = gradients[name] + step.noise * xi + step.weight_decay * p.detach()
+    after = slow.step(before, gradients, step.eta)
+    (same_0, hits_0), (same_1, hits_1) = (slow.loss_and_accuracy(n, X_SAME, labels_same) for n in (before, after))
+    (held_0, _), (held_1, _) = (slow.loss_and_accuracy(n, X_HELD, labels_held) for n in (before, after))
+    sizes = [slow.rms(a).item() for layer in blocks for a in credit[layer]]
+    return StepResult(same_0, same_1, same_1 - same_0, held_1 - held_0, hits_1 - hits_0, sum(sizes) / len(sizes))
+
+
+@pytest.mark.parametrize("residual_add", [True, False])
+def test_weight_decay_and_noise_against_one_step_at_a_time(residual_add: bool) -> None:
+    network, sources, seed = _network(residual_add), _sources(), 8
+    axes: Any = (("one",), ("last1", "all"), ("raw", "norm"), (3e-2,), (True, False), (0.0, 0.7), (0.0, 0.4))
+    steps = list(itertools.starmap(Step, itertools.product(*axes)))
+    found = line_search(network, X_SAME, Y_SAME, X_HELD, Y_HELD, sources, steps, seed)
+    changes = set()
+    for step, result in zip(steps, found, strict=True):
+        _assert_close(result, _regularised(network, sources, step, seed), rel=1e-10, floor=1e-12)
+        changes.add(round(result.delta_loss_same, 9))
+    assert len(changes) == len(steps)  # each of them changes what a step does
+
+
+def test_the_noise_is_the_same_for_every_credit_and_step_size_and_follows_its_seed() -> None:
+    network, sources = _network(), _sources()
+    sources["nothing"] = 0 * sources["one"]
+
+    def change(seed: int, **values: Any) -> float:
+        options: dict[str, Any] = {"update_range": "all", "norm_mode": "raw", "eta": 0.01, "update_head": False}
+        step = Step("nothing", **{**options, "noise": 0.1, **values})
+        return line_search(network, X_SAME, Y_SAME, X_HELD, Y_HELD, sources, [step], seed)[0].delta_loss_same
+
+    assert change(0) == change(0) != change(1)
+    # Ten times the scale and a tenth of the step is the same step.
+    assert change(0, eta=0.001, noise=1.0) == pytest.approx(change(0), rel=1e-9)
+    assert change(0, noise=0.0) == pytest.approx(0, abs=1e-14)
+
+
+def test_weight_decay_alone_shrinks_what_is_updated() -> None:
+    network, sources = _network(), {"nothing": torch.zeros(L, 5, WIDTH, dtype=torch.float64)}
+    step = Step("nothing", "last1", "raw", 0.1, update_head=False, weight_decay=0.5)
+    shrunk = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in shrunk.blocks[-1].parameters():
+            parameter.mul_(1 - 0.1 * 0.5)
+    (found,) = _search(network, sources, [step])
+    after = torch.nn.functional.cross_entropy(shrunk(X_SAME), Y_SAME).item()
+    assert found.loss_after_same == pytest.approx(after, rel=1e-12)

@@ -17,8 +17,9 @@ from creditgrid.core.experiments.linesearch import EXPERIMENT, LinesearchParams,
 from creditgrid.core.spec import parse, validate
 from creditgrid.core.task import Task
 
-DATASET = DatasetRef("pictures", "d" * 64, 1000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
+DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
 BASE: dict[str, Any] = {"dataset": "pictures", "method": "vec", "eta": 0.1}
+IMPORTED = "L4-d256-D3072-C10-" + "a" * 64
 
 
 def tasks(**changes: Any) -> dict[str, Task]:
@@ -32,17 +33,17 @@ def tasks(**changes: Any) -> dict[str, Task]:
 
 
 def changed(**changes: Any) -> set[str]:
-    """The kinds of a vec cell's tasks that get another key."""
+    """The kinds of a vec cell's tasks that get another key, are new, or are not needed any more."""
     before, after = tasks(), tasks(**changes)
-    assert set(before) == set(after)
-    return {kind for kind in before if before[kind].key != after[kind].key}
+    return {kind for kind in before | after if before.get(kind) != after.get(kind)}
 
 
 def test_each_method_stands_on_what_it_needs() -> None:
-    below = {method: set(tasks(method=method)) - {"measure"} for method in ("oracle_bp", "dfa", "vec", "scalar_cb")}
+    methods = ("oracle_bp", "dfa", "vec", "scalar_cb", "state_bridge")
+    below = {method: set(tasks(method=method)) - {"measure"} for method in methods}
     assert below["oracle_bp"] == {"data", "probe", "train"}
     assert below["dfa"] == {"data", "probe", "train", "feedback"}
-    assert below["vec"] == below["scalar_cb"] == {"data", "probe", "train", "fit"}
+    assert below["vec"] == below["scalar_cb"] == below["state_bridge"] == {"data", "probe", "train", "fit"}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,13 @@ def test_each_method_stands_on_what_it_needs() -> None:
         ({"norm_mode": "norm"}, set()),
         ({"update_head": "never"}, set()),
         ({"oracle_reduction": "sum"}, set()),
+        ({"step_weight_decay": 0.1}, set()),
+        ({"step_noise": 0.1}, set()),
+        ({"step_batch_size": 64}, {"probe"}),
+        ({"step_batch_size": 128}, set()),
+        ({"train_rule": "dfa"}, {"train", "fit", "feedback"}),
+        ({"random_targets": True}, {"train", "fit"}),
+        ({"checkpoint": IMPORTED}, {"train", "fit", "checkpoint"}),
         ({"seed": 7}, {"train", "fit", "probe"}),
         ({"seed": 7, "probe_seed": 42}, {"train", "fit"}),
         ({"probe_seed": 7}, {"probe"}),
@@ -118,8 +126,8 @@ def test_scalar_cb_is_fitted_by_its_own_options(change: dict[str, Any], fitted: 
 
 def test_the_datasets_content_is_in_every_key_and_its_place_is_in_none() -> None:
     params = LinesearchParams(**BASE)
-    moved = DatasetRef("elsewhere", DATASET.fingerprint, 1000, 100, 10, (3, 32, 32), {"path": "/q"})
-    other = DatasetRef("pictures", "e" * 64, 1000, 100, 10, (3, 32, 32), {"path": "/p"})
+    moved = DatasetRef("elsewhere", DATASET.fingerprint, 5000, 100, 10, (3, 32, 32), {"path": "/q"})
+    other = DatasetRef("pictures", "e" * 64, 5000, 100, 10, (3, 32, 32), {"path": "/p"})
     (here, below), (there, below_there), (else_, below_else) = (cell(params, ref) for ref in (DATASET, moved, other))
     assert here.key == there.key
     assert [task.key for task in below] == [task.key for task in below_there]

@@ -19,7 +19,7 @@ from creditgrid.core.spec import Grid, parse, validate
 from creditgrid.core.stages import STAGES
 from creditgrid.core.task import Task, TaskKind
 
-DATASET = DatasetRef("pictures", "d" * 64, 1000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
+DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
 ISSUE_GRID = {
     "name": "the issue's grid",
     "experiment": "linesearch",
@@ -104,7 +104,7 @@ def test_checkpoints_of_one_run_are_one_call() -> None:
 
 
 def test_one_dataset_under_two_names_is_one_set_of_cells() -> None:
-    copy = DatasetRef("copy", DATASET.fingerprint, 1000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/q"})
+    copy = DatasetRef("copy", DATASET.fingerprint, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/q"})
     document = {
         **ISSUE_GRID,
         "fixed": {"method": "dfa", "eta": 0.1},

@@ -42,9 +42,9 @@ def experiment(name: str, params: type[Params] = GoodParams, **changes: Any) -> 
 class Point:
     """An entry point of a package called after it."""
 
-    def __init__(self, name: str, load: Callable[[], Any]) -> None:
+    def __init__(self, name: str, load: Callable[[], Any], package: str | None = None) -> None:
         self.name, self.value, self.load = name, f"{name}_package:EXPERIMENT", load
-        self.dist = type("Distribution", (), {"name": f"{name}-package"})
+        self.dist = type("Distribution", (), {"name": package or f"{name}-package"})
 
 
 def found(monkeypatch: pytest.MonkeyPatch, *points: Point) -> Registry:
@@ -159,6 +159,30 @@ def test_a_name_belongs_to_the_first_package(monkeypatch: pytest.MonkeyPatch) ->
     known = found(monkeypatch, Point("same", lambda: one), Point("same", lambda: two))
     assert known.experiments == {"same": one}
     assert "which another package has registered" in known.broken["same"]
+
+
+THIEVES = [
+    lambda: experiment("a", columns={"score": Column("string", "A word.")}),
+    lambda: experiment("a", measure=TaskKind("measure_shipped", 1, run)),
+    lambda: experiment("a", kinds=(TaskKind("measure_shipped", 1, run),)),
+]
+
+
+@pytest.mark.parametrize("load", THIEVES, ids=["column", "measure", "stage"])
+def test_no_package_takes_from_what_is_shipped(monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any]) -> None:
+    """However early in the alphabet its experiment is."""
+    shipped = experiment("shipped")
+    known = found(monkeypatch, Point("a", load), Point("shipped", lambda: shipped, "creditgrid"))
+    assert known.experiments == {"shipped": shipped}
+    assert "package a-package: " in known.broken["a"]
+
+
+def test_no_package_takes_a_name_that_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped, other = experiment("same"), experiment("same", measure=TaskKind("other", 1, run))
+    points = Point("same", lambda: other, "a-package"), Point("same", lambda: shipped, "creditgrid")
+    known = found(monkeypatch, *points)
+    assert known.experiments == {"same": shipped}
+    assert known.broken["same"] == "package a-package registers 'same', which another package has registered"
 
 
 def test_one_package_may_share_a_stage_between_its_experiments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import Fault, SpecError
 from creditgrid.core.experiment import Experiment, Params, Summary
 from creditgrid.core.spec import MAX_CELLS, MAX_FAULTS, MAX_RULES, Grid, parse, pointer, validate
@@ -32,7 +34,7 @@ class ToyParams(Params):
     e: int | None = None
     f: int = 0
 
-    def conflicts(self) -> Iterable[tuple[str, str]]:
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         if self.d and self.c == "w":
             yield "d", "d does not go with w"
 
@@ -306,6 +308,34 @@ def test_missing_keys_are_named() -> None:
     with pytest.raises(SpecError) as caught:
         parse({})
     assert {fault.pointer for fault in caught.value.faults} == {"/name", "/experiment"}
+
+
+class SizedParams(Params):
+    """A batch that one dataset may fill and another not."""
+
+    dataset: str = "small"
+    batch: int = 1
+
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
+        if dataset is not None and self.batch > dataset.num_train:
+            yield "batch", f"{dataset.name} holds {dataset.num_train}"
+
+
+def test_a_cell_is_held_against_its_own_dataset_where_that_is_known() -> None:
+    experiment = replace(TOY, params=SizedParams)
+    document = {"name": "n", "experiment": "toy", "axes": {"dataset": ["small", "large"], "batch": [1, 5, 50]}}
+    sized = validate(parse(document), experiment, ["toy"])
+    assert len(list(sized.cells())) == 6
+    datasets = {name: DatasetRef(name, "d" * 64, n, 1, 2, None, {}) for name, n in (("small", 4), ("large", 10))}
+    with pytest.raises(SpecError) as caught:
+        list(sized.cells(datasets))
+    # One fault a place: what is too much for the small one comes first.
+    assert {fault.pointer: fault.detail for fault in caught.value.faults} == {
+        "/axes/batch/1": "small holds 4",
+        "/axes/batch/2": "small holds 4",
+    }
+    only_large = validate(parse({**document, "fixed": {"dataset": "large"}, "axes": {"batch": [1, 5]}}), experiment, [])
+    assert [params.__dict__["batch"] for params in only_large.cells(datasets)] == [1, 5]
 
 
 def test_a_conflict_between_defaults_and_an_axis_points_at_the_axis_value() -> None:

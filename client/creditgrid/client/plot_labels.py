@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from creditgrid.client.plot_scales import COLOURS
+
 Combination: TypeAlias = tuple[Any, ...]
 """The values of several columns in one row."""
 
@@ -52,7 +54,10 @@ def label_of(value: Any) -> str:
     """One value in words."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return (short if float(short) == value else repr(value)).replace("e-0", "e-").replace("e+0", "e")
+    return str(value)
 
 
 def is_number(value: Any) -> bool:
@@ -86,7 +91,8 @@ def _label(columns: Sequence[str], combination: Combination, told: Sequence[int]
 
 
 def _slots(combinations: Sequence[Combination], listed: Sequence[Sequence[Any]]) -> list[int]:
-    known = list(listed[0]) if listed else []
+    """The first combination of a listed value has the value's own slot; the rest have the first that are free."""
+    known = list(listed[0]) if listed and len(listed[0]) <= len(COLOURS) else []
     slots: list[int] = []
     taken = {known.index(some[0]) for some in combinations if some and some[0] in known}
     free = (slot for slot in range(len(known) + len(combinations)) if slot not in taken)

@@ -6,13 +6,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import altair as alt
-
-from creditgrid.client.plot_panels import Place, draw, records
+from creditgrid.client.plot_panels import Place, draw, flat_width, records
 
 if TYPE_CHECKING:
+    import altair as alt
+
     from creditgrid.client.plot_points import Panel, Picture
 
 TEXT = "#222222"
@@ -24,21 +24,38 @@ CELL = (54, 30)
 
 def compose(picture: Picture) -> alt.VConcatChart:
     """All panels of a picture on one page."""
-    colours: Literal["independent", "shared"] = "independent" if picture.chart.mark == "heatmap" else "shared"
-    grids = [grid.resolve_scale(color=colours, strokeDash="shared") for grid in _grids(picture)]
-    page = alt.vconcat(*grids, spacing=20).resolve_scale(color=colours, strokeDash="shared")
+    import altair as alt
+
     heading = alt.TitleParams(
         picture.chart.title, subtitle=list(picture.notes), anchor="start", offset=14, subtitlePadding=5
     )
-    page = _styled(page.properties(title=heading, background="white", padding=14))
-    # By name and last, because Altair copies a chart, and data in it, at every turn.
+    # Altair copies a chart whole at every turn: what can be said in one call is, and the data comes last, by name.
+    page = alt.vconcat(
+        *_grids(picture),
+        spacing=20,
+        resolve=_resolve(picture),
+        title=heading,
+        background="white",
+        padding=14,
+        config=_style(),
+    )
     page["datasets"] = {_name(i): records(picture, panel) for i, panel in enumerate(picture.panels)}
     return page
 
 
+def _resolve(picture: Picture) -> alt.Resolve:
+    """One legend for all panels; but of heat maps each measure has a scale of its own."""
+    import altair as alt
+
+    color: Literal["independent", "shared"] = "independent" if picture.chart.mark == "heatmap" else "shared"
+    return alt.Resolve(scale=alt.ScaleResolveMap(color=color, strokeDash="shared"))
+
+
 def _grids(picture: Picture) -> Iterator[alt.ConcatChart]:
     """The panels of each run side by side, as many as the page is wide."""
-    runs = _runs(picture)
+    import altair as alt
+
+    runs, resolve = _runs(picture), _resolve(picture)
     longest = max(map(len, runs))
     width, height = _size(picture, longest)
     across = min(picture.across or _across(longest), max(1, int(WIDEST / width)))
@@ -59,7 +76,9 @@ def _grids(picture: Picture) -> Iterator[alt.ConcatChart]:
             )
             for i, panel in enumerate(run)
         ]
-        yield alt.concat(*panels, columns=across, spacing=alt.RowColnumber(row=18, column=24), align="each")
+        yield alt.concat(
+            *panels, columns=across, spacing=alt.RowColnumber(row=18, column=24), align="each", resolve=resolve
+        )
 
 
 def _name(panel: int) -> str:
@@ -93,35 +112,30 @@ def _size(picture: Picture, panels: int) -> tuple[float, float]:
     if picture.chart.mark == "heatmap":
         columns, rows = len(picture.xs or ()), len(picture.series.labels)
         return min(CELL[0], 640 / columns) * columns, min(CELL[1], 480 / rows) * rows
+    width: float
     width, height = {1: (460, 300), 2: (340, 240), 3: (280, 210), 4: (340, 220)}.get(panels, (240, 170))
     if picture.chart.mark == "bar":
         bars = len(picture.xs or ()) * max(len(picture.series.labels), 1)
         width = max(width, min(14 * bars, math.ceil(1100 / _across(panels))))
+        if panels <= 2 and (flat := flat_width(picture.xs or ())) <= WIDEST / 2:
+            width = max(width, flat)
     return width, height
 
 
-def _styled(page: alt.VConcatChart) -> alt.VConcatChart:
-    return (
-        page.configure_title(fontSize=17, subtitleFontSize=12.5, color=TEXT, subtitleColor="#555555")
-        .configure_axis(
-            labelFontSize=12,
-            titleFontSize=13,
-            titleFontWeight="normal",
-            labelColor=TEXT,
-            titleColor=TEXT,
-            gridColor="#e8e8e8",
-            domainColor="#888888",
-            tickColor="#888888",
-            titlePadding=8,
-            labelLimit=260,
-        )
-        .configure_legend(
-            labelFontSize=12,
-            titleFontSize=13,
-            titleFontWeight="normal",
-            labelColor=TEXT,
-            titleColor=TEXT,
-            labelLimit=260,
-        )
-        .configure_view(stroke="#cccccc")
+def _style() -> alt.Config:
+    import altair as alt
+
+    text: dict[str, Any] = {
+        "labelFontSize": 12,
+        "titleFontSize": 13,
+        "titleFontWeight": "normal",
+        "labelColor": TEXT,
+        "titleColor": TEXT,
+        "labelLimit": 260,
+    }
+    return alt.Config(
+        title=alt.TitleConfig(fontSize=17, subtitleFontSize=12.5, color=TEXT, subtitleColor="#555555"),
+        axis=alt.AxisConfig(gridColor="#e8e8e8", domainColor="#888888", tickColor="#888888", titlePadding=8, **text),
+        legend=alt.LegendConfig(**text),
+        view=alt.ViewConfig(stroke="#cccccc"),
     )

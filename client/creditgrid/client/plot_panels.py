@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from creditgrid.client.plot_labels import label_of
-from creditgrid.client.plot_scales import DIVERGING, SHORT, Scaled, along, colour, dash, scaled
+from creditgrid.client.plot_scales import SHORT, Scaled, along, colour, dash, scaled
 
 if TYPE_CHECKING:
     import altair as alt
@@ -44,7 +44,7 @@ def _lines(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
 
     values = _scale_of(picture, panel)
     if picture.xs is None:
-        horizontal = along(picture.chart.x.scale, [point.x for one in picture.panels for point in one.points])
+        horizontal = along(picture.chart.x.scale, [float(point.x) for one in picture.panels for point in one.points])
         x = alt.X(
             "x:Q", scale=horizontal.scale, axis=_axis(picture.chart.x.title, place.x_title, horizontal, grid=False)
         )
@@ -62,7 +62,7 @@ def _lines(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
     points = base.mark_point(filled=True, size=36, opacity=0 if crowded else 1).encode(
         y=y, tooltip=_tooltip(picture, panel)
     )
-    return _framed(alt.layer(interval, line, points), panel, place)
+    return _framed([interval, line, points], [panel.column] if _several(panel) else [], panel, place)
 
 
 def _bars(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
@@ -80,8 +80,7 @@ def _bars(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
     bars = base.mark_bar().encode(y=y, tooltip=_tooltip(picture, panel), **_series(picture))
     ranged = base.transform_filter("isValid(datum.low)").encode(y=alt.Y("low:Q", scale=values.scale), y2="high:Q")
     whiskers = ranged.mark_rule(color=INK, strokeWidth=1.5)
-    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color="#666666").encode(y=alt.datum(0))
-    return _framed(alt.layer(bars, whiskers, zero), panel, place)
+    return _framed([bars, whiskers], [panel.column] if _several(panel) else [], panel, place)
 
 
 def _heat_map(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
@@ -89,7 +88,12 @@ def _heat_map(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
 
     limit = _limit(picture, panel)
     legend = (
-        alt.Legend(title=panel.measure.title, gradientLength=place.height, titleLimit=0, format="~g")
+        alt.Legend(
+            title=panel.measure.title if _several(panel) else None,
+            gradientLength=place.height,
+            titleLimit=0,
+            format="~g",
+        )
         if place.legend
         else None
     )
@@ -109,7 +113,7 @@ def _heat_map(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
     )
     cells = base.mark_rect(stroke="white").encode(
         color=alt.Color(
-            "mean:Q", scale=alt.Scale(scheme=DIVERGING, domain=[-limit, limit], domainMid=0), legend=legend
+            "mean:Q", scale=alt.Scale(scheme="blueorange", domain=[-limit, limit], domainMid=0), legend=legend
         ),
         tooltip=_tooltip(picture, panel),
     )
@@ -117,15 +121,20 @@ def _heat_map(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
     if len(panel.points) <= FEW_CELLS:
         ink = alt.condition("datum.dark", alt.value("white"), alt.value(INK))
         layers.append(base.mark_text(fontSize=11).encode(text="text:N", color=ink))
-    return _framed(alt.layer(*layers), panel, place)
+    return _framed(layers, [panel.column if _several(panel) else panel.measure.title], panel, place)
 
 
-def _framed(layers: alt.LayerChart, panel: Panel, place: Place) -> alt.LayerChart:
+def _several(panel: Panel) -> bool:
+    """Whether the measure's title is not enough to say what the panel shows."""
+    return len(panel.measure.columns) > 1
+
+
+def _framed(layers: Sequence[alt.Chart], what: Sequence[str], panel: Panel, place: Place) -> alt.LayerChart:
     import altair as alt
 
-    heading = [panel.column, *panel.heading] if len(panel.measure.columns) > 1 else list(panel.heading)
+    heading = [*what, *panel.heading]
     title = alt.TitleParams(heading, fontSize=13, fontWeight="normal", anchor="middle", offset=6)
-    return layers.properties(width=place.width, height=place.height, title=title if heading else "")
+    return alt.LayerChart(layer=list(layers), width=place.width, height=place.height, title=title if heading else "")
 
 
 def _kin(picture: Picture, panel: Panel) -> Sequence[Panel]:
@@ -134,14 +143,13 @@ def _kin(picture: Picture, panel: Panel) -> Sequence[Panel]:
 
 def _scale_of(picture: Picture, panel: Panel) -> Scaled:
     """The scale that all panels of the measure share."""
-    bars = picture.chart.mark == "bar"
-    ends = [
-        end
-        for one in _kin(picture, panel)
-        for point in one.points
-        for end in (point.mean, point.mean - (point.ci95 or 0.0), point.mean + (point.ci95 or 0.0))
-    ]
-    return scaled(panel.measure.scale, ends, zero=bars)
+    log = panel.measure.scale == "log"
+    ends = []
+    for point in (point for one in _kin(picture, panel) for point in one.points):
+        low = point.mean - (point.ci95 or 0.0)
+        # An interval that comes near 0 would stretch a log axis without end.
+        ends += [max(low, point.mean / 10) if log else low, point.mean + (point.ci95 or 0.0)]
+    return scaled(panel.measure.scale, ends, zero=picture.chart.mark == "bar")
 
 
 def _limit(picture: Picture, panel: Panel) -> float:
@@ -200,7 +208,9 @@ def _axis(title: str, shown: bool, found: Scaled, grid: bool = True) -> alt.Axis
         options["values"] = found.ticks
     if grid:  # what lies above and what below 0 is the first question
         options["gridColor"] = {"condition": {"test": "datum.value === 0", "value": "#9a9a9a"}, "value": "#e8e8e8"}
-    return alt.Axis(title=title if shown else None, labelExpr=SHORT, grid=grid, tickCount=6, **options)
+    if found.short:
+        options["labelExpr"] = SHORT
+    return alt.Axis(title=title if shown else None, grid=grid, tickCount=6, **options)
 
 
 def _category_axis(picture: Picture, place: Place) -> alt.Axis:
@@ -208,8 +218,7 @@ def _category_axis(picture: Picture, place: Place) -> alt.Axis:
     import altair as alt
 
     labels = picture.xs or ()
-    longest = max((len(part) for label in labels for part in label.split(", ")), default=0)
-    flat = longest * LETTER < place.width / max(len(labels), 1) - 4
+    flat = flat_width(labels) <= place.width
     broken: dict[str, Any] = {"labelExpr": "split(datum.value, ', ')"} if flat else {}
     return alt.Axis(
         title=picture.chart.x.title if place.x_title else None,
@@ -220,6 +229,11 @@ def _category_axis(picture: Picture, place: Place) -> alt.Axis:
         labelOverlap=flat,
         **broken,
     )
+
+
+def flat_width(labels: Sequence[str]) -> float:
+    """Pixels that labels take side by side, each with its parts below one another."""
+    return len(labels) * (4 + LETTER * max((len(part) for label in labels for part in label.split(", ")), default=0))
 
 
 def _brief(value: float) -> str:

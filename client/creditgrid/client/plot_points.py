@@ -7,13 +7,14 @@ parameters and in which order their values stand, and the rows say which of them
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from creditgrid.client.errors import BadSetting
 from creditgrid.client.plot_labels import Values, is_number, label_of
+from creditgrid.client.plot_scales import COLOURS
 from creditgrid.core.statistics import mean_std_ci
 from creditgrid.core.wire import AxisView, ChartView
 
@@ -23,6 +24,10 @@ AVERAGED = ("seed", "probe_seed")
 MOST_ACROSS = 4
 MOST_PANELS = 24
 """More cannot be read on one page."""
+MOST_SERIES: dict[str, float] = {"line": 24, "bar": len(COLOURS), "heatmap": math.inf}
+"""Lines have dashes beside their colours, and a row of a heat map has its name."""
+
+FIX = "fix some of these to one value: --fix NAME=VALUE, or fix={NAME: VALUE}"
 
 
 class Point(NamedTuple):
@@ -95,7 +100,12 @@ def picture(chart: ChartView, parameters: Mapping[str, Any], rows: Sequence[Row]
         counts = ", ".join(f"{name} ({len({row[name] for row in kept})} values)" for name in panelled)
         raise BadSetting(
             f"chart {chart.name} would have {len(shown) * len(combinations)} panels, more than {MOST_PANELS}: one for "
-            f"each of {len(shown)} columns and each combination of {counts}; fix some of these to one value"
+            f"each of {len(shown)} columns and each combination of {counts}; {FIX}"
+        )
+    if not series.numeric and len(series.labels) > MOST_SERIES[chart.mark]:
+        raise BadSetting(
+            f"chart {chart.name} would have {len(series.labels)} series, more than the {MOST_SERIES[chart.mark]} that "
+            f"can be told apart, along {series.title}; {FIX}"
         )
     split: dict[tuple[Any, ...], list[_Placed]] = defaultdict(list)
     for one in placed:
@@ -110,6 +120,7 @@ def picture(chart: ChartView, parameters: Mapping[str, Any], rows: Sequence[Row]
         for axis, column in shown
         for combination in combinations
     ]
+    panels, hidden = _above_zero(panels)
     notes = [
         *_averaged(chart, panels),
         *_left_out(len(rows) - len(whole), len(rows), "diverged and {} not shown"),
@@ -121,6 +132,7 @@ def picture(chart: ChartView, parameters: Mapping[str, Any], rows: Sequence[Row]
             for _, column in shown
             for note in _left_out(sum(row[column] is None for row in kept), len(rows), f"no {column}")
         ),
+        *(f"{n:,} mean{'s' * (n > 1)} of {column} not above 0: no place on a log axis" for column, n in hidden.items()),
     ]
     return Picture(chart, panels, xs, series, notes, across)
 
@@ -149,7 +161,7 @@ def _along(chart: ChartView, row: Row) -> Any:
     """Where a row stands along x: for a line one value, else the values of all columns; None for nowhere."""
     if chart.mark != "line":
         return _take(row, chart.x.columns)
-    value = next((row[name] for name in chart.x.columns if row[name] is not None), None)
+    value: Any = next((row[name] for name in chart.x.columns if row[name] is not None), None)
     return None if chart.x.scale == "log" and is_number(value) and value <= 0 else value
 
 
@@ -193,6 +205,17 @@ def _points(chart: ChartView, column: str, placed: Sequence[_Placed]) -> Iterato
     for (x, series), values in found.items():
         n, mean, _, ci95 = mean_std_ci(list(values.values()))
         yield Point(x, series, n, mean, ci95)
+
+
+def _above_zero(panels: Sequence[Panel]) -> tuple[list[Panel], dict[str, int]]:
+    """The panels without the points that a log axis has no place for, and how many those are of each column."""
+    out, hidden = [], Counter[str]()
+    for panel in panels:
+        points = [point for point in panel.points if panel.measure.scale != "log" or point.mean > 0]
+        if lost := len(panel.points) - len(points):
+            hidden[panel.column] += lost
+        out.append(panel._replace(points=points))
+    return out, dict(hidden)
 
 
 def _averaged(chart: ChartView, panels: Sequence[Panel]) -> list[str]:

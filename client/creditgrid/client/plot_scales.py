@@ -18,7 +18,6 @@ DASHES = ([1, 0], [7, 3], [2, 2], [10, 3, 2, 3], [5, 2, 1, 2, 1, 2], [12, 4], [4
 """One fewer than the colours, so that 56 pairs come before the first repeats."""
 SEPARATE = 10
 """More series than that along a number are told by a continuous scale."""
-DIVERGING = "blueorange"
 MOST_TICKS = 7
 # 1e-5, 0.01, 1, 1000, 1e4: powers of ten are long written out.
 SHORT = (
@@ -34,6 +33,11 @@ class Scaled(NamedTuple):
     low: float
     high: float
     ticks: list[float] | None
+
+    @property
+    def short(self) -> bool:
+        """Whether numbers along it are too long, or too unlike each other, to be written out."""
+        return self.ticks is not None or not 1e-3 <= max(abs(self.low), abs(self.high)) < 1e5
 
 
 def scaled(kind: Literal["linear", "log", "symlog"], values: Sequence[float], zero: bool = False) -> Scaled:
@@ -80,7 +84,7 @@ def powers(low: float, high: float, most: int = MOST_TICKS) -> list[float]:
 def symmetric_powers(low: float, high: float, constant: float) -> list[float]:
     """0 and the same powers of ten on either side of it, beyond the part around 0 that is all but linear."""
     outer = max(-low, high)
-    sizes = powers(10 * constant, outer, most=3) if outer >= 10 * constant else [constant]
+    sizes = powers(constant if outer < 100 * constant else 10 * constant, outer, most=3)
     return [*(-size for size in reversed(sizes) if -size >= low), 0.0, *(size for size in sizes if size <= high)]
 
 

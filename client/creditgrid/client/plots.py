@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from creditgrid.client.errors import BadSetting, PackageMissing
 from creditgrid.client.plot_labels import label_of
+from creditgrid.client.plot_layout import compose
 from creditgrid.client.plot_points import picture
 from creditgrid.client.whole_file import whole_file
 from creditgrid.core.wire import ChartView, ExperimentView
@@ -45,8 +46,6 @@ def charts(
         BadSetting: if there is nothing to draw, no such chart or value, or more panels than a page holds.
     """
     _require_packages()
-    from creditgrid.client.plot_layout import compose
-
     wanted = _wanted(view, name)
     if not rows:
         raise BadSetting("there are no rows to draw yet")
@@ -102,7 +101,6 @@ def file_name(*parts: str) -> str:
 def _require_packages() -> None:
     try:
         import altair  # noqa: F401
-        import scipy.special  # noqa: F401 - quantiles of Student's t
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise PackageMissing(f'charts need {error.name}: pip install "creditgrid[plots]"') from error

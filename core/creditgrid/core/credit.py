@@ -21,7 +21,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from creditgrid.core.estimators import EstimatorNet
 from creditgrid.core.metrics import cross_entropy
@@ -45,15 +44,22 @@ def feedback_matrices(seed: int, num_blocks: int, d_hidden: int, num_classes: in
 
 
 def output_error(logits: Tensor, y: Tensor) -> Tensor:
-    """e_T = softmax(logits) - onehot(y), detached: logits (b, C), y int64 (b,) -> (b, C)."""
-    return (logits.softmax(-1) - F.one_hot(y, logits.shape[-1])).detach()
+    """e_T = softmax(logits) - onehot(y), detached: logits (…, b, C), y int64 (b,) -> (…, b, C).
+
+    The label's entry is minus the sum of the others: p - 1 would lose the digits of a confident sample's error, which
+    normalising a credit brings to light.
+    """
+    labels = y.expand(logits.shape[:-1]).unsqueeze(-1)
+    others = logits.detach().softmax(-1).scatter(-1, labels, 0.0)
+    return others.scatter(-1, labels, -others.sum(-1, keepdim=True))
 
 
 def terminal_gradient(network: Layers, h_last: Tensor, y: Tensor) -> Tensor:
     """δ_L = ∂CE_sum(head(h_L), y)/∂h_L, each sample's own gradient, detached: (…, b, d) -> (…, b, d)."""
     with torch.enable_grad():
         leaf = h_last.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(cross_entropy(network.head(leaf), y).sum(), leaf)
+        logits = network.head(leaf)
+        (gradient,) = torch.autograd.grad(logits, leaf, output_error(logits, y))  # ∂CE/∂logits, told precisely
     return gradient
 
 

@@ -9,7 +9,8 @@
 ===========  =======================================================================================================
 
 rho and nudge are of the first test batch. What does not depend on the credit (the gradients, the central differences)
-is computed once for all sources.
+is computed once for all sources. Networks and sources come in double precision (`in_double`): in single precision the
+rounding of a loss, over 2ε, would be all that rho shows of a weak credit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ RHO_EPS = 1e-3
 NUDGE_ETAS = (0.001, 0.003, 0.01)
 CHUNK_BYTES = 64 * 2**20
 """Memory that shifted hidden states may take for one activation."""
+
+
+def in_double(network: ResidualMLP, sources: Mapping[str, CreditSource]) -> tuple[ResidualMLP, dict[str, CreditSource]]:
+    """Copies of a network and of its sources of credit, in double precision."""
+    return copy.deepcopy(network).double(), {name: source.double() for name, source in sources.items()}
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,14 @@ def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Se
         truth = credits("oracle_bp", network, batch.hiddens, batch.logits, batch.y, oracle_reduction="sum")
         for name, source in sources.items():
             own = source.credits(network, batch.hiddens, batch.logits, batch.y)
-            totals[name] += cosine(own, truth).double().mean(-1).cpu()
+            totals[name] += cosine(own, truth).mean(-1).cpu()
     return {name: total / len(batches) for name, total in totals.items()}
 
 
 def rho(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch, seed: int) -> dict[str, Tensor]:
     """rho_l of each source: (L,); NaN where one side does not vary.
 
-    The directions of layer l, v (M, b, d), are drawn on the CPU from the stream ("rho", l).
+    The directions of layer l, v (M, b, d), are drawn on the CPU from the stream ("rho", l), in single precision.
     """
     own = {name: source.credits(network, batch.hiddens, batch.logits, batch.y) for name, source in sources.items()}
     found = {name: torch.empty(network.num_blocks, dtype=torch.float64) for name in sources}
@@ -83,7 +89,7 @@ def rho(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch,
         slopes = _slopes(network, h, batch.y, layer, v)
         for name, credit in own.items():
             along = (v * credit[layer]).sum(-1)
-            found[name][layer] = _pearson(along.flatten().double(), slopes.flatten().double())
+            found[name][layer] = _pearson(along.flatten(), slopes.flatten())
     return found
 
 
@@ -93,7 +99,7 @@ def _slopes(network: ResidualMLP, h: Tensor, y: Tensor, layer: int, v: Tensor) -
     found = []
     for some in torch.split(v, max(1, CHUNK_BYTES // (2 * h.numel() * h.element_size()))):
         shifted = torch.stack((torch.add(h, some, alpha=RHO_EPS), torch.add(h, some, alpha=-RHO_EPS)))
-        losses = cross_entropy(network.forward_from_layer(shifted, layer), y).double()
+        losses = cross_entropy(network.forward_from_layer(shifted, layer), y)
         found.append((losses[0] - losses[1]) / (2 * RHO_EPS))
     return torch.cat(found)
 
@@ -106,20 +112,16 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nudge(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
-    """nudge_l of each source for each of NUDGE_ETAS: (L, 3).
-
-    In double precision: the loss changes by less than single precision tells of it.
-    """
+    """nudge_l of each source for each of NUDGE_ETAS: (L, 3)."""
     own = [source.credits(network, batch.hiddens, batch.logits, batch.y) for source in sources.values()]
-    directions = F.normalize(torch.stack(own).double(), dim=-1)  # (sources, L, b, d)
-    precise = copy.deepcopy(network).double()
-    etas = torch.tensor(NUDGE_ETAS, dtype=torch.float64).to(directions.device)
+    directions = F.normalize(torch.stack(own), dim=-1)  # (sources, L, b, d)
+    etas = torch.tensor(NUDGE_ETAS).to(directions)
     found = torch.empty(len(own), network.num_blocks, len(NUDGE_ETAS), dtype=torch.float64)
     for layer in range(network.num_blocks):
-        h = batch.hiddens[layer].double()
-        before = cross_entropy(precise.forward_from_layer(h, layer), batch.y)
+        h = batch.hiddens[layer]
+        before = cross_entropy(network.forward_from_layer(h, layer), batch.y)
         shifted = h - etas[:, None, None] * directions[:, layer].unsqueeze(1)
-        after = cross_entropy(precise.forward_from_layer(shifted, layer), batch.y)
+        after = cross_entropy(network.forward_from_layer(shifted, layer), batch.y)
         found[:, layer] = (after - before).mean(-1).cpu()
     return dict(zip(sources, found, strict=True))
 
@@ -131,5 +133,5 @@ def prediction_error(network: ResidualMLP, bridge: EstimatorNet, data: ImageData
     for batch in file_batches(network, data, size):
         h = torch.stack(list(batch.hiddens[:-1]))
         predicted = bridge(h, layer_times(h), output_error(batch.logits, batch.y))
-        total += (predicted - batch.hiddens[-1]).square().sum(-1).double().sum(-1)
+        total += (predicted - batch.hiddens[-1]).square().sum((-2, -1))
     return (total / len(data.y_test)).cpu()

@@ -19,6 +19,8 @@ from creditgrid.core.stages import STAGES
 from creditgrid.core.task import TaskKind
 
 ENTRY_POINTS = "creditgrid.experiments"
+OWN = "creditgrid"
+"""The package whose experiments come first: what another package takes of theirs is that package's fault."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Registry:
 def registry() -> Registry:
     """All experiments of this installation; loaded once a process."""
     found = Registry({}, {kind.name: kind for kind in STAGES}, {})
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
+    points = entry_points(group=ENTRY_POINTS)
+    for point in sorted(points, key=lambda point: (_package(point) != OWN, point.name, point.value)):
         try:
             _add(found, point)
         except PluginError as error:
@@ -61,8 +64,12 @@ def registry() -> Registry:
     return found
 
 
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
 def _add(found: Registry, point: EntryPoint) -> None:
-    package = point.dist.name if point.dist is not None else point.value
+    package = _package(point)
     try:
         experiment = point.load()
     except (Exception, SystemExit) as error:  # a plugin may raise anything; it is named and the rest goes on

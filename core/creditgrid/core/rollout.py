@@ -169,7 +169,7 @@ class _Stack:
             alike[rollout.rule, rollout.kappa, rollout.norm_mode].append(position)
         for (rule, kappa, norm_mode), positions in alike.items():
             own = credit[positions]
-            if norm_mode == "norm":
+            if norm_mode == "norm" and rule != "target_shift":  # which normalises by itself, and twice is not once
                 own = normalise_credit(own)
             out[positions] = output_gradient(rule, branch[positions], own, kappa)
         return out

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from creditgrid.core.credit import Method, Reduction, SSource, credits
@@ -41,6 +42,12 @@ class CreditSource:
             s_source=self.s_source,
             oracle_reduction=self.oracle_reduction,
         )
+
+    def double(self) -> CreditSource:
+        """A copy in double precision."""
+        feedback = None if self.feedback is None else self.feedback.double()
+        estimator = None if self.estimator is None else copy.deepcopy(self.estimator).double()
+        return replace(self, feedback=feedback, estimator=estimator)
 
 
 def source_name(task: Task) -> str:

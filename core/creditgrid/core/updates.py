@@ -54,7 +54,7 @@ def normalise_credit(credit: Tensor) -> Tensor:
 
 
 def output_gradient(rule: Rule, branch: Tensor, credit: Tensor, kappa: float | None = None) -> Tensor:
-    """∂loss_l/∂F of a rule: F = F_l(h_l) (…, b, d) and a_l (…, b, d) -> (…, b, d).
+    """∂loss_l/∂F of a rule: F = F_l(h_l) (…, b, d) and a_l (…, b, d) -> (…, b, d); target_shift makes its own â_l.
 
     Written out rather than differentiated: the target of ``target_shift`` lies so close to F that their difference in
     single precision would lose most of its digits, and what remains of it is κ â.

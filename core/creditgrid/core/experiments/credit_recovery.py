@@ -67,7 +67,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     shared = tasks[0]
     network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
     data = image_data(inputs[shared.parents["data"]], device)
-    sources = restore_sources(tasks, inputs, device)
+    network, sources = quality.in_double(network, restore_sources(tasks, inputs, device))
     size = shared.params["batch_size"]
     batches = list(quality.file_batches(network, data, size, quality.GAMMA_BATCHES))
     gammas = quality.gamma(network, sources, batches)
@@ -153,6 +153,8 @@ CHARTS = (
         measures=(
             Axis(("gamma",), "gamma: cosine with the gradient"),
             Axis(("rho",), "rho: correlation with the loss's slope"),
+            Axis(("nudge_0_001",), "loss change of a nudge of 0.001 (nats)"),
+            Axis(("nudge_0_003",), "loss change of a nudge of 0.003 (nats)"),
             Axis(("nudge_0_01",), "loss change of a nudge of 0.01 (nats)"),
         ),
         series=("method", "cb_source"),

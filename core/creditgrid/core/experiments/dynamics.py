@@ -73,15 +73,17 @@ def cell(params: DynamicsParams, dataset: DatasetRef | None) -> tuple[Task, Sequ
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """Every logged epoch of each run, one batched pass forward and back for each."""
+    """Every logged epoch of each run, in one batched pass forward and back each, in double precision."""
     for task in tasks:
         data = image_data(inputs[task.parents["data"]], device)
-        feedback = feedback_stack(inputs[task.parents["feedback"]], device) if "feedback" in task.parents else None
+        feedback = None
+        if "feedback" in task.parents:
+            feedback = feedback_stack(inputs[task.parents["feedback"]], device).double()
         epochs = sorted(int(role.removeprefix("epoch_")) for role in task.parents if role.startswith("epoch_"))
         rows: list[dict[str, float | None]] = []
         for number, epoch in enumerate(epochs):
             arrays = inputs[task.parents[f"epoch_{epoch}"]]
-            network = restore_network(arrays, device, residual_add=task.params["residual_add"])
+            network = restore_network(arrays, device, residual_add=task.params["residual_add"]).double()
             rows += ({"epoch": epoch, **row} for row in look(network, data, feedback))
             yield Progress(number + 1, len(epochs), f"epoch {epoch} of {epochs[-1]}")
         yield Output(task.key, rows=rows)
@@ -100,16 +102,16 @@ def look(network: ResidualMLP, data: ImageData, feedback: torch.Tensor | None) -
     # The sum's gradient is each image's own; the mean's is 1/n of it.
     below = credits("oracle_bp", network, batch.hiddens, batch.logits, y, oracle_reduction="sum")
     gradients = torch.cat((below, terminal_gradient(network, batch.hiddens[-1], y).unsqueeze(0)))
-    h_norms = hiddens.norm(dim=-1).double()
-    grad_norms = gradients.norm(dim=-1).double() / len(y)
+    h_norms = hiddens.norm(dim=-1)
+    grad_norms = gradients.norm(dim=-1) / len(y)
     gamma = None
     if feedback is not None:
         own = credits("dfa", network, batch.hiddens, batch.logits, y, feedback=feedback)
-        gamma = cosine(own, below).double().mean().item()
+        gamma = cosine(own, below).mean().item()
     whole = {
         "gamma_dfa": gamma,
         "accuracy": correct(batch.logits, y).double().mean().item(),
-        "loss": cross_entropy(batch.logits, y).double().mean().item(),
+        "loss": cross_entropy(batch.logits, y).mean().item(),
     }
     columns = {
         "h_norm": h_norms.quantile(0.5, dim=-1).tolist(),
@@ -142,14 +144,27 @@ def summarise(rows: Sequence[Row]) -> Summary:
 CHARTS = (
     Chart(
         name="norms",
-        title="Residual stream and gradient over training",
+        title="Residual stream and gradient over training, by layer",
+        mark="line",
+        x=Axis(("epoch",), "epoch"),
+        # No ‖·‖: fonts often have no such sign, and the whole title falls back to another typeface.
+        measures=(
+            Axis(("h_norm",), "median norm of h_l", "log"),
+            Axis(("grad_norm",), "median norm of ∂CE/∂h_l (nats)", "log"),
+        ),
+        series=("layer",),
+    ),
+    Chart(
+        name="training",
+        title="Accuracy, loss, and DFA's agreement with the gradient over training",
         mark="line",
         x=Axis(("epoch",), "epoch"),
         measures=(
-            Axis(("h_norm",), "median ‖h_l‖₂", "log"),
-            Axis(("grad_norm",), "median ‖∂CE/∂h_l‖₂ (nats)", "log"),
+            Axis(("accuracy",), "accuracy (fraction)"),
+            Axis(("loss",), "cross-entropy (nats)"),
+            Axis(("gamma_dfa",), "gamma of the DFA credit"),
         ),
-        series=("layer",),
+        series=("train_rule",),
     ),
 )
 

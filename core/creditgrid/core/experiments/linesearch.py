@@ -162,11 +162,9 @@ CHARTS = (
         title="Loss change against step size",
         mark="line",
         x=Axis(("eta",), "step size η", "log"),
-        measures=(
-            Axis(("delta_loss_same",), "loss change, same batch (nats)", "symlog"),
-            Axis(("delta_loss_held",), "loss change, held-out batch (nats)", "symlog"),
-        ),
-        series=("method",),
+        # One axis: "same" and "held" are compared, so their panels share a scale.
+        measures=(Axis(("delta_loss_same", "delta_loss_held"), "loss change (nats)", "symlog"),),
+        series=("method", "cb_source"),
     ),
 )
 

@@ -252,11 +252,20 @@ def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
 CHARTS = (
     Chart(
         name="pur",
-        title="How much of a step's gain carries over to held-out images",
+        title="How much of a step's gain carries over to held-out images (PUR)",
         mark="line",
-        x=Axis(("checkpoint_epoch",), "checkpoint (epochs)"),
-        measures=(Axis(("pur_1",), "PUR after 1 step"), Axis(("pur_5",), "PUR after 5 steps")),
-        series=("method",),
+        # checkpoint_epoch null is the last epoch: a line stands at the first column that is not null.
+        x=Axis(("checkpoint_epoch", "train_epochs"), "checkpoint (epochs)"),
+        measures=(Axis(("pur_1", "pur_5"), "PUR (ratio)", "symlog"),),
+        series=("method", "cb_source"),
+    ),
+    Chart(
+        name="loss-change",
+        title="Loss change after 1 and 5 steps at the best step size",
+        mark="line",
+        x=Axis(("checkpoint_epoch", "train_epochs"), "checkpoint (epochs)"),
+        measures=(Axis(("dl_same_1", "dl_held_1", "dl_same_5", "dl_held_5"), "loss change (nats)", "symlog"),),
+        series=("method", "cb_source"),
     ),
 )
 

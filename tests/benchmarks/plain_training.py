@@ -1,15 +1,14 @@
-"""The scripts that CreditGrid replaces, as a researcher would write them: what the benchmarks compare against.
+"""Training and fitting as a researcher's script does them today: what the benchmarks compare against.
 
-One cell, one direction, one layer, one image at a time; torchvision transforms on PIL images, a DataLoader with two
-workers. Correct and readable, and nothing shared between cells.
+One direction, one layer, one image at a time; torchvision transforms on PIL images, a DataLoader with two workers.
+Correct and readable.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from creditgrid.core.credit import credits
 from creditgrid.core.data import ImageData
 from creditgrid.core.estimators import EstimatorNet
 from creditgrid.core.network import ResidualMLP
+
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
@@ -53,12 +53,12 @@ def loader(data: ImageData, batch_size: int) -> DataLoader[Any]:
     return DataLoader(PilImages(data), batch_size, shuffle=True, num_workers=2, persistent_workers=True)
 
 
-def flat(batches: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def flat(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     for x, y in batches:
         yield x.flatten(1), y
 
 
-def train_epoch(network: ResidualMLP, optimizer: torch.optim.Optimizer, batches: DataLoader[Any]) -> float:
+def train_epoch(network: ResidualMLP, optimizer: torch.optim.Optimizer, batches: Batches) -> float:
     total = 0.0
     for x, y in flat(batches):
         loss = F.cross_entropy(network(x), y)
@@ -69,11 +69,52 @@ def train_epoch(network: ResidualMLP, optimizer: torch.optim.Optimizer, batches:
     return total
 
 
+class AlignmentOptimizers:
+    """An AdamW for each block, one for the embedding and one for the head, as each learns by itself."""
+
+    def __init__(self, network: ResidualMLP, lr: float, weight_decay: float) -> None:
+        def adamw(*parts: nn.Module) -> torch.optim.Optimizer:
+            parameters = [parameter for part in parts for parameter in part.parameters()]
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+        self.embed = adamw(network.embed)
+        self.blocks = [adamw(block) for block in network.blocks]
+        self.head = adamw(network.out_head, network.out_ln)
+
+
+def train_dfa_epoch(network: ResidualMLP, optimizers: AlignmentOptimizers, feedback: Tensor, batches: Batches) -> float:
+    total = 0.0
+    for x, y in flat(batches):
+        with torch.no_grad():
+            logits, hiddens = network(x, return_hidden=True)
+            error = logits.softmax(-1) - F.one_hot(y, logits.shape[-1])
+        loss = F.cross_entropy(network.head(hiddens[-1]), y)
+        total += loss.item()
+        optimizers.head.zero_grad()
+        loss.backward()
+        optimizers.head.step()
+        for layer, block in enumerate(network.blocks):
+            local = (block(hiddens[layer]) * _unit_rms(error @ feedback[layer].T)).sum(-1).mean()
+            optimizers.blocks[layer].zero_grad()
+            local.backward()
+            nn.utils.clip_grad_norm_(block.parameters(), 1.0)
+            optimizers.blocks[layer].step()
+        local = (network.embed(x) * _unit_rms(error @ feedback[0].T)).sum(-1).mean()
+        optimizers.embed.zero_grad()
+        local.backward()
+        optimizers.embed.step()
+    return total
+
+
+def _unit_rms(a: Tensor) -> Tensor:
+    return a / (a.square().mean(-1, keepdim=True).sqrt() + 1e-6)
+
+
 def fit_vec_epoch(
     estimator: EstimatorNet,
     optimizer: torch.optim.Optimizer,
     network: ResidualMLP,
-    batches: DataLoader[Any],
+    batches: Batches,
     directions: int = 4,
     eps: float = 1e-3,
 ) -> None:
@@ -103,7 +144,7 @@ def fit_scalar_cb_epoch(
     average: EstimatorNet,
     optimizer: torch.optim.Optimizer,
     network: ResidualMLP,
-    batches: DataLoader[Any],
+    batches: Batches,
     temperature: float = 0.1,
     samples: int = 4,
     sigma: float = 0.05,
@@ -135,57 +176,26 @@ def fit_scalar_cb_epoch(
                 slow.mul_(ema).add_(fast, alpha=1 - ema)
 
 
+def fit_state_bridge_epoch(
+    estimator: EstimatorNet, optimizer: torch.optim.Optimizer, network: ResidualMLP, batches: Batches
+) -> None:
+    depth = network.num_blocks
+    for x, y in flat(batches):
+        with torch.no_grad():
+            logits, hiddens = network(x, return_hidden=True)
+            error = logits.softmax(-1) - F.one_hot(y, logits.shape[-1])
+            scale = hiddens[-1].norm(dim=-1, keepdim=True).clamp_min(1)
+        loss: Tensor = torch.zeros(())
+        for layer in range(depth):
+            distance = (estimator(hiddens[layer], layer / depth, error) - hiddens[-1]) / scale
+            loss = loss + distance.square().sum(-1).mean() / depth
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def _step(estimator: EstimatorNet, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(estimator.parameters(), 1.0)
     optimizer.step()
-
-
-def line_search_cell(
-    network: ResidualMLP,
-    same: tuple[Tensor, Tensor],
-    held: tuple[Tensor, Tensor],
-    method: str,
-    update_range: str,
-    norm_mode: str,
-    eta: float,
-    feedback: Tensor,
-    estimator: EstimatorNet | None,
-) -> dict[str, float]:
-    """One cell from scratch: copy, recompute hiddens and credit, step, evaluate."""
-    copied = copy.deepcopy(network).requires_grad_(True)
-    x, y = same
-    with torch.no_grad():
-        before_same = F.cross_entropy(copied(x), y).item()
-        before_held = F.cross_entropy(copied(held[0]), held[1]).item()
-        accuracy = (copied(x).argmax(-1) == y).float().mean().item()
-        logits, hiddens = copied(x, return_hidden=True)
-    credit = credits(method, copied, hiddens, logits, y, feedback=feedback, estimator=estimator)
-    depth = copied.num_blocks
-    first = {"last1": depth - 1, "last2": depth - 2, "all": 0}[update_range]
-    sizes = []
-    loss: Tensor = torch.zeros(())
-    for layer in range(first, depth):
-        a = credit[layer]
-        size = a.square().mean(-1, keepdim=True).sqrt() + 1e-6
-        sizes.append(size.mean().item())
-        a = a / size if norm_mode == "norm" else a
-        loss = loss + (copied.blocks[layer](hiddens[layer]) * a).sum(-1).mean()
-    if update_range != "last1":
-        loss = loss + F.cross_entropy(copied.head(hiddens[-1]), y)
-    torch.optim.SGD(copied.parameters(), lr=eta).zero_grad()
-    loss.backward()
-    torch.optim.SGD(copied.parameters(), lr=eta).step()
-    with torch.no_grad():
-        after = copied(x)
-        after_same = F.cross_entropy(after, y).item()
-        after_held = F.cross_entropy(copied(held[0]), held[1]).item()
-    return {
-        "loss_before_same": before_same,
-        "loss_after_same": after_same,
-        "delta_loss_same": after_same - before_same,
-        "delta_loss_held": after_held - before_held,
-        "delta_acc_same": (after.argmax(-1) == y).float().mean().item() - accuracy,
-        "credit_rms": sum(sizes) / len(sizes),
-    }
