@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,7 @@ import pytest
 import yaml
 
 from creditgrid.client import Client, cli
-from creditgrid.client.errors import InvalidRequest
+from creditgrid.client.errors import ApiError, InvalidRequest
 from creditgrid.client.local_service import LocalService
 from creditgrid.client.sweep import Sweep
 from creditgrid.core.registry import ENTRY_POINTS
@@ -86,6 +87,17 @@ UNFIT = {
     "an_import": ("import torch_of_the_future", "raised ModuleNotFoundError when creditgrid_an_import:EXPERIMENT was"),
     "an_import_raises": ("raise RuntimeError('no licence')", "raised RuntimeError when", "imported: no licence"),
 }
+# Experiments that can be registered, and raise when they are used.
+RAISING = {
+    "raises_at_a_cell": "EXPERIMENT = changed(cell=lambda params, dataset: 1 / 0)",
+    "raises_at_conflicts": """
+class Raising(CustomParams):
+    def conflicts(self, dataset):
+        return 1 / 0
+
+EXPERIMENT = changed(params=Raising)""",
+    "raises_at_its_summary": "EXPERIMENT = changed(summarise=lambda rows: 1 / 0)",
+}
 
 
 def built(folder: Path) -> Path:
@@ -115,6 +127,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         wheel.extractall(site)
     put(site, "fails_once", "EXPERIMENT = SOUND")
     for name, (source, *_) in UNFIT.items():
+        put(site, name, source)
+    for name, source in RAISING.items():
         put(site, name, source)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(site))
@@ -170,7 +184,7 @@ def test_every_row_is_what_the_checkpoint_says(client: Client, sweep: Sweep) -> 
     assert {(row["seed"], row["checkpoint_epoch"], row["matrix"], row["layer"]) for row in rows} == {
         (seed, epoch, matrix, layer)
         for seed in (0, 1, 2)
-        for epoch in (0, 1, 5)
+        for epoch in (0, 5, 20)
         for matrix in ("w1", "w2")
         for layer in range(4)
     }
@@ -199,9 +213,9 @@ def test_the_summary_has_intervals_over_seeds_and_a_verdict(sweep: Sweep) -> Non
     assert summary.complete
     assert len(summary.rows) == 3 * 2 * 4  # epochs, matrices, layers
     (line,) = [
-        line for line in summary.rows if (line["matrix"], line["checkpoint_epoch"], line["layer"]) == ("w2", 5, 3)
+        line for line in summary.rows if (line["matrix"], line["checkpoint_epoch"], line["layer"]) == ("w2", 20, 3)
     ]
-    ranks = [row["stable_rank"] for row in only(sweep, matrix="w2", checkpoint_epoch=5, layer=3)]
+    ranks = [row["stable_rank"] for row in only(sweep, matrix="w2", checkpoint_epoch=20, layer=3)]
     assert line["n"] == line["stable_rank_n"] == len(ranks) == 3
     assert line["diverged"] == 0
     assert math.isclose(line["stable_rank"], np.mean(ranks), rel_tol=1e-12)
@@ -209,26 +223,32 @@ def test_the_summary_has_intervals_over_seeds_and_a_verdict(sweep: Sweep) -> Non
     # 4.302653 is Student's t for 97.5 % and 2 degrees of freedom.
     assert math.isclose(line["stable_rank_ci95"], 4.302653 * np.std(ranks, ddof=1) / math.sqrt(3), rel_tol=1e-6)
 
-    assert len(summary.verdicts) == 3 * 2
+    found = {}
     for verdict in summary.verdicts:
-        matrix, epoch = verdict.text.split("matrix ")[1].split(",")[0], verdict.text.split("checkpoint_epoch ")[1][0]
-        ranks = [row["stable_rank"] for row in only(sweep, matrix=matrix, checkpoint_epoch=int(epoch))]
+        told = re.match(r"matrix (w[12]), d_hidden 32, checkpoint_epoch (\d+): mean stable rank ", verdict.text)
+        assert told is not None
+        matrix, epoch = told[1], int(told[2])
+        ranks = [row["stable_rank"] for row in only(sweep, matrix=matrix, checkpoint_epoch=epoch)]
+        assert len(ranks) == 3 * 4
         assert math.isclose(verdict.numbers["mean_stable_rank"], np.mean(ranks), rel_tol=1e-12)
         assert verdict.numbers["bound"] == 32 / 8
-        assert verdict.name == ("low-rank" if np.mean(ranks) < 4 else "full-rank")
-    assert {verdict.name for verdict in summary.verdicts if "checkpoint_epoch 0" in verdict.text} == {"full-rank"}
+        found[matrix, epoch] = verdict.name
+    # A random matrix has 32/4, and training concentrates w2.
+    assert found == {(matrix, epoch): "full-rank" for matrix in ("w1", "w2") for epoch in (0, 5, 20)} | {
+        ("w2", 20): "low-rank"
+    }
 
 
 def test_sql_reads_the_plugins_columns(client: Client, sweep: Sweep) -> None:
     found = client.query(
         "SELECT layer, matrix, avg(stable_rank) AS rank, count(*) AS n FROM results "
-        f"WHERE sweep = '{sweep.id}' AND checkpoint_epoch = 5 GROUP BY ALL ORDER BY layer, matrix"
+        f"WHERE sweep = '{sweep.id}' AND checkpoint_epoch = 20 GROUP BY ALL ORDER BY layer, matrix"
     ).table.to_pylist()
     assert [(row["layer"], row["matrix"], row["n"]) for row in found] == [
         (layer, matrix, 3) for layer in range(4) for matrix in ("w1", "w2")
     ]
     for row in found:
-        wanted = [r["stable_rank"] for r in only(sweep, checkpoint_epoch=5, layer=row["layer"], matrix=row["matrix"])]
+        wanted = [r["stable_rank"] for r in only(sweep, checkpoint_epoch=20, layer=row["layer"], matrix=row["matrix"])]
         assert math.isclose(row["rank"], np.mean(wanted), rel_tol=1e-12)
 
 
@@ -257,13 +277,13 @@ def test_checkpoints_are_shared_with_the_shipped_experiments(client: Client, swe
     assert [task.state for task in after.tasks() if task.kind == "train"] == ["cached"] * 3
     assert {json.loads(row["parents"])["checkpoint"] for row in after.results().table.to_pylist()} <= {
         client.artifact_record(json.loads(row["parents"])["spectrum"])["payload"]["parents"]["checkpoint"]
-        for row in only(sweep, checkpoint_epoch=5)
+        for row in only(sweep, checkpoint_epoch=20)
     }
 
 
 def test_a_cell_that_raises_is_reported_and_leaves_the_rest(client: Client, sweep: Sweep) -> None:
     spec = SPEC | {"axes": {"lr": [1e-3, 1e30], "matrix": ["w1", "w2"]}}
-    spec["fixed"] = SPEC["fixed"] | {"seed": 0, "checkpoint_epoch": 5}
+    spec["fixed"] = SPEC["fixed"] | {"seed": 0, "checkpoint_epoch": 20}
     failed = client.submit(spec).wait(timeout=60, raise_on_failure=False)
     assert failed.state == "failed"
     assert failed.view.counts == {"cached": 2, "skipped": 2}
@@ -300,12 +320,12 @@ def test_matrices_of_zeros_have_no_rank(client: Client) -> None:
 
 
 def test_its_parameters_are_checked_as_any(client: Client) -> None:
-    spec = SPEC | {"axes": {"checkpoint_epoch": [5, 6], "matrix": ["w2", "w3"]}}
+    spec = SPEC | {"axes": {"checkpoint_epoch": [20, 21], "matrix": ["w2", "w3"]}}
     with pytest.raises(InvalidRequest) as caught:
         client.plan(spec)
     assert [error.pointer for error in caught.value.problem.errors] == ["/axes/matrix/1"]
-    spec = SPEC | {"axes": {"checkpoint_epoch": [5, 6]}}
-    with pytest.raises(InvalidRequest, match=r"6 is beyond the end of training \(5\)") as caught:
+    spec = SPEC | {"axes": {"checkpoint_epoch": [20, 21]}}
+    with pytest.raises(InvalidRequest, match=r"21 is beyond the end of training \(20\)") as caught:
         client.plan(spec)
     assert [error.pointer for error in caught.value.problem.errors] == ["/axes/checkpoint_epoch/1"]
 
@@ -354,6 +374,19 @@ def test_an_unfit_package_is_named_and_costs_itself_alone(client: Client, name: 
         (error,) = caught.value.problem.errors
         assert error.pointer == "/experiment"
         assert error.detail == f"the experiment '{name}' cannot be used: {view.problem}"
+
+
+@pytest.mark.parametrize("name", RAISING)
+def test_an_experiment_that_raises_is_named_and_the_service_goes_on(client: Client, name: str, tmp_path: Path) -> None:
+    spec = {"name": "raises", "experiment": name, "fixed": {"marker": str(tmp_path / "marker")}, "retry": {"max": 1}}
+    before = [sweep.id for sweep in client.sweeps()]
+    with pytest.raises(ApiError) as caught:
+        client.submit(spec).wait(timeout=60).summary()
+    assert caught.value.problem.status == 500
+    assert re.search(rf"^{name}: \w+\(\) raised ZeroDivisionError", caught.value.problem.detail)
+    # What cannot be planned leaves nothing; what cannot be summarised has its rows.
+    after = [sweep for sweep in client.sweeps() if sweep.id not in before]
+    assert [sweep.view.counts for sweep in after] == ([{"succeeded": 1}] if name == "raises_at_its_summary" else [])
 
 
 def test_the_rest_goes_on_beside_unfit_packages(client: Client, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,9 +112,8 @@ def snapshot_time_cell(
         local_step(stepped, (probe["x_steps"][step], probe["y_steps"][step]), source, layers, eta)
     same_5, held_5 = loss_of(stepped, same) - before_same, loss_of(stepped, held) - before_held
 
-    directions = []
+    directions, still = [], _copy(network)
     for batch in zip(probe["x_extra"][: params["extra_batches"]], probe["y_extra"], strict=False):
-        still = _copy(network)
         local_step(still, batch, source, layers, 0.0)
         directions.append(torch.cat([p.grad.flatten() for p in still.parameters() if p.grad is not None]))
     mean = torch.stack(directions).mean(0)

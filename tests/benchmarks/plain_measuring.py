@@ -3,11 +3,13 @@
 One cell, step size, direction, layer and batch at a time: a deep copy of the network for every step that is tried,
 autograd of the local losses as they are written, and everything computed anew for each cell. What a careful script does
 not do twice is not done twice either: batches are ready-made tensors, the loss before a search is computed once, and
-credits are of the layers that step alone.
+credits are of the layers that step alone. Losses whose small differences are asked for (rho, nudge) are in double
+precision, as ours are: single precision's rounding would be all that rho shows of a weak credit.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -149,15 +151,16 @@ def rho(network: ResidualMLP, source: Source, batch: Batch, seed: int, eps: floa
     with torch.no_grad():
         _, hiddens = network(x, return_hidden=True)
     credits = credit_of(source, network, hiddens, y, layers)
+    precise = copy.deepcopy(network).double()
     found = []
     for layer in layers:
-        h, draws = hiddens[layer], generator(seed, "rho", layer)
+        h, draws = hiddens[layer].double(), generator(seed, "rho", layer)
         predicted, measured = [], []
         with torch.no_grad():
             for _ in range(32):
                 v = torch.randn(h.shape, generator=draws)
-                ahead = F.cross_entropy(network.forward_from_layer(h + eps * v, layer), y, reduction="none")
-                behind = F.cross_entropy(network.forward_from_layer(h - eps * v, layer), y, reduction="none")
+                ahead = F.cross_entropy(precise.forward_from_layer(h + eps * v, layer), y, reduction="none")
+                behind = F.cross_entropy(precise.forward_from_layer(h - eps * v, layer), y, reduction="none")
                 predicted.append((credits[layer] * v).sum(-1))
                 measured.append((ahead - behind) / (2 * eps))
         pairs = torch.stack((torch.cat(predicted), torch.cat(measured)))
@@ -170,12 +173,13 @@ def nudge(network: ResidualMLP, source: Source, batch: Batch, eta: float) -> lis
     layers = range(network.num_blocks)
     with torch.no_grad():
         _, hiddens = network(x, return_hidden=True)
+    precise = copy.deepcopy(network).double()
     found = []
     for layer, a in enumerate(credit_of(source, network, hiddens, y, layers)):
-        h = hiddens[layer]
+        h = hiddens[layer].double()
         with torch.no_grad():
-            before = F.cross_entropy(network.forward_from_layer(h, layer), y)
-            after = F.cross_entropy(network.forward_from_layer(h - eta * F.normalize(a, dim=-1), layer), y)
+            before = F.cross_entropy(precise.forward_from_layer(h, layer), y)
+            after = F.cross_entropy(precise.forward_from_layer(h - eta * F.normalize(a, dim=-1), layer), y)
         found.append((after - before).item())
     return found
 

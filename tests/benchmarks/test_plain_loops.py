@@ -19,8 +19,8 @@ from creditgrid.core.estimators import EstimatorNet
 from creditgrid.core.fitting import fit_state_bridge
 from creditgrid.core.network import ResidualMLP
 from creditgrid.core.streams import generator
-from creditgrid.core.training import train
 from creditgrid.core.task import Arrays
+from creditgrid.core.training import train
 
 BATCH = 16
 BASE: dict[str, Any] = {

@@ -52,8 +52,8 @@ print(code, heavy)
 """
     out = run(program)
     assert out.splitlines()[-1] == "0 []"
-    commands = "serve run plan submit ls show watch logs cancel retry reproduce plot sql export artifact import-checkpoint experiments"
-    for command in commands.split():
+    commands = "serve run plan submit ls show watch logs cancel retry reproduce sql export artifact experiments plot"
+    for command in (*commands.split(), "import-checkpoint"):
         assert f" {command} " in out
 
 

@@ -206,7 +206,8 @@ def test_experiments_from_real_schemas() -> None:
     assert "delta_loss_same" in line_of(text, "linesearch")
     assert "cannot be used: ImportError" in text
     text = shown(render.experiment_view(linesearch))
-    assert line_of(text, "method ")[:6] == ["method", "oracle_bp,", "vec,", "scalar_cb,", "dfa", "required"]
+    methods = ["oracle_bp,", "vec,", "scalar_cb,", "dfa,", "state_bridge"]
+    assert line_of(text, "method ")[:7] == ["method", *methods, "required"]
     assert line_of(text, "num_blocks ")[:7] == ["num_blocks", "integer", "≥", "1", "≤", "256", "4"]
     assert line_of(text, "checkpoint_epoch ")[:7] == ["checkpoint_epoch", "integer", "≥", "0", "or", "null", "null"]
     assert line_of(text, "delta_loss_same") == ["delta_loss_same", "float64", "nats"]

@@ -244,3 +244,28 @@ def test_the_times_of_layers_broadcast_over_everything_between_layer_and_sample(
         expected = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64)
         assert torch.equal(times.flatten(), expected)
         assert torch.broadcast_shapes(times.shape, shape[:-1]) == shape[:-1]
+
+
+# -- the last layers alone -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize(("method", "options"), SOURCES, ids=lambda value: value if isinstance(value, str) else "")
+def test_credits_from_a_layer_on_are_those_of_the_last_layers(first: int, method: Any, options: dict[str, Any]) -> None:
+    networks, together = _side_by_side(False)
+    x = _draw(B, D)
+    every = _credits(method, networks[0], x, **options)
+    some = _credits(method, networks[0], x, first=first, **options)
+    torch.testing.assert_close(some, every[first:], rtol=1e-10, atol=1e-13)
+    with torch.no_grad():
+        hiddens = together.hiddens(networks[0].embed(x).expand(len(networks), B, WIDTH))
+        logits = together.head(hiddens[-1])
+    whole = credits(method, together, hiddens, logits, Y, **options)
+    part = credits(method, together, hiddens, logits, Y, first=first, **options)
+    torch.testing.assert_close(part, whole[first:], rtol=1e-10, atol=1e-13)
+
+
+def test_the_times_of_the_last_layers() -> None:
+    every = layer_times(torch.zeros(4, 2, 3))
+    for first in range(4):
+        assert torch.equal(layer_times(torch.zeros(4 - first, 2, 3), first), every[first:])

@@ -83,6 +83,17 @@ def test_networks_side_by_side_are_the_same_as_one_by_one(residual_add: bool, sh
         )
 
 
+@pytest.mark.parametrize("first", range(L + 1))
+def test_hidden_states_from_a_layer_on(first: int) -> None:
+    networks = [_network(index) for index in range(S)]
+    together, h = _stack(networks), _draw(S, B, WIDTH)
+    hiddens = together.hiddens(h, first)
+    assert len(hiddens) == L + 1 - first
+    logits = together.head(hiddens[-1])
+    for i, network in enumerate(networks):
+        torch.testing.assert_close(logits[i], network.forward_from_layer(h[i], first), rtol=1e-10, atol=1e-12)
+
+
 def test_a_part_of_the_stack_is_those_networks() -> None:
     networks, h = [_network(index) for index in range(S)], _draw(S, B, WIDTH)
     together = _stack(networks)

@@ -207,6 +207,16 @@ def test_target_shift_is_kappa_times_the_normalised_inner_product() -> None:
         torch.testing.assert_close(gradient, 0.3 * inner[name])
 
 
+@pytest.mark.parametrize("blocks", [[2], [1, 2]])
+def test_credits_of_the_last_layers_are_enough_for_directions_there(blocks: list[int]) -> None:
+    network, x, credits = _network(), _draw(B, D), _draw(L, B, WIDTH, index=3)
+    _, hiddens = network(x, return_hidden=True)
+    every = local_direction(network, hiddens, credits, Y, blocks, update_head=True)
+    some = local_direction(network, hiddens, credits[blocks[0] :], Y, blocks, update_head=True)
+    assert every.keys() == some.keys()
+    assert all(torch.equal(gradient, every[name]) for name, gradient in some.items())
+
+
 def test_target_shift_without_its_kappa_is_refused() -> None:
     network = _network()
     _, hiddens = network(_draw(B, D), return_hidden=True)

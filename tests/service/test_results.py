@@ -102,6 +102,20 @@ def test_experiments_add_their_columns_and_lie_apart(results: Results, tmp_path:
     }
 
 
+def test_rows_with_another_type_of_a_column_are_told_apart(results: Results) -> None:
+    ours, other = schema(noop.EXPERIMENT), pa.schema([("twice", pa.string()), ("new", pa.string())])
+    assert results.misfit(other) is None  # there are no rows yet
+    results.append(1, [rows(1)])
+    assert results.misfit(ours) is None
+    assert results.misfit(schema(LINESEARCH)) is None
+    why = "the column 'twice' is string here and double in the rows there are: rename it"
+    assert results.misfit(other) == why
+    eta = pa.schema([("eta", pa.int64())])
+    assert results.misfit(eta) is None
+    results.append(2, [rows(2, experiment=LINESEARCH)])
+    assert results.misfit(eta) == "the column 'eta' is int64 here and double in the rows there are: rename it"
+
+
 def test_many_small_files_become_few_and_nothing_is_forgotten(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

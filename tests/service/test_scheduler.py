@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 import torch
@@ -384,6 +385,40 @@ def test_a_call_of_a_package_that_is_gone_fails_alone(
     assert house.counts(sweep) == {FAILED: 1}
     assert "knows no task kind 'noop'" in house.events(sweep)[-2].data["message"]
     assert registries.registry() is known
+
+
+def test_a_package_that_comes_back_with_another_type_of_a_column_is_refused(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.submit(axes={"x": [1]})
+    house.drain()
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduling, "schema", lambda experiment: pa.schema([("twice", pa.string())]))
+        with pytest.raises(SpecError, match=r"'noop' cannot be used: the column 'twice' is string here and double"):
+            house.submit(axes={"x": [2]})
+    house.submit(axes={"x": [2]})
+    house.drain()
+    assert len(house.rows()) == 2
+
+
+def test_rows_with_another_type_of_a_column_fail_alone(house: House, calls: dict[int, Any]) -> None:
+    """As from a sweep that was open when its package was changed: the rows of others are committed all the same."""
+    house.submit(axes={"x": [1]})
+    house.drain()
+    changed, sound = house.submit(axes={"x": [2]}), house.submit(axes={"x": [3]})
+    house.step()
+    first = min(calls)
+    table = pa.table({"cell": [calls[first].tasks[0].key], "twice": ["four"]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    del calls[first]
+    house.runner.say(Finished(first, 0.1, "host", "cpu", sink.getvalue().to_pybytes(), {}, []))
+    house.drain()
+    assert (house.state(changed), house.state(sound)) == (FAILED, SUCCEEDED)
+    assert house.scheduler.problem() is None
+    (failure,) = house.views.failures(changed)
+    assert failure.cause == "the column 'twice' is string here and double in the rows there are: rename it"
 
 
 def test_a_corrupt_artifact_fails_its_cells_and_a_retry_makes_it_again(house: House, calls: dict[int, Any]) -> None:

@@ -79,8 +79,11 @@ def credits(
     estimator: EstimatorNet | None = None,
     s_source: SSource = "e_T",
     oracle_reduction: Reduction = "mean",
+    first: int = 0,
 ) -> Tensor:
     """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d); or (L, S, b, d) of S networks side by side.
+
+    With ``first``, those of the layers from it on alone, (L - first, …): no credit needs the layers below it.
 
     ``hiddens`` h_0 … h_L, each (…, b, d), and ``logits`` (…, b, C) are those of ``network`` on the batch, ``y`` int64
     (b,) its labels. ``dfa`` needs ``feedback`` (L, d, C); ``vec``, ``scalar_cb`` and ``state_bridge`` need their fitted
@@ -93,18 +96,18 @@ def credits(
     """
     if method == "oracle_bp":
         scale = len(y) if oracle_reduction == "mean" else 1
-        return _backprop(network, hiddens, terminal_gradient(network, hiddens[-1], y) / scale)
+        return _backprop(network, hiddens, terminal_gradient(network, hiddens[-1], y) / scale, first)
     if method == "dfa":
         if feedback is None:
             raise ValueError("the credit dfa needs its feedback matrices")
         error = output_error(logits, y)
-        return torch.stack([error @ matrix.mT for matrix in feedback])
+        return torch.stack([error @ matrix.mT for matrix in feedback[first:]])
     if method not in ("vec", "scalar_cb", "state_bridge"):
         raise ValueError(f"unknown credit method {method!r}: one of oracle_bp, dfa, vec, scalar_cb, state_bridge")
     if estimator is None:
         raise ValueError(f"the credit {method} needs its fitted estimator")
-    h = torch.stack(list(hiddens[:-1])).detach()
-    t = layer_times(h)
+    h = torch.stack(list(hiddens[first:-1])).detach()
+    t = layer_times(h, first)
     if method == "vec":
         with torch.no_grad():
             return estimator(h, t, output_error(logits, y))  # type: ignore[no-any-return]
@@ -119,9 +122,10 @@ def credits(
     return gradient
 
 
-def layer_times(h: Tensor) -> Tensor:
-    """The depths t_l = l/L of stacked hidden states h_0 … h_{L-1} (L, …, b, d), to broadcast against (L, …, b)."""
-    times = torch.arange(len(h), dtype=h.dtype, device=h.device) / len(h)
+def layer_times(h: Tensor, first: int = 0) -> Tensor:
+    """The depths t_l = l/L of stacked hidden states h_first … h_{L-1} (n, …, b, d), to broadcast against (n, …, b)."""
+    depth = first + len(h)
+    times = torch.arange(first, depth, dtype=h.dtype, device=h.device) / depth
     return times.view(-1, *[1] * (h.dim() - 2))
 
 
@@ -134,10 +138,10 @@ def _head_loss(network: Layers, terminal: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(logits, y.repeat(len(terminal)))
 
 
-def _backprop(network: Layers, hiddens: Sequence[Tensor], terminal: Tensor) -> Tensor:
-    """Carry ∂CE/∂h_L (…, b, d) back through the blocks to ∂CE/∂h_l for l = 0…L-1: (L, …, b, d)."""
+def _backprop(network: Layers, hiddens: Sequence[Tensor], terminal: Tensor, first: int) -> Tensor:
+    """Carry ∂CE/∂h_L (…, b, d) back through the blocks to ∂CE/∂h_l for l = first…L-1: (L - first, …, b, d)."""
     gradients = [terminal]
-    for layer in reversed(range(network.num_blocks)):
+    for layer in reversed(range(first, network.num_blocks)):
         with torch.enable_grad():
             leaf = hiddens[layer].detach().requires_grad_()
             (through,) = torch.autograd.grad(network.branch(layer, leaf), leaf, gradients[-1])

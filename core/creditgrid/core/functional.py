@@ -45,10 +45,10 @@ class FunctionalMLP:
         """out_head(out_ln(h)): (…, b, d) -> logits (…, b, C)."""
         return self._linear("out_head", self._layer_norm("out_ln", h))
 
-    def hiddens(self, h: Tensor) -> list[Tensor]:
-        """h_0 … h_L of h_0 (…, b, d)."""
+    def hiddens(self, h: Tensor, first: int = 0) -> list[Tensor]:
+        """h_first … h_L of h_first (…, b, d)."""
         found = [h]
-        for layer in range(self.num_blocks):
+        for layer in range(first, self.num_blocks):
             found.append(self.next(layer, found[-1]))
         return found
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Params
-from creditgrid.core.foreign import PATTERN, CheckpointName
+from creditgrid.core.foreign import CheckpointName
 from creditgrid.core.stages import checkpoint_task, data_task, feedback_task, fit_task, probe_task, train_task
 from creditgrid.core.task import Task
 
@@ -88,7 +88,7 @@ class CreditParams(TrainParams):
         None, ge=0, lt=2**63, description="Seed of the probe's batches, of B_l and of perturbations; null: `seed`."
     )
     checkpoint: str | None = Field(
-        None, pattern=PATTERN, description="Name of an imported checkpoint to probe, instead of training one."
+        None, max_length=200, description="Name of an imported checkpoint to probe, instead of training one."
     )
     checkpoint_epoch: int | None = Field(None, ge=0, description="Epoch of the probed checkpoint; null: the last.")
 
@@ -118,7 +118,11 @@ class CreditParams(TrainParams):
             return
         if self.checkpoint_epoch is not None:
             yield "checkpoint_epoch", "an imported checkpoint has no epochs: leave checkpoint_epoch out"
-        found = CheckpointName.parse(self.checkpoint)
+        try:
+            found = CheckpointName.parse(self.checkpoint)
+        except ValueError as error:
+            yield "checkpoint", str(error)
+            return
         for field, here, there in (
             ("num_blocks", self.num_blocks, found.num_blocks),
             ("d_hidden", self.d_hidden, found.d_hidden),
@@ -205,4 +209,4 @@ def enough_images(dataset: DatasetRef | None, *needs: tuple[str, int, int]) -> I
         if dataset is not None and batches * size > dataset.num_train:
             wanted = f"{batches} full batches of {size:,} images are {batches * size:,}"
             has = f"the training set of {dataset.name} holds {dataset.num_train:,}"
-            yield field, f"{wanted}, and {has}"
+            yield field, f"{wanted}, and {has}: ask for fewer or smaller batches"

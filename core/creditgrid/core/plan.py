@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.errors import DatasetError, Fault, SpecError
+from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError
 from creditgrid.core.experiment import Params
 from creditgrid.core.spec import Grid, pointer
 from creditgrid.core.task import Task, TaskKind
@@ -100,6 +100,7 @@ class Plan:
 
         Raises:
             SpecError: for cells whose values make no sense together.
+            PluginError: when the experiment's own code raises.
         """
         seen: set[bytes] = set()
         every = enumerate(self._grid.cells(self._datasets))
@@ -138,7 +139,11 @@ class Plan:
 
     def _name(self, params: Params) -> tuple[Task, Sequence[Task]]:
         dataset = self._datasets[params.__dict__["dataset"]] if self._datasets else None
-        return self._grid.experiment.cell(params, dataset)
+        experiment = self._grid.experiment
+        try:
+            return experiment.cell(params, dataset)
+        except Exception as error:
+            raise PluginError(f"{experiment.name}: cell() raised {type(error).__name__}: {error}") from error
 
     def _refuse_absent(
         self, fresh: Mapping[str, Task], named: Sequence[tuple[int, Params, Task, Sequence[Task]]]
@@ -151,7 +156,7 @@ class Plan:
             params = next(params for _, params, _, ancestors in named if task in ancestors)
             shown = ", ".join(str(value) for value in task.params.values())
             detail = f"there is no {task.kind} {shown}: import it first (creditgrid import-{task.kind} FILE)"
-            fault = Fault(detail, self._grid.where(task.kind, params.__dict__))
+            fault = Fault(detail, self._grid.naming(task.kind, params.__dict__.get(task.kind)))
             faults.setdefault(fault.pointer, fault)
         if faults:
             raise SpecError(list(faults.values()))

@@ -35,8 +35,8 @@ GAMMA_BATCHES = 10
 RHO_DIRECTIONS = 32
 RHO_EPS = 1e-3
 NUDGE_ETAS = (0.001, 0.003, 0.01)
-CHUNK_BYTES = 64 * 2**20
-"""Memory that shifted hidden states may take for one activation."""
+CHUNK_BYTES = 4 * 2**20
+"""Memory that shifted hidden states may take for one activation: a few of them are within a CPU's caches."""
 
 
 def in_double(network: ResidualMLP, sources: Mapping[str, CreditSource]) -> tuple[ResidualMLP, dict[str, CreditSource]]:

@@ -95,7 +95,7 @@ def _unfit(experiment: Experiment, found: Registry) -> str | None:
     decorators = experiment.params.__pydantic_decorators__
     if decorators.field_validators or decorators.validators or decorators.model_validators:
         return f"{experiment.params.__name__} has validators, which single values do not pass through: use conflicts()"
-    return _unfit_columns(experiment, found) or _unfit_kinds(experiment, found)
+    return _unfit_columns(experiment, found) or _unfit_kinds(experiment, found) or _unfit_charts(experiment)
 
 
 def _unfit_columns(experiment: Experiment, found: Registry) -> str | None:
@@ -128,4 +128,16 @@ def _unfit_kinds(experiment: Experiment, found: Registry) -> str | None:
     for kind in kinds:
         if kind.name in measures or found.kinds.get(kind.name, kind) is not kind:
             return f"another package has a task kind {kind.name!r}"
+    return None
+
+
+def _unfit_charts(experiment: Experiment) -> str | None:
+    names = [chart.name for chart in experiment.charts]
+    for chart in experiment.charts:
+        if names.count(chart.name) > 1 or not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", chart.name):
+            return f"the chart {chart.name!r} needs a name of its own in lower-case letters, digits and dashes"
+        shown = [*chart.x.columns, *chart.series, *(column for axis in chart.measures for column in axis.columns)]
+        for column in shown:
+            if column not in experiment.columns and column not in experiment.params.model_fields:
+                return f"the chart {chart.name!r} shows {column!r}, which is neither a parameter nor a measured column"
     return None

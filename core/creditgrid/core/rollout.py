@@ -2,7 +2,8 @@
 
 A serial rollout copies the network and steps it, once a cell. Here the rollouts of one checkpoint stand side by side:
 their parameters are one tensor (S, *shape) each, a step is one batched forward pass, one credit for each source and one
-backward pass for all, and rollouts that differ in their length alone are one, measured on its way.
+backward pass for all, and rollouts that differ in their length alone are one, measured on its way. Layers below the
+first updated block never change: hidden states that enter it are computed once.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
         ValueError: for an unknown rule, or target_shift without its kappa.
     """
     losses = {name: torch.empty(len(wanted), len(x_steps) + 1, dtype=torch.float64) for name in measured_on}
+    first = min(blocks, default=network.num_blocks - 1)
     with torch.no_grad():
-        embedded = {name: network.embed(x) for name, (x, _) in measured_on.items()}
-        starts = network.embed(x_steps)
+        entering = {name: network(x, return_hidden=True)[1][first] for name, (x, _) in measured_on.items()}
+        below = torch.stack(network(x_steps, return_hidden=True)[1][: first + 1], dim=1)  # (k, first + 1, n, d)
     # Rollouts of one source stand next to each other, so that its credits are one call on a slice.
     order = sorted(range(len(wanted)), key=lambda position: wanted[position].source)
     names = updated_parameters(blocks, update_head=True)
@@ -79,10 +81,10 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
         stack = _Stack(network, names, [wanted[position] for position in chunk])
         for step in range(len(x_steps) + 1):
             for name, (_, y) in measured_on.items():
-                losses[name][chunk, step] = stack.losses(embedded[name], y).cpu()
+                losses[name][chunk, step] = stack.losses(entering[name], y, first).cpu()
             if step < len(x_steps):
                 drawn = dict(noise(network, noise_seed, step)) if stack.noisy else {}
-                stack.step(starts[step], y_steps[step], sources, blocks, drawn)
+                stack.step(below[step], y_steps[step], sources, blocks, drawn)
     return losses
 
 
@@ -112,33 +114,37 @@ class _Stack:
         return torch.tensor(values, dtype=like.dtype).to(like.device)
 
     @torch.no_grad()
-    def losses(self, h: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of each network on a batch of embedded images h (n, d): float64 (S,)."""
-        hiddens = self._network.hiddens(h)
+    def losses(self, h: Tensor, y: Tensor, first: int) -> Tensor:
+        """Mean cross-entropy of each network on a batch that enters block ``first`` as h (n, d): float64 (S,)."""
+        hiddens = self._network.hiddens(h, first)
         return cross_entropy(self._network.head(hiddens[-1]), y).double().mean(-1)
 
     @torch.no_grad()
     def step(
         self,
-        h: Tensor,
+        below: Tensor,
         y: Tensor,
         sources: Mapping[str, CreditSource],
         blocks: Sequence[int],
         drawn: Mapping[str, Tensor],
     ) -> None:
-        """One local step of every network on one batch of embedded images h (n, d)."""
-        hiddens = self._network.hiddens(h.expand(len(self._wanted), *h.shape))
+        """One local step of every network on one batch; ``below`` is h_0 … h_first (first + 1, n, d), alike in all."""
+        first = len(below) - 1
+        hiddens = [h.expand(len(self._wanted), *h.shape) for h in below]
+        hiddens += self._network.hiddens(hiddens[-1], first)[1:]
         logits = self._network.head(hiddens[-1])
         credits = torch.cat(
             [
-                sources[name].credits(self._network.part(part), [h[part] for h in hiddens], logits[part], y)
+                sources[name].credits(self._network.part(part), [h[part] for h in hiddens], logits[part], y, first)
                 for name, part in self._runs()
             ],
             dim=1,
         )
 
         def gradients_at(branches: Sequence[Tensor]) -> list[Tensor]:
-            return [self._upstream(branch, credits[layer]) for layer, branch in zip(blocks, branches, strict=True)]
+            return [
+                self._upstream(branch, credits[layer - first]) for layer, branch in zip(blocks, branches, strict=True)
+            ]
 
         gradients = differentiate(self._moved, self._network, hiddens, y, blocks, gradients_at)
         for name, gradient in gradients.items():

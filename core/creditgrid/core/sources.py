@@ -29,8 +29,8 @@ class CreditSource:
     s_source: SSource = "e_T"
     oracle_reduction: Reduction = "mean"
 
-    def credits(self, network: Layers, hiddens: Sequence[Tensor], logits: Tensor, y: Tensor) -> Tensor:
-        """a_0 … a_{L-1} on a batch: (L, b, d), or (L, S, b, d) of S networks side by side."""
+    def credits(self, network: Layers, hiddens: Sequence[Tensor], logits: Tensor, y: Tensor, first: int = 0) -> Tensor:
+        """a_first … a_{L-1} on a batch: (L - first, b, d), or (L - first, S, b, d) of S networks side by side."""
         return credits(
             self.method,
             network,
@@ -41,6 +41,7 @@ class CreditSource:
             estimator=self.estimator,
             s_source=self.s_source,
             oracle_reduction=self.oracle_reduction,
+            first=first,
         )
 
     def double(self) -> CreditSource:

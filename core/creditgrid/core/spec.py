@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from creditgrid.core import axes as axis_values
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.errors import Fault, SpecError
+from creditgrid.core.errors import Fault, PluginError, SpecError
 from creditgrid.core.experiment import Experiment, Params
 from creditgrid.core.fingerprint import canonical_json
 
@@ -113,6 +113,7 @@ class Grid:
 
         Raises:
             SpecError: for cells whose values make no sense together.
+            PluginError: when the experiment's own code raises.
         """
         faults: dict[str, Fault] = {}
         points = [set(self._points(factor)) for factor in self.factors] if self.include else []
@@ -120,7 +121,7 @@ class Grid:
         count = 0
         for origin, values in itertools.chain(self._product(), self._included()):
             params = self.experiment.params.of_valid(values)
-            for blamed, detail in params.conflicts(datasets[values["dataset"]] if datasets else None):
+            for blamed, detail in self._conflicts(params, datasets[values["dataset"]] if datasets else None):
                 fault = Fault(detail, self.where(blamed, values, origin))
                 faults.setdefault(fault.pointer, fault)
             if faults:
@@ -138,6 +139,12 @@ class Grid:
             raise SpecError(_bounded(list(faults.values())))
         if count == 0:
             raise SpecError([Fault("the spec leaves no cells: every one is excluded", "/exclude")])
+
+    def _conflicts(self, params: Params, dataset: DatasetRef | None) -> list[tuple[str, str]]:
+        try:
+            return list(params.conflicts(dataset))
+        except Exception as error:
+            raise PluginError(f"{self.experiment.name}: conflicts() raised {type(error).__name__}: {error}") from error
 
     def _product(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
         if self.spec.include and not self.axes:
@@ -176,6 +183,17 @@ class Grid:
             return pointer("include", included)
         if name in self.axes:
             return _on_axis(self.spec, name, self.axes[name].index(values[name]))
+        return _fixed(self.spec)
+
+    def naming(self, name: str, value: Any) -> str:
+        """The first place where the spec gives the parameter ``name`` this value, or could have given it."""
+        if self.fixed.get(name) == value:
+            return pointer("fixed", name)
+        if value in self.axes.get(name, ()):
+            return _on_axis(self.spec, name, self.axes[name].index(value))
+        for index, entry in enumerate(self.include):
+            if entry.get(name) == value:
+                return pointer("include", index, name)
         return _fixed(self.spec)
 
 

@@ -295,9 +295,13 @@ def probe_task(
     return PROBE.task(params, {"dataset": data_task(dataset)})
 
 
-def step_batches(steps: int) -> int:
-    """How many step batches a probe holds for rollouts of so many steps: rounded up, so that rollouts share probes."""
-    return max(STEP_BATCHES, 1 << (steps - 1).bit_length())
+def step_batches(dataset: DatasetRef, steps: int, images: int) -> int:
+    """How many step batches of so many images a probe holds for rollouts of so many steps.
+
+    Rounded up as far as the data set reaches, so that rollouts of different lengths share probes.
+    """
+    rounded = max(STEP_BATCHES, 1 << (steps - 1).bit_length())
+    return max(steps, min(rounded, dataset.num_train // images))
 
 
 @lru_cache(_NAMES)

@@ -90,9 +90,9 @@ def local_direction(
 ) -> dict[str, Tensor]:
     """The gradients ∇ of the local losses by parameter name ("blocks.3.w1.weight", …); a step subtracts η ∇.
 
-    ``hiddens`` h_0 … h_L (b, d), ``credits`` (L, b, d) used as they are, ``y`` int64 (b,). The result holds the
-    parameters of ``blocks`` and, with ``update_head``, those of ``out_ln`` and ``out_head``. The network is neither
-    changed nor marked: its parameters may be frozen or not.
+    ``hiddens`` h_0 … h_L (b, d), ``y`` int64 (b,); ``credits`` (L, b, d), or those of the last layers alone, are used
+    as they are. The result holds the parameters of ``blocks`` and, with ``update_head``, those of ``out_ln`` and
+    ``out_head``. The network is neither changed nor marked: its parameters may be frozen or not.
 
     Raises:
         ValueError: for an unknown rule, or target_shift without ``kappa``.
@@ -102,7 +102,8 @@ def local_direction(
 
     def gradients_at(branches: Sequence[Tensor]) -> list[Tensor]:
         return [
-            output_gradient(rule, branch, credits[layer], kappa) for layer, branch in zip(blocks, branches, strict=True)
+            output_gradient(rule, branch, credits[layer - network.num_blocks], kappa)
+            for layer, branch in zip(blocks, branches, strict=True)
         ]
 
     return differentiate(parameters, network, hiddens, y, blocks, gradients_at)

@@ -32,6 +32,7 @@ class Results:
         self._path, self._application = path, application
         self._lock = threading.Lock()
         self._table: DeltaTable | None = None
+        self._held: pa.Schema | None = None  # the table's columns, until the next append
         self._appends = 0
 
     def holds(self, batch: int) -> bool:
@@ -41,6 +42,21 @@ class Results:
             return False
         version = table.transaction_version(self._application)
         return version is not None and version >= batch
+
+    def misfit(self, rows: pa.Schema) -> str | None:
+        """What keeps rows of this schema out of the table: a column that it holds with another type, if there is one.
+
+        A plugin may come back with other types, or another one with its names, after rows were written.
+        """
+        held = self._held
+        if held is None:
+            table = self._open()
+            held = self._held = pa.schema([]) if table is None else pa.schema(table.schema())
+        types = dict(zip(held.names, held.types, strict=True))
+        for column in rows:
+            if (kept := types.get(column.name, column.type)) != column.type:
+                return f"the column {column.name!r} is {column.type} here and {kept} in the rows there are: rename it"
+        return None
 
     def append(self, batch: int, tables: Sequence[pa.Table]) -> None:
         """Append the rows of a batch in one commit, unless the table holds it. Batches are numbered upwards."""
@@ -56,6 +72,7 @@ class Results:
             commit_properties=CommitProperties(app_transactions=[Transaction(self._application, batch)]),
             post_commithook_properties=PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False),
         )
+        self._held = None
         self._appends += 1
         if self._appends % COMPACT_EVERY == 0:
             self._compact()

@@ -27,9 +27,10 @@ import sqlalchemy as sa
 import structlog
 from deltalake.exceptions import DeltaError
 
-from creditgrid.core.errors import ConflictError, NotFoundError
+from creditgrid.core.errors import ConflictError, Fault, NotFoundError, SpecError
 from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.registry import registry
+from creditgrid.core.rows import schema
 from creditgrid.core.spec import SweepSpec
 from creditgrid.core.states import FINISHED, WITHOUT_RESULT, State
 from creditgrid.core.task import Resources
@@ -146,7 +147,9 @@ class Scheduler:
         with self._submitting:
             if idempotency is not None and (earlier := self._replayed(*idempotency)) is not None:
                 return earlier, False
-            spec, _, plan = self._planner.prepare(document)
+            spec, grid, plan = self._planner.prepare(document)
+            if why := self._misfit(schema(grid.experiment)):
+                raise SpecError([Fault(f"the experiment {spec.experiment!r} cannot be used: {why}", "/experiment")])
             sweep = f"s{int(time.time()):08x}{secrets.token_hex(4)}"
             with self._ledger.write() as connection:
                 seq = connection.execute(
@@ -375,15 +378,26 @@ class Scheduler:
 
     def _finished(self, message: Finished) -> None:
         with self._ledger.write() as connection:
-            if self._flights.pop(message.call, None) is None:
+            flight = self._flights.pop(message.call, None)
+            if flight is None:
                 return  # cancelled since
             if message.rows is None:
                 self._succeeded(connection, message)
                 return
-        table = pa.ipc.open_stream(message.rows).read_all()
+            table = pa.ipc.open_stream(message.rows).read_all()
+            if why := self._misfit(table.schema):  # one such table would keep the rows of all others from the commit
+                self._failed(connection, flight, Failed(message.call, why, "", transient=False, host=message.host))
+                return
         self._batch.messages.append(message)
         self._batch.tables.append(table)
         self._batch.rows += table.num_rows
+
+    def _misfit(self, rows: pa.Schema) -> str | None:
+        """Why such rows cannot join the results table, if it can be read; if not, the commit says so."""
+        try:
+            return self._results.misfit(rows)
+        except (OSError, DeltaError):
+            return None
 
     def _succeeded(self, connection: sa.Connection, message: Finished) -> None:
         if not db.move_call(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from creditgrid.core.errors import NotFoundError
+from creditgrid.core.errors import NotFoundError, PluginError
 from creditgrid.core.registry import registry
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import (
@@ -214,7 +214,10 @@ class Views:
             of_experiment = pc.field("experiment") == view.experiment
             found = dataset.to_table(columns=present, filter=of_experiment)
             rows = found.filter(pc.is_in(found["cell"], value_set=keys.combine_chunks())).to_pylist()
-        summary = experiment.summarise(rows)
+        try:
+            summary = experiment.summarise(rows)
+        except Exception as error:
+            raise PluginError(f"{experiment.name}: summarise() raised {type(error).__name__}: {error}") from error
         return SummaryView(
             sweep=sweep,
             title=summary.title,

@@ -7,7 +7,7 @@ gradients are, how well the training's own feedback is aligned with the gradient
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary
 from creditgrid.core.parameters import TrainParams
 from creditgrid.core.stages import data_task, feedback_stack, image_data, restore_network
-from creditgrid.core.summaries import over_seeds, varied
+from creditgrid.core.summaries import Line, over_seeds, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -128,15 +128,14 @@ def summarise(rows: Sequence[Row]) -> Summary:
     """Each training run's first and last logged epoch, at the first and the last hidden state, as means over seeds."""
     others = varied(DynamicsParams, rows, besides=("train_rule", "epoch", "layer"))
     table = over_seeds(rows, [*others, *GROUPED], [name for name in COLUMNS if name not in GROUPED])
-    ends = {(tuple(line[name] for name in ("train_rule", *others)), line["epoch"]) for line in table}
-    first = {run: min(epoch for of, epoch in ends if of == run) for run, _ in ends}
-    last = {run: max(epoch for of, epoch in ends if of == run) for run, _ in ends}
-    top = max((line["layer"] for line in table), default=0)
-    kept = []
+    runs: dict[tuple[Any, ...], list[Line]] = {}
     for line in table:
-        run = tuple(line[name] for name in ("train_rule", *others))
-        if line["epoch"] in (first[run], last[run]) and line["layer"] in (0, top):
-            kept.append(line)
+        runs.setdefault(tuple(line[name] for name in (*others, "train_rule")), []).append(line)
+    kept = []
+    for lines in runs.values():
+        epochs, layers = ({line[name] for line in lines} for name in ("epoch", "layer"))
+        ends = {min(epochs), max(epochs)}, {min(layers), max(layers)}
+        kept += [line for line in lines if line["epoch"] in ends[0] and line["layer"] in ends[1]]
     measured = ["h_norm", "grad_norm", "grad_frobenius", "gamma_dfa", "accuracy", "loss"]
     return Summary("Residual stream, first and last epoch", [*others, *GROUPED, *measured, "n", "diverged"], kept, [])
 

@@ -71,7 +71,6 @@ class SnapshotTimeParams(CreditParams):
         yield from enough_images(
             dataset,
             (blamed, 2 + _extra(self), self.batch_size),
-            ("batch_size", step_batches(STEPS), self.batch_size),
         )
 
 
@@ -88,7 +87,7 @@ def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, 
         batch_size=params.batch_size,
         seed=streams_seed(params.__dict__),
         extra=_extra(params),
-        steps=step_batches(STEPS),
+        steps=step_batches(dataset, STEPS, params.batch_size),
         step_images=params.batch_size,
     )
     source = params.source(dataset, checkpoint)
@@ -117,17 +116,13 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     for update_range in dict.fromkeys(task.params["update_range"] for task in tasks):
         alike = [task for task in tasks if task.params["update_range"] == update_range]
         blocks = update_blocks(update_range, network.num_blocks)
-        spreads: dict[tuple[str, int], tuple[float, float]] = {}
         stepped = [Rollout(source_name(task), "inner_product", None, "raw", best[task.key][0]) for task in alike]
         losses = rollouts(network, sources, stepped, x_steps, y_steps, measured, blocks)
+        spreads = _spreads(alike, network, probe, sources, blocks)
         for place, task in enumerate(alike):
             eta, one = best[task.key]
             same, held = ((losses[name][place, -1] - losses[name][place, 0]).item() for name in ("same", "held"))
-            name, extra = source_name(task), task.params["extra_batches"]
-            if (name, extra) not in spreads:
-                batches = probe["x_extra"][:extra], probe["y_extra"][:extra]
-                spreads[name, extra] = _spread(network, sources[name], *batches, blocks)
-            cosine, variance = spreads[name, extra]
+            cosine, variance = spreads[source_name(task), task.params["extra_batches"]]
             yield Output(
                 task.key,
                 rows=[
@@ -182,23 +177,40 @@ def _search(
     return {key: (step.eta, found[steps[step]]) for key, step in chosen.items()}
 
 
-def _spread(
-    network: ResidualMLP, source: CreditSource, xs: torch.Tensor, ys: torch.Tensor, blocks: Sequence[int]
-) -> tuple[float, float]:
-    """Mean pairwise cosine, and mean ‖u - ū‖², of the update directions u of head and ``blocks`` over the batches."""
+def _spreads(
+    tasks: Sequence[Task],
+    network: ResidualMLP,
+    probe: Mapping[str, torch.Tensor],
+    sources: Mapping[str, CreditSource],
+    blocks: range,
+) -> dict[tuple[str, int], tuple[float, float]]:
+    """How much the update directions u of head and ``blocks`` differ between the first extra batches.
+
+    Mean pairwise cosine, and mean ‖u - ū‖², by source and number of batches.
+    """
+    import torch
+
+    from creditgrid.core.sources import source_name
+    from creditgrid.core.updates import local_direction
+
+    wanted = {(source_name(task), task.params["extra_batches"]) for task in tasks}
+    widest = max(extra for _, extra in wanted)
+    directions: dict[str, list[torch.Tensor]] = {name: [] for name, _ in wanted}
+    for x, y in zip(probe["x_extra"][:widest], probe["y_extra"][:widest], strict=True):
+        with torch.no_grad():
+            logits, hiddens = network(x, return_hidden=True)
+        for name, of_batches in directions.items():
+            credit = sources[name].credits(network, hiddens, logits, y, blocks.start)
+            parts = local_direction(network, hiddens, credit, y, blocks, update_head=True)
+            of_batches.append(torch.cat([part.flatten() for part in parts.values()]))
+    return {(name, extra): _spread(torch.stack(directions[name][:extra]).double()) for name, extra in wanted}
+
+
+def _spread(u: torch.Tensor) -> tuple[float, float]:
+    """Mean pairwise cosine, and mean ‖u - ū‖², of vectors u (n, p)."""
     import torch
     from torch.nn import functional as F  # noqa: N812
 
-    from creditgrid.core.updates import local_direction
-
-    directions = []
-    for x, y in zip(xs, ys, strict=True):
-        with torch.no_grad():
-            logits, hiddens = network(x, return_hidden=True)
-        credit = source.credits(network, hiddens, logits, y)
-        parts = local_direction(network, hiddens, credit, y, blocks, update_head=True)
-        directions.append(torch.cat([part.flatten() for part in parts.values()]))
-    u = torch.stack(directions).double()
     cosines = F.normalize(u, dim=-1) @ F.normalize(u, dim=-1).T
     pairs = torch.triu_indices(len(u), len(u), offset=1)
     return cosines[pairs[0], pairs[1]].mean().item(), (u - u.mean(0)).square().sum(-1).mean().item()
