@@ -41,9 +41,15 @@ class Grid:
     ) -> None:
         self._name, self._data, self._made = experiment, data, made
         self._experiment: Experiment = import_module(f"creditgrid.core.experiments.{experiment}").EXPERIMENT
-        shape = tuple(data.x_train.shape[1:])
+        channels, height, width = data.x_train.shape[1:]
         images = DatasetRef(
-            "images", "0" * 64, len(data.x_train), len(data.x_test), data.num_classes, shape, {"package": "none"}
+            "images",
+            "0" * 64,
+            len(data.x_train),
+            len(data.x_test),
+            data.num_classes,
+            (channels, height, width),
+            {"package": "none"},
         )
         params = [self._experiment.params(dataset="images", **cell) for cell in cells]
         planned = [self._experiment.cell(each, images) for each in params]

@@ -51,7 +51,8 @@ def line_search_cell(
     credits = credit_of(source, stepped, hiddens, y, layers)
     optimizer = torch.optim.SGD(stepped.parameters(), lr=params["eta"])
     update_head = params["update_range"] != "last1"
-    local_loss(stepped, hiddens, credits, y, layers, norm_mode=params["norm_mode"], update_head=update_head).backward()
+    loss = local_loss(stepped, hiddens, credits, y, layers, norm_mode=params["norm_mode"], update_head=update_head)
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     with torch.no_grad():
         logits = stepped(x)
@@ -86,8 +87,15 @@ def exploitability_cell(
         batch = probe["x_steps"][step], probe["y_steps"][step]
         local_step(stepped, batch, source, layers, params["eta"], **options)
     after = loss_of(stepped, measured)
-    row = {"loss_before": before, "loss_after": after, "delta_loss": after - before}
-    return [row | {"gamma": _mean(gammas), "rho": _mean(rhos)}]
+    return [
+        {
+            "loss_before": before,
+            "loss_after": after,
+            "delta_loss": after - before,
+            "gamma": _mean(gammas),
+            "rho": _mean(rhos),
+        }
+    ]
 
 
 def snapshot_time_cell(

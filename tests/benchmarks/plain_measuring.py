@@ -97,6 +97,7 @@ def local_loss(
         if rule == "inner_product":
             loss = loss + (branch * towards).sum(-1).mean()
         elif rule == "target_shift":
+            assert kappa is not None
             target = hiddens[layer + 1] - kappa * towards
             loss = loss + (hiddens[layer] + branch - target).square().sum(-1).mean() / 2
         else:
@@ -119,7 +120,7 @@ def local_step(
     credits = credit_of(source, network, hiddens, y, layers)
     optimizer = torch.optim.SGD(network.parameters(), lr=eta)
     optimizer.zero_grad()
-    local_loss(network, hiddens, credits, y, layers, **options).backward()
+    local_loss(network, hiddens, credits, y, layers, **options).backward()  # type: ignore[no-untyped-call]
     if clamp is not None:
         nn.utils.clip_grad_value_(network.parameters(), clamp)
     optimizer.step()

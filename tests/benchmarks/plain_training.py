@@ -63,7 +63,7 @@ def train_epoch(network: ResidualMLP, optimizer: torch.optim.Optimizer, batches:
     for x, y in flat(batches):
         loss = F.cross_entropy(network(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.item()
     return total
@@ -91,7 +91,7 @@ def train_dfa_epoch(network: ResidualMLP, optimizers: AlignmentOptimizers, feedb
         loss = F.cross_entropy(network.head(hiddens[-1]), y)
         total += loss.item()
         optimizers.head.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizers.head.step()
         for layer, block in enumerate(network.blocks):
             local = (block(hiddens[layer]) * _unit_rms(error @ feedback[layer].T)).sum(-1).mean()
@@ -190,12 +190,12 @@ def fit_state_bridge_epoch(
             distance = (estimator(hiddens[layer], layer / depth, error) - hiddens[-1]) / scale
             loss = loss + distance.square().sum(-1).mean() / depth
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
 def _step(estimator: EstimatorNet, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(estimator.parameters(), 1.0)
     optimizer.step()

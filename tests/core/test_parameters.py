@@ -12,7 +12,7 @@ from creditgrid.core.errors import SpecError
 from creditgrid.core.experiment import Experiment
 from creditgrid.core.experiments import credit_recovery, dynamics, exploitability, linesearch, snapshot_time
 from creditgrid.core.parameters import CreditParams, StepParams, TrainParams, enough_images, streams_seed
-from creditgrid.core.plan import Known, Plan
+from creditgrid.core.plan import Fate, Known, Plan
 from creditgrid.core.spec import Grid, parse, validate
 from creditgrid.core.stages import STAGES
 from creditgrid.core.task import Task
@@ -270,6 +270,13 @@ def test_a_checkpoint_that_was_imported_is_planned_on() -> None:
     assert not [call for call in plan.calls if call.kind == "checkpoint"]
 
 
+def test_a_checkpoint_that_is_gone_is_not_missed_when_every_row_is_there() -> None:
+    plan, cells = planned({"credit_recovery": Known.DONE, LOST: Known.GONE}, {"checkpoint": LOST})
+    assert cells == 1
+    assert {item.task.kind for item in plan.stages() if item.fate is Fate.UNNEEDED} >= {"checkpoint"}
+    assert not plan.calls
+
+
 @pytest.mark.parametrize(
     ("fixed", "document", "pointers"),
     [
@@ -295,7 +302,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_its_place(
     fixed: dict[str, Any], document: dict[str, Any], pointers: dict[str, str]
 ) -> None:
     with pytest.raises(SpecError) as caught:
-        planned(LOOKUP, fixed, **document)
+        planned(LOOKUP, fixed, **document)[0].stages()
     assert {fault.pointer: fault.detail for fault in caught.value.faults} == {
         where: f"there is no checkpoint {which}: import it first (creditgrid import-checkpoint FILE)"
         for where, which in pointers.items()

@@ -110,7 +110,6 @@ class Plan:
             fresh = {a.key: a for _, _, _, ancestors in named for a in ancestors if a.key not in self._ancestors}
             self._ancestors.update(fresh)
             self._known.update(self._look_up(list(fresh.values())))
-            self._refuse_absent(fresh, named)
             known = self._look_up([task for _, _, task, _ in named])
             for index, params, task, _ in named:
                 packed = bytes.fromhex(task.key)
@@ -120,7 +119,11 @@ class Plan:
                 yield PlannedCell(index, params, self._place(task, known[task.key]))
 
     def stages(self) -> list[PlannedTask]:
-        """Every distinct task below the cells, parents before children."""
+        """Every distinct task below the cells, parents before children.
+
+        Raises:
+            SpecError: when something missing stands on an artifact that is brought in from outside and is not there.
+        """
         needed: set[str] = set()
         for task in reversed(self._ancestors.values()):
             if self._known[task.key] in (Known.DONE, Known.SHARED):
@@ -128,6 +131,7 @@ class Plan:
             if task.key in self._demanded or task.key in needed:
                 needed.add(task.key)
                 needed.update(task.parents.values())
+        self._refuse_absent(needed)
         planned = []
         for task in self._ancestors.values():
             known = self._known[task.key]
@@ -145,18 +149,16 @@ class Plan:
         except Exception as error:
             raise PluginError(f"{experiment.name}: cell() raised {type(error).__name__}: {error}") from error
 
-    def _refuse_absent(
-        self, fresh: Mapping[str, Task], named: Sequence[tuple[int, Params, Task, Sequence[Task]]]
-    ) -> None:
-        """Raise SpecError for stages that nothing computes and that are not there."""
+    def _refuse_absent(self, needed: Container[str]) -> None:
+        """Raise SpecError for stages that are needed, that nothing computes, and that are not there."""
         faults: dict[str, Fault] = {}
-        for task in fresh.values():
-            if self._kinds[task.kind].run is not None or self._known[task.key] is Known.DONE:
+        for task in self._ancestors.values():
+            missing = task.key in needed and self._known[task.key] is not Known.DONE
+            if not missing or self._kinds[task.kind].run is not None:
                 continue
-            params = next(params for _, params, _, ancestors in named if task in ancestors)
-            shown = ", ".join(str(value) for value in task.params.values())
-            detail = f"there is no {task.kind} {shown}: import it first (creditgrid import-{task.kind} FILE)"
-            fault = Fault(detail, self._grid.naming(task.kind, params.__dict__.get(task.kind)))
+            (name,) = task.params.values()  # what an imported artifact goes by, in the parameter called as its kind
+            detail = f"there is no {task.kind} {name}: import it first (creditgrid import-{task.kind} FILE)"
+            fault = Fault(detail, self._grid.naming(task.kind, name))
             faults.setdefault(fault.pointer, fault)
         if faults:
             raise SpecError(list(faults.values()))
