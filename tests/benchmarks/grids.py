@@ -13,7 +13,8 @@ from creditgrid.core.data import ImageData, normalise
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Experiment
 from creditgrid.core.network import ResidualMLP
-from creditgrid.core.stages import STAGES, feedback_stack, restore_estimator, restore_network, tensors
+from creditgrid.core.restore import feedback_stack, restore_estimator, restore_network, tensors
+from creditgrid.core.stages import STAGES
 from creditgrid.core.task import Arrays, Output, Task
 
 from . import plain_cells

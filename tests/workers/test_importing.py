@@ -23,7 +23,8 @@ import torch
 from creditgrid.core.errors import CheckpointError
 from creditgrid.core.foreign import CheckpointName, check
 from creditgrid.core.network import ResidualMLP
-from creditgrid.core.stages import checkpoint_task, restore_network
+from creditgrid.core.restore import restore_network
+from creditgrid.core.stages import checkpoint_task
 from creditgrid.workers import importing
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.importing import ADVICE, REFUSED, import_checkpoint

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from creditgrid.core.credit import Method, Reduction, SSource, credits
 from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.stages import feedback_stack, restore_estimator
+from creditgrid.core.restore import feedback_stack, restore_estimator
 from creditgrid.core.task import Inputs, Task
 
 if TYPE_CHECKING:

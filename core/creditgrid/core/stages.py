@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from creditgrid.core.data import ImageData
-    from creditgrid.core.estimators import EstimatorNet
     from creditgrid.core.fitting import FitEpoch
-    from creditgrid.core.network import ResidualMLP
 
 EXTRA_BATCHES = 8
 """Batches of the probe beside the same and the held-out one."""
@@ -113,6 +111,7 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
     An interrupted run goes on after the last epoch that it saved.
     """
     from creditgrid.core.network import ResidualMLP
+    from creditgrid.core.restore import feedback_stack, tensors
     from creditgrid.core.streams import generator
     from creditgrid.core.training import accuracy_and_loss, train
 
@@ -170,6 +169,7 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     """Fit one estimator on a frozen checkpoint."""
     from creditgrid.core.estimators import EstimatorNet
     from creditgrid.core.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
+    from creditgrid.core.restore import restore_network
     from creditgrid.core.streams import generator
 
     for task in tasks:
@@ -197,63 +197,9 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         yield Output(task.key, arrays=_arrays(estimator.state_dict()), info={"fit_loss": loss})
 
 
-def restore_network(arrays: Arrays, device: torch.device, *, residual_add: bool) -> ResidualMLP:
-    """The frozen network of a checkpoint, in eval mode; its shape is read off its tensors.
-
-    Raises:
-        TaskError: when the tensors are not those of a residual MLP.
-    """
-    import torch
-
-    from creditgrid.core.network import ResidualMLP
-
-    d_hidden, input_dim = arrays["embed.weight"].shape
-    blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
-    with torch.device("meta"):  # the parameters are assigned below: none is drawn
-        network = ResidualMLP(input_dim, d_hidden, len(arrays["out_head.bias"]), len(blocks), residual_add=residual_add)
-    try:
-        network.load_state_dict(tensors(arrays), assign=True)
-    except RuntimeError as error:
-        raise TaskError(f"the checkpoint's tensors do not fit a residual MLP: {error}") from error
-    return network.to(device).eval().requires_grad_(False)
-
-
-def restore_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:
-    """The frozen estimator of a fit; its shape is read off its tensors."""
-    import torch
-
-    from creditgrid.core.estimators import TIME_DIMS, EstimatorNet
-
-    d_hidden, out_dim = len(arrays["ln.weight"]), len(arrays["net.6.bias"])
-    s_dim = arrays["net.0.weight"].shape[1] - d_hidden - TIME_DIMS
-    estimator = EstimatorNet(d_hidden, s_dim, out_dim, generator=torch.Generator())
-    estimator.load_state_dict(tensors(arrays))
-    return estimator.to(device).eval().requires_grad_(False)
-
-
-def feedback_stack(arrays: Arrays, device: torch.device) -> torch.Tensor:
-    """The matrices B_0 … B_{L-1} of a feedback artifact: (L, d, C)."""
-    import torch
-
-    matrices = tensors(arrays)
-    return torch.stack([matrices[f"B.{layer}"] for layer in range(len(matrices))]).to(device)
-
-
-def image_data(arrays: Arrays, device: torch.device) -> ImageData:
-    """The data set of a data artifact."""
-    from creditgrid.core.data import ImageData
-
-    return ImageData.from_arrays(arrays).to(device)
-
-
-def tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
-    """Wrap arrays as tensors without copying, or copy where the memory is shared and read-only."""
-    import torch
-
-    return {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
-
-
 def _data(task: Task, inputs: Inputs, device: torch.device) -> ImageData:
+    from creditgrid.core.restore import image_data
+
     return image_data(inputs[task.parents["dataset"]], device)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
 from creditgrid.core.parameters import CreditParams, enough_images, streams_seed
-from creditgrid.core.stages import EXTRA_BATCHES, data_task, image_data, restore_network
+from creditgrid.core.stages import EXTRA_BATCHES, data_task
 from creditgrid.core.summaries import Line, over_seeds, told, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
@@ -62,6 +62,7 @@ def cell(params: CreditRecoveryParams, dataset: DatasetRef | None) -> tuple[Task
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All methods on one checkpoint: gradients and central differences are computed once for all."""
     from creditgrid.core import quality
+    from creditgrid.core.restore import image_data, restore_network
     from creditgrid.core.sources import restore_sources, source_name
 
     shared = tasks[0]

@@ -14,7 +14,7 @@ from pydantic import Field
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary
 from creditgrid.core.parameters import TrainParams
-from creditgrid.core.stages import data_task, feedback_stack, image_data, restore_network
+from creditgrid.core.stages import data_task
 from creditgrid.core.summaries import Line, over_seeds, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
@@ -74,6 +74,8 @@ def cell(params: DynamicsParams, dataset: DatasetRef | None) -> tuple[Task, Sequ
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Every logged epoch of each run, in one batched pass forward and back each, in double precision."""
+    from creditgrid.core.restore import feedback_stack, image_data, restore_network
+
     for task in tasks:
         data = image_data(inputs[task.parents["data"]], device)
         feedback = None

@@ -18,7 +18,7 @@ from pydantic import Field
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
 from creditgrid.core.parameters import StepParams, enough_images, streams_seed
-from creditgrid.core.stages import EXTRA_BATCHES, probe_task, restore_network, tensors
+from creditgrid.core.stages import EXTRA_BATCHES, probe_task
 from creditgrid.core.summaries import Line, grouped, statistics, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
@@ -77,6 +77,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     import torch
 
     from creditgrid.core.line_search import Step, line_search
+    from creditgrid.core.restore import restore_network, tensors
     from creditgrid.core.sources import restore_sources, source_name
 
     shared = tasks[0]

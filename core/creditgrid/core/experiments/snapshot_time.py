@@ -20,11 +20,8 @@ from creditgrid.core.parameters import CreditParams, enough_images, streams_seed
 from creditgrid.core.stages import (
     EXTRA_BATCHES,
     data_task,
-    image_data,
     probe_task,
-    restore_network,
     step_batches,
-    tensors,
 )
 from creditgrid.core.summaries import Line, over_seeds, told, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
@@ -99,6 +96,7 @@ def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All cells of one checkpoint: one fused search, then one rollout for every range."""
+    from creditgrid.core.restore import image_data, restore_network, tensors
     from creditgrid.core.rollout import Rollout, rollouts
     from creditgrid.core.sources import restore_sources, source_name
     from creditgrid.core.training import accuracy_and_loss
