@@ -6,10 +6,12 @@ import ast
 from importlib import import_module, resources
 
 import pytest
+import yaml
 
 from creditgrid.client.spec_file import load_spec
 from creditgrid.core import spec
 from creditgrid.core.registry import registry
+from creditgrid.core.spec_text import parse_text
 
 FOLDER = resources.files("creditgrid.client").joinpath("examples")
 
@@ -54,3 +56,9 @@ def test_the_demo_uses_only_the_client() -> None:
         "creditgrid.client.local_service",
         "creditgrid.client.render",
     }
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in FOLDER.iterdir() if file.name.endswith(".yaml")))
+def test_examples_mean_the_same_to_any_yaml_loader(name: str) -> None:
+    file = FOLDER / name
+    assert yaml.safe_load(file.read_text()) == parse_text(file.read_bytes())

@@ -526,15 +526,30 @@ def test_recovery_is_averaged_over_seeds_and_counts_each_cell_once() -> None:
         for r in recovered("scalar_cb", 0.1 * seed, 0.2 * seed, cb_source=source, seed=seed, pred_error_mean=None)
     ]
     summary = credit_recovery.summarise(rows)
-    assert [(line["method"], line["cb_source"], line["n"]) for line in summary.rows] == [
+    layers = [line["layer"] for line in summary.rows if line["cb_source"] == "e_T"]
+    assert layers == [None, *sorted({r["layer"] for r in rows})]
+    whole = [line for line in summary.rows if line["layer"] is None]
+    assert [(line["method"], line["cb_source"], line["n"]) for line in whole] == [
         ("scalar_cb", "delta_L", 3),
         ("scalar_cb", "e_T", 3),
     ]
-    for line in summary.rows:
+    for line in whole:
+        assert line["rho"] == line["rho_mean"]
         assert_statistics(line, "rho_mean", [0.0, 0.1, 0.2])
         assert_statistics(line, "gamma_mean", [0.0, 0.2, 0.4])
         assert line["pred_error_mean"] is None
-    assert len(shown(summary)) == 2
+    for line in summary.rows:
+        if line["layer"] is not None:  # each layer's own metric, not the means that its rows carry
+            assert_statistics(line, "rho", [99.0] * 3)
+    assert len(shown(summary)) == 2 * len(layers)
+
+
+def test_methods_with_estimators_of_their_own_settings_share_a_verdict() -> None:
+    """As in a run that scales each fit's epochs: dfa has none."""
+    rows = [*recovered("scalar_cb", 0.5, 0.5, fit_epochs=2, cb_lambda=0.3), *recovered("dfa", 0.1, 0.1)]
+    (verdict,) = verdicts("credit_recovery", rows)
+    assert verdict.name == "positive"
+    assert "fit_epochs" not in verdict.text
 
 
 # -- exploitability ------------------------------------------------------------------------------------------------
@@ -585,19 +600,19 @@ def test_dynamics_shows_the_ends_of_each_run() -> None:
     ]
     summary = dynamics.summarise(rows)
     assert [(line["train_rule"], line["epoch"], line["layer"]) for line in summary.rows] == [
-        (rule, epoch, layer) for rule, last in ends.items() for epoch in (0, last) for layer in (0, 4)
+        (rule, epoch, layer) for rule, last in ends.items() for epoch in (0, last) for layer in range(5)
     ]
     for line in summary.rows:
         at = 100.0 * line["epoch"] + line["layer"]
         assert_statistics(line, "h_norm", [at, at + 0.1, at + 0.2])
-    assert len(shown(summary)) == 8
+    assert len(shown(summary)) == 20
 
 
-def test_the_last_layer_of_each_run_is_its_own() -> None:
+def test_each_run_has_its_own_layers() -> None:
     rows = [
         row("dynamics", num_blocks=blocks, epoch=epoch, layer=layer)
         for blocks in (2, 4)
         for epoch, layer in itertools.product((0, 1), range(blocks + 1))
     ]
     found = [(line["num_blocks"], line["epoch"], line["layer"]) for line in dynamics.summarise(rows).rows]
-    assert found == [(blocks, epoch, layer) for blocks in (2, 4) for epoch in (0, 1) for layer in (0, blocks)]
+    assert found == [(blocks, epoch, layer) for blocks in (2, 4) for epoch in (0, 1) for layer in range(blocks + 1)]

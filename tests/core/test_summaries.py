@@ -128,3 +128,18 @@ def test_what_distinguishes_a_line_is_told_in_words() -> None:
     line = {"num_blocks": 4, "lr": 0.001, "eta": None}
     assert told(line, ["num_blocks", "lr"]) == "num_blocks 4, lr 0.001: "
     assert told(line, []) == ""
+
+
+def test_probes_of_one_seed_are_averaged_before_the_seeds() -> None:
+    """They are no independent runs: 2 seeds x 3 probes are 2 values, not 6."""
+    losses = {1: [1.0, 2.0, 3.0], 2: [4.0, 4.0, 7.0]}
+    rows = [row(seed=seed, probe_seed=n, loss=loss) for seed, some in losses.items() for n, loss in enumerate(some)]
+    (line,) = over_seeds(rows, ["method"], ["loss"])
+    assert (line["n"], line["loss_n"], line["loss"]) == (2, 2, 3.5)
+    assert line["loss_std"] == pytest.approx(np.std([2.0, 5.0], ddof=1))
+    assert line["loss_ci95"] == pytest.approx(T975[2] * np.std([2.0, 5.0], ddof=1) / math.sqrt(2), rel=1e-3)
+
+
+def test_probes_alone_are_what_is_averaged_over() -> None:
+    (line,) = over_seeds([row(probe_seed=n, loss=float(n)) for n in range(4)], ["method"], ["loss"])
+    assert (line["n"], line["loss"]) == (4, 1.5)

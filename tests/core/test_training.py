@@ -367,10 +367,15 @@ def test_a_run_goes_on_from_any_epoch_bit_for_bit(
 def test_a_state_is_a_copy_and_holds_everything_that_moves(tiny_data: ImageData) -> None:
     network = _network(tiny_data)
     run = _train(network, tiny_data, 2)
-    assert set(next(run).state()) == {f"network.{name}" for name in network.state_dict()} | {"epoch", "steps", "lr"}
+    assert set(next(run).state()) == {f"network.{name}" for name in network.state_dict()} | {
+        "epoch",
+        "steps",
+        "lr",
+        "train_loss",
+    }
     state = next(run).state()
     parts = {f"{part}.{name}" for part in ("network", "exp_avg", "exp_avg_sq") for name in network.state_dict()}
-    assert set(state) == parts | {"epoch", "steps", "lr"}
+    assert set(state) == parts | {"epoch", "steps", "lr", "train_loss"}
     assert (int(state["epoch"]), int(state["steps"])) == (1, 4)  # 200 images in batches of 64
     before = {name: tensor.clone() for name, tensor in state.items()}
     next(run)

@@ -76,7 +76,9 @@ def _run(client: Client, settings: Settings) -> dict[str, Sweep]:
 
     sweeps: dict[str, Sweep] = {}
     try:
-        for experiment, spec in specs(settings).items():
+        # What asks for the most checkpoints of a training comes first: one call then makes them all.
+        wanted = sorted(specs(settings).items(), key=lambda item: -len(item[1]["axes"].get("checkpoint_epoch", ())))
+        for experiment, spec in wanted:
             sweeps[experiment] = client.submit(spec)
             note(f"submitted {experiment}: {sweeps[experiment].view.cells:,} cells, sweep {sweeps[experiment].id}")
         for sweep in sweeps.values():
@@ -87,4 +89,4 @@ def _run(client: Client, settings: Settings) -> dict[str, Sweep]:
             at = "" if client.url == usual_url() else f" --url {client.url}"
             note(f"the sweeps go on ({', '.join(left)}); come back with: {settings.command}{at}")
         raise
-    return sweeps
+    return {experiment: sweeps[experiment] for experiment in settings.experiments}

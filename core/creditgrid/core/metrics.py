@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -12,8 +13,13 @@ def rms(a: Tensor) -> Tensor:
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩/(‖a‖ ‖b‖) over the last dim: (…, d), (…, d) -> (…); 0 where one is 0 (norms are floored at 1e-12)."""
-    return (F.normalize(a, dim=-1) * F.normalize(b, dim=-1)).sum(-1)
+    """⟨a, b⟩/(‖a‖ ‖b‖) over the last dim: (…, d), (…, d) -> (…); 0 where one is 0."""
+    return (unit(a) * unit(b)).sum(-1)
+
+
+def unit(a: Tensor) -> Tensor:
+    """a/‖a‖₂ over the last dim, however short a is; 0 stays 0: (…, d) -> (…, d)."""
+    return F.normalize(a, dim=-1, eps=torch.finfo(a.dtype).tiny)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

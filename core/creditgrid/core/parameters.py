@@ -20,6 +20,11 @@ from creditgrid.core.task import Task
 MethodName = Literal["oracle_bp", "vec", "scalar_cb", "dfa", "state_bridge"]
 FITTED = ("vec", "scalar_cb", "state_bridge")
 """Methods that have an estimator."""
+OF_THE_SOURCE = (
+    "oracle_reduction", "fit_epochs", "fit_lr", "vec_directions", "vec_eps", "cb_lambda", "cb_samples", "cb_sigma",
+    "cb_ema", "cb_term_grad_weight", "cb_source",
+)  # fmt: skip
+"""Parameters of one method or another: they may differ between methods that are compared."""
 FIT_EPOCHS = {"vec": 60, "scalar_cb": 100, "state_bridge": 100}
 
 
@@ -90,7 +95,11 @@ class CreditParams(TrainParams):
     checkpoint: str | None = Field(
         None, max_length=200, description="Name of an imported checkpoint to probe, instead of training one."
     )
-    checkpoint_epoch: int | None = Field(None, ge=0, description="Epoch of the probed checkpoint; null: the last.")
+    checkpoint_epoch: int | None = Field(
+        None,
+        ge=0,
+        description="Epoch of the probed checkpoint; null: the last. Of an imported one: what it is said to be.",
+    )
 
     method: MethodName = Field(description="Where the credit comes from.")
     oracle_reduction: Literal["mean", "sum"] = Field(
@@ -116,8 +125,8 @@ class CreditParams(TrainParams):
                 end = f"the end of training (train_epochs {self.train_epochs})"
                 yield "checkpoint_epoch", f"checkpoint_epoch {self.checkpoint_epoch} is beyond {end}"
             return
-        if self.checkpoint_epoch is not None:
-            yield "checkpoint_epoch", "an imported checkpoint has no epochs: leave checkpoint_epoch out"
+        if self.train_rule != "bp":
+            yield "train_rule", "an imported checkpoint is not trained here: leave train_rule out"
         try:
             found = CheckpointName.parse(self.checkpoint)
         except ValueError as error:

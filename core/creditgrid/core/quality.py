@@ -16,17 +16,17 @@ rounding of a loss, over 2ε, would be all that rho shows of a weak credit.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from creditgrid.core.credit import credits, layer_times, output_error
 from creditgrid.core.data import ImageData, normalise
 from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.metrics import cosine, cross_entropy
+from creditgrid.core.metrics import cosine, cross_entropy, unit
 from creditgrid.core.network import ResidualMLP
 from creditgrid.core.sources import CreditSource
 from creditgrid.core.streams import generator
@@ -104,6 +104,17 @@ def _slopes(network: ResidualMLP, h: Tensor, y: Tensor, layer: int, v: Tensor) -
     return torch.cat(found)
 
 
+def defined(rho: Tensor) -> list[float | None]:
+    """rho_l of one source as numbers, None where it is not defined because one side does not vary."""
+    return [None if math.isnan(value) else value for value in rho.tolist()]
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean over layers; None where a layer has no value."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if len(there) == len(values) else None
+
+
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
     a, b = a - a.mean(), b - b.mean()
     correlation: Tensor = (a * b).sum() / (a.norm() * b.norm())
@@ -114,7 +125,7 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 def nudge(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
     """nudge_l of each source for each of NUDGE_ETAS: (L, 3)."""
     own = [source.credits(network, batch.hiddens, batch.logits, batch.y) for source in sources.values()]
-    directions = F.normalize(torch.stack(own), dim=-1)  # (sources, L, b, d)
+    directions = unit(torch.stack(own))  # (sources, L, b, d)
     etas = torch.tensor(NUDGE_ETAS).to(directions)
     found = torch.empty(len(own), network.num_blocks, len(NUDGE_ETAS), dtype=torch.float64)
     for layer in range(network.num_blocks):

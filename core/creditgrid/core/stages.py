@@ -113,7 +113,7 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
     from creditgrid.core.network import ResidualMLP
     from creditgrid.core.restore import feedback_stack, tensors
     from creditgrid.core.streams import generator
-    from creditgrid.core.training import accuracy_and_loss, train
+    from creditgrid.core.training import accuracy_and_loss, resumable, train
 
     first = tasks[0]
     params = first.params
@@ -132,9 +132,9 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
     feedback = None
     if "feedback" in first.parents:
         feedback = feedback_stack(inputs[first.parents["feedback"]], device)
-    saved = inputs.get(first.group)
-    if saved is not None and int(saved["epoch"]) > min(wanted):  # it has gone past an epoch that is wanted
-        saved = None
+    saved = tensors(inputs[first.group]) if first.group in inputs else None
+    if saved is not None and (not resumable(network, saved) or saved["epoch"] > min(wanted)):
+        saved = None  # of another version, or gone past an epoch that is wanted
     run = train(
         network,
         data,
@@ -146,7 +146,7 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
         seed=params["seed"],
         feedback=feedback,
         random_targets=params["random_targets"],
-        resume=None if saved is None else tensors(saved),
+        resume=saved,
     )
     for number, at in enumerate(run):
         if at.epoch in wanted:

@@ -1,12 +1,14 @@
 """Lines of a summary: means over seeds, with their spread and how many seeds they rest on.
 
-``seed`` and ``probe_seed`` are what is averaged over. Whatever else varies in a sweep has lines of its own.
+``seed`` and ``probe_seed`` are what is averaged over: where seeds vary, probes of one seed are averaged first, because
+they are no independent runs. Whatever else varies in a sweep has lines of its own.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, TypeAlias
 
 from creditgrid.core.experiment import Params, Row
@@ -34,14 +36,14 @@ def grouped(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], lis
 def over_seeds(rows: Sequence[Row], by: Sequence[str], metrics: Iterable[str]) -> list[Line]:
     """One line for each distinct value of ``by``: for each metric its statistics over the rows, which differ in seeds.
 
-    ``n`` counts the rows that a line rests on. Rows that diverged are left out of the means and counted in
+    ``n`` counts the seeds that a line rests on. Rows that diverged are left out of the means and counted in
     ``diverged``: a mean over the rest says so.
     """
     lines = []
     for values, some in grouped(rows, by).items():
         whole = [row for row in some if not row["diverged"]]
         line: Line = dict(zip(by, values, strict=True))
-        line |= {"n": len(whole), "diverged": len(some) - len(whole)}
+        line |= {"n": len(_by_seed(whole)), "diverged": len(some) - len(whole)}
         lines.append(line | statistics(whole, metrics))
     return lines
 
@@ -52,8 +54,9 @@ def statistics(rows: Sequence[Row], metrics: Iterable[str]) -> Line:
     Null where no row has the metric; the spread is null for a single value.
     """
     line: Line = {}
+    runs = _by_seed(rows)
     for metric in metrics:
-        values = [row[metric] for row in rows if row[metric] is not None]
+        values = [fmean(some) for run in runs if (some := [row[metric] for row in run if row[metric] is not None])]
         found: Mapping[str, Any] = {"mean": None, "std": None, "ci95": None}
         if values:
             found = mean_std_ci(values)._asdict()
@@ -66,7 +69,15 @@ def statistics(rows: Sequence[Row], metrics: Iterable[str]) -> Line:
     return line
 
 
-def told(line: Line, names: Sequence[str]) -> str:
+def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that are no independent runs, together: those of a seed, or where it does not vary each by itself."""
+    runs: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        runs[row.get("seed")].append(row)
+    return list(runs.values()) if len(runs) > 1 else [[row] for row in rows]
+
+
+def told(line: Row, names: Sequence[str]) -> str:
     """What distinguishes a line, in words: "num_blocks 4, lr 0.001: ", or nothing."""
     shown = ", ".join(f"{name} {line[name]}" for name in names)
     return f"{shown}: " if shown else ""

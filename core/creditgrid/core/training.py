@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -71,9 +72,9 @@ def train(
         _restore(network, optimizer, schedule, resume)
 
     def epoch_at(number: int, train_loss: float | None) -> Epoch:
-        return Epoch(number, train_loss, lambda: _state(network, optimizer, number))
+        return Epoch(number, train_loss, lambda: _state(network, optimizer, number, train_loss))
 
-    yield epoch_at(last, None)
+    yield epoch_at(last, None if resume is None or not last else resume["train_loss"].item())
     for epoch in range(last + 1, epochs + 1):
         total = torch.zeros((), dtype=torch.float64, device=data.device)
         targets = generator(seed, "train/targets", epoch)
@@ -123,7 +124,21 @@ def feedback_alignment(network: ResidualMLP, x: Tensor, y: Tensor, feedback: Ten
     return loss.detach()
 
 
-def _state(network: ResidualMLP, optimizer: torch.optim.AdamW, epoch: int) -> dict[str, Tensor]:
+def resumable(network: ResidualMLP, state: Mapping[str, Tensor]) -> bool:
+    """Whether `state` is one that `train` of this version can go on from."""
+    parameters = dict(network.named_parameters())
+    wanted = {"epoch", "steps", "lr", "train_loss", *(f"network.{name}" for name in parameters)}
+    if not wanted <= state.keys():
+        return False
+    if state["epoch"]:
+        wanted |= {f"{moment}.{name}" for moment in MOMENTS for name in parameters}
+    fits = all(state[f"network.{name}"].shape == parameter.shape for name, parameter in parameters.items())
+    return wanted <= state.keys() and fits
+
+
+def _state(
+    network: ResidualMLP, optimizer: torch.optim.AdamW, epoch: int, train_loss: float | None
+) -> dict[str, Tensor]:
     """Parameters as `network.{name}`, AdamW's moments as `{moment}.{name}`, and where the run stands."""
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     steps = torch.zeros(())
@@ -136,6 +151,7 @@ def _state(network: ResidualMLP, optimizer: torch.optim.AdamW, epoch: int) -> di
         "epoch": torch.tensor(epoch),
         "steps": steps.clone(),
         "lr": torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64),
+        "train_loss": torch.tensor(math.nan if train_loss is None else train_loss, dtype=torch.float64),
     }
 
 

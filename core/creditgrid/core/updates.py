@@ -9,7 +9,8 @@ detached, F = F_l(h_l) and â = a/RMS(a) per sample, block l steps on the gradie
 ``cosine``         mean_b cos(F, a_l)
 =================  ===========================================================
 
-and the head on the gradient of CE_mean(out_head(out_ln(h_L)), y). A step is plain SGD, p <- p - η ∇.
+(without the residual the prediction h_l + F is F alone), and the head on the gradient of
+CE_mean(out_head(out_ln(h_L)), y). A step is plain SGD, p <- p - η ∇.
 """
 
 from __future__ import annotations

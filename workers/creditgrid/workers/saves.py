@@ -1,12 +1,14 @@
-"""Where long runs stood when they were interrupted: one file a group, replaced as it goes on, gone at its end.
+"""Where long calls stood when they were interrupted: one file a call, replaced as it goes on, gone at its end.
 
-A save is no artifact: it belongs to a run that has no result yet, and nothing but another attempt at that run reads it.
+A save is no artifact: it belongs to a call that has no result yet, and only another attempt at what that call was last
+to make reads it. So two calls of one group, such as two sweeps' epochs of one training, do not meet.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 import uuid
@@ -18,6 +20,8 @@ from safetensors.numpy import load, save
 
 from creditgrid.core.task import Arrays, Inputs, Saved
 
+log = logging.getLogger(__name__)
+
 FOLDER = "saves"
 EVERY_S = 2.0
 """A run is saved no more often than this, …"""
@@ -26,11 +30,11 @@ SHARE = 0.05
 
 
 class Saves:
-    """What is saved of one group below the artifact store's root."""
+    """What is saved of the call that makes the artifact ``last`` of a group, below the artifact store's root."""
 
-    def __init__(self, root: Path, group: str) -> None:
+    def __init__(self, root: Path, group: str, last: str) -> None:
         self._group = group
-        self._path = root / FOLDER / group
+        self._path = root / FOLDER / last
         self._next = time.monotonic() + EVERY_S
 
     def offer(self, inputs: Inputs) -> Inputs:
@@ -38,6 +42,9 @@ class Saves:
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
+            return inputs
+        except OSError as error:
+            log.warning("a save cannot be read, and the run begins anew: %s", error)
             return inputs
         digest, data = content[:64], content[64:]
         with contextlib.suppress(SafetensorError):
@@ -48,15 +55,18 @@ class Saves:
         return inputs
 
     def keep(self, saved: Saved) -> None:
-        """Replace what is kept, if it is time for that.
-
-        Raises:
-            OSError: when it cannot be written.
-        """
+        """Replace what is kept, if it is time for that; where it cannot be written, the run goes on without."""
         began = time.monotonic()
         if began < self._next:
             return
-        data = save(dict(saved.state()))
+        try:
+            self._write(save(dict(saved.state())))
+        except OSError as error:
+            log.warning("a save cannot be written, and an interruption would begin anew: %s", error)
+        now = time.monotonic()
+        self._next = now + max(EVERY_S, (now - began) / SHARE)
+
+    def _write(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_name(f".{self._path.name}-{uuid.uuid4().hex}")
         try:
@@ -68,8 +78,6 @@ class Saves:
             temporary.replace(self._path)
         finally:
             temporary.unlink(missing_ok=True)
-        now = time.monotonic()
-        self._next = now + max(EVERY_S, (now - began) / SHARE)
 
     def due(self) -> None:
         """Let the next save be kept whatever the time."""
@@ -77,4 +85,7 @@ class Saves:
 
     def drop(self) -> None:
         """Forget what is kept: the run is through."""
-        self._path.unlink(missing_ok=True)
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("a save that nothing needs any more cannot be removed: %s", error)

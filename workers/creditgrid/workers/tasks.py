@@ -48,7 +48,7 @@ def execute(
         tasks = {task.key: task for task in call.tasks if task.key not in stored}
         measured: list[tuple[Task, Output]] = []
         missing = set(tasks)
-        saves = Saves(store.root, call.tasks[0].group)
+        saves = Saves(store.root, call.tasks[-1].group, call.tasks[-1].key)
         for item in run(list(tasks.values()), saves.offer(inputs), device) if tasks else ():
             if isinstance(item, Saved):
                 saves.keep(item)

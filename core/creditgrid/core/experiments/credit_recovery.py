@@ -8,13 +8,13 @@ tell how the loss changes along random directions (rho), and does the loss fall 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.parameters import CreditParams, enough_images, streams_seed
+from creditgrid.core.parameters import OF_THE_SOURCE, CreditParams, enough_images, streams_seed
 from creditgrid.core.stages import EXTRA_BATCHES, data_task
-from creditgrid.core.summaries import Line, over_seeds, told, varied
+from creditgrid.core.summaries import Line, grouped, over_seeds, told, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def cell(params: CreditRecoveryParams, dataset: DatasetRef | None) -> tuple[Task
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All methods on one checkpoint: gradients and central differences are computed once for all."""
     from creditgrid.core import quality
+    from creditgrid.core.quality import defined, mean
     from creditgrid.core.restore import image_data, restore_network
     from creditgrid.core.sources import restore_sources, source_name
 
@@ -82,14 +83,14 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     for task in tasks:
         name = source_name(task)
         by_eta = nudges[name].T.tolist()
-        columns: dict[str, list[float]] = {
+        columns: dict[str, list[float | None]] = {
             "gamma": gammas[name].tolist(),
-            "rho": rhos[name].tolist(),
+            "rho": defined(rhos[name]),
             **dict(zip(NUDGES, by_eta, strict=True)),
         }
         if name in errors:
             columns["pred_error"] = errors[name]
-        means = {f"{column}_mean": sum(values) / len(values) for column, values in columns.items()}
+        means = {f"{column}_mean": mean(values) for column, values in columns.items()}
         yield Output(
             task.key,
             rows=[
@@ -103,29 +104,35 @@ NUDGES = ("nudge_0_001", "nudge_0_003", "nudge_0_01")
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
-    """For each method (and s of scalar_cb) the means over layers, as mean over seeds."""
+    """For each method (and s of scalar_cb) the means over layers, then each layer, as means over seeds."""
     others = varied(CreditRecoveryParams, rows, besides=GROUPED)
-    table = over_seeds([row for row in rows if row["layer"] == 0], [*GROUPED, *others], MEANS)
-    shown = [*GROUPED, *others, "gamma_mean", "rho_mean", "nudge_0_01_mean", "pred_error_mean", "n", "diverged"]
-    return Summary("Means over layers", shown, table, _verdicts(table, others))
+    by = [*GROUPED, *others]
+    layers = grouped(over_seeds(rows, [*by, "layer"], [*PER_LAYER, *MEANS]), by)
+    whole = over_seeds([row for row in rows if row["layer"] == 0], by, MEANS)
+    table: list[Row] = []
+    for line in whole:
+        # Under the metrics' own names too, so that the means stand in one column with the layers.
+        own = {name.replace("_mean", ""): value for name, value in line.items() if "_mean" in name}
+        table += [{**line, **own, "layer": None}, *layers[tuple(line[name] for name in by)]]
+    shown = [*by, "layer", *PER_LAYER, "n", "diverged"]
+    title = "Credit recovery, mean over layers (–) and by layer"
+    return Summary(title, shown, table, _verdicts(whole, others))
 
 
 def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
     """One for each setting of what else varies, where both scalar_cb and dfa were measured."""
     found = []
-    settings: dict[tuple[Any, ...], list[Line]] = {}
-    for line in table:
-        if line["gamma_mean"] is not None and line["rho_mean"] is not None:
-            settings.setdefault(tuple(line[name] for name in others), []).append(line)
-    for lines in settings.values():
+    common = [name for name in others if name not in OF_THE_SOURCE]
+    known = [line for line in table if line["gamma_mean"] is not None and line["rho_mean"] is not None]
+    for lines in grouped(known, common).values():
         dfa = [line for line in lines if line["method"] == "dfa"]
         learned = [line for line in lines if line["method"] == "scalar_cb"]
         if dfa and learned:
-            found.append(_verdict(dfa, learned, told(lines[0], others)))
+            found.append(_verdict(dfa, learned, told(lines[0], common)))
     return found
 
 
-def _verdict(dfa: Sequence[Line], learned: Sequence[Line], where: str) -> Verdict:
+def _verdict(dfa: Sequence[Row], learned: Sequence[Row], where: str) -> Verdict:
     numbers = {
         "scalar_cb_best_rho": max(line["rho_mean"] for line in learned),
         "scalar_cb_best_gamma": max(line["gamma_mean"] for line in learned),

@@ -32,7 +32,7 @@ GROUPED = ("train_rule", "epoch", "layer")
 COLUMNS: Mapping[str, Column] = {
     "epoch": Column("int64", "Epoch of the checkpoint; 0 is the initialisation."),
     "layer": Column("int64", "Layer l of the hidden state, 0…L."),
-    "h_norm": Column("float64", "Median over images of ‖h_l‖₂."),
+    "h_norm": Column("float64", "Median over images of ‖h_l‖₂ (the mean of the two middle ones)."),
     "grad_norm": Column("float64", "Median over images of ‖∂CE/∂h_l‖₂, CE being the mean over the images."),
     "grad_frobenius": Column("float64", "Frobenius norm of that gradient over all images."),
     "gamma_dfa": Column("float64", "Mean over layers of the cosine of the training's DFA credit with the gradient."),
@@ -44,7 +44,12 @@ COLUMNS: Mapping[str, Column] = {
 class DynamicsParams(TrainParams):
     """Parameters of one training run that is looked at; each may be fixed or an axis."""
 
-    logs_every: int = Field(1, ge=1, le=100_000, description="Epochs between logged ones; the last is always logged.")
+    logs_every: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="Epochs between logged ones; the last is always logged. Each is kept as a checkpoint.",
+    )
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         yield from super().conflicts(dataset)
@@ -127,7 +132,7 @@ def look(network: ResidualMLP, data: ImageData, feedback: torch.Tensor | None) -
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
-    """Each training run's first and last logged epoch, at the first and the last hidden state, as means over seeds."""
+    """Each training run's first and last logged epoch, layer by layer, as means over seeds."""
     others = varied(DynamicsParams, rows, besides=("train_rule", "epoch", "layer"))
     table = over_seeds(rows, [*others, *GROUPED], [name for name in COLUMNS if name not in GROUPED])
     runs: dict[tuple[Any, ...], list[Line]] = {}
@@ -135,9 +140,8 @@ def summarise(rows: Sequence[Row]) -> Summary:
         runs.setdefault(tuple(line[name] for name in (*others, "train_rule")), []).append(line)
     kept = []
     for lines in runs.values():
-        epochs, layers = ({line[name] for line in lines} for name in ("epoch", "layer"))
-        ends = {min(epochs), max(epochs)}, {min(layers), max(layers)}
-        kept += [line for line in lines if line["epoch"] in ends[0] and line["layer"] in ends[1]]
+        epochs = {line["epoch"] for line in lines}
+        kept += [line for line in lines if line["epoch"] in (min(epochs), max(epochs))]
     measured = ["h_norm", "grad_norm", "grad_frobenius", "gamma_dfa", "accuracy", "loss"]
     return Summary("Residual stream, first and last epoch", [*others, *GROUPED, *measured, "n", "diverged"], kept, [])
 

@@ -133,7 +133,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
         }
         if whole:
             best = min(whole, key=lambda eta: (whole[eta]["delta_loss_same"], eta))
-            line |= {"best_eta": best, "n": len(by_eta[best]), **whole[best]}
+            line |= {"best_eta": best, "n": whole[best]["delta_loss_same_n"], **whole[best]}
         table.append(line)
     shown = [*columns, "best_eta", "delta_loss_same", "delta_loss_held", "n", "diverged"]
     return Summary("Best step size by delta_loss_same", shown, table, _verdicts(table))

@@ -230,9 +230,10 @@ def summarise(rows: Sequence[Row]) -> Summary:
 
 
 def _epoch(row: Row) -> int | None:
-    if row["checkpoint"] is not None:
-        return None
-    return int(row["train_epochs"] if row["checkpoint_epoch"] is None else row["checkpoint_epoch"])
+    if row["checkpoint_epoch"] is None and row["checkpoint"] is None:
+        return int(row["train_epochs"])
+    epoch: int | None = row["checkpoint_epoch"]  # which of an imported checkpoint may not be known
+    return epoch
 
 
 def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
