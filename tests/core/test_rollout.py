@@ -74,10 +74,12 @@ def _run(
     blocks: Sequence[int] = range(L),
     sources: dict[str, CreditSource] = SOURCES,
     seed: int = SEED,
+    after: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     dtype = network.embed.weight.dtype
     measured = {name: (x.to(dtype), y) for name, (x, y) in MEASURED.items()}
-    return rollouts(network, sources, wanted, X_STEPS[:steps].to(dtype), Y_STEPS[:steps], measured, blocks, seed)
+    batches = X_STEPS[:steps].to(dtype), Y_STEPS[:steps]
+    return rollouts(network, sources, wanted, *batches, measured, blocks, seed, after)
 
 
 def _serial(network: ResidualMLP, rollout: Rollout, blocks: Sequence[int] = range(L)) -> dict[str, list[float]]:
@@ -201,6 +203,13 @@ def test_more_steps_begin_as_fewer_do() -> None:
         for name, path in _run(network, wanted, steps).items():
             assert path.shape == (len(wanted), steps + 1)
             torch.testing.assert_close(path, whole[name][:, : steps + 1], rtol=1e-12, atol=1e-14)
+
+
+def test_only_what_is_asked_for_is_measured_and_it_is_the_same() -> None:
+    network, wanted = _network(), _mixed()
+    whole = _run(network, wanted)
+    for name, found in _run(network, wanted, after=(0, K)).items():
+        assert torch.equal(found, whole[name][:, [0, K]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -14,8 +14,8 @@ from pydantic import Field
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Params
 from creditgrid.core.foreign import CheckpointName
-from creditgrid.core.stages import checkpoint_task, data_task, feedback_task, fit_task, probe_task, train_task
-from creditgrid.core.task import Task
+from creditgrid.core.stages import checkpoint_task, data_task, feedback_task, fit_task, train_task
+from creditgrid.core.task import Task, TaskKind
 
 MethodName = Literal["oracle_bp", "vec", "scalar_cb", "dfa", "state_bridge"]
 FITTED = ("vec", "scalar_cb", "state_bridge")
@@ -155,10 +155,6 @@ class CreditParams(TrainParams):
             return checkpoint_task(self.checkpoint)
         return self.trained(dataset, self.train_epochs if self.checkpoint_epoch is None else self.checkpoint_epoch)
 
-    def probe(self, dataset: DatasetRef) -> Task:
-        """The fixed batches of ``batch_size`` images."""
-        return probe_task(dataset, batch_size=self.batch_size, seed=streams_seed(self.__dict__))
-
     def source(self, dataset: DatasetRef, checkpoint: Task) -> dict[str, Task]:
         """What the credit stands on beside the checkpoint, by role: nothing, ``feedback`` or ``estimator``."""
         if self.method == "dfa":
@@ -169,6 +165,22 @@ class CreditParams(TrainParams):
             residual = self.residual_add
             return {"estimator": fit_task(dataset, checkpoint, self.method, options, residual_add=residual)}
         return {}
+
+    def measured(
+        self, kind: TaskKind, dataset: DatasetRef, probe: Task, *, data: bool = True
+    ) -> tuple[Task, tuple[Task, ...]]:
+        """The task that measures this cell, and all that it stands on.
+
+        Its parents are ``checkpoint``, ``probe``, the credit's source and, if asked for, the ``data`` set. Cells on
+        one checkpoint and one probe are one group, and so are of one seed of the streams.
+        """
+        checkpoint = self.probed(dataset)
+        parents = {"checkpoint": checkpoint, "probe": probe, **self.source(dataset, checkpoint)}
+        if data:
+            parents["data"] = data_task(dataset)
+        group = (checkpoint.key, probe.key, self.residual_add)
+        task = kind.task(self.identity(), parents, group=group, source={"dataset": dataset.name})
+        return task, self.stands_on(dataset, parents)
 
     def _fit_options(self) -> tuple[tuple[str, Any], ...]:
         options: dict[str, Any] = {

@@ -58,8 +58,11 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
     measured_on: Mapping[str, tuple[Tensor, Tensor]],
     blocks: Sequence[int],
     noise_seed: int = 0,
+    measured_after: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Mean cross-entropies along each rollout, on each batch of ``measured_on``: float64 (S, k + 1) by its name.
+
+    With ``measured_after`` only after those numbers of steps, one column each: (S, len(measured_after)).
 
     Step i = 0…k-1 is taken on x_steps[i] (n, D), y_steps[i] (n,): hiddens, credit and the gradients of all ``blocks``
     and of the head come from one forward pass of the network as it then stands; estimators and feedback are frozen.
@@ -69,7 +72,8 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
         KeyError: when a rollout names a source that is not given.
         ValueError: for an unknown rule, or target_shift without its kappa.
     """
-    losses = {name: torch.empty(len(wanted), len(x_steps) + 1, dtype=torch.float64) for name in measured_on}
+    after = range(len(x_steps) + 1) if measured_after is None else measured_after
+    losses = {name: torch.empty(len(wanted), len(after), dtype=torch.float64) for name in measured_on}
     first = min(blocks, default=network.num_blocks - 1)
     with torch.no_grad():
         entering = {name: network(x, return_hidden=True)[1][first] for name, (x, _) in measured_on.items()}
@@ -80,8 +84,9 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
     for chunk in _chunks(network, names, x_steps.shape[1], order):
         stack = _Stack(network, names, [wanted[position] for position in chunk])
         for step in range(len(x_steps) + 1):
-            for name, (_, y) in measured_on.items():
-                losses[name][chunk, step] = stack.losses(entering[name], y, first).cpu()
+            if step in after:
+                for name, (_, y) in measured_on.items():
+                    losses[name][chunk, after.index(step)] = stack.losses(entering[name], y, first).cpu()
             if step < len(x_steps):
                 drawn = dict(noise(network, noise_seed, step)) if stack.noisy else {}
                 stack.step(below[step], y_steps[step], sources, blocks, drawn)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from creditgrid.core.credit import Method, Reduction, SSource, credits
 from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.restore import feedback_stack, restore_estimator
+from creditgrid.core.restore import feedback_stack, restore_estimator, restore_network, tensors
 from creditgrid.core.task import Inputs, Task
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from creditgrid.core.network import Layers
+    from creditgrid.core.network import Layers, ResidualMLP
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,17 @@ def source_name(task: Task) -> str:
     return f"{task.params['method']}/{origin}"
 
 
-def restore_sources(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> dict[str, CreditSource]:
+def restore(
+    tasks: Sequence[Task], inputs: Inputs, device: torch.device
+) -> tuple[ResidualMLP, dict[str, Tensor], dict[str, CreditSource]]:
+    """What the measure tasks of one group share: the frozen network, the probe's batches, and every source by name."""
+    shared = tasks[0]
+    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
+    probe = {name: tensor.to(device) for name, tensor in tensors(inputs[shared.parents["probe"]]).items()}
+    return network, probe, _sources(tasks, inputs, device)
+
+
+def _sources(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> dict[str, CreditSource]:
     """Every distinct source of the tasks' credits, by `source_name`."""
     found: dict[str, CreditSource] = {}
     for task in tasks:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
 from creditgrid.core.parameters import OF_THE_SOURCE, CreditParams, enough_images, streams_seed
-from creditgrid.core.stages import EXTRA_BATCHES, data_task
+from creditgrid.core.stages import EXTRA_BATCHES, probe_task
 from creditgrid.core.summaries import Line, grouped, over_seeds, told, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
@@ -51,25 +51,21 @@ class CreditRecoveryParams(CreditParams):
 def cell(params: CreditRecoveryParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and the tasks it stands on."""
     assert dataset is not None  # the parameter is required, so the plan has resolved it
-    checkpoint = params.probed(dataset)
-    source = params.source(dataset, checkpoint)
-    parents = {"checkpoint": checkpoint, "probe": params.probe(dataset), "data": data_task(dataset), **source}
-    group = (checkpoint.key, parents["probe"].key, params.residual_add)
-    task = MEASURE.task(params.identity(), parents, group=group, source={"dataset": dataset.name})
-    return task, params.stands_on(dataset, parents)
+    probe = probe_task(dataset, batch_size=params.batch_size, seed=streams_seed(params.__dict__))
+    return params.measured(MEASURE, dataset, probe)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All methods on one checkpoint: gradients and central differences are computed once for all."""
     from creditgrid.core import quality
     from creditgrid.core.quality import defined, mean
-    from creditgrid.core.restore import image_data, restore_network
-    from creditgrid.core.sources import restore_sources, source_name
+    from creditgrid.core.restore import image_data
+    from creditgrid.core.sources import restore, source_name
 
     shared = tasks[0]
-    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
     data = image_data(inputs[shared.parents["data"]], device)
-    network, sources = quality.in_double(network, restore_sources(tasks, inputs, device))
+    network, _, sources = restore(tasks, inputs, device)
+    network, sources = quality.in_double(network, sources)
     size = shared.params["batch_size"]
     batches = list(quality.file_batches(network, data, size, quality.GAMMA_BATCHES))
     gammas = quality.gamma(network, sources, batches)

@@ -62,14 +62,9 @@ COLUMNS: Mapping[str, Column] = {
 def cell(params: LinesearchParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and the tasks it stands on."""
     assert dataset is not None  # the parameter is required, so the plan has resolved it
-    checkpoint = params.probed(dataset)
     # The step's batch is the one that "same" is measured on, so the probe's batches are as large as the step's.
     probe = probe_task(dataset, batch_size=params.step_images, seed=streams_seed(params.__dict__))
-    source = params.source(dataset, checkpoint)
-    parents = {"checkpoint": checkpoint, "probe": probe, **source}
-    group = (checkpoint.key, probe.key, params.residual_add)
-    task = MEASURE.task(params.identity(), parents, group=group, source={"dataset": dataset.name})
-    return task, params.stands_on(dataset, parents)
+    return params.measured(MEASURE, dataset, probe, data=False)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
@@ -77,19 +72,13 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     import torch
 
     from creditgrid.core.line_search import Step, line_search
-    from creditgrid.core.restore import restore_network, tensors
-    from creditgrid.core.sources import restore_sources, source_name
+    from creditgrid.core.sources import restore, source_name
 
-    shared = tasks[0]
-    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
-    probe = {name: tensor.to(device) for name, tensor in tensors(inputs[shared.parents["probe"]]).items()}
+    network, probe, sources = restore(tasks, inputs, device)
     x_same, y_same = probe["x_same"], probe["y_same"]
     with torch.no_grad():
         logits, hiddens = network(x_same, return_hidden=True)
-    credits = {
-        name: source.credits(network, hiddens, logits, y_same)
-        for name, source in restore_sources(tasks, inputs, device).items()
-    }
+    credits = {name: source.credits(network, hiddens, logits, y_same) for name, source in sources.items()}
     steps = [
         Step(
             source_name(task),
@@ -102,8 +91,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         )
         for task in tasks
     ]
-    # All cells of a group have one probe, and so one seed of its streams.
-    held, seed = (probe["x_held"], probe["y_held"]), streams_seed(shared.params)
+    held, seed = (probe["x_held"], probe["y_held"]), streams_seed(tasks[0].params)
     results = line_search(network, x_same, y_same, *held, credits, steps, seed)
     for task, result in zip(tasks, results, strict=True):
         yield Output(task.key, rows=[result._asdict()])

@@ -19,7 +19,6 @@ from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Sum
 from creditgrid.core.parameters import CreditParams, enough_images, streams_seed
 from creditgrid.core.stages import (
     EXTRA_BATCHES,
-    data_task,
     probe_task,
     step_batches,
 )
@@ -78,7 +77,6 @@ def _extra(params: SnapshotTimeParams) -> int:
 def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and the tasks it stands on."""
     assert dataset is not None  # the parameter is required, so the plan has resolved it
-    checkpoint = params.probed(dataset)
     probe = probe_task(
         dataset,
         batch_size=params.batch_size,
@@ -87,26 +85,20 @@ def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, 
         steps=step_batches(dataset, STEPS, params.batch_size),
         step_images=params.batch_size,
     )
-    source = params.source(dataset, checkpoint)
-    parents = {"checkpoint": checkpoint, "probe": probe, "data": data_task(dataset), **source}
-    group = (checkpoint.key, probe.key, params.residual_add)
-    task = MEASURE.task(params.identity(), parents, group=group, source={"dataset": dataset.name})
-    return task, params.stands_on(dataset, parents)
+    return params.measured(MEASURE, dataset, probe)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All cells of one checkpoint: one fused search, then one rollout for every range."""
-    from creditgrid.core.restore import image_data, restore_network, tensors
+    from creditgrid.core.restore import image_data
     from creditgrid.core.rollout import Rollout, rollouts
-    from creditgrid.core.sources import restore_sources, source_name
+    from creditgrid.core.sources import restore, source_name
     from creditgrid.core.training import accuracy_and_loss
     from creditgrid.core.updates import update_blocks
 
     shared = tasks[0]
-    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
-    probe = {name: tensor.to(device) for name, tensor in tensors(inputs[shared.parents["probe"]]).items()}
+    network, probe, sources = restore(tasks, inputs, device)
     accuracy, _ = accuracy_and_loss(network, image_data(inputs[shared.parents["data"]], device))
-    sources = restore_sources(tasks, inputs, device)
     best = _search(tasks, network, probe, sources)
     measured = {name: (probe[f"x_{name}"], probe[f"y_{name}"]) for name in ("same", "held")}
 
@@ -115,7 +107,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         alike = [task for task in tasks if task.params["update_range"] == update_range]
         blocks = update_blocks(update_range, network.num_blocks)
         stepped = [Rollout(source_name(task), "inner_product", None, "raw", best[task.key][0]) for task in alike]
-        losses = rollouts(network, sources, stepped, x_steps, y_steps, measured, blocks)
+        losses = rollouts(network, sources, stepped, x_steps, y_steps, measured, blocks, measured_after=(0, STEPS))
         spreads = _spreads(alike, network, probe, sources, blocks)
         for place, task in enumerate(alike):
             eta, one = best[task.key]
