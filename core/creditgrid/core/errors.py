@@ -8,7 +8,7 @@ CreditGridError
 │   └── ArtifactCorrupt
 ├── CheckpointError  a file is not the state dict of a residual MLP
 ├── TaskError        a task cannot be computed from what it was given
-├── PluginError      an experiment that another package registers cannot be used
+├── PluginError      an experiment cannot be used, or its own code raised
 ├── QueryError       a SQL query is refused, fails, or takes too long
 ├── NotFoundError    no such sweep, cell, artifact or experiment
 ├── ConflictError    the request does not fit the state that things are in
@@ -68,7 +68,7 @@ class TaskError(CreditGridError):
 
 
 class PluginError(CreditGridError):
-    """An experiment that another package registers cannot be used."""
+    """An experiment cannot be used, or its own code raised; the message names it."""
 
 
 class QueryError(CreditGridError):

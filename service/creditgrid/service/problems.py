@@ -21,6 +21,7 @@ from creditgrid.core.errors import (
     CreditGridError,
     DatasetError,
     NotFoundError,
+    PluginError,
     QueryError,
     RunnerError,
     SpecError,
@@ -46,6 +47,7 @@ STATUS: tuple[tuple[type[CreditGridError], int], ...] = (
     (QueryError, 400),
     (BusyError, 503),
     (RunnerError, 503),
+    (PluginError, 500),
     (CreditGridError, 500),
 )
 """The status of each error; the first match counts."""
