@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -160,12 +161,20 @@ def _pearson(pairs: list[tuple[float, float]]) -> float:
     return both / (spreads[0] * spreads[1])
 
 
+def rho_of(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch, seed: int) -> Any:
+    return quality.rho(network, quality.own_credits(network, sources, batch), batch, seed)
+
+
+def nudge_of(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> Any:
+    return quality.nudge(network, quality.own_credits(network, sources, batch), batch)
+
+
 @pytest.mark.parametrize("residual_add", [True, False])
 def test_rho_is_the_correlation_over_all_samples_and_directions(few: ImageData, residual_add: bool) -> None:
     assert (RHO_DIRECTIONS, RHO_EPS) == (32, 1e-3)
     network, sources = _network(residual_add), _sources()
     batch = _batch(network, few)
-    found = quality.rho(network, sources, batch, seed=13)
+    found = rho_of(network, sources, batch, seed=13)
     reference, (xs, labels) = _slow(network), _images(few)
     for layer in range(L):
         v = torch.randn(32, 4, WIDTH, generator=generator(13, "rho", layer)).double()
@@ -188,14 +197,14 @@ def test_rho_is_the_correlation_over_all_samples_and_directions(few: ImageData, 
 def test_rho_s_directions_follow_the_seed_alone(few: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     network, sources = _network(), _sources()
     batch = _batch(network, few)
-    first, other = (quality.rho(network, sources, batch, seed)["dfa"] for seed in (1, 2))
+    first, other = (rho_of(network, sources, batch, seed)["dfa"] for seed in (1, 2))
     assert not torch.equal(first, other)
     state = torch.get_rng_state()
-    alone = quality.rho(network, {"dfa": sources["dfa"]}, batch, 1)["dfa"]
+    alone = rho_of(network, {"dfa": sources["dfa"]}, batch, 1)["dfa"]
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(alone, first, rtol=1e-12, atol=1e-14)
     monkeypatch.setattr(quality, "CHUNK_BYTES", 1)  # one direction at a time
-    torch.testing.assert_close(quality.rho(network, sources, batch, 1)["dfa"], first, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(rho_of(network, sources, batch, 1)["dfa"], first, rtol=1e-10, atol=1e-12)
 
 
 def test_rho_is_nan_where_one_side_does_not_vary(few: ImageData) -> None:
@@ -205,12 +214,12 @@ def test_rho_is_nan_where_one_side_does_not_vary(few: ImageData) -> None:
         "zero": CreditSource("dfa", feedback=torch.zeros(L, WIDTH, C).double()),
         "oracle": CreditSource("oracle_bp"),
     }
-    found = quality.rho(network, nothing, batch, 1)
+    found = rho_of(network, nothing, batch, 1)
     assert found["zero"].isnan().all()
     assert found["oracle"].isfinite().all()
     with torch.no_grad():  # a loss that no hidden state moves
         network.out_head.weight.zero_()
-    flat = quality.rho(network, {"dfa": _sources()["dfa"]}, _batch(network, few), 1)
+    flat = rho_of(network, {"dfa": _sources()["dfa"]}, _batch(network, few), 1)
     assert flat["dfa"].isnan().all()
 
 
@@ -221,7 +230,7 @@ def test_rho_is_nan_where_one_side_does_not_vary(few: ImageData) -> None:
 def test_nudge_against_one_sample_at_a_time(few: ImageData, residual_add: bool) -> None:
     assert NUDGE_ETAS == (0.001, 0.003, 0.01)
     network, sources = _network(residual_add), _sources()
-    found = quality.nudge(network, sources, _batch(network, few))
+    found = nudge_of(network, sources, _batch(network, few))
     reference, (xs, labels) = _slow(network), _images(few)
     for name, source in sources.items():
         assert found[name].shape == (L, 3)
@@ -242,7 +251,7 @@ def test_nudge_against_one_sample_at_a_time(few: ImageData, residual_add: bool) 
 def test_a_zero_credit_nudges_nothing(few: ImageData) -> None:
     network = _network()
     zero = {"zero": CreditSource("dfa", feedback=torch.zeros(L, WIDTH, C).double())}
-    assert quality.nudge(network, zero, _batch(network, few))["zero"].abs().max() < 1e-14
+    assert nudge_of(network, zero, _batch(network, few))["zero"].abs().max() < 1e-14
 
 
 # -- prediction error ----------------------------------------------------------------------------------------------

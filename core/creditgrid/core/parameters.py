@@ -224,6 +224,12 @@ def streams_seed(params: Mapping[str, Any]) -> int:
     return int(found)
 
 
+def enough_blocks(update_range: str, num_blocks: int) -> Iterable[tuple[str, str]]:
+    """A fault where the range is of more blocks than there are."""
+    if update_range == "last2" and num_blocks < 2:
+        yield "update_range", "update_range last2 needs num_blocks of at least 2"
+
+
 def enough_images(dataset: DatasetRef | None, *needs: tuple[str, int, int]) -> Iterable[tuple[str, str]]:
     """Faults of (field to blame, full batches, images a batch) that are more than the training set holds."""
     for field, batches, size in needs:

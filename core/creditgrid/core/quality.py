@@ -28,7 +28,7 @@ from creditgrid.core.data import ImageData, normalise
 from creditgrid.core.estimators import EstimatorNet
 from creditgrid.core.metrics import cosine, cross_entropy, unit
 from creditgrid.core.network import ResidualMLP
-from creditgrid.core.sources import CreditSource
+from creditgrid.core.sources import CreditSource, credits_on
 from creditgrid.core.streams import generator
 
 GAMMA_BATCHES = 10
@@ -64,25 +64,28 @@ def file_batches(network: ResidualMLP, data: ImageData, size: int, count: int | 
         yield Batch(hiddens, logits, y)
 
 
+def own_credits(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
+    """The credits of every source on a test batch, by its name: (L, b, d) each."""
+    return credits_on(network, sources, batch.hiddens, batch.logits, batch.y)
+
+
 def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """gamma_l of each source, mean over the batches of the mean over the samples: (L,)."""
     totals = {name: torch.zeros(network.num_blocks, dtype=torch.float64) for name in sources}
     for batch in batches:
         # The direction alone counts, and the sum's gradient is far from underflow.
         truth = credits("oracle_bp", network, batch.hiddens, batch.logits, batch.y, oracle_reduction="sum")
-        for name, source in sources.items():
-            own = source.credits(network, batch.hiddens, batch.logits, batch.y)
+        for name, own in own_credits(network, sources, batch).items():
             totals[name] += cosine(own, truth).mean(-1).cpu()
     return {name: total / len(batches) for name, total in totals.items()}
 
 
-def rho(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch, seed: int) -> dict[str, Tensor]:
-    """rho_l of each source: (L,); NaN where one side does not vary.
+def rho(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
+    """rho_l of each source, given its `own_credits`: (L,); NaN where one side does not vary.
 
     The directions of layer l, v (M, b, d), are drawn on the CPU from the stream ("rho", l), in single precision.
     """
-    own = {name: source.credits(network, batch.hiddens, batch.logits, batch.y) for name, source in sources.items()}
-    found = {name: torch.empty(network.num_blocks, dtype=torch.float64) for name in sources}
+    found = {name: torch.empty(network.num_blocks, dtype=torch.float64) for name in own}
     for layer in range(network.num_blocks):
         h = batch.hiddens[layer]
         v = torch.randn(RHO_DIRECTIONS, *h.shape, generator=generator(seed, "rho", layer)).to(h)
@@ -122,10 +125,9 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nudge(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
-    """nudge_l of each source for each of NUDGE_ETAS: (L, 3)."""
-    own = [source.credits(network, batch.hiddens, batch.logits, batch.y) for source in sources.values()]
-    directions = unit(torch.stack(own))  # (sources, L, b, d)
+def nudge(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """nudge_l of each source, given its `own_credits`, for each of NUDGE_ETAS: (L, 3)."""
+    directions = unit(torch.stack(list(own.values())))  # (sources, L, b, d)
     etas = torch.tensor(NUDGE_ETAS).to(directions)
     found = torch.empty(len(own), network.num_blocks, len(NUDGE_ETAS), dtype=torch.float64)
     for layer in range(network.num_blocks):
@@ -134,7 +136,7 @@ def nudge(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batc
         shifted = h - etas[:, None, None] * directions[:, layer].unsqueeze(1)
         after = cross_entropy(network.forward_from_layer(shifted, layer), batch.y)
         found[:, layer] = (after - before).mean(-1).cpu()
-    return dict(zip(sources, found, strict=True))
+    return dict(zip(own, found, strict=True))
 
 
 @torch.no_grad()

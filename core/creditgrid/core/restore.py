@@ -44,6 +44,11 @@ def feedback_stack(arrays: Arrays, device: torch.device) -> Tensor:
     return torch.stack([matrices[f"B.{layer}"] for layer in range(len(matrices))]).to(device)
 
 
+def probe_batches(arrays: Arrays, device: torch.device) -> dict[str, Tensor]:
+    """The batches of a probe artifact: ``x_same``, ``y_same``, …."""
+    return {name: tensor.to(device) for name, tensor in tensors(arrays).items()}
+
+
 def image_data(arrays: Arrays, device: torch.device) -> ImageData:
     """The data set of a data artifact."""
     return ImageData.from_arrays(arrays).to(device)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from creditgrid.core.credit import Method, Reduction, SSource, credits
 from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.restore import feedback_stack, restore_estimator, restore_network, tensors
+from creditgrid.core.restore import feedback_stack, restore_estimator, restore_network
 from creditgrid.core.task import Inputs, Task
 
 if TYPE_CHECKING:
@@ -51,20 +51,24 @@ class CreditSource:
         return replace(self, feedback=feedback, estimator=estimator)
 
 
+def credits_on(
+    network: Layers, sources: Mapping[str, CreditSource], hiddens: Sequence[Tensor], logits: Tensor, y: Tensor
+) -> dict[str, Tensor]:
+    """The credits of every source on one batch, by its name: (L, b, d) each."""
+    return {name: source.credits(network, hiddens, logits, y) for name, source in sources.items()}
+
+
 def source_name(task: Task) -> str:
     """What the credit of a measure task depends on beside the network and the batch: equal names, one source."""
     origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params["oracle_reduction"]
     return f"{task.params['method']}/{origin}"
 
 
-def restore(
-    tasks: Sequence[Task], inputs: Inputs, device: torch.device
-) -> tuple[ResidualMLP, dict[str, Tensor], dict[str, CreditSource]]:
-    """What the measure tasks of one group share: the frozen network, the probe's batches, and every source by name."""
+def restore(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> tuple[ResidualMLP, dict[str, CreditSource]]:
+    """What the measure tasks of one group share: the frozen network, and every source by name."""
     shared = tasks[0]
     network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
-    probe = {name: tensor.to(device) for name, tensor in tensors(inputs[shared.parents["probe"]]).items()}
-    return network, probe, _sources(tasks, inputs, device)
+    return network, _sources(tasks, inputs, device)
 
 
 def _sources(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> dict[str, CreditSource]:

@@ -122,7 +122,7 @@ class Grid:
         for origin, values in itertools.chain(self._product(), self._included()):
             params = self.experiment.params.of_valid(values)
             for blamed, detail in self._conflicts(params, datasets[values["dataset"]] if datasets else None):
-                fault = Fault(detail, self.where(blamed, values, origin))
+                fault = Fault(detail, self._where(blamed, values, origin))
                 faults.setdefault(fault.pointer, fault)
             if faults:
                 if len(faults) > MAX_FAULTS:
@@ -173,8 +173,7 @@ class Grid:
         rest = all(values[name] == value for name, value in base.items() if name not in self.axes)
         return all(on_axes) and rest and not any(_matches(values, rule) for rule in self.exclude)
 
-    def where(self, name: str, values: Mapping[str, Any], included: int | None = None) -> str:
-        """Where the spec gives the parameter ``name`` of the cell with these values, or could have given it."""
+    def _where(self, name: str, values: Mapping[str, Any], included: int | None) -> str:
         if included is not None and name in self.include[included]:
             return pointer("include", included, name)
         if name in self.fixed:

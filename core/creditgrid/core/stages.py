@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from creditgrid.core.data import ImageData
     from creditgrid.core.fitting import FitEpoch
+    from creditgrid.core.training import Epoch
 
 EXTRA_BATCHES = 8
 """Batches of the probe beside the same and the held-out one."""
@@ -156,8 +157,12 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
         if at.epoch == last:
             return
         if number:
-            yield Saved(lambda state=at.state: _arrays(state()))  # type: ignore[misc]
+            yield _saved(at)
         yield Progress(at.epoch, last, _told(at.epoch, last, at.train_loss, resumed=saved is not None and not number))
+
+
+def _saved(at: Epoch) -> Saved:
+    return Saved(lambda: _arrays(at.state()))
 
 
 def _told(epoch: int, last: int, loss: float | None, *, resumed: bool) -> str:

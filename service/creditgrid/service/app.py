@@ -11,9 +11,8 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from creditgrid.core.wire import MAX_CHECKPOINT_BYTES, MAX_SPEC_BYTES, Problem
+from creditgrid.core.wire import MAX_CHECKPOINT_BYTES, Problem
 from creditgrid.service import problems
 from creditgrid.service.auth import PROTECTED, Guard
 from creditgrid.service.checkpoint_import import Importer
@@ -36,18 +35,6 @@ PROBLEM: dict[str, Any] = {
     "description": "What is wrong",
     "content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
 }
-
-
-class BodyLimits:
-    """ASGI middleware: a body is as long as a spec at most, and an uploaded checkpoint may be longer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._usual = BodyLimit(app, MAX_SPEC_BYTES)
-        self._upload = BodyLimit(app, MAX_CHECKPOINT_BYTES)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        upload = scope["type"] == "http" and scope["path"] == PROTECTED + checkpoints.PATH
-        await (self._upload if upload else self._usual)(scope, receive, send)
 
 
 def create_app(services: Services, settings: Settings) -> FastAPI:
@@ -82,7 +69,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
             Middleware(Measure, telemetry=context.telemetry),
             Middleware(LastResort),
             Middleware(Guard, token=settings.token),
-            Middleware(BodyLimits),
+            Middleware(BodyLimit, uploads={PROTECTED + checkpoints.PATH: MAX_CHECKPOINT_BYTES}),
         ],
     )
     app.state.context = context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
@@ -22,18 +23,24 @@ DRAINED = 256 * 2**20
 
 
 class BodyLimit:
-    """ASGI middleware: a body longer than ``limit`` bytes is refused, by its announced length or while it comes in."""
+    """ASGI middleware: a body that is too long is refused, by its announced length or while it comes in.
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_SPEC_BYTES) -> None:
-        self._app, self._limit = app, limit
+    Args:
+        app: what is behind it.
+        uploads: the paths whose bodies may be longer than a spec, and how many bytes.
+    """
+
+    def __init__(self, app: ASGIApp, uploads: Mapping[str, int]) -> None:
+        self._app, self._uploads = app, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        detail = f"the body is longer than the {self._limit:,} bytes that are accepted"
+        limit = self._uploads.get(scope["path"], MAX_SPEC_BYTES)
+        detail = f"the body is longer than the {limit:,} bytes that are accepted"
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._limit:
+        if announced.isdecimal() and int(announced) > limit:
             await _drain(scope, receive)
             await respond(problem(413, detail), {"Connection": "close"})(scope, receive, send)
             return
@@ -43,7 +50,7 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._limit:
+            if seen > limit:
                 await _drain(scope, receive)
                 raise HTTPException(413, detail, {"Connection": "close"})
             return message

@@ -64,13 +64,13 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
 
     shared = tasks[0]
     data = image_data(inputs[shared.parents["data"]], device)
-    network, _, sources = restore(tasks, inputs, device)
-    network, sources = quality.in_double(network, sources)
+    network, sources = quality.in_double(*restore(tasks, inputs, device))
     size = shared.params["batch_size"]
     batches = list(quality.file_batches(network, data, size, quality.GAMMA_BATCHES))
     gammas = quality.gamma(network, sources, batches)
-    rhos = quality.rho(network, sources, batches[0], streams_seed(shared.params))
-    nudges = quality.nudge(network, sources, batches[0])
+    own = quality.own_credits(network, sources, batches[0])
+    rhos = quality.rho(network, own, batches[0], streams_seed(shared.params))
+    nudges = quality.nudge(network, own, batches[0])
     errors = {
         name: quality.prediction_error(network, source.estimator, data, size).tolist()
         for name, source in sources.items()

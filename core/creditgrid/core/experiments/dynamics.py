@@ -7,7 +7,7 @@ gradients are, how well the training's own feedback is aligned with the gradient
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary
 from creditgrid.core.parameters import TrainParams
 from creditgrid.core.stages import data_task
-from creditgrid.core.summaries import Line, over_seeds, varied
+from creditgrid.core.summaries import grouped, over_seeds, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -135,11 +135,8 @@ def summarise(rows: Sequence[Row]) -> Summary:
     """Each training run's first and last logged epoch, layer by layer, as means over seeds."""
     others = varied(DynamicsParams, rows, besides=("train_rule", "epoch", "layer"))
     table = over_seeds(rows, [*others, *GROUPED], [name for name in COLUMNS if name not in GROUPED])
-    runs: dict[tuple[Any, ...], list[Line]] = {}
-    for line in table:
-        runs.setdefault(tuple(line[name] for name in (*others, "train_rule")), []).append(line)
-    kept = []
-    for lines in runs.values():
+    kept: list[Row] = []
+    for lines in grouped(table, [*others, "train_rule"]).values():
         epochs = {line["epoch"] for line in lines}
         kept += [line for line in lines if line["epoch"] in (min(epochs), max(epochs))]
     measured = ["h_norm", "grad_norm", "grad_frobenius", "gamma_dfa", "accuracy", "loss"]

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.parameters import StepParams, enough_images, streams_seed
+from creditgrid.core.parameters import StepParams, enough_blocks, enough_images, streams_seed
 from creditgrid.core.stages import EXTRA_BATCHES, probe_task
 from creditgrid.core.summaries import Line, grouped, statistics, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
@@ -41,8 +41,7 @@ class LinesearchParams(StepParams):
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         yield from super().conflicts(dataset)
-        if self.update_range == "last2" and self.num_blocks < 2:
-            yield "update_range", "update_range last2 needs num_blocks of at least 2"
+        yield from enough_blocks(self.update_range, self.num_blocks)
         blamed = "batch_size" if self.step_batch_size is None else "step_batch_size"
         yield from enough_images(dataset, (blamed, 2 + EXTRA_BATCHES, self.step_images))
 
@@ -72,13 +71,15 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     import torch
 
     from creditgrid.core.line_search import Step, line_search
-    from creditgrid.core.sources import restore, source_name
+    from creditgrid.core.restore import probe_batches
+    from creditgrid.core.sources import credits_on, restore, source_name
 
-    network, probe, sources = restore(tasks, inputs, device)
+    network, sources = restore(tasks, inputs, device)
+    probe = probe_batches(inputs[tasks[0].parents["probe"]], device)
     x_same, y_same = probe["x_same"], probe["y_same"]
     with torch.no_grad():
         logits, hiddens = network(x_same, return_hidden=True)
-    credits = {name: source.credits(network, hiddens, logits, y_same) for name, source in sources.items()}
+    credits = credits_on(network, sources, hiddens, logits, y_same)
     steps = [
         Step(
             source_name(task),

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.parameters import CreditParams, enough_images, streams_seed
+from creditgrid.core.parameters import CreditParams, enough_blocks, enough_images, streams_seed
 from creditgrid.core.stages import (
     EXTRA_BATCHES,
     probe_task,
     step_batches,
 )
-from creditgrid.core.summaries import Line, over_seeds, told, varied
+from creditgrid.core.summaries import Line, grouped, over_seeds, told, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class SnapshotTimeParams(CreditParams):
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         yield from super().conflicts(dataset)
-        if self.update_range == "last2" and self.num_blocks < 2:
-            yield "update_range", "update_range last2 needs num_blocks of at least 2"
+        yield from enough_blocks(self.update_range, self.num_blocks)
         blamed = "extra_batches" if self.extra_batches > EXTRA_BATCHES else "batch_size"
         yield from enough_images(
             dataset,
@@ -90,14 +89,15 @@ def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All cells of one checkpoint: one fused search, then one rollout for every range."""
-    from creditgrid.core.restore import image_data
+    from creditgrid.core.restore import image_data, probe_batches
     from creditgrid.core.rollout import Rollout, rollouts
     from creditgrid.core.sources import restore, source_name
     from creditgrid.core.training import accuracy_and_loss
     from creditgrid.core.updates import update_blocks
 
     shared = tasks[0]
-    network, probe, sources = restore(tasks, inputs, device)
+    network, sources = restore(tasks, inputs, device)
+    probe = probe_batches(inputs[shared.parents["probe"]], device)
     accuracy, _ = accuracy_and_loss(network, image_data(inputs[shared.parents["data"]], device))
     best = _search(tasks, network, probe, sources)
     measured = {name: (probe[f"x_{name}"], probe[f"y_{name}"]) for name in ("same", "held")}
@@ -142,12 +142,12 @@ def _search(
     import torch
 
     from creditgrid.core.line_search import Step, line_search
-    from creditgrid.core.sources import source_name
+    from creditgrid.core.sources import credits_on, source_name
 
     x_same, y_same = probe["x_same"], probe["y_same"]
     with torch.no_grad():
         logits, hiddens = network(x_same, return_hidden=True)
-    credits = {name: source.credits(network, hiddens, logits, y_same) for name, source in sources.items()}
+    credits = credits_on(network, sources, hiddens, logits, y_same)
     steps: dict[Step, int] = {}
     tried: dict[str, list[Step]] = {}
     for task in tasks:
@@ -230,12 +230,9 @@ def _epoch(row: Row) -> int | None:
 
 def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
     """On ``vec``, one for each setting of what else varies."""
-    settings: dict[tuple[Any, ...], list[Line]] = {}
-    for line in table:
-        if line["method"] == "vec" and line["checkpoint_epoch"] is not None and line["dl_held_1"] is not None:
-            settings.setdefault(tuple(line[name] for name in others), []).append(line)
+    known = [line for line in table if line["checkpoint_epoch"] is not None and line["dl_held_1"] is not None]
     found = []
-    for lines in settings.values():
+    for lines in grouped([line for line in known if line["method"] == "vec"], others).values():
         measured = {line["checkpoint_epoch"]: line["dl_held_1"] for line in lines}
         failed = sorted(epoch for epoch, change in measured.items() if change > 0)
         late, early = any(epoch >= LATE for epoch in failed), any(epoch <= EARLY for epoch in failed)
