@@ -74,6 +74,9 @@ class SweepSpec(BaseModel):
         default_factory=dict, description="CPUs and GPUs by task kind (data, probe, feedback, train, fit, measure, …)."
     )
     retry: RetrySpec = Field(default_factory=RetrySpec)
+    timeout_s: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Seconds that a call of a task kind may take, by kind as in `resources`."
+    )
     max_failed: int | None = Field(None, ge=0, description="Stop the sweep when more cells than this have failed.")
     fail_fast: bool = Field(False, description="Stop the sweep at the first failure.")
     priority: int = Field(0, ge=-1000, le=1000, description="Higher runs first.")
@@ -234,9 +237,10 @@ def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> G
     faults.extend(
         Fault(
             f"there is no task kind {kind!r}{_did_you_mean(kind, known)}; {experiment.name} runs {', '.join(known)}",
-            pointer("resources", kind),
+            pointer(part, kind),
         )
-        for kind in spec.resources
+        for part, asked in (("resources", spec.resources), ("timeout_s", spec.timeout_s))
+        for kind in asked
         if kind not in known
     )
     size = math.prod(len(axes[factor[0]]) for factor in factors) + len(include) if not faults else 0

@@ -110,7 +110,8 @@ class TaskKind:
     """How tasks of one kind are computed.
 
     ``version`` goes up when equal parameters begin to mean another result. ``max_group`` bounds the tasks in one call.
-    A kind without a ``run`` is never computed: its artifacts are brought in from outside.
+    A kind without a ``run`` is never computed: its artifacts are brought in from outside. A call that takes longer than
+    ``timeout_s`` seconds is stopped and tried again, as after a lost worker; a spec's own ``timeout_s`` comes before it.
     """
 
     name: str
@@ -118,6 +119,7 @@ class TaskKind:
     run: Run | None
     resources: Resources = field(default_factory=Resources)
     max_group: int = 1
+    timeout_s: float | None = None
 
     def task(
         self,

@@ -74,6 +74,7 @@ class SweepView(Wire):
     tasks: dict[str, dict[State, int]] = Field(default={}, description="The stages below the cells, by kind and state.")
     created_at: datetime
     finished_at: datetime | None = None
+    paused: bool = Field(False, description="No call of it is begun until it is resumed; what runs, ends.")
     eta_s: float | None = Field(None, description="Seconds left, from the measured durations; null while unknown.")
     conditions: list[Condition] = []
     active: list[Activity] = []
@@ -119,6 +120,49 @@ class FailureView(Wire):
     attempt: int
     host: str | None
     key: str = Field(description="One of the failed tasks.")
+    command: str = Field(description="Computes that task on this machine, and shows what it raises.")
+
+
+class TaskDocument(Wire):
+    """All that a machine needs to compute one task (a stage or a cell), given the artifacts of its parents."""
+
+    key: str
+    kind: str
+    version: int
+    params: dict[str, Any]
+    parents: dict[str, str]
+    group: str
+    source: dict[str, str]
+
+
+class Extension(Wire):
+    """More cells for a sweep: values for axes that it has, and further included cells."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axes: dict[str, Any] = Field(default={}, description="New values by axis: a list, or a generator as in a spec.")
+    include: list[dict[str, Any]] = Field(default=[], description="Extra cells, on top of the sweep's `fixed`.")
+
+
+class RetentionRequest(Wire):
+    """Which artifacts may go: those unused for ``older_than_s``, and beyond ``max_bytes`` the longest unused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    older_than_s: float | None = Field(None, ge=0, description="Remove what nothing has used for so many seconds.")
+    max_bytes: int | None = Field(None, ge=0, description="Then remove the longest unused until the rest fits.")
+    dry_run: bool = Field(False, description="Remove nothing, and tell what would be.")
+
+
+class RetentionView(Wire):
+    """What a retention run removed, or would remove, and what stays."""
+
+    dry_run: bool
+    removed: int
+    removed_bytes: int
+    kept: int
+    kept_bytes: int
+    in_use: int = Field(description="Of those kept, how many an open sweep needs.")
+    leftovers: int = Field(description="Files of interrupted writes and of calls that are over.")
+    leftover_bytes: int
 
 
 class EventView(Wire):

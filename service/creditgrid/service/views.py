@@ -181,6 +181,7 @@ class Views:
                 attempt=max(row.attempt for row, _, _ in members),
                 host=members[0][0].host or None,
                 key=members[0][2],
+                command=f"creditgrid run-task {members[0][2]}",
             )
             for (kind, cause), members in groups.items()
         ]

@@ -66,7 +66,8 @@ class Finished:
 class Failed:
     """The call ended without a result. ``transient``: the machine is to blame (a lost worker, memory, I/O), try again.
 
-    ``stored`` are keys whose artifacts were saved before the failure.
+    ``stored`` are keys whose artifacts were saved before the failure. ``crashed``: its process died of it, or was made
+    to. ``missing`` are inputs that the store does not hold whole any more: they must be made again first.
     """
 
     call: int
@@ -75,6 +76,8 @@ class Failed:
     transient: bool
     host: str | None = None
     stored: Sequence[str] = ()
+    crashed: bool = False
+    missing: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
