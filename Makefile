@@ -8,7 +8,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 # Processes come and go here by the dozen; without cached bytecode each would compile torch again, for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check bench lock serve clean
+.PHONY: setup demo test test-postgresql check bench lock serve clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ demo: $(STAMP)
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest
+
+# The same, and nothing is skipped for want of a PostgreSQL server: one is started for it, from Debian's programs.
+test-postgresql:
+	.ci/postgresql $(MAKE) test
 
 check: $(STAMP)
 	$(BIN)/ruff check .

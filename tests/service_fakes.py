@@ -22,9 +22,12 @@ from creditgrid.core.wire import (
     TERMINAL_EVENT,
     CellView,
     EventView,
+    Extension,
     FailureView,
     PlanKind,
     PlanView,
+    RetentionRequest,
+    RetentionView,
     SummaryView,
     SweepView,
     TaskView,
@@ -63,7 +66,6 @@ class FakeScheduler:
         self.trouble: str | None = None
         self.running = False
         self.stopped_with: float | None = None
-        self.replays: dict[str, tuple[str, str]] = {}
 
     def start(self) -> None:
         self.running = True
@@ -71,6 +73,19 @@ class FakeScheduler:
     def stop(self, grace_s: float) -> None:
         self.running = False
         self.stopped_with = grace_s
+
+    def problem(self) -> str | None:
+        return self.trouble
+
+    def capacity(self) -> Capacity:
+        return Capacity(cpu=2.0, gpu=0.0, nodes=1, degraded=self.trouble)
+
+
+class FakeControl:
+    def __init__(self, ledger: FakeLedger) -> None:
+        self.ledger = ledger
+        self.planning = threading.Lock()
+        self.replays: dict[str, tuple[str, str]] = {}
 
     def submit(self, document: Any, idempotency: tuple[str, str] | None = None) -> tuple[str, bool]:
         if idempotency is not None and idempotency[0] in self.replays:
@@ -97,13 +112,14 @@ class FakeScheduler:
             self.replays[idempotency[0]] = idempotency[1], sweep
         return sweep, True
 
-    def cancel(self, sweep: str) -> None:
+    def cancel(self, sweep: str) -> bool:
         state = self._state(sweep)
         if state is State.CANCELLED:
-            return
+            return False
         if state.finished:
             raise ConflictError(f"sweep {sweep} has ended")
         self.ledger.finish(sweep, State.CANCELLED)
+        return True
 
     def retry(self, sweep: str) -> int:
         if not self._state(sweep).finished:
@@ -112,11 +128,27 @@ class FakeScheduler:
         self.ledger.tell(sweep, "sweep.retried")
         return 1
 
-    def problem(self) -> str | None:
-        return self.trouble
+    def pause(self, sweep: str) -> bool:
+        return self._set_paused(sweep, True)
 
-    def capacity(self) -> Capacity:
-        return Capacity(cpu=2.0, gpu=0.0, nodes=1, degraded=self.trouble)
+    def resume(self, sweep: str) -> bool:
+        return self._set_paused(sweep, False)
+
+    def extend(self, sweep: str, extension: Extension) -> int:
+        self._state(sweep)
+        if unknown := extension.axes.keys() - {"seed"}:
+            raise SpecError([Fault(f"this sweep has no axis {name!r}", f"/axes/{name}") for name in sorted(unknown)])
+        more = len(extension.axes.get("seed", ())) + len(extension.include)
+        view = self.ledger.sweeps[sweep]
+        self.ledger.sweeps[sweep] = view.model_copy(update={"cells": view.cells + more, "state": State.PENDING})
+        return more
+
+    def _set_paused(self, sweep: str, paused: bool) -> bool:
+        if self._state(sweep).finished:
+            raise ConflictError(f"sweep {sweep} has ended")
+        view = self.ledger.sweeps[sweep]
+        self.ledger.sweeps[sweep] = view.model_copy(update={"paused": paused})
+        return view.paused is not paused
 
     def _state(self, sweep: str) -> State:
         if sweep not in self.ledger.sweeps:
@@ -188,7 +220,15 @@ class FakeViews:
         self.sweep(sweep)
         return [
             FailureView(
-                cause="boom", kind="fit", count=1, skipped=2, traceback="Traceback …", attempt=3, host="h", key="a" * 64
+                cause="boom",
+                kind="fit",
+                count=1,
+                skipped=2,
+                traceback="Traceback …",
+                attempt=3,
+                host="h",
+                key="a" * 64,
+                command="creditgrid run-task " + "a" * 64,
             )
         ]
 
@@ -241,19 +281,49 @@ class FakeResults:
         return pa.schema([("cell", pa.string()), ("experiment", pa.string()), ("delta_loss_same", pa.float64())])
 
 
+class FakeRetention:
+    """Notes what is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[RetentionRequest] = []
+
+    def run(self, request: RetentionRequest) -> RetentionView:
+        self.asked.append(request)
+        numbers = {"removed": 2, "removed_bytes": 2000, "kept": 3, "kept_bytes": 5000, "in_use": 1}
+        return RetentionView(dry_run=request.dry_run, **numbers, leftovers=4, leftover_bytes=17)
+
+
+class FakeMaintenance:
+    def __init__(self) -> None:
+        self.running = False
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        return {"compact": (7, 1), "tidy": (1, 0)}
+
+
 class Fakes:
     """All of them over one ledger, and the services they make."""
 
     def __init__(self, directory: Path) -> None:
         self.ledger = FakeLedger()
         self.scheduler = FakeScheduler(self.ledger)
+        self.control = FakeControl(self.ledger)
         self.views = FakeViews(self.ledger)
         self.results = FakeResults(directory / "results")
         self.store = ArtifactStore(directory / "artifacts")
+        self.retention = FakeRetention()
+        self.maintenance = FakeMaintenance()
 
     def services(self) -> Services:
-        parts: Any = (self.scheduler, FakePlanner(), self.views, self.results, self.store)
-        return Services(*parts)
+        stores: Any = (self.results, self.store, self.retention, self.maintenance)
+        parts: Any = (self.scheduler, self.control, FakePlanner(), self.views)
+        return Services(*parts, *stores)
 
 
 class AppClient:

@@ -13,16 +13,14 @@ import pytest
 import sqlalchemy as sa
 import torch
 
-from creditgrid.core.datasets import resolve
+from creditgrid.core.errors import ArtifactMissing
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import TERMINAL_EVENT, EventView
+from creditgrid.service import commits, scheduler
 from creditgrid.service import ledger as db
-from creditgrid.service import scheduler as scheduling
+from creditgrid.service.assembly import put_together
 from creditgrid.service.ledger import Ledger
-from creditgrid.service.planning import Planner
 from creditgrid.service.results import Results
-from creditgrid.service.scheduler import Scheduler
-from creditgrid.service.views import Views
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message, Runner, Started
 from creditgrid.workers.tasks import execute
@@ -34,6 +32,8 @@ class Crash(BaseException):
 
 class ScriptedRunner:
     """A runner that does what the test says: calls wait in ``calls`` until one of the verbs is said of them."""
+
+    cpus = 8.0
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
@@ -50,7 +50,7 @@ class ScriptedRunner:
         pass
 
     def capacity(self) -> Capacity:
-        return Capacity(2.0, 0.0, 1, self.degraded)
+        return Capacity(self.cpus, 0.0, 1, self.degraded)
 
     def submit(self, call: Call) -> None:
         assert call.id not in self.calls, "a call in flight was submitted again"
@@ -78,7 +78,15 @@ class ScriptedRunner:
     def work(self, call: int) -> None:
         """Compute the call as a worker does."""
         done = self.calls.pop(call)
-        inputs = {key: self._store.load(key) for key in done.inputs}
+        inputs, missing = {}, []
+        for key in done.inputs:
+            try:
+                inputs[key] = self._store.load(key)
+            except ArtifactMissing:
+                missing.append(key)
+        if missing:
+            self.say(Failed(call, "an input is gone", "", transient=False, missing=missing))
+            return
         for item in execute(done, inputs, self._store, torch.device("cpu")):
             if not isinstance(item, tuple):
                 self.say(item)
@@ -86,6 +94,11 @@ class ScriptedRunner:
     def fail(self, call: int, *, transient: bool = False, error: str = "ValueError: told to") -> None:
         del self.calls[call]
         self.say(Failed(call, error, f"Traceback\n{error}", transient, "host"))
+
+    def crash(self, call: int) -> None:
+        """The process of the call dies."""
+        del self.calls[call]
+        self.say(Failed(call, "the worker died", "", transient=True, host="host", crashed=True))
 
     def lose(self, reason: str = "the cluster is gone") -> None:
         """All that is in flight, and all that is submitted before this is told, is gone."""
@@ -100,14 +113,14 @@ class House:
         self.root = root
         self.store = ArtifactStore(root / "artifacts")
         self.ledger = Ledger(f"sqlite:///{root / 'ledger.sqlite'}")
-        self.planner = Planner(self.ledger, self.store, resolve)
         self.results = Results(root / "results", self.ledger.identity())
         self.runner: Any = runner(self.store)
-        self.scheduler = Scheduler(self.ledger, self.planner, self.results, self.runner)
-        self.views = Views(self.ledger, self.results, self.scheduler)
+        parts = put_together(self.ledger, self.results, self.store, self.runner)
+        self.scheduler, self.control = parts.scheduler, parts.control
+        self.planner, self.views = parts.planner, parts.views
 
     def submit(self, **document: Any) -> str:
-        return self.scheduler.submit({"name": "n", "experiment": "noop", **document})[0]
+        return self.control.submit({"name": "n", "experiment": "noop", **document})[0]
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -119,9 +132,19 @@ class House:
             self.step()
             for call in list(self.runner.calls):
                 self.runner.work(call)
-            if not self.open_calls() and not self.scheduler._batch.messages and not self.scheduler._prepared:
+            if not self.open_calls() and not self.scheduler._commits.waiting:
                 return
         raise AssertionError(f"there is no end: {self.open_calls()}")
+
+    def drain_of(self, sweep: str) -> None:
+        """Work what comes until the sweep has ended."""
+        for _ in range(200):
+            self.step()
+            for call in list(self.runner.calls):
+                self.runner.work(call)
+            if self.state(sweep).finished:
+                return
+        raise AssertionError(f"there is no end: {self.views.sweep(sweep)}")
 
     def open_calls(self) -> list[int]:
         with self.ledger.read() as connection:
@@ -164,6 +187,13 @@ class House:
         with self.ledger.read() as connection:
             sweeps = connection.execute(sa.select(db.sweeps)).all()
             cells = connection.execute(sa.select(db.cells)).all()
+            for call in connection.execute(sa.select(db.calls).where(db.calls.c.state == State.PENDING)):
+                waits = sa.select(db.waits.c.key).where(db.waits.c.call == call.id)
+                opened = sa.select(sa.func.count()).where(db.tasks.c.key.in_(waits), db.tasks.c.state == State.PENDING)
+                assert connection.scalar(opened) == call.waiting, "a call waits for more or less than it is told to"
+                needing = db.sweeps_of(connection, call.id)
+                able = {sweep.id for sweep in sweeps if sweep.id in needing and not sweep.paused}
+                assert not able or call.sweep in able, "nobody will begin a call that a sweep needs"
         for sweep in sweeps:
             view = self.views.sweep(sweep.id)
             assert sum(view.counts.values()) == view.cells == sum(cell.sweep == sweep.id for cell in cells)
@@ -176,7 +206,8 @@ class House:
                 assert view.finished_at is not None
                 assert not set(view.counts) & set(OPEN)
             else:
-                lives = [event for event in events if event.type in (TERMINAL_EVENT, "sweep.created", "sweep.retried")]
+                begun = (TERMINAL_EVENT, "sweep.created", "sweep.retried", "sweep.extended")
+                lives = [event for event in events if event.type in begun]
                 assert lives[-1].type != TERMINAL_EVENT
         for cell in cells:
             if cell.state in (State.SUCCEEDED, State.CACHED):
@@ -192,5 +223,5 @@ def quick(patch: pytest.MonkeyPatch, **values: float) -> Iterator[None]:
     settings: Mapping[str, float] = {"POLL_S": 0.0, "COMMIT_EVERY_S": 0.0, "COMMIT_PAUSE_S": 0.0, **values}
     with patch.context() as inner:
         for name, value in settings.items():
-            inner.setattr(scheduling, name, value)
+            inner.setattr(commits if hasattr(commits, name) else scheduler, name, value)
         yield

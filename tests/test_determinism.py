@@ -42,7 +42,7 @@ def run(settings: Settings, specs: dict[str, dict[str, Any]]) -> tuple[list[dict
     services = assemble(settings)
     services.scheduler.start()
     try:
-        found = [services.scheduler.submit({"name": name, "experiment": name, **specs[name]})[0] for name in specs]
+        found = [services.control.submit({"name": name, "experiment": name, **specs[name]})[0] for name in specs]
         deadline = time.monotonic() + 240
         for sweep in found:
             while not services.views.sweep(sweep).state.finished:

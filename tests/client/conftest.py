@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import socket
@@ -20,9 +22,21 @@ from safetensors.numpy import save
 from creditgrid.client import connection
 from creditgrid.client.client import Client
 from creditgrid.core.states import State
-from creditgrid.core.wire import MEDIA_TYPES, EventView, Page, Problem, ProblemError, SummaryView, SweepView
+from creditgrid.core.wire import (
+    MEDIA_TYPES,
+    Condition,
+    EventView,
+    Extension,
+    Page,
+    Problem,
+    ProblemError,
+    SummaryView,
+    SweepView,
+    TaskDocument,
+)
 
 NOW = "2026-01-02T03:04:05Z"
+ARTIFACT, PROBLEM = "application/vnd.safetensors", "application/problem+json"
 
 
 class FakeService:
@@ -36,6 +50,11 @@ class FakeService:
         self.events: dict[str, list[EventView]] = {}
         self.event_limits: deque[int] = deque()  # connections of /events end abruptly after so many events
         self.failures: list[dict[str, Any]] = []
+        self.tasks: dict[str, TaskDocument] = {}
+        self.artifacts: dict[str, bytes] = {}  # files by key; others are made up
+        self.gone: set[str] = set()  # artifacts that are no longer there
+        self.damaged: set[str] = set()  # artifacts that are not what was written
+        self.refuse_extension: Callable[[Extension], Problem | None] = lambda more: None
         self.table = pa.table({"method": ["dfa", "vec"], "eta": [1e-3, 1e-2], "n": [1, None]})
         self.token = ""
         self.on_view: Callable[[str], None] = lambda sweep: None
@@ -117,16 +136,21 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
             if parts == ["sweeps"]:
                 return self._page([view.model_dump(mode="json") for view in service.sweeps.values()], query)
             if parts[0] == "sweeps":
-                return self._sweep(parts[1:], query, accept)
+                return self._sweep(parts[1:], query, accept, body)
             if parts == ["query"]:
                 return 200, _rows(service.table, accept), accept
+            if parts[0] == "tasks" and parts[1] in service.tasks:
+                return self._model(service.tasks[parts[1]])
+            if parts[0] == "artifacts" and parts[1] in service.gone:
+                return self._missing(f"artifact {parts[1]}")
             if parts[0] == "artifacts" and parts[-1] == "record":
                 return 200, json.dumps({"key": parts[1], "kind": "train"}).encode(), "application/json"
             if parts[0] == "artifacts":
-                return 200, save({"B.0": np.arange(6, dtype=np.float32).reshape(2, 3)}), "application/octet-stream"
+                made_up = save({"B.0": np.arange(6, dtype=np.float32).reshape(2, 3)})
+                return 200, service.artifacts.get(parts[1], made_up), ARTIFACT
             return self._missing(path)
 
-        def _sweep(self, parts: list[str], query: str, accept: str) -> tuple[int, bytes, str]:
+        def _sweep(self, parts: list[str], query: str, accept: str, body: bytes) -> tuple[int, bytes, str]:
             sweep, rest = parts[0], parts[1:]
             if sweep not in service.sweeps:
                 return self._missing(f"sweep {sweep}")
@@ -159,16 +183,49 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                         }
                     )
                 )
-            if rest == ["cancel"]:
-                if service.sweeps[sweep].state.finished:
-                    problem = Problem(title="Conflict", status=409, detail=f"sweep {sweep} is through")
-                    return 409, problem.model_dump_json().encode(), "application/problem+json"
-                service.change(sweep, State.CANCELLED)
-                return self._model(service.sweeps[sweep])
-            if rest == ["retry"]:
-                service.change(sweep, State.PENDING)
-                return self._model(service.sweeps[sweep])
+            if self.command == "POST" and rest[0] in ("cancel", "pause", "resume", "retry", "extend"):
+                return self._control(service.sweeps[sweep], rest[0], body)
             return self._missing("/".join(parts))
+
+        def _control(self, view: SweepView, verb: str, body: bytes) -> tuple[int, bytes, str]:
+            """As the service does: nothing left to do is no error, what does not fit the sweep's state is."""
+            ended = view.state.finished
+            if verb == "extend":
+                return self._extend(view, Extension.model_validate_json(body))
+            if (verb == "cancel" and view.state is State.CANCELLED) or (
+                verb in ("pause", "resume") and not ended and view.paused is (verb == "pause")
+            ):
+                already = {"cancel": "cancelled", "pause": "paused", "resume": "running"}[verb]
+                return self._unchanged(view, f"it is {already} already")
+            if ended is (verb != "retry"):
+                return self._conflict(f"sweep {view.id} is {'through' if ended else 'running'}")
+            if verb == "cancel":
+                service.change(view.id, State.CANCELLED)
+            elif verb == "retry":
+                service.change(view.id, State.PENDING)
+            else:
+                service.sweeps[view.id] = view.model_copy(update={"paused": verb == "pause"})
+            return self._model(service.sweeps[view.id])
+
+        def _extend(self, view: SweepView, more: Extension) -> tuple[int, bytes, str]:
+            """One new cell for each value and entry, unless it is 0."""
+            if (problem := service.refuse_extension(more)) is not None:
+                return problem.status, problem.model_dump_json().encode(), PROBLEM
+            new = sum(value != 0 for values in more.axes.values() for value in values) + len(more.include)
+            if not new:
+                return self._unchanged(view, "the sweep has all these cells")
+            counts = {**view.counts, State.PENDING: view.counts.get(State.PENDING, 0) + new}
+            update = {"cells": view.cells + new, "counts": counts, "state": State.RUNNING, "finished_at": None}
+            service.sweeps[view.id] = view.model_copy(update=update)
+            return self._model(service.sweeps[view.id])
+
+        def _unchanged(self, view: SweepView, message: str) -> tuple[int, bytes, str]:
+            condition = Condition(type="unchanged", message=f"nothing was changed: {message}")
+            return self._model(view.model_copy(update={"conditions": [*view.conditions, condition]}))
+
+        def _conflict(self, detail: str) -> tuple[int, bytes, str]:
+            problem = Problem(title="Conflict", status=409, detail=detail)
+            return 409, problem.model_dump_json().encode(), PROBLEM
 
         def _page(self, items: list[Any], query: str) -> tuple[int, bytes, str]:
             """Two items a page."""
@@ -183,10 +240,10 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
 
         def _missing(self, what: str) -> tuple[int, bytes, str]:
             problem = Problem(title="Not Found", status=404, detail=f"there is no {what}")
-            return 404, problem.model_dump_json().encode(), "application/problem+json"
+            return 404, problem.model_dump_json().encode(), PROBLEM
 
         def _problem(self, problem: Problem) -> None:
-            self._answer(problem.status, problem.model_dump_json().encode(), "application/problem+json")
+            self._answer(problem.status, problem.model_dump_json().encode(), PROBLEM)
 
         def _stream_events(self, sweep: str) -> None:
             self.close_connection = True
@@ -221,6 +278,11 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
+            if kind == ARTIFACT:
+                digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+                self.send_header("Repr-Digest", f"sha-512=:AAAA:, sha-256=:{digest}:")
+                if self.path.split("/")[3] in service.damaged:
+                    data = bytes([data[0] ^ 1]) + data[1:]
             self.end_headers()
             self.wfile.write(data[: len(data) // 2] if cut else data)
             if cut:

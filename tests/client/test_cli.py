@@ -78,6 +78,7 @@ def test_submit_and_watch(connected, run: Run, spec: str, state: State, monkeypa
             "attempt": 3,
             "host": None,
             "key": "k",
+            "command": "creditgrid run-task k",
         }
     ]
     connected.on_view = lambda sweep: connected.change(sweep, state)
@@ -144,6 +145,7 @@ def test_logs(connected, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "attempt": 1,
         "host": "h",
         "key": "k",
+        "command": "creditgrid run-task k",
     }
     connected.failures = [failure]
     code, out, _ = run("logs", "s1")
@@ -157,15 +159,6 @@ def test_logs(connected, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = [json.loads(line) for line in out.splitlines()]
     assert [found["type"] for found in objects] == ["sweep.created", "call.failed", "sweep.finished", "failure"]
     assert objects[-1]["traceback"] == "Traceback: here\n"
-
-
-def test_cancel_and_retry(connected, run: Run) -> None:
-    connected.add()
-    assert run("cancel", "s1")[:2] == (0, "sweep s1 is cancelled\n")
-    code, out, err = run("cancel", "s1")
-    assert (code, out, err) == (5, "", "error: sweep s1 is through\n")
-    code, out, _ = run("retry", "s1", "-o", "json")
-    assert (code, json.loads(out)["state"]) == (0, "pending")
 
 
 def test_sql(connected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary) -> None:
@@ -272,8 +265,10 @@ def test_no_service_is_3(run: Run, spec: str) -> None:
 
 
 def test_not_found_is_4(connected, run: Run) -> None:
-    for command in ("show", "watch", "logs", "cancel", "retry"):
+    for command in ("show", "watch", "logs", "cancel", "pause", "resume", "retry"):
         assert run(command, "none") == (4, "", "error: there is no sweep none\n")
+    assert run("extend", "none", "--axis", "eta=1") == (4, "", "error: there is no sweep none\n")
+    assert run("run-task", "none") == (4, "", "error: there is no /v1/tasks/none\n")
 
 
 def test_unauthorised_is_6(connected, run: Run) -> None:

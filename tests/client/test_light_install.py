@@ -52,8 +52,9 @@ print(code, heavy)
 """
     out = run(program)
     assert out.splitlines()[-1] == "0 []"
-    commands = "serve run plan submit ls show watch logs cancel retry reproduce sql export artifact experiments plot"
-    for command in (*commands.split(), "import-checkpoint"):
+    commands = "serve run plan submit ls show watch logs pause resume extend cancel retry"
+    others = "reproduce sql export artifact experiments plot import-checkpoint run-task"
+    for command in (*commands.split(), *others.split()):
         assert f" {command} " in out
 
 

@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from collections import Counter, defaultdict
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -87,6 +88,68 @@ def test_lines_are_few(service, client, monkeypatch: pytest.MonkeyPatch) -> None
     service.on_view = change_each_time
     progress.show(sweep, console=Console(file=out, force_terminal=False))
     assert len(out.getvalue().splitlines()) == 2
+
+
+def held(kind: str, message: str, paused: bool = False) -> dict[str, Any]:
+    return {"eta_s": 30.0, "paused": paused, "conditions": [{"type": kind, "message": message}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (held("degraded", "the cluster is away"), "degraded: the cluster is away"),
+        (held("paused", "nothing more begins", paused=True), "paused: nothing more begins"),
+        ({"eta_s": 30.0, "paused": True}, "paused"),
+        (held("unchanged", "nothing was changed"), "about 30 s left"),
+    ],
+)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_holds_a_sweep_up_stands_in_place_of_the_time_left(
+    service, client, fields: dict[str, Any], said: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LONGEST_S", 0.3)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=160, markup=False, highlight=False, color_system=None)
+    sweep = client.sweep(service.add(**fields))
+    thread = finish_soon(service, sweep.id, State.SUCCEEDED)
+    progress.show(sweep, console=console)
+    thread.join()
+    text = out.getvalue()
+    assert said in text
+    assert ("left" in text) is ("left" in said)
+    if terminal:
+        assert ("running (paused)" in text) is fields.get("paused", False)
+        assert "(paused)" not in text[text.rindex("a [red]grid") :]
+
+
+def test_a_service_that_is_away_is_told_once(service, client, pauses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SHORTEST_S", 0.01)
+    out = io.StringIO()
+    sweep = client.sweep(service.add())
+    service.faults.extend(["drop before"] * 80)
+    service.on_view = lambda id_: service.change(id_, State.SUCCEEDED)
+    progress.show(sweep, console=Console(file=out, force_terminal=False, width=20))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"lost the connection to {service.url} (")
+    assert lines[0].endswith("; it is waited for")
+    assert lines[1] == f"{service.url} answers again"
+    assert lines[2].startswith("succeeded: 4/4 cells")
+
+
+def test_bars_that_hear_nothing_say_so(service, client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LONGEST_S", 0.3)
+    monkeypatch.setattr(progress, "SILENT_S", -1.0)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=160, color_system=None)
+    sweep = client.sweep(service.add(eta_s=30.0))
+    thread = finish_soon(service, sweep.id, State.SUCCEEDED)
+    progress.show(sweep, console=console)
+    thread.join()
+    text = out.getvalue()
+    assert "nothing heard for 0." in text
+    assert "left" not in text
+    assert "nothing heard" not in text[text.rindex("a [red]grid") :]
 
 
 @pytest.mark.parametrize("detachable", [True, False])

@@ -15,7 +15,7 @@ from creditgrid.client.quantities import duration, number, size
 from creditgrid.client.result import Result
 from creditgrid.core.experiments.linesearch import EXPERIMENT
 from creditgrid.core.states import State
-from creditgrid.core.wire import ExperimentView, FailureView, PlanView, SummaryView, SweepView
+from creditgrid.core.wire import ExperimentView, FailureView, PlanView, SummaryView, SweepView, TaskDocument
 
 
 def shown(renderable: RenderableType) -> str:
@@ -173,6 +173,16 @@ def test_one_sweep() -> None:
     assert "left" not in shown(render.sweep_view(view(state="cached")))
 
 
+def test_a_paused_sweep() -> None:
+    condition = {"type": "paused", "message": "nothing more begins"}
+    text = shown(render.sweep_view(view(paused=True, conditions=[condition])))
+    assert "running (paused)" in text
+    assert "paused: nothing more begins" in text
+    assert "left" not in text
+    assert "running (paused)" in shown(render.sweeps_table([view(paused=True)]))
+    assert "(paused)" not in shown(render.sweep_view(view(paused=True, state="cancelled")))
+
+
 def test_rows_are_bounded() -> None:
     result = Result(pa.table({"name": [f"row {i}" for i in range(250)], "value": [i / 3 for i in range(250)]}))
     text = shown(render.rows_table(result))
@@ -185,12 +195,39 @@ def test_rows_are_bounded() -> None:
 
 def test_failures() -> None:
     failure = FailureView(
-        cause="MemoryError", kind="fit", count=2, skipped=9, traceback="Traceback\n[x]\n", attempt=3, host="n1", key="k"
+        cause="MemoryError",
+        kind="fit",
+        count=2,
+        skipped=9,
+        traceback="Traceback\n[x]\n",
+        attempt=3,
+        host="n1",
+        key="k",
+        command="creditgrid run-task k",
     )
     text = shown(render.failures_text([failure], tracebacks=True))
     assert "fit: MemoryError (2 failed, 9 more skipped for it; attempt 3 on n1)" in text
     assert "Traceback\n[x]\n" in text
-    assert "Traceback" not in shown(render.failures_text([failure], tracebacks=False))
+    text = shown(render.failures_text([failure], tracebacks=False, at=" --url http://here"))
+    assert "Traceback" not in text
+    assert text.splitlines()[1] == "  run it here: creditgrid run-task k --url http://here"
+
+
+def test_rows_of_a_task_without_what_is_known_of_it() -> None:
+    document = TaskDocument(
+        key="k", kind="noop", version=1, params={"eta": 0.1}, parents={}, group="g", source={"dataset": "/data"}
+    )
+    row = {"sweep": None, "cell": "k", "eta": 0.1, "dataset": "/data", "loss": 0.25, "host": "h", "diverged": False}
+    text = shown(render.task_rows_table(Result(pa.Table.from_pylist([row])), document))
+    assert line_of(text, "loss") == ["loss", "diverged"]
+    assert line_of(text, "0.25") == ["0.25", "false"]
+
+
+def test_tensors() -> None:
+    tensors = {"head.weight": {"shape": [10, 64], "dtype": "float32"}, "epoch": {"shape": [], "dtype": "int64"}}
+    text = shown(render.tensors_table(tensors))
+    assert line_of(text, "head.weight") == ["head.weight", "float32", "10", "×", "64"]
+    assert line_of(text, "epoch") == ["epoch", "int64", "scalar"]
 
 
 def test_experiments_from_real_schemas() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from itertools import islice
@@ -12,9 +13,21 @@ import pytest
 from safetensors.numpy import load_file
 
 from creditgrid.client import watch
-from creditgrid.client.errors import BadSetting, Conflict, NotFound, SweepFailed, WaitTimeout
+from creditgrid.client.errors import (
+    ApiError,
+    BadSetting,
+    CannotConnect,
+    Conflict,
+    DamagedAnswer,
+    InvalidRequest,
+    NotFound,
+    SweepFailed,
+    WaitTimeout,
+)
 from creditgrid.client.watch import updates
+from creditgrid.core.errors import SpecError
 from creditgrid.core.states import State
+from creditgrid.core.wire import Problem, TaskDocument
 
 FAILURE = {
     "cause": "ValueError: no",
@@ -25,6 +38,7 @@ FAILURE = {
     "attempt": 3,
     "host": "node-1",
     "key": "ab",
+    "command": "creditgrid run-task ab",
 }
 
 
@@ -75,6 +89,41 @@ def test_many_events_make_few_requests(service, client) -> None:
     assert [event.id for event in seen] == list(range(10, 3010, 10))
     asked = [path for _, path, _, _ in service.log if path == f"/v1/sweeps/{sweep.id}"]
     assert len(asked) <= 3 + (time.monotonic() - started) / watch.SHORTEST_S
+
+
+def test_a_service_that_is_away_is_waited_for(service, client, pauses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SHORTEST_S", 0.01)
+    sweep = client.sweep(service.add())
+    unavailable = Problem(title="Unavailable", status=503, detail="starting")
+    service.faults.extend(["drop before"] * 60 + [unavailable] * 60)
+    service.on_view = lambda id_: service.change(id_, State.SUCCEEDED)
+    heard: list[Exception] = []
+    views = [view.state for view, _ in updates(sweep, away=heard.append)]
+    assert views == [State.SUCCEEDED]
+    assert {type(error) for error in heard} == {CannotConnect, ApiError}
+    assert not service.faults
+
+
+def test_a_service_that_stays_away_is_not_waited_for_without_end(service, client, pauses, monkeypatch) -> None:
+    monkeypatch.setattr(watch, "AWAY_S", 0.2)
+    sweep = client.sweep(service.add())
+    service.faults.extend(["drop before"] * 100_000)
+    with pytest.raises(CannotConnect, match="lost the connection"):
+        sweep.wait()
+    service.faults.clear()
+    monkeypatch.setattr(watch, "AWAY_S", 100)
+    sweep = client.sweep(sweep.id)
+    service.faults.extend(["drop before"] * 100_000)
+    with pytest.raises(WaitTimeout, match="3 of 4 cells"):
+        sweep.wait(timeout=0.3)
+    service.faults.clear()
+
+
+def test_a_refusal_is_not_waited_out(service, client) -> None:
+    sweep = client.sweep(service.add())
+    del service.sweeps[sweep.id]
+    with pytest.raises(NotFound):
+        sweep.wait()
 
 
 def test_without_events_it_polls(service, client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,19 +191,67 @@ def test_lists_are_fetched_page_by_page(service, client) -> None:
     assert [found.id for found in client.sweeps(limit=3)] == ["s1", "s2", "s3"]
 
 
-def test_cancel_and_retry(service, client) -> None:
+def test_control(service, client) -> None:
     sweep = client.sweep(service.add())
+    assert sweep.pause() is sweep
+    assert (sweep.view.paused, sweep.unchanged) == (True, None)
+    assert sweep.pause().unchanged == "nothing was changed: it is paused already"
+    assert not sweep.resume().view.paused
+    assert sweep.unchanged is None
+    assert sweep.resume().unchanged == "nothing was changed: it is running already"
+    with pytest.raises(Conflict, match="is running"):
+        sweep.retry()
     assert sweep.cancel().state is State.CANCELLED
-    with pytest.raises(Conflict, match="is through"):
-        sweep.cancel()
+    assert sweep.unchanged is None
+    assert sweep.cancel().unchanged == "nothing was changed: it is cancelled already"
+    for ask in (sweep.pause, sweep.resume):
+        with pytest.raises(Conflict, match="is through"):
+            ask()
     assert sweep.retry().state is State.PENDING
+    assert [len(service.posts(f"/v1/sweeps/s1/{verb}")) for verb in ("pause", "resume", "retry", "cancel")] == [
+        3,
+        3,
+        2,
+        2,
+    ]
+    assert {body for _, body in service.posts("/v1/sweeps/s1/pause")} == {b""}
 
 
-def test_a_cancel_whose_answer_was_lost_is_done(service, client, pauses) -> None:
+def test_extend(service, client) -> None:
+    sweep = client.sweep(service.add(State.SUCCEEDED))
+    axes = {"eta": np.array([0.1, 0.3]).tolist(), "seed": (np.int64(1),)}
+    assert sweep.extend(axes, [{"method": "vec", "eta": np.float64(1e-3)}]) is sweep
+    assert (sweep.view.cells, sweep.state, sweep.unchanged) == (8, State.RUNNING, None)
+    ((_, body),) = service.posts("/v1/sweeps/s1/extend")
+    sent = {"axes": {"eta": [0.1, 0.3], "seed": [1]}, "include": [{"method": "vec", "eta": 1e-3}]}
+    assert json.loads(body) == sent
+    assert sweep.extend(axes={"eta": [0]}).unchanged == "nothing was changed: the sweep has all these cells"
+
+
+def test_an_extension_that_cannot_be_sent(service, client, spec_problem) -> None:
     sweep = client.sweep(service.add())
+    with pytest.raises(BadSetting, match="nothing to extend"):
+        sweep.extend()
+    with pytest.raises(SpecError, match="/axes/eta/1: nan is not a finite number"):
+        sweep.extend({"eta": [1, float("nan")]})
+    assert service.posts("/v1/sweeps/s1/extend") == []
+    service.faults.append(spec_problem)
+    with pytest.raises(InvalidRequest, match="/axes/eta/3: eta: must be finite"):
+        sweep.extend({"eta": [1]})
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry", "extend"])
+def test_what_was_asked_and_whose_answer_was_lost_is_done(service, client, pauses, verb: str) -> None:
+    state = State.FAILED if verb == "retry" else State.RUNNING
+    sweep = client.sweep(service.add(state, paused=verb == "resume"))
     service.faults.append("drop after")
-    assert sweep.cancel().state is State.CANCELLED
-    assert len(service.posts("/v1/sweeps/s1/cancel")) == 2
+    ask = getattr(sweep, verb)
+    assert (ask({"eta": [1]}) if verb == "extend" else ask()) is sweep
+    assert len(service.posts(f"/v1/sweeps/s1/{verb}")) == 2
+    expected = {"cancel": State.CANCELLED, "retry": State.PENDING}.get(verb, State.RUNNING)
+    assert (sweep.state, sweep.view.paused) == (expected, verb == "pause")
+    # Of two equal requests the second may find nothing to do, because the first has done it.
+    assert sweep.unchanged is None
 
 
 def test_artifacts(service, client, tmp_path: Path) -> None:
@@ -164,6 +261,25 @@ def test_artifacts(service, client, tmp_path: Path) -> None:
     assert client.artifact_record("ab") == {"key": "ab", "kind": "train"}
     path = client.download_artifact("ab", tmp_path / "ab.safetensors")
     assert list(load_file(path)) == ["B.0"]
+
+
+def test_a_damaged_artifact_is_not_taken(service, client, tmp_path: Path) -> None:
+    service.damaged.add("ab")
+    with pytest.raises(DamagedAnswer, match="/v1/artifacts/ab is damaged"):
+        client.artifact("ab")
+    with pytest.raises(DamagedAnswer, match="/v1/artifacts/ab is damaged"):
+        client.download_artifact("ab", tmp_path / "ab.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_by_key(service, client) -> None:
+    document = TaskDocument(key="k", kind="fit", version=1, params={"a": 1}, parents={"x": "p"}, group="g", source={})
+    service.tasks["k"] = document
+    assert client.task("k") == document
+    with pytest.raises(NotFound):
+        client.task("../sweeps")
+    with pytest.raises(BadSetting):
+        client.task("")
 
 
 def test_exports_by_ending_or_name(service, client, tmp_path: Path) -> None:

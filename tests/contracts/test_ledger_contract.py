@@ -1,12 +1,13 @@
 """One suite over every database that the ledger may live in.
 
-SQLite always; PostgreSQL where CREDITGRID_TEST_POSTGRES is the URL of a database whose tables may be dropped.
+SQLite always; PostgreSQL where CREDITGRID_TEST_POSTGRES is the URL of a server whose user may create databases.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,13 +18,13 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from postgresql import fresh_database
 
-from creditgrid.core.errors import CreditGridError
+from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.states import FINISHED, OPEN, TRANSITIONS, State
+from creditgrid.service import database
 from creditgrid.service import ledger as db
 from creditgrid.service.ledger import CHUNK, SCHEMA_VERSION, Ledger
-
-POSTGRES = os.environ.get("CREDITGRID_TEST_POSTGRES")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -31,12 +32,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
         return
-    if POSTGRES is None:
-        pytest.skip("CREDITGRID_TEST_POSTGRES names no database")
-    yield POSTGRES
-    engine = sa.create_engine(POSTGRES)
-    db.metadata.drop_all(engine)
-    engine.dispose()
+    with fresh_database() as database:
+        yield database.url
 
 
 @pytest.fixture
@@ -58,22 +55,13 @@ def ledger(opened: Callable[[], Ledger]) -> Ledger:
     return opened()
 
 
-def add_sweep(connection: sa.Connection, sweep: str, state: State = State.PENDING) -> None:
+def add_sweep(connection: sa.Connection, sweep: str, state: State = State.PENDING, **values: Any) -> None:
     row = {"id": sweep, "name": "n", "experiment": "e", "state": state, "priority": 0, "spec": "{}", "cells": 0}
-    connection.execute(db.sweeps.insert().values(**row, created_at=0.0))
+    connection.execute(db.sweeps.insert().values(**{**row, **values}, created_at=0.0))
 
 
 def add_call(connection: sa.Connection, state: State = State.PENDING, **values: Any) -> int:
-    row = {
-        "sweep": "s",
-        "seq": 1,
-        "kind": "k",
-        "state": state,
-        "priority": 0,
-        "size": 1,
-        "attempt": 1,
-        "not_before": 0.0,
-    }
+    row = {"sweep": "s", "kind": "k", "state": state, "size": 1}
     made = connection.execute(db.calls.insert().values(**{**row, **values}))
     assert made.inserted_primary_key is not None
     return int(made.inserted_primary_key[0])
@@ -193,12 +181,137 @@ def test_a_ledger_of_another_schema_is_refused_and_left_alone(opened: Callable[[
         connection.execute(db.meta.update().where(db.meta.c.name == "schema").values(value=str(SCHEMA_VERSION + 1)))
     with pytest.raises(CreditGridError, match=f"has schema {SCHEMA_VERSION + 1} and this version works with"):
         opened()
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(database.address(url))
     with engine.connect() as connection:
         assert connection.scalar(sa.select(db.meta.c.value).where(db.meta.c.name == "schema")) == str(
             SCHEMA_VERSION + 1
         )
     engine.dispose()
+
+
+def test_a_reader_sees_one_moment(ledger: Ledger) -> None:
+    with ledger.write() as connection:
+        add_sweep(connection, "a")
+    with ledger.read() as reader:
+        count = sa.select(sa.func.count()).select_from(db.sweeps)
+        assert reader.scalar(count) == 1
+        with ledger.write() as connection:
+            add_sweep(connection, "b")
+        assert reader.scalar(count) == 1
+    with ledger.read() as reader:
+        assert reader.scalar(count) == 2
+
+
+def test_writers_of_several_processes_take_turns(opened: Callable[[], Ledger], url: str) -> None:
+    with opened().write() as connection:
+        connection.execute(db.meta.insert().values(name="count", value="0"))
+    program = (
+        "import sys; from creditgrid.service import ledger as db; ledger = db.Ledger(sys.argv[1])\n"
+        "for _ in range(25):\n"
+        "    with ledger.write() as connection:\n"
+        "        found = int(connection.scalar(db.sa.select(db.meta.c.value).where(db.meta.c.name == 'count')))\n"
+        "        connection.execute(db.meta.update().where(db.meta.c.name == 'count').values(value=str(found + 1)))\n"
+        "ledger.close()"
+    )
+    processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", program, url]) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    with opened().read() as reader:
+        assert reader.scalar(sa.select(db.meta.c.value).where(db.meta.c.name == "count")) == "75"
+
+
+def test_a_writer_that_is_killed_leaves_nothing_and_nobody_waiting(opened: Callable[[], Ledger], url: str) -> None:
+    program = (
+        "import sys; from creditgrid.service import ledger as db; ledger = db.Ledger(sys.argv[1])\n"
+        "for n in range(10**9):\n"
+        "    with ledger.write() as connection:\n"
+        "        db.add_event(connection, 's', 'half', str(n))\n"
+        "        print(n, flush=True)\n"
+        "        db.add_event(connection, 's', 'whole', str(n))\n"
+    )
+    opened().close()
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        last = [next(writer.stdout) for _ in range(20)][-1]
+        writer.kill()
+        writer.communicate()
+        ledger = opened()
+        with ledger.write() as connection:
+            halves = connection.scalars(sa.select(db.events.c.data).where(db.events.c.type == "half")).all()
+            wholes = connection.scalars(sa.select(db.events.c.data).where(db.events.c.type == "whole")).all()
+            assert sorted(halves) == sorted(wholes)
+            assert str(int(last) - 1) in wholes  # what was committed before is there
+            connection.execute(db.events.delete())
+
+
+def test_a_ledger_is_made_once_by_whoever_is_first(url: str) -> None:
+    program = "import sys; from creditgrid.service.ledger import Ledger; print(Ledger(sys.argv[1]).identity())"
+    command = [sys.executable, "-c", program, url]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    identities = {process.communicate(timeout=60)[0] for process in processes}
+    assert len(identities) == 1
+    assert identities != {""}
+
+
+def test_one_process_schedules(opened: Callable[[], Ledger], url: str) -> None:
+    program = (
+        "import sys; from creditgrid.service.ledger import Ledger; ledger = Ledger(sys.argv[1]); ledger.lock()\n"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    owner = subprocess.Popen([sys.executable, "-c", program, url], stdin=pipe, stdout=pipe, text=True)
+    assert owner.stdout is not None
+    assert next(owner.stdout) == "locked\n"
+    second = opened()  # looking is free
+    with pytest.raises(ConflictError, match=rf"process id {owner.pid}.*CREDITGRID_DATABASE_URL"):
+        second.lock()
+    owner.kill()
+    owner.communicate()
+    third = opened()
+    third.lock()
+    with third.write() as connection:
+        add_sweep(connection, "s")
+    third.close()
+    opened().lock()
+
+
+def test_text_that_nobody_checked_fits(ledger: Ledger) -> None:
+    with ledger.write() as connection:
+        add_sweep(connection, "s", name="a\0b")
+        add_call(connection, error="\0", traceback="File 'caf\udce9\0.py': π")
+        assert connection.execute(sa.select(db.calls.c.error, db.calls.c.traceback)).one() == (
+            "\\x00",
+            "File 'caf\\udce9\\x00.py': π",
+        )
+        assert connection.scalar(sa.select(db.sweeps.c.id).where(db.sweeps.c.id == "\0")) is None
+        assert connection.scalar(sa.select(db.sweeps.c.name)) in ("a\0b", "a\N{REPLACEMENT CHARACTER}b")
+
+
+def test_ids_from_the_future_are_compared(ledger: Ledger) -> None:
+    with ledger.write() as connection:
+        add_cell(connection, "s", 0, "k", None)
+        db.add_event(connection, "s", "t", "{}")
+        assert connection.scalar(sa.select(db.events.c.id).where(db.events.c.id > 2**63 - 1)) is None
+        assert connection.scalar(sa.select(db.cells.c.idx).where(db.cells.c.idx > 10**18)) is None
+
+
+def test_many_rows_are_inserted_as_they_are(ledger: Ledger) -> None:
+    rows = [
+        {
+            **db.task_row(f"k{n}", "k", n, '{"a": "%s, {π}\\"}'),
+            "bytes": None if n % 2 else 2**40 + n,
+            "diverged": n % 3 == 0,
+        }
+        for n in range(2500)
+    ]
+    with ledger.write() as connection:
+        db.insert_many(connection, db.tasks, rows)
+        db.insert_many(connection, db.tasks, [])
+        columns = [db.tasks.c[name] for name in rows[0]]
+        found = connection.execute(sa.select(*columns).order_by(db.tasks.c.call)).all()
+    assert [row._asdict() for row in found] == rows
+    with pytest.raises(sa.exc.IntegrityError), ledger.write() as connection:
+        db.insert_many(connection, db.tasks, rows[:1])
 
 
 # -- calls ---------------------------------------------------------------------------------------------------------
@@ -216,36 +329,109 @@ def test_a_call_takes_legal_steps_alone(ledger: Ledger) -> None:
             assert db.move_call(connection, 10**6, after) is False
 
 
-def test_ready_calls_come_by_urgency_then_age(ledger: Ledger) -> None:
+def test_ready_sweeps_come_by_urgency_then_age(ledger: Ledger) -> None:
     with ledger.write() as connection:
-        late = add_call(connection, seq=2)
-        early = add_call(connection, seq=1)
-        also_early = add_call(connection, seq=1)
-        urgent = add_call(connection, seq=9, priority=5)
-        idle = add_call(connection, seq=0, priority=-5)
-        add_call(connection, seq=0, not_before=101.0)
+        for sweep, priority in {"first": 0, "second": 0, "urgent": 5, "idle": -5, "paused": 9, "nothing": 9}.items():
+            add_sweep(connection, sweep, priority=priority, paused=sweep == "paused")
+            add_call(connection, State.SUCCEEDED if sweep == "nothing" else State.PENDING, sweep=sweep)
+        order = [("urgent", 5), ("first", 0), ("second", 0), ("idle", -5)]
+        assert list(db.ready_sweeps(connection, 100.0)) == order
+        for state in FINISHED:
+            connection.execute(db.sweeps.update().where(db.sweeps.c.id == "urgent").values(state=state))
+            assert list(db.ready_sweeps(connection, 100.0)) == order[1:]
+
+
+def test_ready_calls_are_pending_and_due(ledger: Ledger) -> None:
+    with ledger.write() as connection:
+        first, second = add_call(connection), add_call(connection)
+        later = add_call(connection, not_before=2000.0)
+        add_call(connection, waiting=1)
+        add_call(connection, sweep="another")
         for state in State:
             if state is not State.PENDING:
-                add_call(connection, state, seq=0)
-        order = [urgent, early, also_early, late, idle]
-        assert [row.id for row in db.ready_calls(connection, 100.0, 50)] == order
-        assert [row.id for row in db.ready_calls(connection, 100.0, 2)] == order[:2]
-        assert len(db.ready_calls(connection, 101.0, 50)) == len(order) + 1
+                add_call(connection, state)
+
+        def ready(now: float, limit: int = 50) -> list[int]:
+            return [row.id for row in db.ready_calls(connection, "s", now, limit)]
+
+        assert ready(1500.0) == [first, second]
+        assert ready(1500.0, 1) == [first]
+        assert ready(2000.0) == [first, second, later]
+        # A clock that was set back keeps nobody waiting longer than any pause is.
+        assert ready(2000.0 - db.LONGEST_PAUSE_S - 1.0) == [first, second, later]
 
 
 def test_a_call_waits_until_all_it_stands_on_has_ended(ledger: Ledger) -> None:
     with ledger.write() as connection:
-        call = add_call(connection)
-        free = add_call(connection)
-        for key in ("one", "two"):
-            add_task(connection, key, 99)
+        add_sweep(connection, "s")
+        owner, call, free = add_call(connection, State.RUNNING), add_call(connection), add_call(connection)
+        for key in ("one", "two", "three"):
+            add_task(connection, key, owner)
             connection.execute(db.waits.insert().values(call=call, key=key))
-        assert [row.id for row in db.ready_calls(connection, 1.0, 9)] == [free]
-        connection.execute(db.tasks.update().where(db.tasks.c.key == "one").values(state=State.SUCCEEDED))
-        assert [row.id for row in db.ready_calls(connection, 1.0, 9)] == [free]
-        for state in FINISHED:
-            connection.execute(db.tasks.update().where(db.tasks.c.key == "two").values(state=state))
-            assert [row.id for row in db.ready_calls(connection, 1.0, 9)] == [call, free]
+        db.recount(connection, ["one", "two", "three"])
+
+        def ready() -> list[int]:
+            return [row.id for row in db.ready_calls(connection, "s", 1.0, 9)]
+
+        assert ready() == [free]
+        db.settle_tasks(connection, owner, State.FAILED, ["one"])
+        db.settle_tasks(connection, owner, State.SUCCEEDED, ["two"])
+        assert ready() == [free]
+        assert connection.scalar(sa.select(db.calls.c.waiting).where(db.calls.c.id == call)) == 1
+        db.settle_tasks(connection, owner, State.SUCCEEDED)
+        assert ready() == [call, free]
+
+
+def test_calls_belong_to_the_most_urgent_sweep_that_runs(ledger: Ledger) -> None:
+    with ledger.write() as connection:
+        add_sweep(connection, "old", priority=0)
+        add_sweep(connection, "new", priority=0)
+        add_sweep(connection, "urgent", priority=3)
+        shared, running = add_call(connection, sweep="new"), add_call(connection, State.RUNNING, sweep="new")
+        alone = add_call(connection, sweep="new")
+        add_cell(connection, "new", 1, "c", alone)
+        for sweep in ("old", "new", "urgent"):
+            add_cell(connection, sweep, 0, "a", shared)
+            add_stage(connection, sweep, "b", running)
+
+        def owners() -> list[str]:
+            return list(connection.scalars(sa.select(db.calls.c.sweep).order_by(db.calls.c.id)))
+
+        db.claim(connection, "new")
+        assert owners() == ["new", "new", "new"]
+        db.claim(connection, "old")  # as urgent, and older
+        assert owners() == ["old", "new", "new"]
+        db.claim(connection, "new")
+        assert owners() == ["old", "new", "new"]
+        db.claim(connection, "urgent")
+        assert owners() == ["urgent", "new", "new"]
+        connection.execute(db.sweeps.update().where(db.sweeps.c.id == "urgent").values(paused=True))
+        db.hand_over(connection, "urgent")
+        assert owners() == ["old", "new", "new"]
+        connection.execute(db.sweeps.update().where(db.sweeps.c.id == "old").values(state=State.CANCELLED))
+        db.hand_over(connection, "old")
+        assert owners() == ["new", "new", "new"]
+
+
+def test_a_call_is_split(ledger: Ledger) -> None:
+    keys = [f"k{n}" for n in range(CHUNK + 7)]
+    with ledger.write() as connection:
+        call = add_call(connection, attempt=3, crashes=2, size=len(keys) + 1)
+        for idx, key in enumerate(keys):
+            add_task(connection, key, call)
+            add_cell(connection, "s", idx, key, call)
+        add_task(connection, "ended", call, State.SUCCEEDED)
+        connection.execute(db.waits.insert().values(call=call, key="base"))
+        made = db.split_call(connection, call, [keys[1 : CHUNK + 5], keys[CHUNK + 5 :]])
+        rows = {row.id: row for row in connection.execute(sa.select(db.calls))}
+        assert [rows[number].size for number in (call, *made)] == [1, CHUNK + 4, 2]
+        assert {(row.sweep, row.attempt, row.crashes, row.state) for row in rows.values()} == {("s", 3, 2, "pending")}
+        for table in (db.tasks, db.cells):
+            owner = {row.key: row.call for row in connection.execute(sa.select(table.c.key, table.c.call))}
+            assert owner.pop("ended", call) == call
+            assert owner == {key: call if n < 1 else made[n >= CHUNK + 5] for n, key in enumerate(keys)}
+        waiting = connection.scalars(sa.select(db.waits.c.call).where(db.waits.c.key == "base"))
+        assert sorted(waiting) == sorted((call, *made))
 
 
 def test_open_calls_are_those_a_sweep_waits_for(ledger: Ledger) -> None:

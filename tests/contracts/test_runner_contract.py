@@ -5,69 +5,29 @@ The Ray cluster is started once for the module (some seconds), and once more by 
 
 from __future__ import annotations
 
-import itertools
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import creditgrid_noop as noop
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
+from runner_kit import Kit, drivers
 
 from creditgrid.core.datasets import resolve
+from creditgrid.core.registry import registry
 from creditgrid.core.stages import data_task, feedback_task
-from creditgrid.core.task import Resources, Task
+from creditgrid.core.task import Inputs, Output, Resources, Task, TaskKind
 from creditgrid.workers.artifacts import TENSORS, ArtifactStore
 from creditgrid.workers.local_runner import LocalRunner
 from creditgrid.workers.ray_runner import RayRunner
-from creditgrid.workers.runner import Advanced, Call, Failed, Finished, Lost, Message, Runner, Started
+from creditgrid.workers.runner import Advanced, Failed, Finished, Lost, Started
 
 WORKERS = 2
-START_S = 180.0
-SOON_S = 60.0
-"""For everything that takes well under a second on an idle machine; CI's cores are busy."""
-
-
-class Kit:
-    """A runner over a store, and what came of its calls."""
-
-    def __init__(self, name: str, runner: Runner, store: ArtifactStore) -> None:
-        self.name, self.runner, self.store = name, runner, store
-        self._ids = itertools.count(1)
-        self.seen: list[Message] = []
-
-    def submit(self, tasks: Sequence[Task], inputs: Sequence[str] = (), resources: Resources | None = None) -> int:
-        call = Call(next(self._ids), tasks[0].kind, tasks, inputs, resources or Resources(cpu=1), 2, {"sweep": "s1"})
-        self.runner.submit(call)
-        return call.id
-
-    def until(self, enough: Callable[[list[Message]], bool], within: float = SOON_S) -> list[Message]:
-        """Poll until the messages of this test are enough, and return them."""
-        deadline = time.monotonic() + within
-        while not enough(self.seen):
-            assert time.monotonic() < deadline, f"not within {within} s; came: {self.seen}"
-            self.seen += self.runner.poll(0.2)
-        return self.seen
-
-    def end_of(self, call: int) -> Finished | Failed:
-        """How the call ended; everything else told of it is in ``seen``."""
-        self.until(lambda seen: any(self._ends(item, call) for item in seen))
-        (end,) = (item for item in self.seen if self._ends(item, call))
-        assert isinstance(end, Finished | Failed)
-        return end
-
-    def of(self, call: int, kind: type[Any]) -> list[Any]:
-        return [item for item in self.seen if isinstance(item, kind) and item.call == call]
-
-    def running(self, *calls: int) -> None:
-        self.until(lambda seen: all(self.of(call, Started) for call in calls))
-
-    def _ends(self, item: Message, call: int) -> bool:
-        return isinstance(item, Finished | Failed) and item.call == call
 
 
 @pytest.fixture(scope="module")
@@ -93,21 +53,10 @@ def local_kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
 @pytest.fixture(params=["local", "ray"])
 def kit(request: pytest.FixtureRequest) -> Kit:
     found: Kit = request.getfixturevalue(f"{request.param}_kit")
-    ready(found)
+    found.ready()
     found.runner.poll(0)
     found.seen.clear()
     return found
-
-
-def ready(kit: Kit) -> None:
-    deadline = time.monotonic() + START_S
-    while kit.runner.capacity().degraded is not None:
-        assert time.monotonic() < deadline, kit.runner.capacity()
-        time.sleep(0.1)
-
-
-def drivers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "creditgrid.workers.ray_driver" in child.cmdline()]
 
 
 def cells(*xs: int, **params: Any) -> list[Task]:
@@ -246,6 +195,7 @@ def test_an_input_that_is_nowhere_fails_its_call_alone(kit: Kit) -> None:
     assert isinstance(end, Failed)
     assert "there is no artifact cccccccccccc" in end.error
     assert not end.transient
+    assert list(end.missing) == ["c" * 64]
     assert isinstance(kit.end_of(other), Finished)
 
 
@@ -257,9 +207,22 @@ def test_a_corrupt_input_fails_its_call_and_makes_room(kit: Kit) -> None:
     end = kit.end_of(kit.submit([feedback], [key]))
     assert isinstance(end, Failed)
     assert "SHA-256 differs" in end.error
-    assert "retry the sweep" in end.error
     assert not end.transient
+    assert list(end.missing) == [key]
     assert not kit.store.has(key)
+
+
+def test_every_input_that_the_store_does_not_hold_whole_is_named(kit: Kit) -> None:
+    whole, gone, damaged = "1" * 64, "2" * 64, "3" * 64
+    fake_data(kit, whole, classes=7)
+    fake_data(kit, damaged, classes=7)
+    (kit.store.path(damaged) / TENSORS).unlink()
+    _, feedback = digits_and_feedback(6)
+    end = kit.end_of(kit.submit([feedback], [gone, whole, damaged]))
+    assert isinstance(end, Failed)
+    assert list(end.missing) == [gone, damaged]
+    assert "there is no artifact 222222222222" in end.error
+    assert "is gone while its record stands" in end.error
 
 
 def test_an_input_that_cannot_be_read_may_be_tried_again(kit: Kit) -> None:
@@ -271,6 +234,7 @@ def test_an_input_that_cannot_be_read_may_be_tried_again(kit: Kit) -> None:
     assert isinstance(end, Failed)
     assert "cannot be read" in end.error
     assert end.transient
+    assert list(end.missing) == []
 
 
 # -- what fails ----------------------------------------------------------------------------------------------------
@@ -370,16 +334,30 @@ def test_a_worker_that_dies_is_tried_again(kit: Kit) -> None:
         pytest.skip("calls of the local runner run in this very process: os._exit would end the tests")
     end = kit.end_of(kit.submit(cells(1, behaviour="crash")))
     assert isinstance(end, Failed)
-    assert end.transient
-    assert end.error
+    assert (end.transient, end.crashed) == (True, True)
+    assert "its worker process" in end.error
     assert rows_of(kit.end_of(kit.submit(cells(4))))[0]["twice"] == 8.0
+
+
+def test_a_task_that_exits_ends_its_call_alone(local_kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exits(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Output]:
+        sys.exit(4)
+        yield Output(tasks[0].key)
+
+    monkeypatch.setitem(registry().kinds, "exits", TaskKind("exits", 1, exits))
+    end = local_kit.end_of(local_kit.submit([Task("exits", 1, {}, {}, "9" * 64, "g")]))
+    assert isinstance(end, Failed)
+    assert end.error == "SystemExit: the task asked its process to end with status 4"
+    assert "sys.exit(4)" in end.traceback
+    assert (end.transient, end.crashed) == (True, True)
+    assert rows_of(local_kit.end_of(local_kit.submit(cells(4))))[0]["twice"] == 8.0
 
 
 # -- the Ray runner's supervision, which an in-process runner has no need of ---------------------------------------
 
 
 def test_when_the_driver_dies_everything_is_lost_and_a_new_one_takes_over(ray_kit: Kit) -> None:
-    ready(ray_kit)
+    ray_kit.ready()
     ray_kit.seen.clear()
     call = ray_kit.submit(cells(1, behaviour="sleep"))
     ray_kit.running(call)
@@ -395,7 +373,7 @@ def test_when_the_driver_dies_everything_is_lost_and_a_new_one_takes_over(ray_ki
     end = ray_kit.end_of(cancelled)
     assert isinstance(end, Failed)
     assert end.error == "cancelled"
-    ready(ray_kit)
+    ray_kit.ready()
     assert rows_of(ray_kit.end_of(early))[0]["twice"] == 6.0
     assert ray_kit.runner.capacity().degraded is None
     assert len(drivers()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typer.testing import CliRunner, Result
 from creditgrid.core.wire import PlanView, Problem
 from creditgrid.service import assembly
 from creditgrid.service.__main__ import cli
+from creditgrid.service.ledger import Ledger
 
 TESTS = Path(__file__).resolve().parent.parent
 # What assembly makes is replaced by the stand-ins; everything else is the program itself.
@@ -123,6 +125,45 @@ def test_one_service_a_data_directory(run: Run, start: Start, tmp_path: Path) ->
     process.kill()  # a service that was killed holds nothing
     process.wait()
     start()
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "said"),
+    [
+        ("postgresql://u:hunter2@127.0.0.1:1/d", 1, "postgresql://u:***@127.0.0.1:1/d cannot be used"),
+        ("postgresql//u:hunter2@h", 2, "database_url: "),
+        ("mysql://u:hunter2@h/d", 2, "mysql"),
+        ("sqlite:////nowhere/ledger.sqlite", 1, "/nowhere/ledger.sqlite cannot be used"),
+    ],
+)
+def test_databases_that_cannot_be_used(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, status: int, said: str
+) -> None:
+    monkeypatch.setenv("CREDITGRID_DATABASE_URL", url)
+    result = run("serve", "--port", "0", "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == status
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "hunter2" not in result.output
+
+
+def test_two_data_directories_on_one_database(monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    first = Ledger(url)
+    first.lock()
+    monkeypatch.setenv("CREDITGRID_DATABASE_URL", url)
+    result = run("serve", "--port", "0", "--runner", "local", "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 2
+    assert f"in use by the service with process id {os.getpid()}" in result.stderr
+    first.close()
+
+
+def test_a_damaged_ledger(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"something else")
+    result = run("serve", "--port", "0", "--runner", "local", "--data-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert "ledger.sqlite is damaged" in result.stderr
+    assert "results folder away together" in result.stderr
 
 
 def test_the_port_may_be_taken(run: Run, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import structlog
 from service_fakes import AppClient, Fakes, serving
+from sqlalchemy.exc import OperationalError
 
 from creditgrid.core import errors
 from creditgrid.core.wire import MAX_SPEC_BYTES, Problem
@@ -165,6 +166,20 @@ def test_data_that_is_missing(client: AppClient) -> None:
         check(client.post("/v1/plans", json={"name": "missing-data", "experiment": "x"}), 422).detail
         == "no such dataset"
     )
+
+
+def test_a_ledger_that_is_away(fakes: Fakes, client: AppClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise OperationalError("SELECT secret", {}, Exception("the server closed the connection"))
+
+    monkeypatch.setattr(fakes.views, "sweep", away)
+    with structlog.testing.capture_logs() as logs:
+        response = client.get("/v1/sweeps/s0001")
+    assert "try again" in check(response, 503).detail
+    assert "SELECT" not in response.text
+    assert int(response.headers["retry-after"]) > 0
+    (entry,) = [entry for entry in logs if entry["event"] == "the ledger is away"]
+    assert entry["reason"] == "the server closed the connection"
 
 
 def test_not_ready(fakes: Fakes, settings: Settings) -> None:

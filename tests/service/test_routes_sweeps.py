@@ -195,7 +195,7 @@ def test_events_go_on_after_an_id(client: AppClient, fakes: Fakes, sweep: str, a
 
 def test_an_ended_sweep_that_was_retried_streams_on(client: AppClient, fakes: Fakes, sweep: str) -> None:
     fakes.ledger.finish(sweep, State.FAILED)
-    fakes.scheduler.retry(sweep)
+    fakes.control.retry(sweep)
     fakes.ledger.finish(sweep)
     messages = received(client.get(f"/v1/sweeps/{sweep}/events"))
     assert [m["event"] for m in messages] == ["sweep.created", TERMINAL_EVENT, "sweep.retried", TERMINAL_EVENT]

@@ -33,7 +33,7 @@ def make(fakes: Fakes, timeout_s: float = TIMEOUT_S) -> Sandbox:
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     fakes = Fakes(tmp_path_factory.mktemp("sandbox"))
     fakes.results.set(ROWS)
-    fakes.scheduler.submit({"name": "one", "experiment": "linesearch"})
+    fakes.control.submit({"name": "one", "experiment": "linesearch"})
     sandbox = make(fakes)
     sandbox.query("SELECT 1")  # its process is up before anything is timed
     yield sandbox

@@ -22,11 +22,13 @@ from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
 from creditgrid.core.registry import Registry, registry
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT
+from creditgrid.service import commits, control, turns
 from creditgrid.service import ledger as db
 from creditgrid.service import scheduler as scheduling
+from creditgrid.service.failures import LOSSES
 from creditgrid.workers.artifacts import TENSORS, ArtifactStore
 from creditgrid.workers.local_runner import LocalRunner
-from creditgrid.workers.runner import Advanced, Failed, Finished, Lost
+from creditgrid.workers.runner import Advanced, Failed, Finished, Lost, Started
 
 SUCCEEDED, CACHED, FAILED = State.SUCCEEDED, State.CACHED, State.FAILED
 CANCELLED, SKIPPED, PENDING = State.CANCELLED, State.SKIPPED, State.PENDING
@@ -148,7 +150,8 @@ def test_a_cached_row_needs_no_stage_but_a_new_cell_makes_a_lost_one_again(house
 
 
 def test_urgent_sweeps_overtake_and_old_ones_come_first(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "WINDOW", 2)
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr(turns, "MOST_AHEAD", 2)
     old = house.submit(axes={"x": [1]}, fixed={"group": 1})
     new = house.submit(axes={"x": [2]}, fixed={"group": 2})
     urgent = house.submit(axes={"x": [3]}, fixed={"group": 3}, priority=7)
@@ -163,7 +166,7 @@ def test_urgent_sweeps_overtake_and_old_ones_come_first(house: House, monkeypatc
 
 
 def test_what_an_urgent_sweep_shares_becomes_urgent(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "WINDOW", 1)
+    monkeypatch.setattr(ScriptedRunner, "cpus", 1.0)
     house.submit(axes={"x": [1]}, fixed={"group": 1})
     house.submit(axes={"x": [2]}, fixed={"group": 2})
     house.submit(axes={"x": [2]}, fixed={"group": 2}, priority=5)
@@ -202,12 +205,12 @@ def test_a_refused_spec_writes_nothing(house: House) -> None:
 
 def test_an_idempotency_key_submits_once(house: House) -> None:
     document = {"name": "n", "experiment": "noop", "axes": {"x": [1]}}
-    sweep, new = house.scheduler.submit(document, ("key", "body"))
+    sweep, new = house.control.submit(document, ("key", "body"))
     assert new
-    assert house.scheduler.submit(document, ("key", "body")) == (sweep, False)
+    assert house.control.submit(document, ("key", "body")) == (sweep, False)
     with pytest.raises(ConflictError, match="came before with another body"):
-        house.scheduler.submit(document, ("key", "another body"))
-    other, new = house.scheduler.submit(document, ("another key", "body"))
+        house.control.submit(document, ("key", "another body"))
+    other, new = house.control.submit(document, ("another key", "body"))
     assert new
     assert other != sweep
     house.drain()
@@ -215,8 +218,8 @@ def test_an_idempotency_key_submits_once(house: House) -> None:
 
 def test_the_key_of_a_refused_spec_may_be_used_again(house: House) -> None:
     with pytest.raises(SpecError):
-        house.scheduler.submit({"name": "n", "experiment": "nope"}, ("key", "bad"))
-    _, new = house.scheduler.submit({"name": "n", "experiment": "noop", "axes": {"x": [1]}}, ("key", "good"))
+        house.control.submit({"name": "n", "experiment": "nope"}, ("key", "bad"))
+    _, new = house.control.submit({"name": "n", "experiment": "noop", "axes": {"x": [1]}}, ("key", "good"))
     assert new
     house.drain()
 
@@ -393,7 +396,7 @@ def test_a_package_that_comes_back_with_another_type_of_a_column_is_refused(
     house.submit(axes={"x": [1]})
     house.drain()
     with monkeypatch.context() as patch:
-        patch.setattr(scheduling, "schema", lambda experiment: pa.schema([("twice", pa.string())]))
+        patch.setattr(control, "schema", lambda experiment: pa.schema([("twice", pa.string())]))
         with pytest.raises(SpecError, match=r"'noop' cannot be used: the column 'twice' is string here and double"):
             house.submit(axes={"x": [2]})
     house.submit(axes={"x": [2]})
@@ -421,7 +424,7 @@ def test_rows_with_another_type_of_a_column_fail_alone(house: House, calls: dict
     assert failure.cause == "the column 'twice' is string here and double in the rows there are: rename it"
 
 
-def test_a_corrupt_artifact_fails_its_cells_and_a_retry_makes_it_again(house: House, calls: dict[int, Any]) -> None:
+def test_a_corrupt_artifact_is_made_again_while_its_cells_wait(house: House, calls: dict[int, Any]) -> None:
     first = house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     house.drain()
     (stage,) = house.views.tasks(first, None, "", 5)[0]
@@ -430,19 +433,18 @@ def test_a_corrupt_artifact_fails_its_cells_and_a_retry_makes_it_again(house: Ho
     local.start()
     house.scheduler._runner = local
     sweep = house.submit(axes={"x": [2]}, fixed={"base": "ok"})
-
-    def settle() -> None:
-        deadline = time.monotonic() + 60
-        while not house.state(sweep).finished:
-            assert time.monotonic() < deadline
-            house.step()
-
-    settle()
-    assert house.counts(sweep) == {FAILED: 1}
-    assert "SHA-256 differs" in house.views.failures(sweep)[0].cause
-    assert house.scheduler.retry(sweep) == 1
-    settle()
+    deadline = time.monotonic() + 60
+    while not house.state(sweep).finished:
+        assert time.monotonic() < deadline
+        house.step()
+        house.check()
     assert house.counts(sweep) == {SUCCEEDED: 1}
+    (told,) = (event.data for event in house.events(sweep) if event.type == "artifact.lost")
+    assert "SHA-256 differs" in told["message"]
+    assert told["missing"] == [stage.key]
+    (again,) = house.views.tasks(sweep, None, "", 5)[0]
+    assert (again.key, again.state) == (stage.key, SUCCEEDED)
+    assert house.store.has(stage.key)
     local.stop()
 
 
@@ -534,7 +536,7 @@ def test_cancel_ends_the_sweep_at_once_and_keeps_what_is_done(house: House, call
     house.step(2)
     house.runner.begin(running)
     house.step()
-    house.scheduler.cancel(sweep)
+    house.control.cancel(sweep)
     assert house.state(sweep) is CANCELLED
     assert house.counts(sweep) == {SUCCEEDED: 2, CANCELLED: 4}
     house.step(2)
@@ -542,7 +544,7 @@ def test_cancel_ends_the_sweep_at_once_and_keeps_what_is_done(house: House, call
     assert not calls
     assert len(house.rows()) == 2
     assert house.event_types(sweep)[-1] == TERMINAL_EVENT
-    house.scheduler.cancel(sweep)  # again: it is as asked
+    house.control.cancel(sweep)  # again: it is as asked
     assert house.event_types(sweep).count(TERMINAL_EVENT) == 1
 
 
@@ -553,7 +555,7 @@ def test_cancel_keeps_what_another_sweep_needs(house: House, calls: dict[int, An
     (base,) = calls
     house.runner.begin(base)
     house.step()
-    house.scheduler.cancel(one)
+    house.control.cancel(one)
     house.step(2)
     assert house.runner.cancelled == []
     house.drain()
@@ -566,17 +568,17 @@ def test_cancel_keeps_what_another_sweep_needs(house: House, calls: dict[int, An
 def test_rows_of_a_cancelled_call_do_not_reach_the_table(
     house: House, calls: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduling, "COMMIT_EVERY_S", 3600.0)
+    monkeypatch.setattr(commits, "COMMIT_EVERY_S", 3600.0)
     sweep = house.submit(**groups(2))
-    house.scheduler._committed = time.monotonic()
+    house.scheduler._commits._last = time.monotonic()
     house.step()
     done, _ = calls
     house.runner.work(done)
     house.step()  # its rows wait for their commit, because another call is in flight
     assert house.rows() == []
     assert house.counts(sweep) == {RUNNING: 2, QUEUED: 2}
-    house.scheduler.cancel(sweep)
-    monkeypatch.setattr(scheduling, "COMMIT_EVERY_S", 0.0)
+    house.control.cancel(sweep)
+    monkeypatch.setattr(commits, "COMMIT_EVERY_S", 0.0)
     house.step(3)
     assert house.rows() == []
     assert house.counts(sweep) == {CANCELLED: 4}
@@ -596,7 +598,7 @@ def test_rows_on_their_way_into_the_table_are_not_computed_again(
 
     def meanwhile(batch: int, tables: Any) -> None:
         append(batch, tables)
-        house.scheduler.cancel(one)  # between the commit of the rows and its note in the ledger
+        house.control.cancel(one)  # between the commit of the rows and its note in the ledger
         two.append(house.submit(**groups(1)))
 
     monkeypatch.setattr(house.results, "append", meanwhile)
@@ -611,18 +613,18 @@ def test_rows_on_their_way_into_the_table_are_not_computed_again(
 
 def test_cancel_wants_a_sweep_that_is_open(house: House) -> None:
     with pytest.raises(NotFoundError, match="there is no sweep 'nope'"):
-        house.scheduler.cancel("nope")
+        house.control.cancel("nope")
     sweep = house.submit(axes={"x": [1]})
     house.drain()
     with pytest.raises(ConflictError, match="has ended \\(succeeded\\)"):
-        house.scheduler.cancel(sweep)
+        house.control.cancel(sweep)
 
 
 def test_a_message_of_a_cancelled_call_changes_nothing(house: House, calls: dict[int, Any]) -> None:
     sweep = house.submit(**groups(1))
     house.step()
     (call,) = calls.values()
-    house.scheduler.cancel(sweep)
+    house.control.cancel(sweep)
     house.runner.begin(call.id)
     house.runner.work(call.id)
     house.runner.say(Advanced(call.id, 1, 1, ""), Finished(call.id, 1.0, "h", "cpu"), Failed(call.id, "e", "", True))
@@ -638,7 +640,7 @@ def test_a_call_that_is_cancelled_while_it_is_handed_out_is_cancelled_there(
     submit = house.runner.submit
 
     def meanwhile(call: Any) -> None:
-        house.scheduler.cancel(sweep)
+        house.control.cancel(sweep)
         submit(call)
 
     house.runner.submit = meanwhile
@@ -648,7 +650,7 @@ def test_a_call_that_is_cancelled_while_it_is_handed_out_is_cancelled_there(
     assert house.counts(sweep) == {CANCELLED: 2}
 
 
-def test_retry_begins_what_has_no_result_anew(house: House, calls: dict[int, Any]) -> None:
+def test_retry_begins_anew_what_failed_and_nothing_else(house: House, calls: dict[int, Any]) -> None:
     sweep = house.submit(**groups(3))
     house.step()
     good, bad, cancelled = calls
@@ -656,24 +658,24 @@ def test_retry_begins_what_has_no_result_anew(house: House, calls: dict[int, Any
     house.runner.fail(bad)
     house.step(2)
     with pytest.raises(ConflictError, match="cancel it or let it end before a retry"):
-        house.scheduler.retry(sweep)
-    house.scheduler.cancel(sweep)
+        house.control.retry(sweep)
+    house.control.cancel(sweep)
     house.step(2)
     assert house.counts(sweep) == {SUCCEEDED: 2, FAILED: 2, CANCELLED: 2}
     before = house.views.cell_index(sweep).to_pylist()
-    assert house.scheduler.retry(sweep) == 4
+    assert house.control.retry(sweep) == 2
     assert house.state(sweep) is PENDING
-    assert house.counts(sweep) == {SUCCEEDED: 2, PENDING: 4}
+    assert house.counts(sweep) == {SUCCEEDED: 2, PENDING: 2, CANCELLED: 2}
     house.drain()
-    assert house.counts(sweep) == {SUCCEEDED: 6}
-    assert house.state(sweep) is SUCCEEDED
+    assert house.counts(sweep) == {SUCCEEDED: 4, CANCELLED: 2}
+    assert house.state(sweep) is CANCELLED
     assert house.views.cell_index(sweep).to_pylist() == before
-    assert len(house.rows()) == 6
+    assert len(house.rows()) == 4
     assert house.event_types(sweep).count(TERMINAL_EVENT) == 2
-    with pytest.raises(ConflictError, match=r"every cell .* has its result"):
-        house.scheduler.retry(sweep)
+    with pytest.raises(ConflictError, match=r"no cell .* has failed"):
+        house.control.retry(sweep)
     with pytest.raises(NotFoundError):
-        house.scheduler.retry("nope")
+        house.control.retry("nope")
     assert cancelled
 
 
@@ -682,7 +684,7 @@ def test_a_retry_runs_failed_stages_again_and_leaves_the_others(house: House, ca
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 2, SKIPPED: 1}
     assert len(house.views.tasks(sweep, None, "", 9)[0]) == 2
-    house.scheduler.retry(sweep)
+    house.control.retry(sweep)
     house.step()
     assert [call.tasks[0].params for call in calls.values()] == [{"base": "raise"}]
     house.drain()
@@ -698,7 +700,7 @@ def test_a_retry_finds_what_another_sweep_has_computed_meanwhile(house: House, c
     house.step()
     house.submit(**groups(1))
     house.drain()
-    house.scheduler.retry(one)
+    house.control.retry(one)
     assert house.state(one) is CACHED
     assert house.counts(one) == {CACHED: 2}
 
@@ -726,14 +728,18 @@ def test_what_was_in_flight_runs_again_after_the_runner_was_lost(house: House, c
 
 def test_a_call_that_brings_the_cluster_down_each_time_comes_to_an_end(house: House, calls: dict[int, Any]) -> None:
     sweep = house.submit(axes={"x": [1]}, retry={"max": 2, "backoff_s": 0})
-    for _ in range(3):
+    for number in range(LOSSES):
+        assert house.state(sweep) is not FAILED
         house.step()
+        assert calls[1].attempt == number + 1
         house.runner.begin(next(iter(calls)))
         house.step()
         house.runner.lose("the Ray driver ended with status 1")
         house.step()
     assert house.state(sweep) is FAILED
-    assert house.views.failures(sweep)[0].cause == "the Ray driver ended with status 1"
+    assert house.views.failures(sweep)[0].cause == (
+        "the Ray driver ended with status 1; it ran at 10 such losses, and is not tried again"
+    )
     house.step(3)
     assert not calls
 
@@ -755,7 +761,7 @@ def test_a_lost_runner_is_told_to_open_sweeps_alone(house: House, calls: dict[in
     house.step()
     house.runner.begin(next(iter(calls)))
     house.step()
-    house.scheduler.cancel(one)
+    house.control.cancel(one)
     house.runner.lose()
     house.step()
     assert house.event_types(one)[-1] == TERMINAL_EVENT
@@ -772,7 +778,7 @@ def crash(*arguments: Any, **options: Any) -> Any:
 
 def before_the_note(house: House, patch: pytest.MonkeyPatch) -> None:
     """Step 1 does not happen: the ledger's transaction is not committed."""
-    patch.setattr(house.scheduler, "_prepare_batch", crash)
+    patch.setattr(house.scheduler._commits, "_prepare", crash)
 
 
 def within_the_note(house: House, patch: pytest.MonkeyPatch) -> None:
@@ -785,7 +791,7 @@ def within_the_note(house: House, patch: pytest.MonkeyPatch) -> None:
             raise Crash
         return original(*arguments)
 
-    patch.setattr(scheduling.db.calls, "update", update)
+    patch.setattr(db.calls, "update", update)
 
 
 def before_the_append(house: House, patch: pytest.MonkeyPatch) -> None:
@@ -806,7 +812,7 @@ def after_the_append(house: House, patch: pytest.MonkeyPatch) -> None:
 
 def within_the_end(house: House, patch: pytest.MonkeyPatch) -> None:
     """Step 3 happens half: one of two calls is told to have succeeded when the process dies."""
-    original = house.scheduler._succeeded
+    original = house.scheduler._commits._succeeded
     counted = itertools.count()
 
     def succeeded(*arguments: Any) -> None:
@@ -814,7 +820,7 @@ def within_the_end(house: House, patch: pytest.MonkeyPatch) -> None:
         if next(counted) == 1:
             raise Crash
 
-    patch.setattr(house.scheduler, "_succeeded", succeeded)
+    patch.setattr(house.scheduler._commits, "_succeeded", succeeded)
 
 
 WHERE = [before_the_note, within_the_note, before_the_append, after_the_append, within_the_end]
@@ -941,8 +947,9 @@ def test_an_append_that_failed_after_its_commit_adds_nothing_twice(
 def test_rows_do_not_pile_up_while_the_table_cannot_be_written(
     house: House, calls: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduling, "ROWS_KEPT", 4)
-    monkeypatch.setattr(scheduling, "WINDOW", 1)
+    monkeypatch.setattr(commits, "ROWS_KEPT", 4)
+    monkeypatch.setattr(ScriptedRunner, "cpus", 1.0)
+    monkeypatch.setattr(turns, "MOST_AHEAD", 1)
     house.submit(**groups(9))
 
     def full(batch: int, tables: Any) -> None:
@@ -959,7 +966,7 @@ def test_rows_do_not_pile_up_while_the_table_cannot_be_written(
 
 
 def test_rows_are_committed_in_batches(house: House, calls: dict[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "COMMIT_EVERY_S", 3600.0)
+    monkeypatch.setattr(commits, "COMMIT_EVERY_S", 3600.0)
     appended: list[int] = []
     original = house.results.append
 
@@ -968,7 +975,7 @@ def test_rows_are_committed_in_batches(house: House, calls: dict[int, Any], monk
         original(batch, tables)
 
     monkeypatch.setattr(house.results, "append", append)
-    house.scheduler._committed = time.monotonic()
+    house.scheduler._commits._last = time.monotonic()
     house.submit(**groups(6))
     house.step()
     *most, last = calls
@@ -1003,19 +1010,23 @@ def test_stop_gives_calls_in_flight_their_grace_and_commits_what_is_through(
 ) -> None:
     monkeypatch.setattr(scheduling, "POLL_S", 0.02)
     house = House(tmp_path)
-    sweep = house.submit(**groups(3))
+    sweep = house.submit(**groups(4))
     house.scheduler.start()
     deadline = time.monotonic() + 30
-    while len(house.runner.calls) < 3:
+    while len(house.runner.calls) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    one, two, _ = list(house.runner.calls)
+    one, two, three, _ = list(house.runner.calls)
+    house.runner.say(*(Started(call, "host", "cpu") for call in (one, two, three)))
+    while house.counts(sweep).get(RUNNING) != 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     house.runner.work(one)
     threading.Timer(0.3, lambda: house.runner.work(two)).start()
     began = time.monotonic()
     house.scheduler.stop(1.0)
     assert 0.9 <= time.monotonic() - began < 20
-    assert house.counts(sweep) == {SUCCEEDED: 4, QUEUED: 2}  # the rest runs after a restart
+    assert house.counts(sweep) == {SUCCEEDED: 4, RUNNING: 2, PENDING: 2}  # the rest runs after a restart
     house.check()
     house.close()
 

@@ -1,4 +1,5 @@
-"""The scheduler under any sequence of events: overlapping submissions, failures, losses, cancellations, kills, crashes.
+"""The scheduler under any sequence of events: submissions that overlap, failures, crashes and losses of what runs, cancel,
+pause, resume, retry, extend, lost artifacts, kills of the service and crashes within a commit.
 
 After each event what must hold is checked (``House.check``): counts add up, no cell stands in the table twice, every
 cell that is told to have a result stands there, a finished sweep's last event is the terminal one. In the end all that
@@ -7,6 +8,7 @@ is open is worked off, and nothing may be left.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from sweeping import Crash, House, quick
 
 from creditgrid.core.errors import ConflictError
 from creditgrid.core.states import State
+from creditgrid.core.wire import Extension
 
 PICK = st.integers(0, 10**6)
 DOCUMENTS = st.fixed_dictionaries(
@@ -56,6 +59,9 @@ class Sweeps(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "house") or self.dead:
             return
+        for sweep in self.sweeps:
+            if not self.house.state(sweep).finished:
+                self.house.control.resume(sweep)
         self.house.drain()
         self.house.check()
         assert all(self.house.state(sweep).finished for sweep in self.sweeps)
@@ -97,9 +103,21 @@ class Sweeps(RuleBasedStateMachine):
         self.house.runner.fail(self.one(pick), transient=transient)
 
     @precondition(lambda self: self.flights())
+    @rule(pick=PICK)
+    def die(self, pick: int) -> None:
+        """The process of a call dies."""
+        self.house.runner.crash(self.one(pick))
+
+    @precondition(lambda self: self.flights())
     @rule()
     def lose(self) -> None:
         self.house.runner.lose()
+
+    @rule(pick=PICK)
+    def lose_artifact(self, pick: int) -> None:
+        """An artifact is gone from the store while calls count on it."""
+        if there := sorted(self.house.store.keys()):
+            shutil.rmtree(self.house.store.path(there[pick % len(there)]))
 
     @precondition(lambda self: self.sweeps)
     @rule(pick=PICK)
@@ -107,7 +125,7 @@ class Sweeps(RuleBasedStateMachine):
         sweep = self.sweeps[pick % len(self.sweeps)]
         before = self.house.state(sweep)
         try:
-            self.house.scheduler.cancel(sweep)
+            self.house.control.cancel(sweep)
         except ConflictError:
             assert before.finished
         else:
@@ -119,11 +137,43 @@ class Sweeps(RuleBasedStateMachine):
     def retry(self, pick: int) -> None:
         sweep = self.sweeps[pick % len(self.sweeps)]
         before, counts = self.house.state(sweep), self.house.counts(sweep)
-        without = sum(counts.get(state, 0) for state in (State.FAILED, State.CANCELLED, State.SKIPPED))
+        again = [State.FAILED, State.SKIPPED] + [State.CANCELLED] * (before is State.FAILED)
+        without = sum(counts.get(state, 0) for state in again)
+        kept = self.keys_at(sweep, State.SUCCEEDED, State.CACHED)
         try:
-            assert self.house.scheduler.retry(sweep) == without > 0
+            assert self.house.control.retry(sweep) == without > 0
         except ConflictError:
             assert not before.finished or without == 0
+        assert self.keys_at(sweep, State.SUCCEEDED, State.CACHED) >= kept
+
+    @precondition(lambda self: self.sweeps)
+    @rule(pick=PICK, on=st.booleans())
+    def pause(self, pick: int, on: bool) -> None:
+        sweep = self.sweeps[pick % len(self.sweeps)]
+        before = self.house.views.sweep(sweep)
+        try:
+            changed = self.house.control.pause(sweep) if on else self.house.control.resume(sweep)
+        except ConflictError:
+            assert before.state.finished
+        else:
+            assert changed is (before.paused is not on)
+            assert self.house.views.sweep(sweep).paused is on
+
+    @precondition(lambda self: self.sweeps)
+    @rule(pick=PICK, xs=st.lists(st.integers(0, 4), min_size=1, max_size=3, unique=True))
+    def extend(self, pick: int, xs: list[int]) -> None:
+        sweep = self.sweeps[pick % len(self.sweeps)]
+        before, numbered = self.house.views.sweep(sweep), self.house.views.cell_index(sweep).to_pylist()
+        try:
+            added = self.house.control.extend(sweep, Extension(axes={"x": xs}))
+        except ConflictError:
+            assert before.state is State.CANCELLED
+        else:
+            assert self.house.views.sweep(sweep).cells == before.cells + added
+            assert self.house.views.cell_index(sweep).to_pylist()[: len(numbered)] == numbered
+
+    def keys_at(self, sweep: str, *states: State) -> set[str]:
+        return {cell.key for state in states for cell in self.house.views.cells(sweep, state, -1, 1000)[0]}
 
     @rule()
     def kill(self) -> None:
@@ -136,7 +186,7 @@ class Sweeps(RuleBasedStateMachine):
     def crash(self, where: str) -> None:
         """The service dies within a commit, if there is one to make, and is started again."""
         self.dead = True
-        append, succeeded = self.house.results.append, self.house.scheduler._succeeded
+        append, succeeded = self.house.results.append, self.house.scheduler._commits._succeeded
 
         def dying(before: Callable[..., None] | None) -> Callable[..., None]:
             def die(*arguments: Any) -> None:
@@ -147,7 +197,7 @@ class Sweeps(RuleBasedStateMachine):
             return die
 
         if where == "end":
-            self.house.scheduler._succeeded = dying(succeeded)  # type: ignore[method-assign]
+            self.house.scheduler._commits._succeeded = dying(succeeded)  # type: ignore[method-assign]
         else:
             self.house.results.append = dying(append if where == "after" else None)  # type: ignore[method-assign]
         try:
@@ -156,7 +206,7 @@ class Sweeps(RuleBasedStateMachine):
             self.kill()
         else:
             self.house.results.append = append  # type: ignore[method-assign]
-            self.house.scheduler._succeeded = succeeded  # type: ignore[method-assign]
+            self.house.scheduler._commits._succeeded = succeeded  # type: ignore[method-assign]
         self.dead = False
 
     @invariant()

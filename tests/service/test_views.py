@@ -75,7 +75,7 @@ def test_a_sweep_tells_what_was_asked_and_where_it_stands(house: House) -> None:
 
 def test_sweeps_are_listed_newest_first_in_pages(house: House) -> None:
     made = [house.submit(axes={"x": [x]}) for x in range(5)]
-    house.scheduler.cancel(made[1])
+    house.control.cancel(made[1])
     found = pages(lambda after: house.views.sweeps(None, after or None, 2), "")
     assert [[view.id for view in page] for page in found] == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
     assert all(view.spec is None for page in found for view in page)
@@ -233,7 +233,7 @@ def test_diverged_rows_are_rows_of_the_summary_without_their_number(house: House
 
 def test_tables_of_all_sweeps_are_there_for_sql(house: House) -> None:
     one, two = house.submit(name="one", axes={"x": [1, 2]}), house.submit(name="two", axes={"x": [2]})
-    house.scheduler.cancel(two)
+    house.control.cancel(two)
     cells = house.views.cells_table()
     assert cells.schema.names == ["sweep", "idx", "cell", "state"]
     found = sorted((row["sweep"], row["idx"], row["state"]) for row in cells.to_pylist())

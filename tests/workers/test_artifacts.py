@@ -6,7 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import socket
+import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load, load_file
 
 from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from creditgrid.workers.artifacts import RECORD, TEMPORARY, TENSORS, ArtifactStore
+from creditgrid.workers.leftovers import temporary
 
 KEY = hashlib.sha256(b"a key").hexdigest()
 OTHER = hashlib.sha256(b"another").hexdigest()
@@ -105,7 +110,13 @@ class Crash(BaseException):
     """The process dies here."""
 
 
-STEPS = [("mkdir", 0), ("open", 0), ("open", 1), ("fsync", 0), ("fsync", 1), ("fsync", 2), ("rename", 0), ("fsync", 3)]
+STEPS = [
+    *[("mkdir", at) for at in range(3)],
+    *[("open", at) for at in range(2)],
+    *[("fsync", at) for at in range(5)],
+    ("rename", 0),
+    ("fsync", 5),
+]
 
 
 @pytest.mark.parametrize(("step", "at"), STEPS)
@@ -153,11 +164,13 @@ def test_everything_is_synced_before_it_has_its_name(store: ArtifactStore, monke
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(Path, "rename", spy_rename)
     saved(store)
-    at = events.index("rename")
+    assert events[:2] == [store.root.name, store.root.parent.name]  # the shelf is new, and so is the store
+    assert events[2:4] == [TENSORS, RECORD]
+    assert events[4].startswith(TEMPORARY)
+    assert events[5:] == ["rename", KEY[:2]]
+    events.clear()
+    saved(store, KEY[:2] + OTHER[2:])
     assert events[:2] == [TENSORS, RECORD]
-    assert events[2].startswith(TEMPORARY)
-    assert at == 3
-    assert events[4:] == [KEY[:2]]
 
 
 def test_many_writers_of_one_key_leave_one_artifact(store: ArtifactStore) -> None:
@@ -192,12 +205,30 @@ def test_a_disk_that_is_full_is_an_artifact_error_and_leaves_nothing(
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    told = f"{KEY[:12]} cannot be written below {store.root}.*No space left.*free some space, or let `creditgrid gc`"
+    (store.root / KEY[:2]).mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ArtifactError, match=f"{KEY[:12]} cannot be written below {store.root}.*No space") as caught:
+        with pytest.raises(ArtifactError, match=told) as caught:
             saved(store)
     assert isinstance(caught.value.__cause__, OSError)
     assert everything(store.root) == {KEY[:2]}
+
+
+def test_a_store_that_may_not_be_written_is_an_artifact_error(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    saved(store)
+    (store.path(KEY) / TENSORS).write_bytes(b"")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    told = "Read-only file system.*; whoever runs the workers must be able to write there"
+    with pytest.raises(ArtifactError, match=f"cannot be written below {store.root}: .*{told}"):
+        saved(store, OTHER)
+    with pytest.raises(ArtifactCorrupt, match=f"SHA-256 differs.*cannot be moved out of the way: .*{told}"):
+        store.load(KEY)
 
 
 def test_a_root_that_is_a_file_is_an_artifact_error(tmp_path: Path) -> None:
@@ -248,15 +279,16 @@ def test_a_changed_byte_anywhere_is_seen(tmp_path_factory: pytest.TempPathFactor
     ],
 )
 def test_a_corrupt_artifact_is_moved_aside_and_can_be_made_anew(
-    store: ArtifactStore, file: str, content: bytes | None, complaint: str
+    store: ArtifactStore, caplog: pytest.LogCaptureFixture, file: str, content: bytes | None, complaint: str
 ) -> None:
     saved(store)
     path = store.path(KEY) / file
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(ArtifactCorrupt, match=f"{complaint}.*was moved to .*retry the sweep"):
+    with pytest.raises(ArtifactCorrupt, match=f"{complaint}.*was moved to .*computed again"):
         store.load(KEY)
     assert not store.has(KEY)
-    (aside,) = (store.root / "corrupt").iterdir()
+    (aside,) = store.corrupt()
+    assert any(KEY in told and str(aside) in told for told in caplog.messages)
     assert aside.name.startswith(KEY)
     assert list(store.keys()) == []
     saved(store)
@@ -287,3 +319,124 @@ def test_half_an_artifact_makes_room_for_a_whole_one(store: ArtifactStore) -> No
     assert not store.has(KEY)
     saved(store)
     assert set(store.load(KEY)) == set(ARRAYS)
+
+
+def test_what_was_put_in_the_place_of_a_corrupt_artifact_is_left_there(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(store)
+    (store.path(KEY) / TENSORS).write_bytes(b"")
+    original = store.read
+
+    def slow(key: str) -> bytes:
+        """A reader that takes so long to see the damage that another one has it repaired meanwhile."""
+        try:
+            return original(key)
+        finally:
+            monkeypatch.setattr(store, "read", original)
+            with pytest.raises(ArtifactCorrupt):
+                store.load(key)
+            saved(store)
+
+    monkeypatch.setattr(store, "read", slow)
+    with pytest.raises(ArtifactCorrupt):
+        store.load(KEY)
+    assert len(store.corrupt()) == 1
+    assert set(store.load(KEY)) == set(ARRAYS)
+
+
+# -- what may go ---------------------------------------------------------------------------------------------------
+
+
+def aged(path: Path, seconds: float) -> None:
+    at = time.time() - seconds
+    os.utime(path, (at, at))
+
+
+def test_a_removal_is_of_all_or_of_nothing(store: ArtifactStore) -> None:
+    saved(store)
+    with store.open(KEY) as file:
+        away = store.remove(KEY)
+        assert not store.has(KEY)
+        assert list(store.keys()) == []
+        assert store.leftovers() == [away]
+        shutil.rmtree(away)
+        assert set(load(file.read())) == set(ARRAYS)  # a download that has begun
+    for ask in (store.record, store.read, store.load, store.remove):
+        with pytest.raises(ArtifactMissing):
+            ask(KEY)
+    saved(store)
+    assert store.has(KEY)
+
+
+def test_an_artifact_that_goes_while_it_is_read_is_missing_and_not_corrupt(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(store)
+    original = store.record
+
+    def record(key: str) -> dict[str, Any]:
+        found = original(key)
+        store.remove(key)
+        return found
+
+    monkeypatch.setattr(store, "record", record)
+    with pytest.raises(ArtifactMissing):
+        store.load(KEY)
+    assert store.corrupt() == []
+
+
+def test_what_is_stored_is_told_with_size_and_last_use(store: ArtifactStore) -> None:
+    saved(store)
+    record, tensors = store.path(KEY) / RECORD, store.path(KEY) / TENSORS
+    (found,) = store.stored()
+    assert (found.key, found.bytes) == (KEY, record.stat().st_size + tensors.stat().st_size)
+    assert abs(found.used_at - time.time()) < 60
+    for seconds in (7200, -7200):  # the clock was set back meanwhile
+        aged(record, seconds)
+        (found,) = store.stored()
+        assert found.used_at == pytest.approx(time.time() - seconds, abs=60)
+        store.read(KEY)
+        store.has(KEY)
+        assert next(store.stored()) == found
+        store.load(KEY)
+        assert next(store.stored()).used_at == pytest.approx(time.time(), abs=60)
+    aged(record, 1800)
+    found = next(store.stored())
+    store.load(KEY)
+    assert next(store.stored()) == found  # noted once an hour
+    (store.path(KEY) / TENSORS).unlink()
+    assert list(store.stored()) == []
+
+
+def test_what_dead_writers_left_is_told_from_what_is_being_written(store: ArtifactStore) -> None:
+    saved(store)
+    shelf = store.path(KEY).parent
+    here, dead = temporary(TEMPORARY, KEY), temporary(TEMPORARY, KEY).split("@")
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        dead[-2] = str(process.pid)
+    elsewhere = ["other.host" if part == socket.gethostname() else part for part in dead]
+    names = {"alive": here, "dead": "@".join(dead), "elsewhere": "@".join(elsewhere), "unknown": f"{TEMPORARY}{KEY}-x"}
+    for name in names.values():
+        (shelf / name).mkdir()
+
+    def left() -> set[str]:
+        found = {path.name for path in store.leftovers()}
+        return {what for what, name in names.items() if name in found}
+
+    assert left() == {"dead"}
+    for name in names.values():
+        aged(shelf / name, -7200)
+    assert left() == {"dead"}
+    for name in names.values():
+        aged(shelf / name, 7200)
+    assert left() == set(names)
+
+
+def test_a_part_of_an_artifact_is_left_over_when_it_is_old(store: ArtifactStore) -> None:
+    saved(store)
+    (store.path(KEY) / RECORD).unlink()
+    assert store.leftovers() == []
+    aged(store.path(KEY), 7200)
+    assert store.leftovers() == [store.path(KEY)]

@@ -14,7 +14,7 @@ import pytest
 
 from creditgrid.core.task import Arrays, Saved
 from creditgrid.workers import saves as module
-from creditgrid.workers.saves import EVERY_S, FOLDER, SHARE, Saves
+from creditgrid.workers.saves import EVERY_S, FOLDER, SHARE, Saves, abandoned_drafts, kept_saves
 
 GROUP, LAST, OTHER = "a" * 64, "c" * 64, "b" * 64
 
@@ -236,3 +236,28 @@ def test_what_is_dropped_is_gone_and_may_be_gone_already(tmp_path: Path) -> None
     assert value(tmp_path) is None
     saves.drop()
     Saves(tmp_path / "never", GROUP, LAST).drop()
+
+
+def test_what_is_kept_is_told_and_what_a_dead_writer_left_is_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (kept_saves(tmp_path), abandoned_drafts(tmp_path)) == ({}, [])
+    saved(tmp_path, 1)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(Path, "unlink", killed)  # so that nothing is cleaned up either
+        with pytest.raises(Killed):
+            saved(tmp_path, 2)
+    folder = tmp_path / FOLDER
+    (draft,) = (path for path in folder.iterdir() if path.name != LAST)
+    assert kept_saves(tmp_path) == {LAST: folder / LAST}
+    assert abandoned_drafts(tmp_path) == []  # this process is alive
+    assert abandoned_drafts(tmp_path, grace_s=-1.0) == [draft]
+    assert value(tmp_path) == 1

@@ -5,7 +5,7 @@
 1     the sweep failed or was cancelled, or something unexpected happened
 2     bad input: a spec, a query, an option
 3     no service answers
-4     no such sweep, artifact or experiment
+4     no such sweep, task, artifact or experiment
 5     it does not fit the state that things are in
 6     no token, or the wrong one
 130   Ctrl-C
@@ -21,13 +21,14 @@ from collections.abc import Sequence
 
 import typer
 
-from creditgrid.client import cli_data, cli_local, cli_plot, cli_reproduce, cli_sweeps
+from creditgrid.client import cli_control, cli_data, cli_gc, cli_local, cli_plot, cli_reproduce, cli_sweeps, cli_tasks
 from creditgrid.client.errors import (
     BadSetting,
     CannotConnect,
     Conflict,
     InvalidRequest,
     NotFound,
+    ParentGone,
     Unauthorised,
 )
 from creditgrid.core.errors import CreditGridError, SpecError
@@ -38,6 +39,7 @@ EXIT_CODES: dict[type[CreditGridError], int] = {
     InvalidRequest: 2,
     CannotConnect: 3,
     NotFound: 4,
+    ParentGone: 4,
     Conflict: 5,
     Unauthorised: 6,
 }
@@ -61,14 +63,19 @@ for command in (
     cli_sweeps.show,
     cli_sweeps.watch,
     cli_sweeps.logs,
-    cli_sweeps.cancel,
-    cli_sweeps.retry,
+    cli_control.pause,
+    cli_control.resume,
+    cli_control.extend,
+    cli_control.cancel,
+    cli_control.retry,
+    cli_tasks.run_task,
     cli_reproduce.reproduce,
     cli_data.sql,
     cli_data.export,
     cli_plot.plot,
     cli_data.artifact,
     cli_data.import_checkpoint,
+    cli_gc.gc,
     cli_data.experiments,
 ):
     app.command()(command)

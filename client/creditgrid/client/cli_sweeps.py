@@ -68,6 +68,7 @@ def ls(
 
 def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
     """Show where a sweep stands, its summary and its failures."""
+    from creditgrid.client.progress import at
     from creditgrid.client.render import failures_text, summary_table, sweep_view
 
     with open_client(url, token) as client:
@@ -85,8 +86,8 @@ def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: Out
         out.print(summary_table(summary))
     if failures:
         out.print()
-        out.print(failures_text(failures, tracebacks=False))
-        note(f"tracebacks: creditgrid logs {found.id}")
+        out.print(failures_text(failures, tracebacks=False, at=at(found)))
+        note(f"tracebacks: creditgrid logs {found.id}{at(found)}")
 
 
 def watch(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
@@ -114,6 +115,7 @@ def logs(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Print a sweep's events, one a line, then the failures with their tracebacks. JSON: one object a line."""
+    from creditgrid.client.progress import at
     from creditgrid.client.render import failures_text
 
     with open_client(url, token) as client:
@@ -126,7 +128,7 @@ def logs(
             raise
         failures = found.failures()
     if output is Output.TABLE:
-        console().print(failures_text(failures, tracebacks=True))
+        console().print(failures_text(failures, tracebacks=True, at=at(found)))
     else:
         for failure in failures:
             typer.echo(json.dumps({"type": "failure"} | failure.model_dump(mode="json"), ensure_ascii=False))
@@ -137,17 +139,3 @@ def _print_event(event: EventView, output: Output) -> None:
         typer.echo(event.model_dump_json())
     else:
         typer.echo(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.type:<16} {event.data.get('message', '')}")
-
-
-def cancel(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
-    """Cancel a sweep: what is finished stays."""
-    with open_client(url, token) as client:
-        view = client.sweep(sweep).cancel().view
-    emit(output, view, f"sweep {view.id} is {view.state}")
-
-
-def retry(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
-    """Run again what failed, was cancelled or skipped."""
-    with open_client(url, token) as client:
-        view = client.sweep(sweep).retry().view
-    emit(output, view, f"sweep {view.id} is {view.state}: {view.counts.get(State.PENDING, 0):,} cells to run")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from creditgrid.client.connection import Connection, read
+from creditgrid.client.connection import Connection, check_digest, read
 from creditgrid.client.document import Spec, document
 from creditgrid.client.errors import BadSetting, UnexpectedAnswer
 from creditgrid.client.result import Result
@@ -21,7 +22,10 @@ from creditgrid.core.wire import (
     ExperimentView,
     Page,
     PlanView,
+    RetentionRequest,
+    RetentionView,
     SweepView,
+    TaskDocument,
 )
 
 if TYPE_CHECKING:
@@ -138,11 +142,14 @@ class Client:
 
         Raises:
             NotFound: if no artifact is stored under this key.
+            DamagedAnswer: if what came is not what was stored.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        data = self._connection.request("GET", self._artifact(key), computing=True).content
+        answer = self._connection.request("GET", self._artifact(key), computing=True)
+        data = answer.content
+        check_digest(answer, hashlib.sha256(data).digest())
         try:
             tensors: dict[str, np.ndarray[Any, Any]] = load(data)
         except SafetensorError as error:
@@ -150,7 +157,12 @@ class Client:
         return tensors
 
     def download_artifact(self, key: str, path: str | Path) -> Path:
-        """Write an artifact to a safetensors file, which appears when it is whole."""
+        """Write an artifact to a safetensors file, which appears when it is whole.
+
+        Raises:
+            NotFound: if no artifact is stored under this key.
+            DamagedAnswer: if what came is not what was stored.
+        """
         self._connection.download(self._artifact(key), Path(path), accept="application/octet-stream, */*")
         return Path(path)
 
@@ -172,6 +184,33 @@ class Client:
         except ValueError as error:
             raise UnexpectedAnswer(f"{answer.request.url} answers something that is not JSON") from error
         return dict(record)
+
+    def task(self, key: str) -> TaskDocument:
+        """A stage or cell of any sweep: what it computes, and the keys of what it stands on.
+
+        Raises:
+            NotFound: if no sweep has named this key.
+        """
+        if not key:
+            raise BadSetting("a task's key is empty")
+        return read(self._connection.request("GET", f"/v1/tasks/{quote(key, safe='')}"), TaskDocument)
+
+    def gc(
+        self, older_than_s: float | None = None, max_bytes: int | None = None, dry_run: bool = False
+    ) -> RetentionView:
+        """Remove artifacts that no open sweep needs; what a later sweep needs is computed again.
+
+        Args:
+            older_than_s: those that nothing has used for so many seconds.
+            max_bytes: then the longest unused, until the rest fits.
+            dry_run: remove nothing, and tell what would be.
+
+        Without an age and a size only leftovers go. Where the answer was lost on its way, what the repeated request
+        tells is what was left to do.
+        """
+        asked = RetentionRequest(older_than_s=older_than_s, max_bytes=max_bytes, dry_run=dry_run)
+        answer = self._connection.request("POST", "/v1/gc", json=asked.model_dump(), computing=True)
+        return read(answer, RetentionView)
 
     @staticmethod
     def _artifact(key: str) -> str:

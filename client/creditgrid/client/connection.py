@@ -1,15 +1,18 @@
 """HTTP with the service: tries again what may be tried again, and turns every failure into one of our errors.
 
 Every request of the API may be repeated: reads change nothing, a submission carries one Idempotency-Key for all its
-tries, and cancel and retry lead to the same state twice. So a lost connection and the answers 502, 503 and 504 are
-tried again, after growing pauses with jitter, a bounded number of times. A service that never answered gets less
-patience than one that did and may be restarting.
+tries, and cancel, pause, extend and the like lead to the same state twice. So a lost connection and the answers 502,
+503 and 504 are tried again, after growing pauses with jitter, a bounded number of times. A service that never answered
+gets less patience than one that did and may be restarting.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from creditgrid.client.errors import ApiError, BadSetting, CannotConnect, UnexpectedAnswer, api_error
+from creditgrid.client.errors import ApiError, BadSetting, CannotConnect, DamagedAnswer, UnexpectedAnswer, api_error
 from creditgrid.client.whole_file import whole_file
 from creditgrid.core.wire import Problem
 
@@ -90,6 +93,8 @@ class Connection:
     ) -> httpx.Response:
         """The answer, read whole; ``computing`` for answers that the service has to compute first.
 
+        Its ``extensions["tries"]`` says how often the request was sent before.
+
         Raises:
             CannotConnect, ApiError, UnexpectedAnswer: when the tries are used up, or at once where another try is vain.
         """
@@ -98,10 +103,16 @@ class Connection:
             method, path, params=params, json=json, headers=headers, timeout=self._read_timeout(computing)
         )
 
+        tries = 0
+
         def send() -> httpx.Response:
+            nonlocal tries
+            tries += 1
             return self._checked(self._http.send(request))
 
-        return self.persist(send)
+        response = self.persist(send)
+        response.extensions["tries"] = tries
+        return response
 
     def upload(self, path: str, source: Path, media_type: str) -> httpx.Response:
         """The answer to the file ``source``, which is sent piece by piece, and from its start when the try is lost.
@@ -118,15 +129,21 @@ class Connection:
         return self.persist(send)
 
     def download(self, path: str, target: Path, *, params: Mapping[str, Any] | None = None, accept: str) -> None:
-        """Write the answer to the file ``target``, which appears when it is whole; begun anew when cut off."""
+        """Write the answer to the file ``target``, which appears when it is whole; begun anew when cut off.
+
+        Raises as ``request`` does, OSError when the file cannot be written, and DamagedAnswer as ``check_digest`` does.
+        """
 
         def fetch() -> None:
             with (
                 whole_file(target) as file,
                 self.stream(path, params=params, headers={"Accept": accept}, computing=True) as response,
             ):
+                found = hashlib.sha256()
                 for chunk in response.iter_bytes():
+                    found.update(chunk)
                     file.write(chunk)
+                check_digest(response, found.digest())
 
         self.persist(fetch)
 
@@ -244,6 +261,19 @@ def read(response: httpx.Response, model: type[Model]) -> Model:
         raise UnexpectedAnswer(
             f"{where} answers something that is no {model.__name__}: is a CreditGrid service of this version there?"
         ) from error
+
+
+def check_digest(response: httpx.Response, sha256: bytes) -> None:
+    """Hold the SHA-256 of what came against the one in ``Repr-Digest`` (RFC 9530), if the service told one.
+
+    Raises:
+        DamagedAnswer: if they differ.
+    """
+    told = re.search(r"(?:^|[,\s])sha-256=:([A-Za-z0-9+/=]+):", response.headers.get("Repr-Digest", ""))
+    if told is not None and told[1] != base64.b64encode(sha256).decode():
+        raise DamagedAnswer(
+            f"{response.request.url} is damaged: its SHA-256 is another than the one recorded when it was written"
+        )
 
 
 def _problem(response: httpx.Response, url: str) -> Problem:

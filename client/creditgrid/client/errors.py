@@ -4,6 +4,7 @@ ClientError
 ├── BadSetting          a URL, token or option that cannot be used (also a ValueError)
 ├── CannotConnect       no service answers at the URL
 ├── UnexpectedAnswer    something answers that does not speak like a CreditGrid service
+├── DamagedAnswer       what came is not what was stored: its checksum differs
 ├── ApiError            the service refused; carries the RFC 9457 problem
 │   ├── InvalidRequest      400, 413, 415, 422: a bad spec, query or parameter
 │   ├── Unauthorised        401, 403: no token, or not this one
@@ -11,6 +12,8 @@ ClientError
 │   └── Conflict            409: it does not fit the state that things are in
 ├── SweepFailed         a sweep that was waited for failed
 ├── WaitTimeout         a sweep that was waited for is not through (also a TimeoutError)
+├── ParentGone          a task cannot be computed here: an artifact that it stands on is not to be had
+├── TaskRefused         this machine's installation cannot compute a task
 ├── LocalServiceFailed  the service that was started on this machine does not run
 └── PackageMissing      an optional package is not installed (also an ImportError)
 """
@@ -40,6 +43,10 @@ class CannotConnect(ClientError):
 
 class UnexpectedAnswer(ClientError):
     """Something answers that does not speak like a CreditGrid service."""
+
+
+class DamagedAnswer(ClientError):
+    """What came is not what was stored: its checksum is another than the one recorded when it was written."""
 
 
 class ApiError(ClientError):
@@ -92,6 +99,14 @@ class SweepFailed(ClientError):
 
 class WaitTimeout(ClientError, TimeoutError):
     """A sweep that was waited for is not through; it goes on."""
+
+
+class ParentGone(ClientError):
+    """A task cannot be computed here: an artifact that it stands on is not to be had from the service."""
+
+
+class TaskRefused(ClientError):
+    """This machine's installation cannot compute a task."""
 
 
 class LocalServiceFailed(ClientError):

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from creditgrid.client.quantities import duration, moment, number, size
+from creditgrid.core.rows import RESERVED
 from creditgrid.core.states import State
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         PlanView,
         SummaryView,
         SweepView,
+        TaskDocument,
     )
 
 STYLES: Mapping[State, str] = {
@@ -42,6 +44,12 @@ MAX_ROWS = 100
 
 def state_text(state: State) -> Text:
     return Text(state.value, style=STYLES[state])
+
+
+def standing_text(view: SweepView) -> Text:
+    """The sweep's state, and whether it is paused."""
+    paused = view.paused and not view.state.finished
+    return Text.assemble(state_text(view.state), (" (paused)", "yellow") if paused else "")
 
 
 def counts_text(counts: Mapping[State, int]) -> Text:
@@ -87,7 +95,7 @@ def sweeps_table(views: Sequence[SweepView]) -> RenderableType:
             view.id,
             view.name,
             view.experiment,
-            state_text(view.state),
+            standing_text(view),
             f"{through:,}/{view.cells:,}",
             f"{view.counts.get(State.FAILED, 0):,}",
             moment(view.created_at),
@@ -103,7 +111,7 @@ def sweep_view(view: SweepView) -> RenderableType:
     grid.add_row("sweep", view.id)
     grid.add_row("name", view.name)
     grid.add_row("experiment", view.experiment)
-    grid.add_row("state", state_text(view.state))
+    grid.add_row("state", standing_text(view))
     grid.add_row("cells", Text.assemble(f"{view.cells:,}: ", counts_text(view.counts)))
     for kind, counts in view.tasks.items():
         grid.add_row(kind, Text.assemble(f"{sum(counts.values()):,}: ", counts_text(counts)))
@@ -112,7 +120,7 @@ def sweep_view(view: SweepView) -> RenderableType:
         grid.add_row(
             "finished", f"{moment(view.finished_at)} ({duration((view.finished_at - view.created_at).total_seconds())})"
         )
-    if view.eta_s is not None and not view.state.finished:
+    if view.eta_s is not None and not view.state.finished and not view.paused:
         grid.add_row("left", f"about {duration(view.eta_s)}")
     for condition in view.conditions:
         grid.add_row("note", Text(f"{condition.type}: {condition.message}", style="yellow"))
@@ -147,8 +155,11 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
     return text if half_width is None else f"{text} ± {half_width:.2g}"
 
 
-def failures_text(failures: Sequence[FailureView], tracebacks: bool) -> RenderableType:
-    """Each cause with its count, and its traceback if asked."""
+def failures_text(failures: Sequence[FailureView], tracebacks: bool, at: str = "") -> RenderableType:
+    """Each cause with its count, its traceback if asked, and the command that computes one such task here.
+
+    ``at`` ends the commands: where the service is, if it is not at the usual place.
+    """
     lines = []
     for failure in failures:
         skipped = f", {failure.skipped:,} more skipped for it" if failure.skipped else ""
@@ -156,7 +167,9 @@ def failures_text(failures: Sequence[FailureView], tracebacks: bool) -> Renderab
         head = f"{failure.kind}: {failure.cause} ({failure.count:,} failed{skipped}; attempt {failure.attempt}{where})"
         lines.append(Text(head, style="red"))
         if tracebacks and failure.traceback:
-            lines.append(Text(failure.traceback.rstrip() + "\n"))
+            lines.append(Text(failure.traceback.rstrip()))
+        lines.append(Text(f"  run it here: {failure.command}{at}", style="dim"))
+        lines += [Text()] if tracebacks else []
     return Group(*lines)
 
 
@@ -174,6 +187,21 @@ def rows_table(result: Result) -> RenderableType:
         return Group(
             table, Text(f"{more:,} more rows: write them all with -o csv, or with --file rows.parquet", style="dim")
         )
+    return table
+
+
+def task_rows_table(result: Result, task: TaskDocument) -> RenderableType:
+    """A cell's rows: what was measured, without its parameters and where it was done."""
+    known = RESERVED - {"diverged"} | task.params.keys() | task.source.keys()
+    measured = result.table.select([name for name in result.table.column_names if name not in known])
+    return rows_table(type(result)(measured))
+
+
+def tensors_table(tensors: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """One line a tensor of an artifact."""
+    table = _table(None, "tensor", "dtype", right=("shape",))
+    for name, tensor in tensors.items():
+        table.add_row(name, tensor["dtype"], " × ".join(map(str, tensor["shape"])) or "scalar")
     return table
 
 

@@ -33,7 +33,7 @@ def load_spec(path: str | Path) -> dict[str, Any]:
     if not isinstance(spec, dict):
         got = "nothing" if spec is None else f"a {type(spec).__name__}"
         raise _refusal(path, f"a sweep spec is a mapping with name, experiment, axes, …; the file holds {got}")
-    _resolve_datasets(spec, folder)
+    resolve_datasets(spec, folder)
     return spec
 
 
@@ -60,7 +60,8 @@ def _named(path: str | Path) -> str:
     return "standard input" if str(path) == STDIN else str(path)
 
 
-def _resolve_datasets(spec: dict[str, Any], folder: Path) -> None:
+def resolve_datasets(spec: dict[str, Any], folder: Path) -> None:
+    """Make the paths of datasets in ``spec`` that are written as ``./folder`` or ``../folder`` absolute."""
     for part in (spec.get("fixed"), *_entries(spec.get("include")), *_entries(spec.get("exclude"))):
         if isinstance(part, dict) and "dataset" in part:
             part["dataset"] = _resolved(part["dataset"], folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pydantic import BaseModel
 
 from creditgrid.client.connection import Connection, read
+from creditgrid.client.document import document
 from creditgrid.client.errors import BadSetting, Conflict, SweepFailed
 from creditgrid.client.events import EventStream
 from creditgrid.client.result import Result
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from creditgrid.client.plots import ImageFormat
 
 Item = TypeVar("Item", bound=BaseModel)
+UNCHANGED = "unchanged"
+"""The condition of a sweep after a request that changed nothing."""
 PAGE = 100
 """Items asked for at once."""
 
@@ -60,6 +63,11 @@ class Sweep:
         """Ask where the sweep stands."""
         self.view = read(self.connection.request("GET", self._path), SweepView)
         return self.view
+
+    @property
+    def unchanged(self) -> str | None:
+        """Why what was last asked of the sweep changed nothing; None if it did."""
+        return next((found.message for found in self.view.conditions if found.type == UNCHANGED), None)
 
     def is_finished(self) -> bool:
         """Ask whether the sweep is through."""
@@ -189,30 +197,73 @@ class Sweep:
     def cancel(self) -> Sweep:
         """Stop what runs and forget what waits; what is finished stays.
 
+        Where nothing was left to do, as for a sweep that is cancelled already, ``unchanged`` says so; so below.
+
         Raises:
             Conflict: if the sweep is through.
         """
         return self._ask("cancel")
 
-    def retry(self) -> Sweep:
-        """Run again what failed, was cancelled or skipped.
+    def pause(self) -> Sweep:
+        """Begin nothing more of the sweep until it is resumed; what runs, ends.
 
         Raises:
-            Conflict: if there is nothing to run again.
+            Conflict: if the sweep is through.
         """
-        return self._ask("retry")
+        return self._ask("pause")
+
+    def resume(self) -> Sweep:
+        """Go on after a pause.
+
+        Raises:
+            Conflict: if the sweep is through.
+        """
+        return self._ask("resume")
+
+    def retry(self) -> Sweep:
+        """Run again what failed or was skipped, and what a sweep had not got to that stopped at its failures.
+
+        Raises:
+            Conflict: if the sweep is not through, or there is nothing to run again.
+        """
+        try:
+            return self._ask("retry")
+        except Conflict as conflict:
+            if conflict.tries == 1:
+                raise
+            self.refresh()  # an earlier try did it, and its answer was lost
+            return self
+
+    def extend(
+        self, axes: Mapping[str, Any] | None = None, include: Sequence[Mapping[str, Any]] | None = None
+    ) -> Sweep:
+        """Add cells to the sweep, whether it runs or is through; the cells that it has are not touched.
+
+        Args:
+            axes: parameter → further values, a list or a generator as in a spec; an axis of the sweep each.
+            include: further single cells, on top of the spec's ``fixed``.
+
+        Raises:
+            BadSetting: if there is nothing in it.
+            SpecError: for values that cannot be sent.
+            InvalidRequest: for what the service refuses, with a pointer to each fault.
+            Conflict: if the sweep was cancelled.
+        """
+        more = document({"axes": axes or {}, "include": include or []})
+        if not more["axes"] and not more["include"]:
+            raise BadSetting("nothing to extend the sweep by: give values for an axis, or cells to include")
+        return self._ask("extend", more)
 
     def event_stream(self, since: int | None = None) -> EventStream:
         """The stream below ``events()`` and ``history()``, for who wants to close it from another thread."""
         return EventStream(self.connection, f"{self._path}/events", since)
 
-    def _ask(self, verb: str) -> Sweep:
-        try:
-            self.view = read(self.connection.request("POST", f"{self._path}/{verb}"), SweepView)
-        except Conflict as conflict:
-            if conflict.tries == 1:
-                raise
-            self.refresh()  # an earlier try did it, and its answer was lost
+    def _ask(self, verb: str, body: Mapping[str, Any] | None = None) -> Sweep:
+        answer = self.connection.request("POST", f"{self._path}/{verb}", json=body, computing=True)
+        self.view = read(answer, SweepView)
+        if answer.extensions["tries"] > 1:  # then it may be an earlier try, its answer lost, that left nothing to do
+            told = [condition for condition in self.view.conditions if condition.type != UNCHANGED]
+            self.view = self.view.model_copy(update={"conditions": told})
         return self
 
 

@@ -1,14 +1,18 @@
-"""Following a sweep: its events say when to look, and it is looked at now and then without them."""
+"""Following a sweep: its events say when to look, and it is looked at now and then without them.
+
+A service that was there and is away, because it or its machine is being started again, is waited for.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from creditgrid.client.errors import WaitTimeout
+from creditgrid.client.connection import UNAVAILABLE
+from creditgrid.client.errors import ApiError, CannotConnect, WaitTimeout
 from creditgrid.core.errors import CreditGridError
 from creditgrid.core.wire import EventView, SweepView
 
@@ -19,20 +23,38 @@ SHORTEST_S = 0.25
 """The service is asked no more often than this, however many events come."""
 LONGEST_S = 2.0
 """And no less often than this, should events not come through."""
+AWAY_S = 900.0
+"""A service that has answered before is waited for this long."""
 
 
-def updates(sweep: Sweep, timeout: float | None = None) -> Iterator[tuple[SweepView, list[EventView]]]:
+def updates(
+    sweep: Sweep, timeout: float | None = None, away: Callable[[CreditGridError], None] | None = None
+) -> Iterator[tuple[SweepView, list[EventView]]]:
     """The sweep's view and the events since the last one, again and again until it is through.
+
+    ``away`` hears of each time that the service, which had answered before, could not be had.
 
     Raises:
         WaitTimeout: if it is not through after ``timeout`` seconds.
+        CannotConnect, ApiError: if the service is away for longer than AWAY_S seconds.
     """
-    started = time.monotonic()
+    started = heard = time.monotonic()
     reader = _Reader(sweep)
     try:
         while True:
             asked = time.monotonic()
-            view = sweep.refresh()
+            try:
+                view = sweep.refresh()
+            except (CannotConnect, ApiError) as error:
+                if not _passes(error) or time.monotonic() - heard > AWAY_S:
+                    raise
+                if timeout is not None and time.monotonic() - started > timeout:
+                    raise _timed_out(sweep.view, started) from error
+                if away is not None:
+                    away(error)
+                time.sleep(SHORTEST_S)
+                continue
+            heard = time.monotonic()
             yield view, reader.take()
             if view.state.finished:
                 return
@@ -43,6 +65,11 @@ def updates(sweep: Sweep, timeout: float | None = None) -> Iterator[tuple[SweepV
             reader.wait(max(0.0, asked + left - time.monotonic()))
     finally:
         reader.stop()
+
+
+def _passes(error: CreditGridError) -> bool:
+    """Whether this is what a service looks like that is being started again."""
+    return isinstance(error, CannotConnect) or (isinstance(error, ApiError) and error.problem.status in UNAVAILABLE)
 
 
 class _Reader:
@@ -71,8 +98,12 @@ class _Reader:
     def _read(self) -> None:
         try:
             while not self._stopped.is_set():
-                for event in self._stream.follow(self._sweep.is_finished):
-                    self._put(event)
+                try:
+                    for event in self._stream.follow(self._sweep.is_finished):
+                        self._put(event)
+                except (CannotConnect, ApiError) as error:
+                    if not _passes(error):
+                        raise
                 self._stopped.wait(LONGEST_S)  # a sweep that is tried again has more events after a terminal one
         except CreditGridError:
             return  # without events the sweep is looked at in even intervals, and that one tells what is wrong

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -95,14 +95,14 @@ class Plan:
         self._open: dict[tuple[str, str], PlannedCall] = {}  # the call that still takes tasks of a group
         self.calls: list[PlannedCall] = []
 
-    def cells(self, only: Container[int] | None = None) -> Iterator[PlannedCell]:
-        """Every cell once, or those with an index in ``only``.
+    def cells(self, only: Container[int] | None = None, besides: Iterable[str] = ()) -> Iterator[PlannedCell]:
+        """Every cell once, or those with an index in ``only``; none whose key is in ``besides``.
 
         Raises:
             SpecError: for cells whose values make no sense together.
             PluginError: when the experiment's own code raises.
         """
-        seen: set[bytes] = set()
+        seen = {bytes.fromhex(key) for key in besides}
         every = enumerate(self._grid.cells(self._datasets))
         numbered = (item for item in every if only is None or item[0] in only)
         while chunk := list(itertools.islice(numbered, LOOKUP_CHUNK)):

@@ -107,9 +107,12 @@ class Grid:
     factors: Sequence[Sequence[str]]  # axes that advance together, in the order of the spec
     exclude: Sequence[Mapping[str, Any]]
     include: Sequence[dict[str, Any]]
+    before: Sequence[Grid] = ()  # of an extended sweep: the grids it was, whose cells come first
 
     def cells(self, datasets: Mapping[str, DatasetRef] | None = None) -> Iterator[Params]:
         """Each cell's parameters once, in the order of the axes (the last one fastest), then the included ones.
+
+        An extended grid's cells are those of what it was, and then its own, which are all of these and the new ones.
 
         Args:
             datasets: what the grid's datasets were resolved to; without it, cells are not held against them.
@@ -118,6 +121,8 @@ class Grid:
             SpecError: for cells whose values make no sense together.
             PluginError: when the experiment's own code raises.
         """
+        for grid in self.before:
+            yield from grid.cells(datasets)
         faults: dict[str, Fault] = {}
         points = [set(self._points(factor)) for factor in self.factors] if self.include else []
         seen_included: set[str] = set()

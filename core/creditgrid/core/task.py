@@ -111,7 +111,7 @@ class TaskKind:
 
     ``version`` goes up when equal parameters begin to mean another result. ``max_group`` bounds the tasks in one call.
     A kind without a ``run`` is never computed: its artifacts are brought in from outside. A call that takes longer than
-    ``timeout_s`` seconds is stopped and tried again, as after a lost worker; a spec's own ``timeout_s`` comes before it.
+    ``timeout_s`` seconds is stopped and tried again, as after a lost worker; a spec's ``timeout_s`` comes before it.
     """
 
     name: str

@@ -23,7 +23,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
-from creditgrid.core.errors import CreditGridError
+from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.spec_text import parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES, PlanView
 from creditgrid.service import assembly
@@ -113,8 +113,9 @@ def _serve(settings: Settings, port_file: Path | None) -> None:
     try:
         app = create_app(assembly.assemble(settings), settings)
     except CreditGridError as error:
+        listener.close()
         typer.echo(f"creditgrid: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(REFUSED if isinstance(error, ConflictError) else 1) from error
     url = _url(settings.host, listener.getsockname()[1])
     # What is loaded by now stays: the collector need not walk through it again for every few thousand cells of a plan.
     gc.freeze()

@@ -20,7 +20,18 @@ from creditgrid.service.dependencies import Context, Services
 from creditgrid.service.documents import BodyLimit
 from creditgrid.service.logs import RequestLog
 from creditgrid.service.problems import LastResort
-from creditgrid.service.routes import artifacts, checkpoints, events, experiments, health, plans, results, sweeps
+from creditgrid.service.routes import (
+    artifacts,
+    checkpoints,
+    events,
+    experiments,
+    health,
+    plans,
+    results,
+    retention,
+    sweeps,
+    tasks,
+)
 from creditgrid.service.sandbox import Sandbox
 from creditgrid.service.settings import Settings
 from creditgrid.service.telemetry import Measure, Telemetry, installed_version
@@ -50,12 +61,14 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(services.scheduler.start)
+        services.maintenance.start()
         try:
             yield
         finally:
             context.stopping.set()
             await run_in_threadpool(sandbox.close)
             await run_in_threadpool(services.scheduler.stop, settings.grace_s)
+            await run_in_threadpool(services.maintenance.stop)
 
     app = FastAPI(
         title="CreditGrid",
@@ -77,7 +90,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     problems.install(app)
     # The guard decides; this only tells readers of /docs where the token goes.
     shown = [Depends(HTTPBearer(auto_error=False))]
-    for module in (sweeps, events, plans, results, experiments, artifacts, checkpoints):
+    for module in (sweeps, tasks, events, plans, results, experiments, artifacts, checkpoints, retention):
         app.include_router(module.router, dependencies=shown)
     app.include_router(health.router)
     return app

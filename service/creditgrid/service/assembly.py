@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from creditgrid.core.datasets import resolve
 from creditgrid.service.app import Services
+from creditgrid.service.control import Control
+from creditgrid.service.database import address
 from creditgrid.service.ledger import Ledger
+from creditgrid.service.ledger_health import check_results
+from creditgrid.service.maintenance import Maintenance
 from creditgrid.service.planning import Planner
 from creditgrid.service.results import Results
+from creditgrid.service.retention import Retention
 from creditgrid.service.scheduler import Scheduler
 from creditgrid.service.settings import Settings
 from creditgrid.service.views import Views
@@ -17,32 +24,59 @@ from creditgrid.workers.runner import Runner
 
 
 def assemble(settings: Settings) -> Services:
-    """All parts over the data directory, which is made if it is not there; nothing is started yet."""
+    """All parts over the data directory, which is made if it is not there; nothing is started yet.
+
+    Raises:
+        ConflictError: another service schedules over the ledger.
+        CreditGridError: ledger or results are damaged, do not belong together, or cannot be reached.
+    """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     store = _store(settings)
-    ledger = Ledger(settings.database_url or _sqlite(settings))
+    ledger = Ledger(_ledger_url(settings))
+    try:
+        ledger.lock()
+        results = Results(settings.data_dir.absolute() / "results", ledger.identity())
+        results.repair()
+        check_results(ledger, results)
+        return put_together(ledger, results, store, _runner(settings, store))
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def put_together(ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> Services:
+    """A service's parts over these."""
     planner = Planner(ledger, store, resolve)
-    results = Results(settings.data_dir.absolute() / "results", ledger.identity())
-    scheduler = Scheduler(ledger, planner, results, _runner(settings, store))
-    return Services(scheduler, planner, Views(ledger, results, scheduler), results, store)
+    scheduler = Scheduler(ledger, results, store, runner)
+    control = Control(ledger, planner, results, scheduler)
+    retention = Retention(ledger, store, control.planning)
+    return Services(
+        scheduler,
+        control,
+        planner,
+        Views(ledger, results, scheduler),
+        results,
+        store,
+        retention,
+        Maintenance(results, retention),
+    )
 
 
 def planner(settings: Settings) -> Planner:
     """A planner alone; a data directory that is not there is not made, and counts as empty."""
-    there = settings.database_url is not None or _ledger_file(settings).exists()
-    return Planner(Ledger(settings.database_url or _sqlite(settings)) if there else None, _store(settings), resolve)
+    url = _ledger_url(settings)
+    there = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
+    return Planner(Ledger(url) if there else None, _store(settings), resolve)
 
 
 def _store(settings: Settings) -> ArtifactStore:
     return ArtifactStore(settings.data_dir.absolute() / "artifacts")
 
 
-def _ledger_file(settings: Settings) -> Path:
-    return settings.data_dir.absolute() / "ledger.sqlite"
-
-
-def _sqlite(settings: Settings) -> str:
-    return f"sqlite:///{_ledger_file(settings)}"
+def _ledger_url(settings: Settings) -> sa.URL:
+    if settings.database_url is not None:
+        return address(settings.database_url.get_secret_value())
+    return sa.URL.create("sqlite", database=str(settings.data_dir.absolute() / "ledger.sqlite"))
 
 
 def _runner(settings: Settings, store: ArtifactStore) -> Runner:

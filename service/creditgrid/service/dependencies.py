@@ -10,8 +10,11 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 if TYPE_CHECKING:
+    from creditgrid.service.control import Control
+    from creditgrid.service.maintenance import Maintenance
     from creditgrid.service.planning import Planner
     from creditgrid.service.results import Results
+    from creditgrid.service.retention import Retention
     from creditgrid.service.sandbox import Sandbox
     from creditgrid.service.scheduler import Scheduler
     from creditgrid.service.telemetry import Telemetry
@@ -27,10 +30,13 @@ class Services:
     """The parts that the HTTP front end stands on. All are thread-safe and synchronous."""
 
     scheduler: Scheduler
+    control: Control
     planner: Planner
     views: Views
     results: Results
     store: ArtifactStore
+    retention: Retention
+    maintenance: Maintenance
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from creditgrid.core.errors import Fault, SpecError
 from creditgrid.core.spec_text import parse_text
-from creditgrid.core.wire import MAX_SPEC_BYTES
+from creditgrid.core.wire import MAX_SPEC_BYTES, Extension
 from creditgrid.service.problems import problem, respond
 
 JSON_TYPES = ("application/json",)
@@ -138,11 +138,11 @@ def _refusal(detail: str) -> SpecError:
     return SpecError([Fault(detail, "")])
 
 
-SPEC_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "A sweep spec, as JSON or YAML in UTF-8.",
-        "content": {kind: {"schema": {"type": "object"}} for kind in ("application/json", "application/yaml")},
-    }
-}
-"""OpenAPI's description of a body that is read by hand."""
+def _by_hand(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI's description of a body that is read by hand."""
+    content = {kind: {"schema": schema} for kind in ("application/json", "application/yaml")}
+    return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+SPEC_BODY = _by_hand("A sweep spec, as JSON or YAML in UTF-8.", {"type": "object"})
+EXTENSION_BODY = _by_hand("What to add to a sweep, as JSON or YAML in UTF-8.", Extension.model_json_schema())

@@ -5,6 +5,8 @@ takes its state from its call, so that a step of a call of ten thousand cells wr
 writes them all, in one statement. *stages* and *cells* say which sweep needs which task, and how that ended for it.
 Nothing here rewrites what grows with a sweep.
 
+A call belongs to one sweep, of those that need it: the most urgent open one that is not paused, if there is one.
+
 This file holds tables and statements; ``scheduler`` alone decides on states, and ``views`` reads.
 """
 
@@ -19,9 +21,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from creditgrid.core.errors import CreditGridError
-from creditgrid.core.states import OPEN, State, sources
+from creditgrid.core.states import FINISHED, OPEN, State, sources
+from creditgrid.service import database
+from creditgrid.service.ledger_health import check_file, check_pages, check_tables, damaged
+from creditgrid.service.ledger_lock import FileLock, Lock, ServerLock
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+LONGEST_PAUSE_S = 600.0
+"""Between two attempts of a call; up to here the pause doubles."""
 CHUNK = 500
 """Keys in one statement; SQLite takes at most some thousand parameters."""
 
@@ -38,8 +45,11 @@ sweeps = sa.Table(
     sa.Column("experiment", sa.String, nullable=False),
     sa.Column("state", sa.String, nullable=False, index=True),
     sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False, default=False),
+    sa.Column("spec", sa.Text, nullable=False),  # as it was submitted
+    sa.Column("extensions", sa.Text),  # JSON: what was added to the spec since, in order
     sa.Column("cells", sa.Integer, nullable=False),
+    sa.Column("stopped", sa.Text),  # why it was ended before it was through
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float),
     sqlite_autoincrement=True,
@@ -57,20 +67,22 @@ calls = sa.Table(
     "calls",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("sweep", sa.String, nullable=False, index=True),
-    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("sweep", sa.String, nullable=False),
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("state", sa.String, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("size", sa.Integer, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("not_before", sa.Float, nullable=False),
+    sa.Column("waiting", sa.Integer, nullable=False, default=0),  # how many of its waits are open
+    sa.Column("attempt", sa.Integer, nullable=False, default=1),
+    sa.Column("crashes", sa.Integer, nullable=False, default=0),  # attempts that ended with their process
+    sa.Column("losses", sa.Integer, nullable=False, default=0),  # attempts that ended with the cluster
+    sa.Column("not_before", sa.Float, nullable=False, default=0.0),
     sa.Column("batch", sa.Integer, index=True),  # the results batch that holds its rows, once one was begun
     sa.Column("seconds", sa.Float),
     sa.Column("host", sa.String),
-    sa.Column("error", sa.Text),
-    sa.Column("traceback", sa.Text),
-    sa.Index("calls_ready", "state", "priority", "seq", "id"),
+    sa.Column("error", database.Prose),
+    sa.Column("traceback", database.Prose),
+    sa.Index("calls_ready", "sweep", "state", "waiting", "id"),
+    sa.Index("calls_open", "state"),
     sa.Index("calls_kind", "kind", "state"),
     sqlite_autoincrement=True,
 )
@@ -91,6 +103,7 @@ tasks = sa.Table(
     sa.Column("state", sa.String, nullable=False),
     sa.Column("call", sa.Integer, nullable=False, index=True),
     sa.Column("payload", sa.Text, nullable=False),  # JSON: version, params, parents, group, source
+    sa.Column("blame", sa.String),  # of a skipped one: the task that failed
     sa.Column("bytes", sa.BigInteger),
     sa.Column("diverged", sa.Boolean, nullable=False, default=False),
 )
@@ -108,7 +121,7 @@ cells = sa.Table(
     "cells",
     metadata,
     sa.Column("sweep", sa.String, primary_key=True),
-    sa.Column("idx", sa.Integer, primary_key=True),
+    sa.Column("idx", sa.BigInteger, primary_key=True),
     sa.Column("key", sa.String, nullable=False),
     sa.Column("call", sa.Integer, index=True),
     sa.Column("state", sa.String, nullable=False),
@@ -118,7 +131,7 @@ cells = sa.Table(
 events = sa.Table(
     "events",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("sweep", sa.String, nullable=False),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("type", sa.String, nullable=False),
@@ -129,51 +142,136 @@ events = sa.Table(
 
 
 class Ledger:
-    """The database; reads may come from any thread, writes are one at a time."""
+    """The database; reads may come from any thread, writes are one at a time.
 
-    def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url, pool_pre_ping=True)
+    Whatever keeps it from being used for a while is told as ``sa.exc.OperationalError`` (see ``database.trouble``), and
+    the next transaction finds its way again.
+    """
+
+    def __init__(self, url: str | sa.URL) -> None:
+        """Open the ledger at ``url``, and make it where there is none.
+
+        Raises:
+            ValueError: the URL names no database that a ledger can live in.
+            LedgerDamaged: it is there and broken.
+            CreditGridError: it cannot be reached, or another version made it.
+        """
+        self._engine = database.connect(database.address(url))
         self._writing = threading.RLock()
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _configure_sqlite)
-            sa.event.listen(self._engine, "begin", _begin_sqlite)
-        metadata.create_all(self._engine)
-        with self.write() as connection:
-            found = connection.scalar(sa.select(meta.c.value).where(meta.c.name == "schema"))
-            if found is None:
-                connection.execute(meta.insert().values(name="schema", value=str(SCHEMA_VERSION)))
-            elif int(found) != SCHEMA_VERSION:
-                raise CreditGridError(
-                    f"the ledger at {url} has schema {found} and this version works with {SCHEMA_VERSION}: "
-                    "use the version that made it, or another data directory"
-                )
+        self._lock: Lock | None = None
+        self.name = database.name_of(self._engine)
+        """Where it is, without a password."""
+        with self._or_closed():
+            self._open()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back, and the right to schedule."""
+        if self._lock is not None:
+            self._lock.release()
         self._engine.dispose()
+
+    def lock(self) -> None:
+        """Be the only one that schedules over this ledger until it is closed or the process dies.
+
+        Raises:
+            ConflictError: another process is, which is named.
+            CreditGridError: that cannot be found out.
+        """
+        with self._or_closed():
+            file = database.file_of(self._engine)
+            if file is not None:
+                self._lock = FileLock(file)
+                return
+            lock = ServerLock(self._engine, self.name, meta)
+            with self.write() as connection:
+                lock.sign(connection)
+            self._lock = lock
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction; everything in it happens or nothing does."""
-        with self._writing, self._engine.connect() as connection:
-            connection.execution_options(writes=True)  # sets them in place
+        """One transaction; everything in it happens or nothing does. Writers of all processes take turns.
+
+        Raises:
+            OperationalError: the database cannot be written now.
+            ConflictError: this process has scheduled over the ledger, and another one has taken over.
+        """
+        with self._writing, database.trouble(), self._engine.connect() as connection:
+            database.for_writing(connection)
             with connection.begin():
+                if self._lock is not None:
+                    self._lock.check(connection)
                 yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A consistent view for reading."""
-        with self._engine.connect() as connection, connection.begin():
-            yield connection
+        """A consistent view for reading: nothing changes in it, whatever is written meanwhile.
+
+        Raises:
+            OperationalError: the database cannot be read now.
+        """
+        with database.trouble(), self._engine.connect() as connection:
+            database.for_reading(connection)
+            with connection.begin():
+                yield connection
 
     def identity(self) -> str:
         """A name of this ledger, fixed when it was made: what marks its commits in the results table."""
+        with self.read() as connection:
+            return str(_meta(connection, "identity"))
+
+    def batches(self) -> tuple[int, int]:
+        """The last results batch that was begun, and the last that is noted as written; 0 for none."""
+        with self.read() as connection:
+            written = sa.select(sa.func.max(calls.c.batch)).where(calls.c.state == State.SUCCEEDED)
+            return int(_meta(connection, "batch") or 0), int(connection.scalar(written) or 0)
+
+    @contextmanager
+    def _or_closed(self) -> Iterator[None]:
+        """What keeps the ledger from being opened is told to a person, and the ledger is closed."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            self.close()
+            if database.is_damage(error):
+                raise damaged(self.name, database.reason(error)) from error
+            raise CreditGridError(f"the ledger {self.name} cannot be used: {database.reason(error)}") from error
+        except OSError as error:
+            self.close()
+            raise CreditGridError(f"the ledger {self.name} cannot be used: {error.strerror or error}") from error
+        except CreditGridError:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        file = database.file_of(self._engine)
+        if file is not None:
+            check_file(file)
+        with self.read() as connection:
+            check_pages(connection)
+            new = not set(metadata.tables) & set(sa.inspect(connection).get_table_names())
+        if new:
+            self._make()
+        with self.read() as connection:
+            found = _meta(connection, "schema") if sa.inspect(connection).has_table(meta.name) else None
+            if found not in (None, str(SCHEMA_VERSION)):
+                raise CreditGridError(
+                    f"the ledger {self.name} has schema {found} and this version works with {SCHEMA_VERSION}: "
+                    "use the version that made it, or another data directory"
+                )
+            check_tables(connection, metadata)
+            if found is None or _meta(connection, "identity") is None:
+                raise damaged(self.name, f"its table {meta.name!r} lacks what every ledger has")
+
+    def _make(self) -> None:
         with self.write() as connection:
-            found = connection.scalar(sa.select(meta.c.value).where(meta.c.name == "identity"))
-            if found is None:
-                found = f"{time.time_ns():x}"
-                connection.execute(meta.insert().values(name="identity", value=found))
-            return str(found)
+            metadata.create_all(connection)
+            if _meta(connection, "schema") is None:  # else another process was faster
+                connection.execute(meta.insert().values(name="schema", value=str(SCHEMA_VERSION)))
+                connection.execute(meta.insert().values(name="identity", value=f"{time.time_ns():x}"))
+
+
+def _meta(connection: sa.Connection, name: str) -> str | None:
+    return connection.scalar(sa.select(meta.c.value).where(meta.c.name == name))
 
 
 def chunks(keys: Iterable[str]) -> Iterator[list[str]]:
@@ -189,36 +287,97 @@ def chunks(keys: Iterable[str]) -> Iterator[list[str]]:
 
 
 def insert_many(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that all have the same columns.
-
-    A sweep writes two rows a cell. Where the driver takes parameters by position the rows go to it as they are, which
-    costs a fifth of SQLAlchemy's own way of checking each row's names.
-    """
-    if not rows:
-        return
-    names = list(rows[0])
-    statement = table.insert().compile(dialect=connection.dialect, column_keys=names)
-    if statement.positional and statement.positiontup is not None:
-        values = [tuple(row[name] for name in statement.positiontup) for row in rows]
-        connection.exec_driver_sql(str(statement), values)
-    else:
-        connection.execute(table.insert(), rows)
+    """Insert rows that all have the same columns, in one statement: a sweep writes two rows a cell."""
+    if rows:
+        database.insert_rows(connection, table, rows)
 
 
-def ready_calls(connection: sa.Connection, now: float, limit: int) -> Sequence[sa.Row[Any]]:
-    """Pending calls that wait for nothing any more, the most urgent first."""
-    unfinished = (
-        sa.select(waits.c.key)
-        .join(tasks, tasks.c.key == waits.c.key)
-        .where(waits.c.call == calls.c.id, tasks.c.state == State.PENDING)
-    )
+def ready_sweeps(connection: sa.Connection, now: float) -> Sequence[sa.Row[str, int]]:
+    """The sweeps with a call that can begin, by urgency: ids and priorities."""
     query = (
-        sa.select(calls)
-        .where(calls.c.state == State.PENDING, calls.c.not_before <= now, ~unfinished.exists())
-        .order_by(calls.c.priority.desc(), calls.c.seq, calls.c.id)
-        .limit(limit)
+        sa.select(sweeps.c.id, sweeps.c.priority)
+        .where(
+            sweeps.c.state.in_(OPEN),
+            ~sweeps.c.paused,
+            sa.select(calls.c.id).where(calls.c.sweep == sweeps.c.id, _ready(now)).exists(),
+        )
+        .order_by(sweeps.c.priority.desc(), sweeps.c.seq)
     )
     return connection.execute(query).all()
+
+
+def ready_calls(connection: sa.Connection, sweep: str, now: float, limit: int) -> Sequence[sa.Row[Any]]:
+    """Calls of the sweep that can begin, the oldest first."""
+    query = sa.select(calls).where(calls.c.sweep == sweep, _ready(now)).order_by(calls.c.id).limit(limit)
+    return connection.execute(query).all()
+
+
+def _ready(now: float) -> sa.ColumnElement[bool]:
+    # A pause that is longer than any was begun before the clock was set back.
+    due = (calls.c.not_before <= now) | (calls.c.not_before > now + LONGEST_PAUSE_S)
+    return sa.and_(calls.c.state == State.PENDING, calls.c.waiting == 0, due)
+
+
+def recount(connection: sa.Connection, keys: sa.Select[Any] | Sequence[str]) -> None:
+    """Count anew what the pending calls that wait for these tasks still wait for."""
+    left = (
+        sa.select(sa.func.count())
+        .select_from(waits.join(tasks, tasks.c.key == waits.c.key))
+        .where(waits.c.call == calls.c.id, tasks.c.state == State.PENDING)
+    )
+    waiting = sa.select(waits.c.call).where(waits.c.key.in_(keys))
+    query = calls.update().where(calls.c.state == State.PENDING, calls.c.id.in_(waiting))
+    connection.execute(query.values(waiting=left.scalar_subquery()))
+
+
+def claim(connection: sa.Connection, sweep: str) -> None:
+    """Make open calls that the sweep needs its own where the owner is less urgent, is paused or has ended."""
+    own = connection.execute(sa.select(sweeps.c.priority, sweeps.c.seq).where(sweeps.c.id == sweep)).one()
+    needed = sa.union(
+        *(
+            sa.select(table.c.call).where(table.c.sweep == sweep, table.c.state == State.PENDING)
+            for table in (cells, stages)
+        )
+    ).subquery()
+    less_urgent = (sweeps.c.priority < own.priority) | ((sweeps.c.priority == own.priority) & (sweeps.c.seq > own.seq))
+    behind = sa.select(sweeps.c.id).where(sweeps.c.paused | sweeps.c.state.in_(FINISHED) | less_urgent)
+    connection.execute(
+        calls.update()
+        .where(
+            calls.c.state.in_(OPEN),
+            calls.c.id.in_(sa.select(needed.c.call)),
+            calls.c.sweep != sweep,
+            calls.c.sweep.in_(behind),
+        )
+        .values(sweep=sweep)
+    )
+
+
+def hand_over(connection: sa.Connection, sweep: str) -> None:
+    """Give calls of a sweep that was paused or has ended to other sweeps that need them."""
+    others = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN), ~sweeps.c.paused, sweeps.c.id != sweep)
+    for other in connection.scalars(others.order_by(sweeps.c.priority, sweeps.c.seq.desc())).all():
+        claim(connection, other)
+
+
+def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[str]]) -> list[int]:
+    """Move each piece of a pending call's open tasks to a call of its own, which is else as the old one."""
+    row = connection.execute(sa.select(calls).where(calls.c.id == call)).one()
+    same = {name: row._mapping[name] for name in ("sweep", "kind", "state", "attempt", "crashes", "losses")}
+    made = []
+    for piece in pieces:
+        values = {**same, "size": len(piece), "waiting": 0, "not_before": row.not_before}
+        number = int(connection.execute(calls.insert().values(**values)).inserted_primary_key[0])  # type: ignore[index]
+        for keys in chunks(piece):
+            for table in (tasks, stages, cells):
+                moved = table.update().where(table.c.call == call, table.c.state == State.PENDING)
+                connection.execute(moved.where(table.c.key.in_(keys)).values(call=number))
+        awaited = sa.select(sa.literal(number), waits.c.key).where(waits.c.call == call)
+        connection.execute(waits.insert().from_select(["call", "key"], awaited))
+        made.append(number)
+    left = sa.select(sa.func.count()).where(tasks.c.call == call, tasks.c.state == State.PENDING)
+    connection.execute(calls.update().where(calls.c.id == call).values(size=left.scalar_subquery()))
+    return made
 
 
 def move_call(connection: sa.Connection, call: int, to: State, **values: Any) -> bool:
@@ -227,13 +386,18 @@ def move_call(connection: sa.Connection, call: int, to: State, **values: Any) ->
     return connection.execute(query).rowcount == 1
 
 
-def settle_tasks(connection: sa.Connection, call: int, to: State, keys: Iterable[str] | None = None) -> None:
-    """End the open tasks of a call (all, or these), for every sweep that needs them."""
+def settle_tasks(
+    connection: sa.Connection, call: int, to: State, keys: Iterable[str] | None = None, blame: str | None = None
+) -> None:
+    """End the open tasks of a call (all, or these), for every sweep that needs them and every call that waits."""
     pieces: Iterable[list[str] | None] = [None] if keys is None else chunks(keys)
     for piece in pieces:
+        settled = sa.select(tasks.c.key).where(tasks.c.call == call) if piece is None else piece
         for table in (tasks, stages, cells):
-            query = table.update().where(table.c.call == call, table.c.state == State.PENDING).values(state=to)
+            values = {"state": to, "blame": blame} if table is tasks else {"state": to}
+            query = table.update().where(table.c.call == call, table.c.state == State.PENDING).values(**values)
             connection.execute(query if piece is None else query.where(table.c.key.in_(piece)))
+        recount(connection, settled)
 
 
 def sweeps_of(connection: sa.Connection, call: int) -> list[str]:
@@ -292,17 +456,3 @@ def add_event(connection: sa.Connection, sweep: str, kind: str, data: str) -> No
 def task_row(key: str, kind: str, call: int, payload: str) -> Mapping[str, Any]:
     """A new task."""
     return {"key": key, "kind": kind, "state": State.PENDING, "call": call, "payload": payload, "diverged": False}
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where we say so, see _begin_sqlite
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=60000", "temp_store=MEMORY"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes the lock at once: one that upgrades later can fail half-way.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -2,121 +2,127 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
 
-from creditgrid.core.plan import Fate, Known, Plan, PlannedTask
-from creditgrid.core.spec import SweepSpec
+from creditgrid.core.plan import Fate, Known, Plan, PlannedCell, PlannedTask
 from creditgrid.core.states import State
 from creditgrid.core.task import Task
 from creditgrid.service import ledger as db
 
+CELLS_AT_ONCE = 1000
+STAND: Mapping[Fate, Container[str | None]] = {
+    Fate.NEW: (),
+    Fate.SHARED: (State.PENDING,),
+    Fate.CACHED: (State.PENDING, State.SUCCEEDED, State.CACHED),
+}
+"""What is told of a stage stands, where its sweep asks for it again and it is not to be computed anew."""
+NEVER_RUN = 0
+"""The call of a task that this ledger knows of and has never run."""
+
 
 class PlanWriter:
-    """Writes a plan: calls, what they wait for, tasks, and what the sweep needs of them."""
+    """Writes a plan: calls, what they wait for, tasks, and what the sweep needs of them.
 
-    def __init__(
-        self,
-        connection: sa.Connection,
-        sweep: str,
-        seq: int,
-        spec: SweepSpec,
-        *,
-        redo: set[int] | None = None,
-    ) -> None:
-        self._connection, self._sweep, self._seq, self._spec = connection, sweep, seq, spec
-        self._redo = redo
+    Cells with an index in ``redo`` exist, and begin anew.
+    """
+
+    def __init__(self, connection: sa.Connection, sweep: str, *, redo: Container[int] = ()) -> None:
+        self._connection, self._sweep, self._redo = connection, sweep, redo
         self._ids: dict[int, int] = {}  # the plan's number of a call → the ledger's
 
-    def write(self, plan: Plan) -> int:
-        """Returns the number of cells written. With ``redo`` only those are, and they exist already."""
-        total = 0
-        pending: list[tuple[int, PlannedTask]] = []
-        for cell in plan.cells(self._redo):
-            total += 1
-            pending.append((cell.index, cell.planned))
-            if len(pending) >= 1000:
-                self._write_cells(pending)
-                pending = []
-        self._write_cells(pending)
+    def write(self, plan: Plan, cells: Iterable[PlannedCell]) -> int:
+        """Write these cells of the plan, and what they stand on; returns how many there were."""
+        total, rest = 0, iter(cells)
+        while piece := list(itertools.islice(rest, CELLS_AT_ONCE)):
+            total += len(piece)
+            self._write_cells(piece)
         self._write_stages(plan.stages())
         rows = [{"call": self._ids[call.number], "key": key} for call in plan.calls for key in sorted(call.waits_for)]
         db.insert_many(self._connection, db.waits, rows)
-        for call in plan.calls:
+        if plan.calls:
+            size = db.calls.update().where(db.calls.c.id == sa.bindparam("made"))
             self._connection.execute(
-                db.calls.update().where(db.calls.c.id == self._ids[call.number]).values(size=call.size)
+                size.values(size=sa.bindparam("tasks"), waiting=sa.bindparam("keys")),
+                [
+                    {"made": self._ids[call.number], "tasks": call.size, "keys": len(call.waits_for)}
+                    for call in plan.calls
+                ],
             )
         return total
 
-    def _write_cells(self, pending: Sequence[tuple[int, PlannedTask]]) -> None:
-        if not pending:
-            return
-        calls = self._tasks([planned for _, planned in pending])
-        rows = [
-            {
-                "sweep": self._sweep,
-                "idx": index,
-                "key": planned.task.key,
-                "call": calls.get(planned.task.key),
-                "state": State.CACHED if planned.fate is Fate.CACHED else State.PENDING,
-            }
-            for index, planned in pending
-        ]
-        if self._redo is not None:
+    def _write_cells(self, cells: Sequence[PlannedCell]) -> None:
+        calls = self._tasks([cell.planned for cell in cells])
+        rows = [{"idx": cell.index, **self._needed(cell.planned, calls)} for cell in cells]
+        if again := [{"redone": cell.index} for cell in cells if cell.index in self._redo]:
             query = db.cells.delete().where(db.cells.c.sweep == self._sweep, db.cells.c.idx == sa.bindparam("redone"))
-            self._connection.execute(query, [{"redone": index} for index, _ in pending])
+            self._connection.execute(query, again)
         db.insert_many(self._connection, db.cells, rows)
 
-    def _write_stages(self, stages: Sequence[PlannedTask]) -> None:
-        needed = [planned for planned in stages if planned.fate is not Fate.UNNEEDED]
-        if not needed:
-            return
+    def _write_stages(self, planned: Sequence[PlannedTask]) -> None:
+        needed = [item for item in planned if item.fate is not Fate.UNNEEDED]
+        # What was heard of and never run stands in the way of the task that will be.
+        self._forget(item.task.key for item in needed if item.fate is Fate.NEW and item.known is Known.ABSENT)
         calls = self._tasks(needed)
-        self._remember([planned.task for planned in needed if planned.fate is Fate.CACHED])
-        if self._redo is not None:
-            for piece in db.chunks(planned.task.key for planned in needed):
-                again = db.stages.delete().where(db.stages.c.sweep == self._sweep, db.stages.c.key.in_(piece))
-                self._connection.execute(again)
-        rows = [
-            {
-                "sweep": self._sweep,
-                "key": planned.task.key,
-                "call": calls.get(planned.task.key),
-                "state": State.CACHED if planned.fate is Fate.CACHED else State.PENDING,
-            }
-            for planned in needed
-        ]
-        db.insert_many(self._connection, db.stages, rows)
+        self._remember([item for item in planned if item.fate in (Fate.CACHED, Fate.UNNEEDED)])
+        # What this sweep has made or seen already stays as it is told; what it begins anew is told anew.
+        known = dict(
+            self._connection.execute(
+                sa.select(db.stages.c.key, db.stages.c.state).where(db.stages.c.sweep == self._sweep)
+            ).all()
+        )
+        fresh = [item for item in needed if known.get(item.task.key) not in STAND[item.fate]]
+        for piece in db.chunks(item.task.key for item in fresh if item.task.key in known):
+            again = db.stages.delete().where(db.stages.c.sweep == self._sweep, db.stages.c.key.in_(piece))
+            self._connection.execute(again)
+        db.insert_many(self._connection, db.stages, [self._needed(item, calls) for item in fresh])
+
+    def _needed(self, item: PlannedTask, calls: Mapping[str, int]) -> dict[str, object]:
+        return {
+            "sweep": self._sweep,
+            "key": item.task.key,
+            "call": calls.get(item.task.key),
+            "state": State.CACHED if item.fate is Fate.CACHED else State.PENDING,
+        }
 
     def _tasks(self, planned: Sequence[PlannedTask]) -> Mapping[str, int]:
         """Write the new tasks and return the call that each open task is part of."""
         new = [item for item in planned if item.fate is Fate.NEW]
         calls = {item.task.key: self._call(item) for item in new}
-        for piece in db.chunks(item.task.key for item in new if item.known is not Known.ABSENT):
-            self._connection.execute(db.tasks.delete().where(db.tasks.c.key.in_(piece)))
+        again = [item.task.key for item in new if item.known is not Known.ABSENT]
+        self._forget(again)
         rows = [db.task_row(item.task.key, item.task.kind, calls[item.task.key], dump_task(item.task)) for item in new]
         db.insert_many(self._connection, db.tasks, rows)
+        for piece in db.chunks(again):  # calls that saw it fail, and have not begun, wait for it once more
+            db.recount(self._connection, piece)
         for piece in db.chunks(item.task.key for item in planned if item.fate is Fate.SHARED):
             found = self._connection.execute(
                 sa.select(db.tasks.c.key, db.tasks.c.call).where(db.tasks.c.key.in_(piece))
             )
             calls.update((row.key, row.call) for row in found)
-        if shared := {calls[item.task.key] for item in planned if item.fate is Fate.SHARED}:
-            # The more urgent of the sweeps that need a call decides when it runs.
-            urgent = db.calls.update().where(db.calls.c.id == sa.bindparam("shared"))
-            urgent = urgent.where(db.calls.c.priority < self._spec.priority).values(priority=self._spec.priority)
-            self._connection.execute(urgent, [{"shared": call} for call in shared])
         return calls
 
-    def _remember(self, cached: Sequence[Task]) -> None:
-        """Note artifacts that are in the store and that this ledger has not seen made."""
-        for piece in db.chunks(task.key for task in cached):
+    def _forget(self, keys: Iterable[str]) -> None:
+        for piece in db.chunks(keys):
+            self._connection.execute(db.tasks.delete().where(db.tasks.c.key.in_(piece)))
+
+    def _remember(self, planned: Sequence[PlannedTask]) -> None:
+        """Note stages that this ledger has not seen made: those in the store, and those that nothing needs by now.
+
+        Should an artifact be lost later, it can be made again from what is noted here.
+        """
+        for piece in db.chunks(item.task.key for item in planned):
             known = set(self._connection.scalars(sa.select(db.tasks.c.key).where(db.tasks.c.key.in_(piece))))
-            unseen = [task for task in cached if task.key in set(piece) - known]
+            unseen = [item for item in planned if item.task.key in set(piece) - known]
             rows = [
-                {**db.task_row(task.key, task.kind, 0, dump_task(task)), "state": State.SUCCEEDED} for task in unseen
+                {
+                    **db.task_row(item.task.key, item.task.kind, NEVER_RUN, dump_task(item.task)),
+                    "state": State.SUCCEEDED if item.fate is Fate.CACHED else State.CANCELLED,
+                }
+                for item in unseen
             ]
             db.insert_many(self._connection, db.tasks, rows)
 
@@ -124,16 +130,7 @@ class PlanWriter:
         assert item.call is not None
         if item.call not in self._ids:
             row = self._connection.execute(
-                db.calls.insert().values(
-                    sweep=self._sweep,
-                    seq=self._seq,
-                    kind=item.task.kind,
-                    state=State.PENDING,
-                    priority=self._spec.priority,
-                    size=0,
-                    attempt=1,
-                    not_before=0.0,
-                )
+                db.calls.insert().values(sweep=self._sweep, kind=item.task.kind, state=State.PENDING, size=0)
             )
             self._ids[item.call] = int(row.inserted_primary_key[0])  # type: ignore[index]
         return self._ids[item.call]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from creditgrid.core.task import Task
 from creditgrid.core.wire import Miss, PlanKind, PlanView
 from creditgrid.service import ledger as db
 from creditgrid.service.ledger import Ledger
+from creditgrid.service.plan_writer import NEVER_RUN
 from creditgrid.workers.artifacts import ArtifactStore
 
 MEASURE = "measure"
@@ -38,19 +40,21 @@ class Planner:
     def __init__(self, ledger: Ledger | None, store: ArtifactStore, resolve: Callable[[str], DatasetRef]) -> None:
         self._ledger, self._store, self._resolve = ledger, store, resolve
 
-    def prepare(self, document: Any) -> tuple[SweepSpec, Grid, Plan]:
-        """A validated spec and its plan, not yet walked through.
+    def prepare(self, document: Any, *earlier: Any) -> tuple[SweepSpec, Grid, Plan]:
+        """A validated spec and its plan, not yet walked through; ``earlier`` are the forms that it was extended from.
 
         Raises:
             SpecError: with a pointer to each fault.
         """
+        grid = replace(self._grid(document), before=tuple(self._grid(form) for form in earlier))
+        datasets = resolve_datasets(grid, self._resolve)
+        return grid.spec, grid, Plan(grid, registry().kinds_of(grid.experiment), datasets, self.look_up)
+
+    def _grid(self, document: Any) -> Grid:
         spec = parse(document)
-        known = registry()
-        experiment = known.experiment(spec.experiment)
-        kinds = known.kinds_of(experiment)
-        grid = validate(spec, experiment, (kinds.keys() - {experiment.measure.name}) | {MEASURE})
-        plan = Plan(grid, kinds, resolve_datasets(grid, self._resolve), self.look_up)
-        return spec, grid, plan
+        experiment = registry().experiment(spec.experiment)
+        kinds = registry().kinds_of(experiment)
+        return validate(spec, experiment, (kinds.keys() - {experiment.measure.name}) | {MEASURE})
 
     def plan(self, document: Any) -> PlanView:
         """A dry run of a spec.
@@ -110,15 +114,16 @@ class Planner:
         kinds = {task.key: task.kind for task in rest}
         with self._ledger.read() as connection:
             for piece in db.chunks(kinds):
-                rows = connection.execute(sa.select(db.tasks.c.key, db.tasks.c.state).where(db.tasks.c.key.in_(piece)))
-                for key, state in rows:
+                c = db.tasks.c
+                rows = connection.execute(sa.select(c.key, c.state, c.call).where(c.key.in_(piece)))
+                for key, state, call in rows:
                     if state == State.PENDING:
                         found[key] = Known.SHARED
                     elif state in RESULT:
                         # An artifact that the ledger remembers and the store does not hold is gone.
                         found[key] = Known.DONE if kinds[key] in measures else Known.GONE
                     else:
-                        found[key] = Known.FAILED
+                        found[key] = Known.FAILED if call != NEVER_RUN else Known.ABSENT
         return found
 
     def _past(self) -> dict[str, tuple[float, float]]:

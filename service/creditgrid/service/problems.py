@@ -10,6 +10,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,8 +29,10 @@ from creditgrid.core.errors import (
 )
 from creditgrid.core.spec import pointer
 from creditgrid.core.wire import Problem, ProblemError
+from creditgrid.service.database import reason
 
 MEDIA_TYPE = "application/problem+json"
+RETRY = {"Retry-After": "5"}
 
 
 class BusyError(CreditGridError):
@@ -78,6 +81,7 @@ def install(app: FastAPI) -> None:
     """Answer every error of ``app`` with a problem document."""
     app.add_exception_handler(CreditGridError, _on_purpose)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(OperationalError, _without_ledger)
     app.add_exception_handler(HTTPException, _http)
 
 
@@ -86,7 +90,13 @@ async def _on_purpose(_request: Request, error: Exception) -> Response:
     document = problem_of(error)
     if document.status == 500:
         structlog.get_logger("creditgrid").error("request failed", exc_info=error)
-    return respond(document, {"Retry-After": "5"} if document.status == 503 else None)
+    return respond(document, RETRY if document.status == 503 else None)
+
+
+async def _without_ledger(request: Request, error: Exception) -> Response:
+    structlog.get_logger("creditgrid").warning("the ledger is away", path=request.url.path, reason=reason(error))
+    detail = "the ledger cannot be read or written now: try again; the service's log says why"
+    return respond(problem(503, detail), RETRY)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

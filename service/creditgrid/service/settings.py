@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from creditgrid.service.database import address
+
 MIN_TOKEN = 16
 """Characters; a shorter token could be guessed."""
 
@@ -23,7 +25,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs a token.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     data_dir: Path = Field(Path("creditgrid-data"), description="Where ledger, artifacts and results lie.")
-    database_url: str | None = Field(None, description="SQLAlchemy URL of the ledger; default: SQLite in data_dir.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="Where the ledger lives: postgresql://user:password@host/database; default: SQLite in data_dir.",
+    )
     ray_address: str | None = Field(None, description="A running Ray cluster to join; default: start one here.")
     runner: Literal["ray", "local"] = Field("ray", description="local: threads of this process, without Ray.")
     cpus: int | None = Field(None, gt=0, description="CPUs to use of this machine; default: all.")
@@ -49,6 +54,13 @@ class Settings(BaseSettings):
         text = value.get_secret_value()
         if len(text) < MIN_TOKEN or not (text.isascii() and text.isprintable()) or " " in text:
             raise ValueError(f"a token is at least {MIN_TOKEN} printable ASCII characters without spaces")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _a_database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            address(value.get_secret_value())
         return value
 
     @field_validator("query_memory")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import prometheus_client as prometheus
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -63,7 +64,7 @@ class _State(Collector):
     def describe(self) -> Iterator[GaugeMetricFamily]:
         return iter(())  # else the registry would look everything up to learn the names
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         cells: Counter[State] = Counter()
         sweeps: Counter[State] = Counter()
         in_flight = 0
@@ -82,6 +83,12 @@ class _State(Collector):
         for name, value in (("cpus", capacity.cpu), ("gpus", capacity.gpu), ("nodes", capacity.nodes)):
             yield GaugeMetricFamily(f"creditgrid_runner_{name}", f"The runner's {name}.", value=value)
         ready = self._services.scheduler.problem() is None
+        yield GaugeMetricFamily(
+            "creditgrid_artifacts_corrupt",
+            "Artifacts that were found corrupt, were set aside, and have not been removed since.",
+            value=len(self._services.store.corrupt()),
+        )
+        yield _upkeep(self._services.maintenance.counts())
         yield GaugeMetricFamily("creditgrid_ready", "1 while sweeps advance, else 0.", value=float(ready))
 
 
@@ -89,6 +96,15 @@ def _by_state(name: str, text: str, counts: Counter[State], states: tuple[State,
     family = GaugeMetricFamily(name, text, labels=["state"])
     for state in states:
         family.add_metric([state.value], counts[state])
+    return family
+
+
+def _upkeep(counts: Mapping[str, tuple[int, int]]) -> CounterMetricFamily:
+    text = "Upkeep of results and artifacts in the background: how often each duty was done, and how often it failed."
+    family = CounterMetricFamily("creditgrid_maintenance", text, labels=["duty", "outcome"])
+    for duty, (done, failed) in counts.items():
+        family.add_metric([duty, "done"], done)
+        family.add_metric([duty, "failed"], failed)
     return family
 
 

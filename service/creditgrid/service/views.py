@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from creditgrid.core.errors import NotFoundError, PluginError
+from creditgrid.core.extension import forms
 from creditgrid.core.registry import registry
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import (
@@ -23,6 +24,7 @@ from creditgrid.core.wire import (
     FailureView,
     SummaryView,
     SweepView,
+    TaskDocument,
     TaskView,
     VerdictView,
 )
@@ -168,15 +170,13 @@ class Views:
                 for row in connection.execute(query):
                     first = (row.error or "failed").splitlines()[0]
                     groups[row.kind, first].append((row, row.n, row.key))
-            skipped = connection.scalar(
-                sa.select(sa.func.count()).where(db.cells.c.sweep == sweep, db.cells.c.state == State.SKIPPED)
-            )
+            skipped = self._skipped(connection, sweep)
         views = [
             FailureView(
                 cause=cause,
                 kind=kind,
                 count=sum(n for _, n, _ in members),
-                skipped=int(skipped or 0) if kind not in _measures() else 0,
+                skipped=sum(skipped[row.id] for row, _, _ in members),
                 traceback=members[0][0].traceback or "",
                 attempt=max(row.attempt for row, _, _ in members),
                 host=members[0][0].host or None,
@@ -186,6 +186,19 @@ class Views:
             for (kind, cause), members in groups.items()
         ]
         return sorted(views, key=lambda view: -view.count)[:FAILURES_SHOWN]
+
+    def _skipped(self, connection: sa.Connection, sweep: str) -> Counter[int]:
+        """Skipped cells of the sweep by the call that failed below them."""
+        blamed = db.tasks.alias()
+        query = (
+            sa.select(blamed.c.call, sa.func.count().label("n"))
+            .select_from(
+                db.cells.join(db.tasks, db.tasks.c.key == db.cells.c.key).join(blamed, blamed.c.key == db.tasks.c.blame)
+            )
+            .where(db.cells.c.sweep == sweep, db.cells.c.state == State.SKIPPED)
+            .group_by(blamed.c.call)
+        )
+        return Counter({row.call: row.n for row in connection.execute(query)})
 
     def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
         """Events with an id above ``after``, in order."""
@@ -269,24 +282,22 @@ class Views:
     def _sweep(self, connection: sa.Connection, row: sa.Row[Any], *, spec: bool) -> SweepView:
         counts = db.count_cells(connection, row.id)
         stages: dict[str, dict[State, int]] = defaultdict(dict)
+        shown = _open_state(db.stages)
         query = (
-            sa.select(db.tasks.c.kind, _open_state(db.stages), sa.func.count())
+            sa.select(db.tasks.c.kind, shown, sa.func.count())
             .select_from(
                 db.stages.join(db.tasks, db.tasks.c.key == db.stages.c.key).outerjoin(
                     db.calls, db.calls.c.id == db.stages.c.call
                 )
             )
             .where(db.stages.c.sweep == row.id)
-            .group_by(db.tasks.c.kind, _open_state(db.stages))
+            .group_by(db.tasks.c.kind, shown)
         )
         for kind, state, n in connection.execute(query):
             stages[kind][State(state)] = stages[kind].get(State(state), 0) + n
         state = State(row.state)
         opened = [] if state.finished else db.open_calls(connection, row.id)
         running = self._scheduler.activities() if opened else {}
-        conditions = []
-        if not state.finished and (problem := self._scheduler.problem()) is not None:
-            conditions.append(Condition(type="degraded", message=problem))
         return SweepView(
             id=row.id,
             name=row.name,
@@ -299,10 +310,21 @@ class Views:
             created_at=_time(row.created_at),
             finished_at=None if row.finished_at is None else _time(row.finished_at),
             eta_s=0.0 if state.finished else self._eta(connection, opened, running),
-            conditions=conditions,
+            paused=row.paused,
+            conditions=self._conditions(row),
             active=[running[call.id][0] for call in opened if call.id in running],
-            spec=json.loads(row.spec) if spec else None,
+            spec=forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1] if spec else None,
         )
+
+    def _conditions(self, row: sa.Row[Any]) -> list[Condition]:
+        found = []
+        if row.state in OPEN and (problem := self._scheduler.problem()) is not None:
+            found.append(Condition(type="degraded", message=problem))
+        if row.paused:
+            found.append(Condition(type="paused", message="nothing more begins until it is resumed"))
+        if row.stopped is not None:
+            found.append(Condition(type="stopped", message=row.stopped))
+        return found
 
     def _eta(
         self,
@@ -337,6 +359,19 @@ class Views:
             raise NotFoundError(f"there is no sweep {sweep!r}")
         return row
 
+    def task(self, key: str) -> TaskDocument:
+        """A stage or cell of any sweep, as a machine needs it to compute it.
+
+        Raises:
+            NotFoundError: for a key that no sweep has named.
+        """
+        query = sa.select(db.tasks.c.kind, db.tasks.c.payload).where(db.tasks.c.key == key)
+        with self._ledger.read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise NotFoundError(f"there is no task {key[:80]!r}")
+        return TaskDocument(key=key, kind=row.kind, **json.loads(row.payload))
+
 
 def _open_state(table: sa.Table) -> sa.ColumnElement[str]:
     """The state to show: an open cell or stage is at what its call is at."""
@@ -352,10 +387,6 @@ def _why(state: State, error: str | None) -> str | None:
     if state is State.FAILED:
         return (error or "failed").splitlines()[0]
     return "a task that it needs has no result" if state is State.SKIPPED else None
-
-
-def _measures() -> set[str]:
-    return {experiment.measure.name for experiment in registry().experiments.values()}
 
 
 def _time(seconds: float) -> datetime:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import queue
 import threading
-import traceback
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from creditgrid.core.errors import ArtifactError
 from creditgrid.core.task import Arrays
 from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.inputs import load_inputs
 from creditgrid.workers.runner import Call, Capacity, Failed, Message
-from creditgrid.workers.tasks import execute, transient
+from creditgrid.workers.tasks import execute
 
 KEPT_BYTES = 2**30
 """Artifacts kept in memory between calls, least recently used dropped first."""
 
 
 class LocalRunner:
-    """Runs up to ``workers`` calls at a time on threads; see ``runner.Runner``."""
+    """Runs up to ``workers`` calls at a time on threads; see ``runner.Runner``.
+
+    A thread cannot be stopped from outside: a cancelled call ends at the next item that it yields, and one that hangs,
+    or computes on without yielding, keeps its thread, and ``stop`` waits for it. Nor is it a process of its own: a
+    call that crashes (``os._exit``, a segmentation fault) or takes all memory takes the service with it.
+    """
 
     def __init__(self, store: ArtifactStore, workers: int = 1) -> None:
         self._store, self._workers = store, workers
@@ -67,7 +71,11 @@ class LocalRunner:
 
     def _run(self, call: Call) -> None:
         try:
-            inputs = {key: self._load(key) for key in call.inputs}
+            loaded = load_inputs(call, self._load)
+            if isinstance(loaded, Failed):
+                self._messages.put(loaded)
+                return
+            inputs = dict(zip(call.inputs, loaded, strict=True))
             for item in execute(call, inputs, self._store, torch.device("cpu")):
                 if isinstance(item, tuple):
                     self._keep(*item)
@@ -77,10 +85,6 @@ class LocalRunner:
                 self._messages.put(item)
                 if isinstance(item, Failed):
                     return
-        except (OSError, ArtifactError) as error:  # an input cannot be read
-            self._messages.put(Failed(call.id, str(error), "", transient(error)))
-        except SystemExit as error:  # the task ended its thread, as it would have ended a worker process
-            self._messages.put(Failed(call.id, f"the task exited: {error}", traceback.format_exc(), transient=True))
         finally:
             with self._lock:
                 self._active.discard(call.id)

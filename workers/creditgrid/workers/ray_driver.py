@@ -7,6 +7,10 @@ there, or was lost with a node, is loaded from the artifact again.
 
 A call is a streaming generator: progress comes live, each artifact is a return value of its own (so it outlives the
 worker process), and the last item says how the call ended. Ray's own retries are off: the scheduler counts attempts.
+
+A thread of its own tells the service every few seconds what the cluster has. It asks the cluster for that, and stays
+silent when the driver's main loop hangs: a service that hears nothing takes the cluster for lost, and this process with
+it.
 """
 
 # torch and what imports it stand where workers use them: the driver computes nothing.
@@ -20,8 +24,9 @@ import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -29,26 +34,65 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from creditgrid.core.errors import ArtifactError
-from creditgrid.core.task import Resources
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.runner import Call, Capacity, Failed, Finished
+from creditgrid.workers.crashes import Place, end_process, end_with_parent, here, obituary
+from creditgrid.workers.endpoints import refusal
+from creditgrid.workers.inputs import load_inputs
+from creditgrid.workers.memory_watch import MemoryWatch, watched
+from creditgrid.workers.reference_cache import ReferenceCache
+from creditgrid.workers.runner import Call, Capacity, Failed, Finished, Message
 
 CACHE_FRACTION = 0.5
 """The share of the object store that artifacts kept for later calls may take."""
-CAPACITY_EVERY_S = 5.0
-CANCEL_GRACE_S = 3.0
+BEAT_S = 2.0
+STALLED_S = 10.0
+"""A main loop that has not come round for so long, while it is not loading an artifact, hangs in a call of Ray's."""
+CANCEL_GRACE_S = 2.0
 """A call that has not heeded its cancellation by then loses its worker."""
+FETCH_S = 5.0
+"""A message that cannot be had for so long was lost with the node that holds it."""
+FAREWELL_S = 10.0
+NAME = "creditgrid:"
+"""Begins the names of our tasks; Ray makes a worker's process title ``ray::`` and the name of its task."""
+
+
+def _name(call: Call) -> str:
+    return f"{NAME}{call.kind}-{call.id}"
+
+
+def _word(node: str, pid: int) -> str:
+    """The cluster-wide name of what is said about the end of a process."""
+    return f"creditgrid/ended/{node}/{pid}"
+
+
+@cache  # once a process
+def prepare_worker() -> None:
+    """On a worker: what every process that runs our calls does once."""
+    end_with_parent()
+    node = ray.get_runtime_context().get_node_id()
+
+    def tell(pid: int, why: str) -> None:
+        try:
+            _internal_kv_put(_word(node, pid), why.encode(), overwrite=True)
+        except ray.exceptions.RayError:
+            traceback.print_exc()  # memory must be freed, also where nobody can be told why
+
+    if watched(os.environ):
+        MemoryWatch(f"ray::{NAME}", tell).start()
 
 
 @ray.remote(num_returns="streaming", max_retries=0, max_calls=0)  # type: ignore[untyped-decorator]
 def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
-    """On a worker: the call's messages; an artifact comes as its key and size, and then its arrays."""
+    """On a worker: where it runs, and the call's messages; an artifact comes as its key and size, then its arrays."""
+    prepare_worker()
     import torch
 
     from creditgrid.workers.tasks import execute
 
+    yield here(ray.get_runtime_context().get_node_id())
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     inputs = dict(zip(call.inputs, arrays, strict=True))
     for item in execute(call, inputs, ArtifactStore(Path(root)), device):
@@ -63,6 +107,7 @@ def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
 def warm() -> None:
     """On a worker: pay for imports before the first call does."""
+    prepare_worker()
     import torch
 
     import creditgrid.workers.tasks  # noqa: F401
@@ -71,18 +116,45 @@ def warm() -> None:
     time.sleep(0.5)  # long enough that every core's worker is asked
 
 
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def end_elsewhere(pid: int, title: str) -> None:
+    """On the node of a worker that does not end."""
+    end_process(pid, title)
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A call that Ray has."""
+
+    call: Call
+    stream: Any
+    place: Place | None = None
+    coming: tuple[str, int] | None = None  # the artifact that comes next: key and bytes
+    cancelled: float | None = None  # when its end was last asked for
+
+    def awaited(self) -> Any:
+        """What is ready when there is something to do for the flight.
+
+        The stream of a cancelled call ends at once, but reading on would block until its worker is through.
+        """
+        return self.stream if self.cancelled is None else self.stream.completed()
+
+
 class Driver:
     """One connection to a cluster, until the pipe closes."""
 
     def __init__(self, pipe: Connection, settings: dict[str, Any]) -> None:
         self._pipe, self._store = pipe, ArtifactStore(Path(settings["store"]))
+        self._pipe_lock = threading.Lock()
         self._commands: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-        self._running: dict[Any, Call] = {}  # generator → call
-        self._expecting: dict[Any, tuple[str, int]] = {}  # generator → the artifact that comes next
-        self._cancelling: dict[int, float] = {}
-        self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
-        self._largest = Resources(0.0, 0.0)  # the most CPUs, and the most GPUs, that a node has
-        self._cache_bytes = 0
+        self._flights: dict[int, Flight] = {}
+        self._kept = ReferenceCache(0)
+        self._nodes: dict[str, dict[str, Any]] = {}  # those alive, by id
+        self._node = ""  # the one this process is on
+        self._node_lost = threading.Event()
+        self._moved = time.monotonic()  # when the main loop last came round
+        self._loading = False
+        self._closing = threading.Event()
 
     def connect(self, settings: dict[str, Any]) -> None:
         """Join the cluster at the address, or start one on this machine."""
@@ -90,33 +162,48 @@ class Driver:
         if settings["address"]:
             ray.init(address=settings["address"], **options)
         else:
-            ray.init(include_dashboard=False, num_cpus=settings["cpus"], num_gpus=settings["gpus"], **options)
+            options |= {"num_cpus": settings["cpus"], "num_gpus": settings["gpus"], "_temp_dir": settings["folder"]}
+            ray.init(address="local", include_dashboard=False, **options)
+        self._node = ray.get_runtime_context().get_node_id()
         resources = ray.cluster_resources()
-        self._cache_bytes = int(resources.get("object_store_memory", 2**30) * CACHE_FRACTION)
+        self._kept = ReferenceCache(int(resources.get("object_store_memory", 2**30) * CACHE_FRACTION))
         for _ in range(int(resources.get("CPU", 1))):
             warm.remote()
 
     def serve(self) -> None:
         """Answer until the pipe closes or stop is asked."""
         threading.Thread(target=self._read, name="creditgrid-pipe", daemon=True).start()
-        told = -CAPACITY_EVERY_S
+        beat = threading.Thread(target=self._beat, name="creditgrid-beat", daemon=True)
+        beat.start()
+        self._work()
+        self._closing.set()
+        beat.join(FAREWELL_S)  # it must not ask a cluster that we have left
+
+    def _work(self) -> None:
         while True:
-            if time.monotonic() - told > CAPACITY_EVERY_S:
-                told = time.monotonic()
-                self._pipe.send(self._capacity())
+            self._moved = time.monotonic()
             try:
                 while True:
-                    command = self._commands.get(timeout=0 if self._running else 0.5)
+                    command = self._commands.get(timeout=0 if self._flights else 0.5)
                     if command[0] == "stop":
                         return
                     if command[0] == "submit":
                         self._submit(command[1])
                     else:
                         self._cancel(command[1])
+                    self._moved = time.monotonic()
             except Empty:
                 pass
+            if self._node_lost.is_set():
+                # Who knows what lay there. Whoever needs it reads the artifact store.
+                self._node_lost.clear()
+                self._kept.clear()
             self._harvest()
             self._force_cancelled()
+
+    def _tell(self, message: Message | Capacity | str) -> None:
+        with self._pipe_lock:
+            self._pipe.send(message)
 
     def _read(self) -> None:
         try:
@@ -124,116 +211,164 @@ class Driver:
                 self._commands.put(self._pipe.recv())
         except (EOFError, OSError):
             # The service is gone, perhaps killed: end at once, and let Ray's reaper end the cluster that was ours.
+            threading.Timer(FAREWELL_S, os._exit, [0]).start()  # where the cluster is gone too, shutdown may block
             with contextlib.suppress(Exception):
                 ray.shutdown()
             os._exit(0)
 
-    def _capacity(self) -> Capacity:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = ([node.get(name, 0.0) for node in nodes] for name in ("CPU", "GPU"))
-        self._largest = Resources(max(cpus, default=0.0), max(gpus, default=0.0))
-        return Capacity(sum(cpus), sum(gpus), len(nodes))
+    def _beat(self) -> None:
+        while not self._closing.is_set():
+            nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # blocks while there is no GCS
+            if self._nodes.keys() - nodes.keys():
+                self._node_lost.set()
+            self._nodes = nodes
+            if self._node not in nodes or _silent(nodes[self._node]):
+                self._tell("the Ray node of this machine is gone")
+                os._exit(1)
+            if self._loading or time.monotonic() - self._moved < STALLED_S:
+                cpus, gpus = self._sizes("CPU"), self._sizes("GPU")
+                self._tell(Capacity(sum(cpus), sum(gpus), len(nodes)))
+            self._closing.wait(BEAT_S)
+
+    def _sizes(self, resource: str) -> Sequence[float]:
+        return [node["Resources"].get(resource, 0.0) for node in self._nodes.values()]
 
     def _submit(self, call: Call) -> None:
+        self._loading = True
+        try:
+            arrays = load_inputs(call, self._reference)
+        finally:
+            self._loading = False
+        if isinstance(arrays, Failed):
+            self._tell(arrays)
+            return
         # A call that asks for more than any node has would wait for ever: it gets what the largest has, and without
         # a GPU in the cluster everything runs on the CPU. A cluster that has no CPU yet is waited for.
-        cpus = min(call.resources.cpu, self._largest.cpu) if self._largest.cpu else call.resources.cpu
-        gpus = min(call.resources.gpu, self._largest.gpu)
+        cpus = min(call.resources.cpu, max(self._sizes("CPU"), default=0.0) or call.resources.cpu)
+        gpus = min(call.resources.gpu, max(self._sizes("GPU"), default=0.0))
         try:
-            arrays = [self._reference(key) for key in call.inputs]
-            remote = run_call.options(num_cpus=cpus, num_gpus=gpus, name=f"{call.kind}-{call.id}")
-            generator = remote.remote(call, str(self._store.root), *arrays)
-        except (ArtifactError, OSError, ValueError, ray.exceptions.RayError) as error:
-            # An input cannot be read or held, or the resources cannot be had: this call fails, and no other.
-            again = isinstance(error, OSError | ray.exceptions.RayError) or isinstance(error.__cause__, OSError)
-            self._pipe.send(Failed(call.id, _line(error), traceback.format_exc(), again))
+            remote = run_call.options(num_cpus=cpus, num_gpus=gpus, name=_name(call))
+            stream = remote.remote(call, str(self._store.root), *arrays)
+        except ValueError as error:  # resources that cannot be had: this call fails, and no other
+            self._tell(Failed(call.id, _line(error), traceback.format_exc(), transient=False))
             return
-        self._running[generator] = call
+        self._flights[call.id] = Flight(call, stream)
 
     def _reference(self, key: str) -> Any:
-        if key not in self._kept:
-            arrays = self._store.load(key)
-            self._keep(key, ray.put(arrays), sum(array.nbytes for array in arrays.values()))
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
-
-    def _keep(self, key: str, reference: Any, size: int) -> None:
-        self._kept[key] = reference, size
-        self._kept.move_to_end(key)
-        total = sum(size for _, size in self._kept.values())
-        while total > self._cache_bytes and len(self._kept) > 1:
-            total -= self._kept.popitem(last=False)[1][1]
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        arrays = self._store.load(key)
+        try:
+            reference = ray.put(arrays)
+        except ray.exceptions.RayError as error:
+            raise OSError(f"the object store takes no more: {_line(error)}") from error
+        self._kept.keep(key, reference, sum(array.nbytes for array in arrays.values()))
+        return reference
 
     def _harvest(self) -> None:
-        if not self._running:
+        if not self._flights:
             return
-        pending = list(self._running)
-        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)
+        pending = {flight.awaited(): flight for flight in self._flights.values()}
+        ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0, fetch_local=False)
         if not ready:
-            ready, _ = ray.wait(pending, num_returns=1, timeout=0.02, fetch_local=False)
-        for generator in ready:
-            call = self._running[generator]
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=0.02, fetch_local=False)
+        for found in ready:
+            flight = pending[found]
+            if flight.cancelled is not None:
+                self._end(Failed(flight.call.id, "cancelled", "", transient=False))
+                continue
             try:
-                reference = next(generator)
-                if generator in self._expecting:
-                    key, size = self._expecting.pop(generator)
-                    self._keep(key, reference, size)
-                    continue
-                item = ray.get(reference)
+                self._take(flight)
             except StopIteration:
-                cancelled = call.id in self._cancelling
-                self._drop(generator)
-                text = "cancelled" if cancelled else "the worker ended the call without saying how"
-                self._pipe.send(Failed(call.id, text, "", transient=not cancelled))
-                continue
+                text = "the worker ended the call without saying how"
+                self._end(Failed(flight.call.id, text, "", transient=True))
             except (ray.exceptions.RayError, OSError) as error:
-                failed = self._failed(call, error)
-                self._drop(generator)
-                self._pipe.send(failed)
-                continue
-            if isinstance(item, tuple):
-                self._expecting[generator] = item
-                continue
-            if isinstance(item, Finished | Failed):
-                self._drop(generator)
-            self._pipe.send(item)
+                self._end(self._failed(flight, error))
 
-    def _drop(self, generator: Any) -> None:
-        call = self._running.pop(generator)
-        self._expecting.pop(generator, None)
-        self._cancelling.pop(call.id, None)
+    def _take(self, flight: Flight) -> None:
+        """The next item of a stream that has one."""
+        reference = next(flight.stream)
+        if flight.coming is not None:
+            (key, size), flight.coming = flight.coming, None
+            self._kept.keep(key, reference, size)
+            return
+        item = ray.get(reference, timeout=FETCH_S)
+        if isinstance(item, Place):
+            flight.place = item
+        elif isinstance(item, tuple):
+            flight.coming = item
+        elif isinstance(item, Finished | Failed):
+            self._end(item)
+        else:
+            self._tell(item)
 
-    def _failed(self, call: Call, error: Exception) -> Failed:
-        if call.id in self._cancelling or isinstance(error, ray.exceptions.TaskCancelledError):
+    def _end(self, message: Finished | Failed) -> None:
+        del self._flights[message.call]
+        self._tell(message)
+
+    def _failed(self, flight: Flight, error: Exception) -> Failed:
+        call = flight.call
+        if isinstance(error, ray.exceptions.TaskCancelledError):
             return Failed(call.id, "cancelled", "", transient=False)
-        if isinstance(error, ray.exceptions.OutOfMemoryError):
-            text = f"out of memory: the worker was ended because its machine ran short of memory ({error})"
-            return Failed(call.id, " ".join(text.split())[:2000], "", transient=True)
         # Whatever was lost with a worker or node is read from the artifact store the next time.
-        for key in call.inputs:
-            self._kept.pop(key, None)
+        self._kept.drop([*call.inputs, *(task.key for task in call.tasks)])
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            text = f"out of memory: Ray ended its process because its machine ran short of memory ({error})"
+            return Failed(call.id, " ".join(text.split())[:2000], "", transient=True, crashed=True)
+        if isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError):
+            return self._died(call, flight.place)
         # What a worker raised was raised by our code there, or by Ray on the way to it.
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         transient = isinstance(cause, OSError | ray.exceptions.RayError)
         return Failed(call.id, _line(error), str(error)[:20000], transient)
 
+    def _died(self, call: Call, place: Place | None) -> Failed:
+        if place is not None:
+            if why := _internal_kv_get(_word(place.node, place.pid)):
+                _internal_kv_del(_word(place.node, place.pid))
+                return Failed(call.id, why.decode(), "", transient=True, host=place.host, crashed=True)
+            if place.node not in self._nodes or _silent(self._nodes[place.node]):
+                self._kept.clear()
+                text = f"the Ray node on {place.host} was lost, and with it the call's process {place.pid}"
+                return Failed(call.id, text, "", transient=True, host=place.host)
+        text, words = obituary(place)
+        return Failed(call.id, text, words, transient=True, host=place.host if place else None, crashed=True)
+
     def _cancel(self, call_id: int) -> None:
-        for generator, call in self._running.items():
-            if call.id == call_id and call_id not in self._cancelling:
-                self._cancelling[call_id] = time.monotonic()
-                ray.cancel(generator, force=False)
+        flight = self._flights.get(call_id)
+        if flight is not None and flight.cancelled is None:
+            flight.cancelled = time.monotonic()
+            ray.cancel(flight.stream, force=False)
 
     def _force_cancelled(self) -> None:
         now = time.monotonic()
-        for generator, call in self._running.items():
-            if now - self._cancelling.get(call.id, now) > CANCEL_GRACE_S:
-                self._cancelling[call.id] = now
-                ray.cancel(generator, force=True)
+        for flight in self._flights.values():
+            if flight.cancelled is not None and now - flight.cancelled > CANCEL_GRACE_S:
+                flight.cancelled = now
+                ray.cancel(flight.stream, force=True)
+                self._kill(flight)
+
+    def _kill(self, flight: Flight) -> None:
+        # Ray asks the worker to end itself, which code that holds the interpreter does not let it do.
+        if flight.place is None:
+            return
+        process = flight.place.pid, f"ray::{_name(flight.call)}"
+        if flight.place.node == self._node:
+            end_process(*process)
+        else:
+            there = NodeAffinitySchedulingStrategy(flight.place.node, soft=False)
+            end_elsewhere.options(scheduling_strategy=there).remote(*process)
+
+
+def _silent(node: dict[str, Any]) -> bool:
+    """Whether a node's raylet is gone, which Ray itself learns some seconds later."""
+    return refusal(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") is not None
 
 
 def _line(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
-    return first if isinstance(error, ArtifactError) else f"{type(error).__name__}: {first}"[:2000]
+    return f"{type(error).__name__}: {first}"[:2000]
 
 
 def main() -> None:
@@ -248,9 +383,9 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         pipe.send(f"Ray failed: {type(error).__name__}: {error}"[:2000])
-        raise
-    finally:
-        ray.shutdown()
+        sys.stderr.flush()
+        os._exit(1)  # without a farewell: to a cluster that is gone it takes a minute
+    ray.shutdown()
 
 
 if __name__ == "__main__":

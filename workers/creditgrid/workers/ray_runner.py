@@ -1,8 +1,9 @@
 """The Ray runner: supervises a child process that is the Ray driver, and speaks with it over a pipe.
 
 Ray ends its driver when the cluster is gone, so the process that answers HTTP and writes the ledger must not be the
-driver. When the child dies everything in flight is told as Lost and a new child is started, at growing intervals. The
-child ends itself when this process is gone: it sees the end of the pipe.
+driver. When the child dies everything in flight is told as Lost and a new child is started, at growing intervals; one
+that has been silent for too long is ended, because its cluster is gone or hangs. The child ends itself when this
+process is gone: it sees the end of the pipe.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.endpoints import refusal
+from creditgrid.workers.own_cluster import OwnCluster
 from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message
 
 START_TIMEOUT_S = 120.0
 """A driver that has not joined a cluster by then is ended: ray.init can block for many minutes on an absent one."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+SILENCE_S = 15.0
+"""A driver tells what its cluster has every 2 s; one that has not for so long is ended."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+ABSENT_PAUSE_S = 2.0
+"""An address where nothing listens is asked again after so long."""
 STOP_TIMEOUT_S = 20.0
 
 
@@ -38,7 +45,15 @@ class RayRunner:
         cpus: int | None = None,
         gpus: int | None = None,
     ) -> None:
-        self._settings = {"store": str(store.root), "address": address, "cpus": cpus, "gpus": gpus}
+        self._address = address
+        self._own = OwnCluster(store.root)
+        self._settings = {
+            "store": str(store.root),
+            "address": address,
+            "folder": str(self._own.folder),
+            "cpus": cpus,
+            "gpus": gpus,
+        }
         self._log = log
         self._messages: SimpleQueue[Message] = SimpleQueue()
         self._lock = threading.Lock()
@@ -101,17 +116,25 @@ class RayRunner:
     def _supervise(self) -> None:
         pause = FIRST_PAUSE_S
         while not self._stopping.is_set():
+            if why := refusal(self._address or ""):
+                self._capacity = Capacity(0, 0, 0, degraded=f"no Ray cluster answers at {self._address}: {why}")
+                self._stopping.wait(ABSENT_PAUSE_S)
+                continue
             began = time.monotonic()
             reason = self._run_driver()
             if self._stopping.is_set():
-                return
+                break
             self._capacity = Capacity(0, 0, 0, degraded=reason)
             with self._lock:
                 self._ready, self._pipe, self._waiting = False, None, []
                 self._untold += 1
                 self._messages.put(Lost(reason))
-            pause = FIRST_PAUSE_S if time.monotonic() - began > 60 else min(pause * 2, LONGEST_PAUSE_S)
+            if time.monotonic() - began > 60:
+                pause = FIRST_PAUSE_S
             self._stopping.wait(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+        if self._address is None:
+            self._own.remove()
 
     def _run_driver(self) -> str:
         """One driver's life; returns why it ended."""
@@ -119,6 +142,7 @@ class RayRunner:
         environment = os.environ | {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_ENABLE_AUTO_CONNECT": "0",  # a driver that has left its cluster starts no other by asking for it
             # Workers that idle stay warm: the next small task does not pay `import torch` again.
             "RAY_idle_worker_killing_time_threshold_ms": str(24 * 3600 * 1000),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # CUDA needs it to be deterministic
@@ -126,6 +150,8 @@ class RayRunner:
         # -P: the current folder is not a place to import from; a user's own modules may be called anything.
         command = [sys.executable, "-P", "-m", "creditgrid.workers.ray_driver", str(theirs.fileno())]
         try:
+            if self._address is None:
+                self._own.clear()
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("ab") as log:
                 child = subprocess.Popen(
@@ -142,6 +168,8 @@ class RayRunner:
         finally:
             theirs.close()
         try:
+            if self._address is None:
+                self._own.started(child.pid)
             ours.send(self._settings)
             with self._lock:
                 self._pipe = ours
@@ -151,23 +179,31 @@ class RayRunner:
         finally:
             _end(child)
             ours.close()
+            if self._address is None:
+                self._own.end()
 
     def _listen(self, pipe: Connection, child: subprocess.Popen[bytes]) -> str:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        heard = time.monotonic()
         while True:
             try:
-                if not pipe.poll(0.5):
-                    if not self._ready and self._stopping.is_set():
-                        child.terminate()  # it reads the pipe only once it has joined a cluster
-                        return "stopped"
-                    if not self._ready and time.monotonic() > deadline:
-                        child.terminate()
-                        return f"Ray did not start within {START_TIMEOUT_S:.0f} s; its log is {self._log}"
+                found = pipe.poll(0.5)
+                silent = time.monotonic() - heard
+                if not self._ready and self._stopping.is_set():
+                    child.terminate()  # it reads the pipe only once it has joined a cluster
+                    return "stopped"
+                if not self._ready and silent > START_TIMEOUT_S:
+                    child.terminate()
+                    return f"Ray did not start within {START_TIMEOUT_S:.0f} s; its log is {self._log}"
+                if self._ready and silent > SILENCE_S:
+                    child.kill()
+                    return f"Ray has not answered for {SILENCE_S:.0f} s: the cluster is gone, or hangs"
+                if not found:
                     continue
                 message = pipe.recv()
             except EOFError:
                 return self._ended(child)
             if isinstance(message, Capacity):
+                heard = time.monotonic()
                 self._capacity = message
                 with self._lock:
                     if not self._ready:

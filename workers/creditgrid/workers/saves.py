@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from creditgrid.core.task import Arrays, Inputs, Saved
+from creditgrid.workers.leftovers import GRACE_S, abandoned, temporary
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +68,16 @@ class Saves:
 
     def _write(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f".{self._path.name}-{uuid.uuid4().hex}")
+        draft = self._path.with_name(temporary(".", self._path.name))
         try:
-            with temporary.open("wb") as file:
+            with draft.open("wb") as file:
                 file.write(hashlib.sha256(data).hexdigest().encode())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(self._path)
+            draft.replace(self._path)
         finally:
-            temporary.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
 
     def due(self) -> None:
         """Let the next save be kept whatever the time."""
@@ -89,3 +89,18 @@ class Saves:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("a save that nothing needs any more cannot be removed: %s", error)
+
+
+def kept_saves(root: Path) -> dict[str, Path]:
+    """The saves below an artifact store's root, by the key of the artifact that their call was to make last."""
+    return {path.name: path for path in _files(root) if not path.name.startswith(".")}
+
+
+def abandoned_drafts(root: Path, grace_s: float = GRACE_S) -> list[Path]:
+    """Saves whose writer died over them."""
+    return [path for path in _files(root) if path.name.startswith(".") and abandoned(path, grace_s)]
+
+
+def _files(root: Path) -> list[Path]:
+    folder = root / FOLDER
+    return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -6,6 +6,7 @@ The science below sees tasks, arrays and a device; caching, provenance and failu
 from __future__ import annotations
 
 import math
+import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -78,6 +79,9 @@ def execute(
         yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
     except Exception as error:  # whatever the task raised is its result: it goes to its cells with the traceback
         yield Failed(call.id, describe(error), traceback.format_exc(), transient(error), host(), tuple(stored))
+    except SystemExit as error:  # the task would have ended its process
+        text = f"SystemExit: the task asked its process to end with status {error.code}"
+        yield Failed(call.id, text, traceback.format_exc(), True, host(), tuple(stored), crashed=True)
 
 
 def _check(call: Call, item: Output, missing: set[str], *, measures: bool) -> None:
@@ -104,7 +108,8 @@ def transient(error: BaseException) -> bool:
 
 def _out_of_memory(error: BaseException) -> bool:
     # torch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+    allocator = isinstance(error, RuntimeError) and re.search("(not enough|can't allocate) memory", str(error))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(allocator)
 
 
 def _known(call: Call) -> tuple[TaskKind, Experiment | None]:

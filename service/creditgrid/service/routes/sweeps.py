@@ -1,4 +1,4 @@
-"""Sweeps: submitted, listed, looked into, cancelled and begun anew."""
+"""Sweeps: submitted, listed, looked into, stopped, let go on, and extended."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from fastapi import APIRouter, Header, Query, Response
 from starlette.exceptions import HTTPException
 
 from creditgrid.core.errors import ConflictError
+from creditgrid.core.extension import parse_extension
 from creditgrid.core.states import State
-from creditgrid.core.wire import CellView, FailureView, Page, SummaryView, SweepView, TaskView
+from creditgrid.core.wire import CellView, Condition, FailureView, Page, SummaryView, SweepView, TaskView
 from creditgrid.service import paging
 from creditgrid.service.auth import PROTECTED
 from creditgrid.service.dependencies import ServicesDep
-from creditgrid.service.documents import SPEC_BODY, BodyDep, parse_document
+from creditgrid.service.documents import EXTENSION_BODY, SPEC_BODY, BodyDep, parse_document
 from creditgrid.service.paging import Cursor, Limit
 
 router = APIRouter(prefix=PROTECTED, tags=["sweeps"])
@@ -38,7 +39,7 @@ def submit(
     document = parse_document(body, content_type)
     replay = None if idempotency_key is None else (idempotency_key, hashlib.sha256(body).hexdigest())
     try:
-        sweep, _ = services.scheduler.submit(document, replay)
+        sweep, _ = services.control.submit(document, replay)
     except ConflictError as error:  # what the Idempotency-Key draft asks for when the key comes with another body
         raise HTTPException(422, str(error)) from error
     response.headers["Location"] = f"/v1/sweeps/{sweep}"
@@ -96,12 +97,39 @@ def summary(services: ServicesDep, sweep: str) -> SummaryView:
 @router.post("/sweeps/{sweep}/cancel")
 def cancel(services: ServicesDep, sweep: str) -> SweepView:
     """Stop a sweep; what it has finished stays. Cancelling a cancelled sweep changes nothing."""
-    services.scheduler.cancel(sweep)
-    return services.views.sweep(sweep)
+    return _after(services, sweep, services.control.cancel(sweep), "it was cancelled before")
+
+
+@router.post("/sweeps/{sweep}/pause")
+def pause(services: ServicesDep, sweep: str) -> SweepView:
+    """Begin nothing more of a sweep; what runs, ends, and what another sweep needs goes on."""
+    return _after(services, sweep, services.control.pause(sweep), "it was paused before")
+
+
+@router.post("/sweeps/{sweep}/resume")
+def resume(services: ServicesDep, sweep: str) -> SweepView:
+    """Let a paused sweep go on."""
+    return _after(services, sweep, services.control.resume(sweep), "it was not paused")
 
 
 @router.post("/sweeps/{sweep}/retry")
 def retry(services: ServicesDep, sweep: str) -> SweepView:
-    """Begin the failed, skipped and cancelled cells of an ended sweep anew."""
-    services.scheduler.retry(sweep)
+    """Begin the failed and skipped cells of an ended sweep anew, and what it stopped before; the others stay."""
+    services.control.retry(sweep)
     return services.views.sweep(sweep)
+
+
+@router.post("/sweeps/{sweep}/extend", openapi_extra=EXTENSION_BODY)
+def extend(services: ServicesDep, sweep: str, body: BodyDep, content_type: str = Header("")) -> SweepView:
+    """Add axis values or cells to a running or ended sweep; the cells it has stay as they are."""
+    extension = parse_extension(parse_document(body, content_type))
+    return _after(services, sweep, services.control.extend(sweep, extension) > 0, "it has all of these cells")
+
+
+def _after(services: ServicesDep, sweep: str, changed: bool, why_not: str) -> SweepView:
+    """The sweep as it is now, with a word on it where a request has changed nothing."""
+    view = services.views.sweep(sweep)
+    if changed:
+        return view
+    unchanged = Condition(type="unchanged", message=f"nothing was changed: {why_not}")
+    return view.model_copy(update={"conditions": [*view.conditions, unchanged]})

@@ -1,0 +1,176 @@
+"""One task of a service computed on this machine, to see what it does: in a process of its own, which may die of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from creditgrid.client.errors import DamagedAnswer, NotFound, ParentGone, TaskRefused
+from creditgrid.client.local_service import require_server
+from creditgrid.client.result import Result
+from creditgrid.core.wire import TaskDocument
+
+if TYPE_CHECKING:
+    from creditgrid.client.client import Client
+
+PROGRAM = (sys.executable, "-X", "faulthandler", "-m", "creditgrid.workers.run_task")
+"""One that ends by a signal leaves its stack on standard error."""
+TASKS, INPUTS = "tasks.json", "inputs"
+"""Where the program finds what it computes, and the artifacts that it computes it from."""
+STOP_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """How a task went: ``rows`` of a cell, an ``artifact`` (a safetensors file) of a stage, or an ``error``.
+
+    ``tensors`` are those of the artifact: {name: {"shape": [2, 3], "dtype": "float32"}}. ``key`` is that of the failed
+    task where one that ``task`` stands on failed.
+    """
+
+    task: TaskDocument
+    key: str
+    kind: str
+    seconds: float | None = None
+    device: str | None = None
+    rows: Result | None = None
+    artifact: Path | None = None
+    tensors: dict[str, dict[str, Any]] | None = None
+    error: str | None = None
+    traceback: str = ""
+
+
+def run_task(
+    client: Client,
+    key: str,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    cpus: float | None = None,
+    with_parents: bool = False,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> TaskRun:
+    """Fetch what the task ``key`` needs from the service and compute it here; whatever it raises is in the outcome.
+
+    The rows are those that a worker computes, bit for bit where machine and software are the same.
+
+    Args:
+        client: of the service that knows the task.
+        key: of a stage or a cell.
+        folder: an empty one, for the parents' artifacts and for what is made.
+        device: cpu or cuda.
+        cpus: threads to compute with; default: as many CPUs as the task's kind asks for. A sweep whose spec gives the
+            kind others (``resources``) was computed with those.
+        with_parents: compute first what the service does not have any more of what the task stands on.
+        tell: hears, in lines, how far the computation has come.
+
+    Raises:
+        PackageMissing: where only the client is installed.
+        NotFound: if the service knows no such task.
+        ParentGone: if an artifact is not to be had that the task stands on.
+        TaskRefused: if this installation cannot compute it.
+    """
+    require_server()
+    asked = client.task(key)
+    (folder / INPUTS).mkdir(parents=True)
+    try:
+        tasks = _fetch(client, asked, folder / INPUTS, with_parents)
+    except BaseException:
+        shutil.rmtree(folder / INPUTS)  # so that the folder can be given again
+        raise
+    (folder / TASKS).write_text(json.dumps([task.model_dump() for task in tasks]))
+    options = ["--device", device, *([] if cpus is None else ["--cpus", str(cpus)])]
+    return _compute(tasks, [*PROGRAM, str(folder.absolute()), *options], tell)
+
+
+def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool) -> list[TaskDocument]:
+    """Download the artifacts that ``asked`` is computed from; the tasks to compute, the parents first."""
+    order: list[TaskDocument] = []
+    seen: set[str] = set()
+
+    def fetch(task: TaskDocument) -> None:
+        for role, parent in task.parents.items():
+            if parent in seen:
+                continue
+            seen.add(parent)
+            try:
+                client.download_artifact(parent, inputs / f"{parent}.safetensors")
+            except (NotFound, DamagedAnswer) as error:
+                if not with_parents:
+                    raise ParentGone(
+                        f"{task.kind} {task.key} stands on an artifact ({role}) that cannot be had: {error}. Compute "
+                        f"that here, too, with --with-parents, or alone: creditgrid run-task {parent}"
+                    ) from error
+                fetch(client.task(parent))
+        order.append(task)
+
+    fetch(asked)
+    return order
+
+
+def _compute(tasks: list[TaskDocument], command: list[str], tell: Callable[[str], None]) -> TaskRun:
+    """Run the program to its end, whatever that is; it ends with this function."""
+    at = tasks[-1]  # the task that is computed now
+    known = {task.key: task for task in tasks}
+    last: dict[str, Any] = {}
+    # A session of its own, so that Ctrl-C reaches only this process, which then ends the other one and all it started.
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, text=True, encoding="utf-8"
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if not line.endswith("\n"):  # it died while it wrote
+                    break
+                last = json.loads(line)
+                if last["type"] == "begun":
+                    at = known[last["key"]]
+                elif last["type"] == "progress":
+                    tell(f"{last['kind']}: {last['done']:,}/{last['total']:,} {last['note']}".rstrip())
+            status = process.wait()
+        finally:
+            _end(process)
+    return _outcome(tasks[-1], at, last, status)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # also after a second Ctrl-C
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _outcome(asked: TaskDocument, at: TaskDocument, last: dict[str, Any], status: int) -> TaskRun:
+    match last.get("type"):
+        case "refused":
+            raise TaskRefused(last["error"])
+        case "failed":
+            return TaskRun(asked, at.key, at.kind, error=last["error"], traceback=last["traceback"])
+        case "finished" if at.key == asked.key:
+            rows = Result.from_stream(Path(last["rows"]).read_bytes()) if "rows" in last else None
+            artifact = Path(last["artifact"]) if "artifact" in last else None
+            tensors = last.get("tensors")
+            return TaskRun(asked, at.key, at.kind, last["seconds"], last["device"], rows, artifact, tensors)
+    return TaskRun(asked, at.key, at.kind, error=_death(status))
+
+
+def _death(status: int) -> str:
+    """What became of a process that ended without saying how."""
+    if status >= 0:
+        return f"the task ended its process with exit status {status}, without an exception"
+    name = signal.Signals(-status).name
+    hint = ", as the system does to one that takes too much memory" if name == "SIGKILL" else ""
+    return f"the task's process was ended by {name}{hint}"

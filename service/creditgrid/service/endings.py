@@ -1,0 +1,122 @@
+"""How calls and sweeps end, and what is told of it; every function is a part of one ledger transaction."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+
+from creditgrid.core.fingerprint import canonical_json
+from creditgrid.core.spec import SweepSpec
+from creditgrid.core.states import FINISHED, OPEN, State
+from creditgrid.core.wire import TERMINAL_EVENT
+from creditgrid.service import ledger as db
+from creditgrid.service.flights import Flights
+
+log = structlog.get_logger()
+
+
+class Endings:
+    """Settles what is through, and ends sweeps when they are."""
+
+    def __init__(self, flights: Flights) -> None:
+        self._flights = flights
+
+    def settle(
+        self,
+        connection: sa.Connection,
+        call: int,
+        to: State,
+        event: str | None = None,
+        text: str = "",
+        *,
+        keys: Iterable[str] | None = None,
+        blame: str | None = None,
+    ) -> None:
+        """End a call's open tasks (all, or these), and tell the sweeps that need them."""
+        affected = db.sweeps_of(connection, call)
+        db.settle_tasks(connection, call, to, keys, blame)
+        for sweep in affected:
+            if event is not None:
+                tell(connection, sweep, event, text, call=call)
+            if to is State.FAILED:
+                self._limit_failures(connection, sweep)
+            self.finish_if_through(connection, sweep)
+
+    def end_early(self, connection: sa.Connection, sweep: str, to: State, why: str) -> None:
+        """End a sweep now. Its open cells are cancelled, and with them the calls that no other open sweep needs."""
+        opened = db.open_calls(connection, sweep)
+        for table in (db.cells, db.stages):
+            connection.execute(
+                table.update()
+                .where(table.c.sweep == sweep, table.c.state == State.PENDING)
+                .values(state=State.CANCELLED)
+            )
+        ended = {"state": to, "finished_at": time.time(), "stopped": why, "paused": False}
+        connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(**ended))
+        for call in opened:
+            # Rows that are on their way into the table will be there: their call succeeds, and is not computed twice.
+            if call.batch is not None or db.sweeps_of(connection, call.id):
+                continue
+            if db.move_call(connection, call.id, State.CANCELLED):
+                db.settle_tasks(connection, call.id, State.CANCELLED)
+                self._flights.abandon(call.id)
+        db.hand_over(connection, sweep)
+        tell(connection, sweep, TERMINAL_EVENT, f"{to}: {why}", state=to, **_counts(connection, sweep))
+        log.info("sweep ended", sweep=sweep, state=str(to), why=why)
+
+    def finish_if_through(self, connection: sa.Connection, sweep: str) -> None:
+        """End a sweep that has no open cell."""
+        left = connection.scalar(
+            sa.select(sa.literal(1)).where(db.cells.c.sweep == sweep, db.cells.c.state == State.PENDING).limit(1)
+        )
+        state = connection.scalar(sa.select(db.sweeps.c.state).where(db.sweeps.c.id == sweep))
+        if left is not None or state in FINISHED:
+            return
+        counts = db.count_cells(connection, sweep)
+        if counts.get(State.FAILED) or counts.get(State.SKIPPED):
+            end = State.FAILED
+        elif counts.get(State.CANCELLED):
+            end = State.CANCELLED
+        elif set(counts) == {State.CACHED}:
+            end = State.CACHED
+        else:
+            end = State.SUCCEEDED
+        ended = {"state": end, "finished_at": time.time(), "paused": False}
+        connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(**ended))
+        shown = ", ".join(f"{n:,} {state}" for state, n in sorted(counts.items()))
+        tell(connection, sweep, TERMINAL_EVENT, f"{end}: {shown}", state=end, **_counts(connection, sweep))
+        log.info("sweep ended", sweep=sweep, state=str(end), **{str(state): n for state, n in counts.items()})
+
+    def _limit_failures(self, connection: sa.Connection, sweep: str) -> None:
+        row = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == sweep)).one()
+        if row.state not in OPEN:
+            return
+        spec = SweepSpec.model_validate(json.loads(row.spec))
+        failed = db.count_cells(connection, sweep).get(State.FAILED, 0)
+        if spec.fail_fast:
+            self.end_early(connection, sweep, State.FAILED, "fail_fast: stopped at the first failure")
+        elif spec.max_failed is not None and failed > spec.max_failed:
+            self.end_early(
+                connection, sweep, State.FAILED, f"{failed:,} cells failed, max_failed is {spec.max_failed:,}"
+            )
+
+
+def tell(connection: sa.Connection, sweep: str, event: str, message: str, **data: Any) -> None:
+    """Append an event to the sweep's."""
+    plain = {name: str(value) if isinstance(value, State) else value for name, value in data.items()}
+    db.add_event(connection, sweep, event, canonical_json({"message": message, **plain}))
+
+
+def tell_all(connection: sa.Connection, call: int, event: str, message: str, **data: Any) -> None:
+    """Append an event to every open sweep that needs the call."""
+    for sweep in db.sweeps_of(connection, call):
+        tell(connection, sweep, event, message, call=call, **data)
+
+
+def _counts(connection: sa.Connection, sweep: str) -> dict[str, Any]:
+    return {"counts": {str(state): n for state, n in db.count_cells(connection, sweep).items()}}

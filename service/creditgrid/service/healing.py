@@ -1,0 +1,68 @@
+"""Artifacts that were made and are not there whole any more: they are made again, and who needs them waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+import structlog
+
+from creditgrid.core.registry import registry
+from creditgrid.core.states import OPEN, State
+from creditgrid.service import ledger as db
+from creditgrid.service.plan_writer import load_task
+from creditgrid.workers.artifacts import ArtifactStore
+
+log = structlog.get_logger()
+
+
+class CannotHeal(Exception):
+    """An artifact is gone and nothing here can make it; the text says what to do."""
+
+
+def make_again(connection: sa.Connection, store: ArtifactStore, call: int, keys: Iterable[str]) -> None:
+    """Let a pending call wait for these inputs, which are computed anew unless somebody is at it already.
+
+    Raises:
+        CannotHeal: for an artifact that came from outside, or that this ledger does not know how to make.
+    """
+    missing = sorted(set(keys))
+    sweep = str(connection.scalar(sa.select(db.calls.c.sweep).where(db.calls.c.id == call)))
+    for key in missing:
+        _revive(connection, store, sweep, key)
+    _wait_for(connection, call, [key for key in missing if not store.has(key)])
+    db.recount(connection, missing)
+
+
+def _revive(connection: sa.Connection, store: ArtifactStore, sweep: str, key: str) -> None:
+    if store.has(key):
+        return
+    row = connection.execute(sa.select(db.tasks).where(db.tasks.c.key == key)).one_or_none()
+    if row is None:
+        raise CannotHeal(f"the artifact {key[:12]} is gone and this ledger does not know it: submit the sweep again")
+    if row.state == State.PENDING:
+        return
+    kind = registry().kinds.get(row.kind)
+    if kind is None or kind.run is None:
+        raise CannotHeal(f"the {row.kind} {key[:12]} is gone and cannot be computed: import it again, then retry")
+    task = load_task(row.key, row.kind, row.payload)
+    made = connection.execute(db.calls.insert().values(sweep=sweep, kind=row.kind, state=State.PENDING, size=1))
+    call = int(made.inserted_primary_key[0])  # type: ignore[index]
+    connection.execute(db.tasks.update().where(db.tasks.c.key == key).values(state=State.PENDING, call=call))
+    opened = sa.select(db.sweeps.c.id).where(db.sweeps.c.state.in_(OPEN))
+    shown = db.stages.update().where(db.stages.c.key == key, db.stages.c.sweep.in_(opened))
+    connection.execute(shown.values(state=State.PENDING, call=call))
+    own = sa.select(db.stages.c.key).where(db.stages.c.sweep == sweep, db.stages.c.key == key)
+    if connection.scalar(own) is None:  # nothing needed it until now
+        connection.execute(db.stages.insert().values(sweep=sweep, key=key, call=call, state=State.PENDING))
+    parents = sorted(set(task.parents.values()))
+    for parent in parents:
+        _revive(connection, store, sweep, parent)
+    _wait_for(connection, call, [parent for parent in parents if not store.has(parent)])
+    db.recount(connection, parents)
+    log.warning("artifact is made again", kind=row.kind, key=key, call=call)
+
+
+def _wait_for(connection: sa.Connection, call: int, keys: Iterable[str]) -> None:
+    waited = set(connection.scalars(sa.select(db.waits.c.key).where(db.waits.c.call == call)))
+    db.insert_many(connection, db.waits, [{"call": call, "key": key} for key in keys if key not in waited])

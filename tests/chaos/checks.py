@@ -1,0 +1,205 @@
+"""What two data directories hold, held against each other: cells, rows to the last bit, artifacts, leftovers.
+
+Nothing of the product's code is used: the table is read by deltalake, artifacts and temporary files from the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+PROVENANCE = ("sweep", "attempt", "started_at", "seconds", "device", "host", "commit", "dirty")
+"""Columns that say where and when a row was made: two runs may differ in them. All others are compared as bits."""
+SHOWN = 5
+"""Examples of a violation that are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something that must not be: what kind of thing, and where."""
+
+    kind: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A results table: for each cell its rows, each as its values' bits by column, without provenance."""
+
+    cells: Mapping[str, Counter[tuple[tuple[str, bytes | None], ...]]]
+
+    @property
+    def count(self) -> int:
+        return sum(sum(rows.values()) for rows in self.cells.values())
+
+
+@dataclass(slots=True)
+class Compared:
+    """What came of it."""
+
+    lost: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+
+
+def rows_of(table: pa.Table) -> Rows:
+    """The table's rows by cell; a column that is null in a row counts as absent, so that merged schemas compare."""
+    columns = {name: column.to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
+    names = sorted(set(columns) - {*PROVENANCE, "cell"})
+    cells: dict[str, Counter[Any]] = defaultdict(Counter)
+    for number, cell in enumerate(columns["cell"]):
+        row = tuple((name, bits(columns[name][number])) for name in names if columns[name][number] is not None)
+        cells[cell][row] += 1
+    return Rows(cells)
+
+
+def bits(value: Any) -> bytes:
+    """A value's bits: of a float all 64, so that -0.0 is not 0.0 and one NaN is not another."""
+    if isinstance(value, bool):
+        return b"b1" if value else b"b0"
+    if isinstance(value, float):
+        return b"f" + struct.pack("<d", value)
+    return type(value).__name__.encode() + repr(value).encode()
+
+
+def compare_rows(found: Rows, expected: Rows) -> Compared:
+    """Every cell stands in ``found`` with exactly the rows that it has in ``expected``."""
+    out = Compared()
+    for cell in expected.cells.keys() - found.cells.keys():
+        out.lost.append(cell)
+    for cell in found.cells.keys() - expected.cells.keys():
+        out.violations.append(Violation("cell nobody asked for", cell[:12]))
+    changed: dict[str, list[str]] = defaultdict(list)
+    for cell in expected.cells.keys() & found.cells.keys():
+        have, want = found.cells[cell], expected.cells[cell]
+        if have == want:
+            continue
+        if have.total() > want.total():
+            out.twice.append(cell)
+        elif have.total() < want.total():
+            out.lost.append(cell)
+        else:
+            for name in _differing(have - want, want - have):
+                changed[name].append(cell)
+    out.violations += _told("lost cell or row", out.lost)
+    out.violations += _told("cell with more rows than it has", out.twice)
+    for name, cells in sorted(changed.items()):
+        out.violations += _told(f"other bits in column {name}", cells)
+    return out
+
+
+def _differing(have: Counter[Any], want: Counter[Any]) -> list[str]:
+    names = set()
+    for one, other in zip(sorted(have.elements()), sorted(want.elements()), strict=True):
+        names |= {name for name, _ in set(one) ^ set(other)}
+    return sorted(names)
+
+
+def _told(kind: str, cells: Sequence[str]) -> list[Violation]:
+    if not cells:
+        return []
+    examples = ", ".join(cell[:12] for cell in sorted(cells)[:SHOWN])
+    return [Violation(kind, f"{len(cells):,}, such as {examples}")]
+
+
+def artifacts(store: Path) -> tuple[dict[str, str], list[Violation]]:
+    """The SHA-256 of every artifact's tensors by key, and what is not whole."""
+    found, violations = {}, []
+    for place in sorted(store.glob("[0-9a-f][0-9a-f]/[0-9a-f]*")):
+        tensors, record = place / "tensors.safetensors", place / "record.json"
+        if not tensors.is_file() or not record.is_file():
+            violations.append(Violation("artifact that is not whole", place.name[:12]))
+            continue
+        digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
+        if json.loads(record.read_bytes()).get("sha256") != digest:
+            violations.append(Violation("artifact whose record tells another checksum", place.name[:12]))
+        found[place.name] = digest
+    return found, violations
+
+
+def compare_artifacts(found: Mapping[str, str], expected: Mapping[str, str]) -> list[Violation]:
+    """The same artifacts, with the same bytes."""
+    return [
+        *_told("lost artifact", sorted(expected.keys() - found.keys())),
+        *_told("artifact nobody asked for", sorted(found.keys() - expected.keys())),
+        *_told("artifact with other bytes", [k for k in found.keys() & expected.keys() if found[k] != expected[k]]),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """Files of writers that died. Delta's that no log entry names wait for the vacuum, which spares young ones."""
+
+    artifacts: Sequence[str]
+    saves: Sequence[str]
+    aside: Sequence[str]
+    unlogged: Sequence[str]
+    staged: Sequence[str]
+    other: Sequence[str]
+
+    def violations(self) -> list[Violation]:
+        """What must not be left; what is ``unlogged`` or ``staged`` is within the vacuum's grace."""
+        return [
+            *_files("temporary artifact left", self.artifacts),
+            *_files("save left of a call that is over", self.saves),
+            *_files("artifact set aside as corrupt", self.aside),
+            *_files("temporary file left", self.other),
+        ]
+
+
+def _files(kind: str, names: Sequence[str]) -> list[Violation]:
+    return [Violation(kind, f"{len(names)}: {', '.join(names[:SHOWN])}")] if names else []
+
+
+def leftovers(data: Path, logged: Iterable[str]) -> Leftovers:
+    """What lies below a data directory whose service has stopped and whose sweeps have ended.
+
+    ``logged`` are the data files that any entry of the Delta log names, relative to the table.
+    """
+    store, table = data / "artifacts", data / "results"
+    known = set(logged)
+    staged, unlogged = [], []
+    for path in sorted(file for file in table.rglob("*") if file.is_file()):
+        name = path.relative_to(table).as_posix()
+        if re.search(r"#\d+$", name) or name.endswith(".tmp"):
+            staged.append(name)
+        elif not name.startswith("_delta_log/") and name not in known:
+            unlogged.append(name)
+    elsewhere = [
+        path.relative_to(data).as_posix()
+        for path in sorted(data.glob("*"))
+        if path.name.startswith(".") or path.suffix == ".tmp"
+    ]
+    return Leftovers(
+        artifacts=[path.name for path in sorted(store.glob("*/.*")) if path.parent.name != "saves"],
+        saves=[path.name for path in sorted((store / "saves").glob("*"))]
+        + [p.name for p in (store / "saves").glob(".*")],
+        aside=[path.name for path in sorted((store / "corrupt").glob("*"))],
+        unlogged=unlogged,
+        staged=staged,
+        other=elsewhere,
+    )
+
+
+def logged_files(table: Path) -> set[str]:
+    """Every data file that an entry of the log adds or removes."""
+    found = set()
+    for entry in sorted((table / "_delta_log").glob("*.json")):
+        for line in entry.read_text().splitlines():
+            action = json.loads(line)
+            for kind in ("add", "remove"):
+                if kind in action:
+                    found.add(action[kind]["path"])
+    return found

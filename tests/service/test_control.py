@@ -1,0 +1,410 @@
+"""What users ask of sweeps while they run: pause, resume, extend, priorities, limits of time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeping import House, ScriptedRunner, quick
+
+from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
+from creditgrid.core.states import State
+from creditgrid.core.wire import TERMINAL_EVENT, Extension
+from creditgrid.service import turns
+
+PENDING, QUEUED, RUNNING = State.PENDING, State.QUEUED, State.RUNNING
+SUCCEEDED, CACHED, FAILED = State.SUCCEEDED, State.CACHED, State.FAILED
+CANCELLED, SKIPPED = State.CANCELLED, State.SKIPPED
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    with quick(monkeypatch):
+        made = House(tmp_path)
+        yield made
+        made.check()
+        made.close()
+
+
+def groups(n: int, first: int = 0, **more: Any) -> dict[str, Any]:
+    """So many calls of one cell."""
+    return {"axes": {"group": list(range(first, first + n))}, **more, "fixed": {"x": 1, **more.get("fixed", {})}}
+
+
+def xs(house: House) -> list[int]:
+    return [call.tasks[0].params["group"] for call in house.runner.history]
+
+
+# -- pause and resume ----------------------------------------------------------------------------------------------
+
+
+def test_a_paused_sweep_ends_what_runs_and_begins_nothing(house: House) -> None:
+    sweep = house.submit(**groups(3))
+    house.step()
+    runs, *_ = house.runner.calls
+    house.runner.begin(runs)
+    house.step()
+    assert house.control.pause(sweep)
+    house.step(2)
+    assert list(house.runner.calls) == [runs]  # what had not begun was taken back
+    house.runner.work(runs)
+    house.step(3)
+    assert not house.runner.calls
+    view = house.views.sweep(sweep)
+    assert (view.paused, view.counts, view.state) == (True, {SUCCEEDED: 1, PENDING: 2}, RUNNING)
+    assert [condition.type for condition in view.conditions] == ["paused"]
+    assert not house.control.pause(sweep)
+    assert house.control.resume(sweep)
+    assert not house.control.resume(sweep)
+    house.drain()
+    view = house.views.sweep(sweep)
+    assert (view.paused, view.counts, view.conditions) == (False, {SUCCEEDED: 3}, [])
+    types = house.event_types(sweep)
+    assert types.count("sweep.paused") == types.count("sweep.resumed") == 1
+    assert max(call.attempt for call in house.runner.history) == 1  # being taken back is no failure
+    assert "call.retried" not in types
+
+
+def test_a_sweep_paused_at_once_begins_nothing_and_a_restart_changes_nothing(house: House, tmp_path: Path) -> None:
+    sweep = house.submit(**groups(2))
+    house.control.pause(sweep)
+    house.step(3)
+    again = House(tmp_path)
+    again.scheduler.recover()
+    again.step(3)
+    assert not house.runner.history
+    assert not again.runner.history
+    again.control.resume(sweep)
+    again.drain()
+    assert again.counts(sweep) == {SUCCEEDED: 2}
+    again.close()
+
+
+def test_what_another_sweep_needs_of_a_paused_one_runs_and_is_told_to_both(house: House) -> None:
+    one = house.submit(**groups(3))
+    two = house.submit(**groups(2, 1))
+    house.control.pause(one)
+    house.drain_of(two)
+    assert house.state(two) is SUCCEEDED
+    assert house.counts(one) == {SUCCEEDED: 2, PENDING: 1}
+    house.control.resume(one)
+    house.drain()
+    assert house.counts(one) == {SUCCEEDED: 3}
+    assert sorted(xs(house)) == [0, 1, 2]
+
+
+def test_both_owners_paused_and_the_second_resumed(house: House) -> None:
+    one, two = house.submit(**groups(2)), house.submit(**groups(2))
+    house.control.pause(one)
+    house.control.pause(two)
+    house.step(2)
+    assert not house.runner.history
+    house.control.resume(two)
+    house.drain()
+    assert house.state(one) is house.state(two) is SUCCEEDED  # nothing of the paused one was left to do
+
+
+def test_a_cancelled_owner_leaves_its_calls_to_a_paused_sweep(house: House) -> None:
+    one, two = house.submit(**groups(2)), house.submit(**groups(2))
+    house.control.pause(two)
+    house.control.cancel(one)
+    house.step(3)
+    assert not house.runner.history
+    assert house.counts(two) == {PENDING: 2}
+    house.control.resume(two)
+    house.drain()
+    assert house.counts(two) == {SUCCEEDED: 2}
+    assert house.counts(one) == {CANCELLED: 2}
+
+
+def test_an_ended_sweep_is_neither_paused_nor_resumed_and_an_unknown_one_is_told(house: House) -> None:
+    sweep = house.submit(**groups(1))
+    house.control.pause(sweep)
+    house.control.cancel(sweep)
+    assert not house.views.sweep(sweep).paused
+    for ask in (house.control.pause, house.control.resume):
+        with pytest.raises(ConflictError, match="has ended"):
+            ask(sweep)
+        with pytest.raises(NotFoundError):
+            ask("nope")
+    assert not house.control.cancel(sweep)
+    assert house.event_types(sweep).count(TERMINAL_EVENT) == 1
+
+
+# -- extend --------------------------------------------------------------------------------------------------------
+
+
+def test_an_extension_adds_cells_and_leaves_the_others(house: House) -> None:
+    sweep = house.submit(axes={"x": [1, 2], "group": [0, 1]})
+    house.drain()
+    before = house.views.cell_index(sweep).to_pylist()
+    rows = {row["cell"]: row for row in house.rows()}
+    assert house.control.extend(sweep, Extension(axes={"x": [3]}, include=[{"x": 9}])) == 3
+    assert house.state(sweep) is PENDING
+    assert house.counts(sweep) == {SUCCEEDED: 4, PENDING: 3}
+    house.drain()
+    view = house.views.sweep(sweep)
+    assert (view.counts, view.cells) == ({SUCCEEDED: 7}, 7)
+    assert view.spec is not None
+    assert view.spec["axes"] == {"x": [1, 2, 3], "group": [0, 1]}
+    assert view.spec["include"] == [{"x": 9}]
+    assert house.views.cell_index(sweep).to_pylist()[:4] == before
+    found, _ = house.views.cells(sweep, None, -1, 100)
+    assert [(cell.params["x"], cell.params["group"]) for cell in found] == [
+        (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1), (9, 0)
+    ]  # fmt: skip
+    assert {row["cell"]: row for row in house.rows() if row["cell"] in rows} == rows
+    assert len(house.runner.history) == 4
+    assert house.event_types(sweep).count("sweep.extended") == 1
+    assert house.event_types(sweep).count(TERMINAL_EVENT) == 2
+
+
+def test_a_running_sweep_is_extended_and_its_calls_run_on(house: House) -> None:
+    sweep = house.submit(axes={"x": [1, 2]}, fixed={"base": "ok"})
+    house.step()
+    (base,) = house.runner.calls
+    house.runner.begin(base)
+    house.step()
+    house.control.extend(sweep, Extension(axes={"x": [3]}))
+    assert house.runner.calls.keys() == {base}
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 3}
+    assert Counter(call.kind for call in house.runner.history) == {"noop_base": 1, "noop": 2}
+    (stage,) = house.views.tasks(sweep, None, "", 9)[0]
+    assert stage.state is SUCCEEDED  # as its sweep made it, though a part of the sweep came later
+
+
+def test_extensions_add_up_and_a_retry_finds_each_cell_by_its_number(house: House) -> None:
+    sweep = house.submit(axes={"x": [1], "behaviour": ["ok"]})
+    house.control.extend(sweep, Extension(axes={"x": [2]}))
+    house.control.extend(sweep, Extension(axes={"behaviour": ["raise"]}, include=[{"x": 7, "behaviour": "raise"}]))
+    house.drain()
+    assert sum(house.counts(sweep).values()) == 5
+    failed, _ = house.views.cells(sweep, FAILED, -1, 100)
+    assert sorted(cell.params["x"] for cell in failed) == [1, 2, 7]
+    before = house.views.cell_index(sweep).to_pylist()
+    assert house.control.retry(sweep) == 3
+    house.drain()
+    assert house.views.cell_index(sweep).to_pylist() == before
+    assert house.counts(sweep) == {SUCCEEDED: 2, FAILED: 3}
+
+
+def test_an_extension_by_what_is_there_changes_nothing(house: House) -> None:
+    sweep = house.submit(axes={"x": [1, 2]})
+    house.drain()
+    view, events = house.views.sweep(sweep), house.event_types(sweep)
+    assert house.control.extend(sweep, Extension(axes={"x": [2]})) == 0
+    assert house.views.sweep(sweep) == view
+    assert house.event_types(sweep) == events
+
+
+def test_extended_cells_that_others_computed_are_cached(house: House) -> None:
+    house.submit(axes={"x": [1, 2, 3]})
+    house.drain()
+    sweep = house.submit(axes={"x": [1]})
+    house.control.extend(sweep, Extension(axes={"x": {"range": [2, 4, 1]}}))
+    assert house.state(sweep) is CACHED
+    assert house.counts(sweep) == {CACHED: 3}
+
+
+@pytest.mark.parametrize(
+    ("extension", "pointer", "text"),
+    [
+        ({"axes": {"y": [1.0]}}, "/axes/y", "no axis 'y'"),
+        ({"axes": {"bsae": ["ok"]}}, "/axes/bsae", "no axis 'bsae'"),
+        ({"axes": {"base": ["ok"]}}, "/axes/base", "base is fixed in this sweep"),
+        ({"axes": {"x": [3, "four"]}}, "/axes/x/1", "valid integer"),
+        ({"axes": {"x": {"range": [0.5, 2.5, 1]}}}, "/axes/x", "valid integer"),
+        ({"axes": {"x": []}}, "/axes/x", "empty"),
+        ({"include": [{"x": 4}, {"z": 1}]}, "/include/1/z", "no parameter 'z'"),
+        ({}, "", "new values in axes, or cells in include"),
+    ],
+)
+def test_an_extension_that_makes_no_sense_is_refused_whole(
+    house: House, extension: dict[str, Any], pointer: str, text: str
+) -> None:
+    sweep = house.submit(axes={"x": [1, 2]}, fixed={"base": "ok"}, include=[{"x": 5}])
+    before = house.views.sweep(sweep)
+    with pytest.raises(SpecError) as refused:
+        house.control.extend(sweep, Extension.model_validate(extension))
+    fault = refused.value.faults[0]
+    assert fault.pointer == pointer
+    assert text in fault.detail
+    assert house.views.sweep(sweep) == before
+    house.drain()
+
+
+def test_zipped_axes_are_extended_together(house: House) -> None:
+    sweep = house.submit(axes={"x": [1, 2], "y": [1.0, 2.0]}, zip=[["x", "y"]])
+    with pytest.raises(SpecError):
+        house.control.extend(sweep, Extension(axes={"x": [3]}))
+    assert house.control.extend(sweep, Extension(axes={"x": [3], "y": [3.0]})) == 1
+    house.drain()
+    assert sorted((row["x"], row["y"]) for row in house.rows()) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_a_cancelled_sweep_is_not_extended(house: House) -> None:
+    sweep = house.submit(axes={"x": [1]})
+    house.control.cancel(sweep)
+    with pytest.raises(ConflictError, match="was cancelled: submit a new one"):
+        house.control.extend(sweep, Extension(axes={"x": [3]}))
+    with pytest.raises(NotFoundError):
+        house.control.extend("nope", Extension(axes={"x": [3]}))
+
+
+# -- turns ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_urgent_sweep_takes_the_next_free_slot(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr(turns, "MOST_AHEAD", 4)
+    house.submit(**groups(10))
+    house.step()
+    one, two = list(house.runner.calls)
+    house.runner.begin(one)
+    house.runner.begin(two)
+    house.step(2)
+    assert len(house.runner.calls) == 4  # two run, two wait in the runner's own queue
+    house.submit(**groups(3, 100), priority=5)
+    house.step(2)
+    assert set(house.runner.calls) >= {one, two}  # what runs is left alone
+    waiting = [call for number, call in house.runner.calls.items() if number not in (one, two)]
+    assert [call.tasks[0].params["group"] for call in waiting] == [100, 101]
+    house.drain()
+    assert max(call.attempt for call in house.runner.history) == 1
+
+
+def test_sweeps_of_one_priority_take_turns(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedRunner, "cpus", 1.0)
+    monkeypatch.setattr(turns, "MOST_AHEAD", 1)
+    house.submit(**groups(6))
+    house.submit(**groups(3, 100))
+    house.submit(**groups(3, 200))
+    for _ in range(12):
+        house.step()
+        (number,) = house.runner.calls
+        house.runner.begin(number)
+        house.step()
+        others = [call for call in house.runner.calls if call != number]
+        assert len(others) <= 1
+        house.runner.work(number)
+        house.step()
+        for call in others:
+            house.runner.work(call)
+        if not house.open_calls():
+            break
+    # Each three of the first nine turns served each sweep once.
+    assert [sorted(x // 100 for x in xs(house)[i : i + 3]) for i in (0, 3, 6)] == [[0, 1, 2]] * 3
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_takes_too_long_is_stopped_tried_again_and_failed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("creditgrid.service.scheduler.time.monotonic", lambda: now)
+    sweep = house.submit(**groups(1, retry={"max": 1, "backoff_s": 0}, timeout_s={"measure": 5}))
+    for attempt in (1, 2):
+        house.step()
+        (call,) = house.runner.calls.values()
+        assert call.attempt == attempt
+        house.runner.begin(call.id)
+        house.step()
+        now += 4.9
+        house.step()
+        assert house.runner.calls
+        now += 0.2
+        house.step(2)
+        assert house.runner.cancelled == [call.id] * attempt
+    house.step(2)
+    assert not house.runner.calls
+    assert house.counts(sweep) == {FAILED: 1}
+    (failure,) = house.views.failures(sweep)
+    assert failure.cause == "timed out: noop took longer than 5 s, its timeout_s"
+    assert failure.attempt == 2
+    assert failure.command == f"creditgrid run-task {failure.key}"
+
+
+def test_a_timeout_of_an_unknown_kind_is_refused(house: House) -> None:
+    for timeout, pointer in (({"trian": 5}, "/timeout_s/trian"), ({"measure": 0}, "/timeout_s/measure")):
+        with pytest.raises(SpecError) as refused:
+            house.submit(**groups(1, timeout_s=timeout))
+        assert [fault.pointer for fault in refused.value.faults] == [pointer]
+
+
+def test_the_third_crash_of_a_cell_fails_it_alone(house: House) -> None:
+    sweep = house.submit(axes={"x": list(range(300))}, retry={"max": 3, "backoff_s": 0})
+    guilty = 17
+    crashes = 0
+    for _ in range(200):
+        house.step()
+        for number, call in list(house.runner.calls.items()):
+            house.runner.begin(number)
+            if any(task.params["x"] == guilty for task in call.tasks):
+                house.runner.crash(number)
+                crashes += 1
+            else:
+                house.runner.work(number)
+        if not house.open_calls():
+            break
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 299, FAILED: 1}
+    (cell,), _ = house.views.cells(sweep, FAILED, -1, 10)
+    assert cell.params["x"] == guilty
+    (failure,) = house.views.failures(sweep)
+    assert failure.cause == "the worker died (crash 3: it is not tried again)"
+    assert failure.count == 1
+    assert crashes == 4  # of the whole call twice, of a piece of ten cells, and of the cell alone
+    assert len(house.rows()) == 299
+
+
+def test_a_lone_cell_that_crashes_three_times_fails_whatever_its_retries(house: House) -> None:
+    sweep = house.submit(**groups(1, retry={"max": 100, "backoff_s": 0}))
+    for _ in range(3):
+        house.step()
+        house.runner.crash(next(iter(house.runner.calls)))
+        house.step()
+    assert house.counts(sweep) == {FAILED: 1}
+    assert [call.attempt for call in house.runner.history] == [1, 2, 3]
+
+
+def test_a_kind_that_always_crashes_does_not_split_without_end(house: House) -> None:
+    sweep = house.submit(axes={"x": list(range(300))}, retry={"max": 3, "backoff_s": 0})
+    for _ in range(400):
+        house.step()
+        for number in list(house.runner.calls):
+            house.runner.crash(number)
+        if not house.open_calls():
+            break
+    assert house.counts(sweep) == {FAILED: 300}
+    assert len(house.runner.history) < 200
+
+
+def test_what_was_skipped_is_counted_with_its_own_cause(house: House) -> None:
+    sweep = house.submit(
+        axes={"x": [1, 2, 3]}, fixed={"base": "raise"}, include=[{"x": 4, "base": "ok", "behaviour": "raise"}]
+    )
+    house.drain()
+    stage, cell = sorted(house.views.failures(sweep), key=lambda failure: -failure.skipped)
+    assert (stage.kind, stage.count, stage.skipped) == ("noop_base", 1, 3)
+    assert (cell.kind, cell.count, cell.skipped) == ("noop", 1, 0)
+    assert house.counts(sweep) == {SKIPPED: 3, FAILED: 1}
+
+
+def test_a_sweep_that_stopped_at_its_failures_says_why_and_a_retry_begins_all_it_stopped(house: House) -> None:
+    document = {"axes": {"group": [0, 1], "x": [1]}, "fixed": {"behaviour": "raise"}, "fail_fast": True}
+    sweep = house.submit(**document)
+    house.step()
+    house.runner.work(next(iter(house.runner.calls)))
+    house.step(2)
+    view = house.views.sweep(sweep)
+    assert view.counts == {FAILED: 1, CANCELLED: 1}
+    assert [(c.type, c.message) for c in view.conditions] == [("stopped", "fail_fast: stopped at the first failure")]
+    assert house.control.retry(sweep) == 2
+    assert house.views.sweep(sweep).conditions == []
+    house.drain()

@@ -1,0 +1,173 @@
+"""The program that computes one task alone: what it says, what it leaves in its folder, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import creditgrid_noop as noop
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from creditgrid.core.fingerprint import digest
+from creditgrid.core.task import Output, Progress, Task
+from creditgrid.workers.run_task import main
+
+Run = Callable[..., tuple[int, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Computes the last of the tasks and returns the exit status and what was said."""
+
+    def compute(*tasks: Task, options: tuple[str, ...] = ()) -> tuple[int, list[dict[str, Any]]]:
+        (tmp_path / "tasks.json").write_text(json.dumps([dataclasses.asdict(task) for task in tasks]))
+        status = main([str(tmp_path), *options])
+        return status, [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+    return compute
+
+
+def cell(**params: Any) -> tuple[Task, list[Task]]:
+    measure, below = noop.cell(noop.NoopParams(**params), None)
+    return measure, list(below)
+
+
+def test_a_cell_leaves_its_rows(run: Run, tmp_path: Path) -> None:
+    task, _ = cell(x=21, y=0.5)
+    status, said = run(task)
+    assert status == 0
+    begun, finished = said
+    assert begun == {"type": "begun", "kind": "noop", "key": task.key}
+    assert finished["type"] == "finished"
+    assert finished["rows"] == str(tmp_path / "rows.arrow")
+    with pa.ipc.open_stream((tmp_path / "rows.arrow").read_bytes()) as reader:
+        (row,) = reader.read_all().to_pylist()
+    assert (row["cell"], row["twice"], row["x"], row["y"], row["diverged"]) == (task.key, 42.0, 21, 0.5, False)
+
+
+def test_a_stage_leaves_its_artifact(run: Run, tmp_path: Path) -> None:
+    _, (base,) = cell(x=1, base="ok")
+    status, said = run(base)
+    assert status == 0
+    assert said[-1]["tensors"] == {"one": {"shape": [1], "dtype": "float32"}}
+    path = Path(said[-1]["artifact"])
+    assert path.is_relative_to(tmp_path)
+    np.testing.assert_array_equal(load_file(path)["one"], [1.0])
+
+
+def test_inputs_come_from_the_folder_or_from_the_task_before(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Mapping[str, Any]] = []
+
+    def look(tasks: Any, inputs: Any, device: Any) -> Any:
+        seen.append(inputs)
+        yield Progress(1, 2, "half")
+        yield Output(tasks[0].key, rows=[{"twice": float(inputs[base.key]["one"][0])}])
+
+    task, (base,) = cell(x=1, base="ok")
+    monkeypatch.setitem(noop.MEASURE.__dict__, "run", look)
+    (tmp_path / "inputs").mkdir()
+    save_file({"one": np.full(1, 7, np.float32)}, tmp_path / "inputs" / f"{base.key}.safetensors")
+    status, said = run(task)
+    assert status == 0
+    assert [message["type"] for message in said] == ["begun", "progress", "finished"]
+    assert said[1] == {"type": "progress", "kind": "noop", "done": 1, "total": 2, "note": "half"}
+    assert seen[0][base.key]["one"] == 7
+
+    (tmp_path / "inputs" / f"{base.key}.safetensors").unlink()
+    status, said = run(base, task)
+    assert status == 0
+    assert [(message["type"], message["kind"]) for message in said if message["type"] != "progress"] == [
+        ("begun", "noop_base"),
+        ("finished", "noop_base"),
+        ("begun", "noop"),
+        ("finished", "noop"),
+    ]
+    assert seen[1][base.key]["one"] == 1
+
+
+def test_what_a_task_raises_is_told_and_ends_it(run: Run) -> None:
+    task, (base,) = cell(x=1, base="raise")
+    status, said = run(base, task)
+    assert status == 1
+    assert [message["type"] for message in said] == ["begun", "failed"]
+    assert (said[1]["key"], said[1]["error"]) == (base.key, "ValueError: the base was told to raise")
+    assert said[1]["traceback"].rstrip().endswith("ValueError: the base was told to raise")
+    assert "run_base" in said[1]["traceback"]
+
+
+def test_a_task_that_exits_has_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(tasks: Any, inputs: Any, device: Any) -> Any:
+        raise SystemExit(0)
+        yield
+
+    monkeypatch.setitem(noop.MEASURE.__dict__, "run", leave)
+    status, said = run(cell(x=1)[0])
+    assert status == 1
+    assert said[-1]["error"].startswith("SystemExit")
+    assert "in leave" in said[-1]["traceback"]
+
+
+def test_what_a_task_prints_is_no_message(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def chat(tasks: Any, inputs: Any, device: Any) -> Any:
+        import os
+
+        os.write(1, b'{"type": "finished"}\n')
+        yield Output(tasks[0].key, rows=[{"twice": 1.0}])
+
+    monkeypatch.setitem(noop.MEASURE.__dict__, "run", chat)
+    status, said = run(cell(x=1)[0])
+    assert status == 0
+    assert [message["type"] for message in said] == ["begun", "finished"]
+    assert "rows" in said[-1]
+    print("standard output is as it was")
+    assert capfd.readouterr().out == "standard output is as it was\n"
+
+
+def refusal(run: Run, task: Task, *options: str) -> str:
+    status, said = run(task, options=options)
+    assert status == 2
+    assert [message["type"] for message in said] == ["refused"]
+    return str(said[0]["error"])
+
+
+def test_what_would_be_something_else_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = cell(x=1)
+    damaged = dataclasses.replace(task, params=dict(task.params) | {"x": 2})
+    assert "is not the key of this noop" in refusal(run, damaged)
+    newer = dataclasses.replace(task, version=2)
+    newer = dataclasses.replace(newer, key=digest(newer.payload()))
+    assert "version 1 in this installation, and the task was made by version 2" in refusal(run, newer)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device" in refusal(run, task, "--device", "cuda")
+
+
+def test_an_unknown_kind_fails_with_advice(run: Run) -> None:
+    task = Task("strange", 1, {}, {}, digest({"kind": "strange", "version": 1, "params": {}, "parents": {}}), "g")
+    status, said = run(task)
+    assert status == 1
+    assert "knows no task kind 'strange'" in said[-1]["error"]
+
+
+@pytest.mark.parametrize(("options", "threads"), [((), 1), (("--cpus", "2"), 2)])
+def test_as_many_threads_as_a_worker_would_use(
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], threads: int
+) -> None:
+    def count(tasks: Any, inputs: Any, device: Any) -> Any:
+        yield Output(tasks[0].key, rows=[{"twice": float(torch.get_num_threads())}])
+
+    monkeypatch.setitem(noop.MEASURE.__dict__, "run", count)
+    status, said = run(cell(x=1)[0], options=options)
+    assert status == 0
+    with pa.ipc.open_stream(Path(said[-1]["rows"]).read_bytes()) as reader:
+        assert reader.read_all()["twice"].to_pylist() == [threads]

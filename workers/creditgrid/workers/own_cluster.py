@@ -1,0 +1,76 @@
+"""What a Ray cluster of our own leaves behind: its folder, and processes that outlived their driver.
+
+Ray keeps sockets, logs and spilled objects of a cluster below one folder, a session for each start. The folder's name
+follows from the artifact store, so that whoever starts a cluster for that store finds what an earlier one left there,
+also after everything was killed. Two services never run on one store at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+END_S = 5.0
+SESSION = "session"
+
+
+class OwnCluster:
+    """The Ray cluster that is started on this machine for one artifact store."""
+
+    def __init__(self, store: Path) -> None:
+        name = hashlib.sha256(f"{os.getuid()} {store.resolve()}".encode()).hexdigest()[:10]
+        # Short: Ray makes sockets below it, and their paths may have 107 characters.
+        self.folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"creditgrid-ray-{name}"
+
+    def clear(self, keep: int = 1) -> None:
+        """End what is left of a dead cluster, and remove its sessions but the last ``keep``, whose logs may tell why.
+
+        Raises:
+            OSError: when the folder cannot be made or emptied, or is another user's.
+        """
+        self.end()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{self.folder} belongs to another user")
+        sessions = sorted(self.folder.glob("session_2*"))
+        for session in sessions[: len(sessions) - keep]:
+            shutil.rmtree(session)
+
+    def remove(self) -> None:
+        """End what is left of a cluster that was stopped, and remove everything of it."""
+        self.end()
+        shutil.rmtree(self.folder, ignore_errors=True)  # what cannot be removed now is at the next start
+
+    def started(self, driver: int) -> None:
+        """Note the driver's process: it leads a session that every process of its cluster is in."""
+        (self.folder / SESSION).write_text(str(driver))
+
+    def end(self) -> None:
+        """Kill what is left of the cluster that was started last, and wait until it is gone."""
+        try:
+            session = int((self.folder / SESSION).read_text())
+        except (FileNotFoundError, ValueError):  # none was started, or its driver was not noted whole
+            return
+        deadline = time.monotonic() + END_S
+        while (left := _processes(session)) and time.monotonic() < deadline:
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.1)
+
+
+def _processes(session: int) -> list[psutil.Process]:
+    """Ray's processes in the session; a number that was given anew meanwhile may stand for something else."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # a zombie names nothing
+            if os.getsid(process.pid) == session and "ray" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
