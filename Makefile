@@ -42,6 +42,10 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
 
+# A longer or another run: make chaos CHAOS="--kills 100 --minutes 60 --seed 1"
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos $(CHAOS)
+
 lock: | $(UV)
 	$(UV) lock --upgrade --quiet
 	$(UV) export --quiet --no-emit-project --all-extras --all-groups --no-header --output-file requirements.txt

@@ -17,8 +17,10 @@ import httpx
 import psutil
 
 from creditgrid.client import Client
+from creditgrid.core.states import State
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
+AT_WORK = (State.QUEUED, State.RUNNING)
 
 
 class Overhead(NamedTuple):
@@ -30,10 +32,20 @@ class Overhead(NamedTuple):
     again_seconds: float
 
 
+class Restart(NamedTuple):
+    """After a kill -9: from the start of the process to a listening socket, and to the first call of the runner."""
+
+    finished: int
+    open: int
+    listening_seconds: float
+    seconds: float
+
+
 @contextmanager
-def serving(data_dir: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A real service with Ray, with the no-op experiment registered."""
+def serving(data_dir: Path, *, ready: bool = True) -> Iterator[tuple[str, psutil.Process]]:
+    """A real service with Ray, with the no-op experiment registered; unless ``ready`` is waited for, just listening."""
     port_file = data_dir / "url"
+    port_file.unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": str(PLUGIN)}
     command = [sys.executable, "-m", "creditgrid.service", "serve", "--port", "0", "--port-file", str(port_file)]
     with (data_dir / "service.log").open("wb") as log:
@@ -46,7 +58,7 @@ def serving(data_dir: Path) -> Iterator[tuple[str, psutil.Process]]:
                 raise RuntimeError((data_dir / "service.log").read_text())
             time.sleep(0.05)
         url = port_file.read_text().strip()
-        while httpx.get(f"{url}/readyz").status_code != 200:
+        while ready and httpx.get(f"{url}/readyz").status_code != 200:
             time.sleep(0.1)
         yield url, psutil.Process(process.pid)
     finally:
@@ -59,7 +71,7 @@ def overhead(cells: int) -> Overhead:
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder)) as (url, controller),
-        Client(url, timeout=300) as client,
+        Client(url, timeout=1200) as client,
     ):
         client.submit({"name": "warm", "experiment": "noop", "axes": {"x": [-1]}}).wait()
         start = peak = controller.memory_info().rss
@@ -84,6 +96,26 @@ def overhead(cells: int) -> Overhead:
         assert client.submit(spec).wait().state == "cached"
         again = time.perf_counter() - began
     return Overhead(cells, seconds, (peak - start) / 2**20, again)
+
+
+def restart(cells: int) -> Restart:
+    """Kill a service that has run ``cells`` cells and was just given as many more, and start it again."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with serving(folder) as (url, controller), Client(url, timeout=1200) as client:
+            client.submit({"name": "done", "experiment": "noop", "axes": {"x": {"range": [cells]}}}).wait()
+            axes = {"group": {"range": [cells // 100]}, "x": {"range": [100]}}
+            sweep = client.submit({"name": "open", "experiment": "noop", "fixed": {"y": 1.0}, "axes": axes})
+            controller.kill()
+            controller.wait()
+        began = time.perf_counter()
+        with serving(folder, ready=False) as (url, _), Client(url) as client:
+            listening = time.perf_counter() - began
+            while not sum(n for state, n in (view := client.sweep(sweep.id).view).counts.items() if state in AT_WORK):
+                time.sleep(0.02)
+            seconds = time.perf_counter() - began
+        opened = view.cells - view.counts.get(State.SUCCEEDED, 0)
+    return Restart(cells + view.cells - opened, opened, listening, seconds)
 
 
 def ray_tune(trials: int) -> float:

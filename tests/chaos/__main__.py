@@ -77,13 +77,13 @@ def report(console: Console, outcome: Outcome) -> None:
         "fault", "moment", "kills", "first progress after (median, longest)", "degraded after", "calls run again"
     )
     for (fault, point), some in sorted(by_kind.items()):
-        seconds = [recovery.seconds for recovery in some]
+        seconds = [recovery.seconds for recovery in some if recovery.seconds is not None]
         noticed = [recovery.noticed for recovery in some if recovery.noticed is not None]
         table.add_row(
             fault,
             point or "any",
             str(len(some)),
-            f"{median(seconds):.1f} s, {max(seconds):.1f} s",
+            f"{median(seconds):.1f} s, {max(seconds):.1f} s" if seconds else "",
             f"{max(noticed):.1f} s" if noticed else "",
             str(sum(recovery.again for recovery in some)),
         )

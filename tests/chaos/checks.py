@@ -184,8 +184,7 @@ def leftovers(data: Path, logged: Iterable[str]) -> Leftovers:
     ]
     return Leftovers(
         artifacts=[path.name for path in sorted(store.glob("*/.*")) if path.parent.name != "saves"],
-        saves=[path.name for path in sorted((store / "saves").glob("*"))]
-        + [p.name for p in (store / "saves").glob(".*")],
+        saves=[path.name for path in sorted((store / "saves").glob("*"))],
         aside=[path.name for path in sorted((store / "corrupt").glob("*"))],
         unlogged=unlogged,
         staged=staged,

@@ -98,17 +98,23 @@ class Injector:
             return self._armed(fault, point)
         if fault.name == "worker":
             return self._worker(fault)
-        at = time.time()
         if fault.name == "service":
+            at = time.time()
             self._service.kill()
             return Kill(fault, "", at, "service")
         victims = {
             "raylet": self._service.raylets,
             "driver": self._service.driver,
             "cluster": self._service.cluster,
-        }[fault.name]()
-        killed = _kill(victims)
-        return Kill(fault, "", at, f"{killed} processes") if killed else None
+        }[fault.name]
+        deadline = time.monotonic() + STRIKE_TIMEOUT_S
+        while time.monotonic() < deadline:
+            found = victims()
+            at = time.time()
+            if killed := _kill(found):
+                return Kill(fault, "", at, f"{killed} processes")
+            time.sleep(0.1)
+        return None
 
     def _worker(self, fault: Fault) -> Kill | None:
         deadline = time.monotonic() + STRIKE_TIMEOUT_S

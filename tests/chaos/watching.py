@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -109,22 +110,17 @@ class Seen:
                     return True
         return False
 
-    def told_since(self, kind: str, at: float) -> bool:
-        """Whether an event of this type came since then."""
-        return any(
-            event["type"] == kind and _seconds(event["at"]) > at
-            for heard in list(self.events.values())
-            for event in heard[-50:]
-        )
-
-    def starts(self) -> Counter[int]:
-        """How often each call was started, as the events tell."""
-        by_call: Counter[int] = Counter()
-        for heard in self.events.values():
-            of_sweep = Counter(event["data"]["call"] for event in heard if event["type"] == "call.started")
-            for call, n in of_sweep.items():  # an event is told to every sweep that needs the call
-                by_call[call] = max(by_call[call], n)
-        return by_call
+    def starts(self) -> dict[int, list[float]]:
+        """When each call was started, as the events tell (seconds of the epoch)."""
+        found: dict[int, list[float]] = {}
+        for heard in list(self.events.values()):
+            of_sweep: dict[int, list[float]] = defaultdict(list)
+            for event in list(heard):
+                if event["type"] == "call.started":
+                    of_sweep[event["data"]["call"]].append(_seconds(event["at"]))
+            for call, times in of_sweep.items():  # an event is told to every sweep that needs the call
+                found[call] = max(found.get(call, []), times, key=len)
+        return found
 
     def sizes(self) -> dict[int, int]:
         """How many tasks each call computes, as its messages tell."""
@@ -138,8 +134,6 @@ class Seen:
 
 
 def _seconds(text: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(text).timestamp()
 
 

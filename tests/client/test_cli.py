@@ -346,6 +346,17 @@ def test_run(local: FakeLocalService, service, run: Run, spec: str, state: State
     assert json.loads(run("run", spec, "-o", "json")[1])["title"] == "Best"
 
 
+def test_run_does_not_wait_for_a_service_of_its_own_that_died(
+    local: FakeLocalService, service, run: Run, spec: str
+) -> None:
+    service.on_view = lambda sweep: service.faults.extend(["drop before"] * 1_000_000)
+    code, _, err = run("run", spec)
+    service.faults.clear()
+    assert code == 3
+    assert "lost the connection" in err
+    assert local.stopped == 1
+
+
 def test_ctrl_c_on_run_stops_the_service(
     local: FakeLocalService, run: Run, spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,28 +129,34 @@ def asleep(*, group: int) -> dict[str, Any]:
     return {"name": "asleep", "experiment": "noop", "include": cells}
 
 
-def test_a_service_that_is_killed_and_comes_back_is_waited_for(real: Service) -> None:
-    with Client(real.url) as client:
+def test_a_service_that_is_killed_and_comes_back_is_waited_for(real: Service, tmp_path: Path) -> None:
+    with Client(real.url) as client, (tmp_path / "said").open("w") as said:
         sweep = client.submit(asleep(group=100))
-        command = [sys.executable, "-m", "creditgrid.client.cli", "watch", sweep.id, "--url", real.url]
         heard: list[EventView] = []
-        follower = threading.Thread(target=lambda: heard.extend(client.sweep(sweep.id).events()))
+        follower = threading.Thread(target=lambda: heard.extend(client.sweep(sweep.id).events()), daemon=True)
+        waiter = threading.Thread(target=lambda: client.sweep(sweep.id).wait(timeout=120), daemon=True)
         follower.start()
-        waiter = threading.Thread(target=lambda: client.sweep(sweep.id).wait(timeout=120))
         waiter.start()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
-            while not any(event.type == "call.started" for event in heard):
+        command = [sys.executable, "-m", "creditgrid.client.cli", "watch", sweep.id, "--url", real.url]
+        watcher = subprocess.Popen(command, stderr=said)
+        try:
+            while "running: " not in (tmp_path / "said").read_text():
+                assert watcher.poll() is None
                 time.sleep(0.05)
-            time.sleep(2.0)
+            assert any(event.type == "call.started" for event in heard)
             real.kill()
+            assert not sweep.view.state.finished
             time.sleep(1.0)
             assert watcher.poll() is None
             assert waiter.is_alive()
             real.start()
-            out, err = watcher.communicate(timeout=120)
-        assert (watcher.returncode, out) == (0, ""), err
-        assert err.splitlines()[-1].startswith("succeeded: 2/2 cells")
-        assert "Traceback" not in err
+            assert watcher.wait(timeout=120) == 0, (tmp_path / "said").read_text()
+        finally:
+            watcher.kill()
+            watcher.wait()
+        lines = (tmp_path / "said").read_text().splitlines()
+        assert lines[-1].startswith("succeeded: 2/2 cells")
+        assert "Traceback (most recent call last):" not in lines
         waiter.join(30)
         follower.join(30)
         assert not waiter.is_alive()

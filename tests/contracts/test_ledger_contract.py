@@ -388,29 +388,31 @@ def test_calls_belong_to_the_most_urgent_sweep_that_runs(ledger: Ledger) -> None
         add_sweep(connection, "new", priority=0)
         add_sweep(connection, "urgent", priority=3)
         shared, running = add_call(connection, sweep="new"), add_call(connection, State.RUNNING, sweep="new")
+        ended = add_call(connection, State.SUCCEEDED, sweep="new")
         alone = add_call(connection, sweep="new")
         add_cell(connection, "new", 1, "c", alone)
         for sweep in ("old", "new", "urgent"):
             add_cell(connection, sweep, 0, "a", shared)
             add_stage(connection, sweep, "b", running)
+            add_stage(connection, sweep, "d", ended, State.SUCCEEDED)
 
         def owners() -> list[str]:
             return list(connection.scalars(sa.select(db.calls.c.sweep).order_by(db.calls.c.id)))
 
         db.claim(connection, "new")
-        assert owners() == ["new", "new", "new"]
+        assert owners() == ["new", "new", "new", "new"]
         db.claim(connection, "old")  # as urgent, and older
-        assert owners() == ["old", "new", "new"]
+        assert owners() == ["old", "old", "new", "new"]
         db.claim(connection, "new")
-        assert owners() == ["old", "new", "new"]
+        assert owners() == ["old", "old", "new", "new"]
         db.claim(connection, "urgent")
-        assert owners() == ["urgent", "new", "new"]
+        assert owners() == ["urgent", "urgent", "new", "new"]
         connection.execute(db.sweeps.update().where(db.sweeps.c.id == "urgent").values(paused=True))
         db.hand_over(connection, "urgent")
-        assert owners() == ["old", "new", "new"]
+        assert owners() == ["old", "old", "new", "new"]
         connection.execute(db.sweeps.update().where(db.sweeps.c.id == "old").values(state=State.CANCELLED))
         db.hand_over(connection, "old")
-        assert owners() == ["new", "new", "new"]
+        assert owners() == ["new", "new", "new", "new"]
 
 
 def test_a_call_is_split(ledger: Ledger) -> None:

@@ -22,7 +22,7 @@ from creditgrid.core.datasets import resolve
 from creditgrid.core.registry import registry
 from creditgrid.core.stages import data_task, feedback_task
 from creditgrid.core.task import Inputs, Output, Resources, Task, TaskKind
-from creditgrid.workers.artifacts import TENSORS, ArtifactStore
+from creditgrid.workers.artifacts import RECORD, TENSORS, ArtifactStore
 from creditgrid.workers.local_runner import LocalRunner
 from creditgrid.workers.ray_runner import RayRunner
 from creditgrid.workers.runner import Advanced, Failed, Finished, Lost, Started
@@ -223,6 +223,15 @@ def test_every_input_that_the_store_does_not_hold_whole_is_named(kit: Kit) -> No
     assert list(end.missing) == [gone, damaged]
     assert "there is no artifact 222222222222" in end.error
     assert "is gone while its record stands" in end.error
+
+
+def test_what_stands_where_an_artifact_is_to_be_made_makes_room(kit: Kit) -> None:
+    (task,) = tasks = [noop.BASE.task({"base": "ok", "run": f"damaged {kit.name}"})]
+    assert isinstance(kit.end_of(kit.submit(tasks)), Finished)
+    (kit.store.path(task.key) / RECORD).write_text("what a bad disk gives back")
+    end = kit.end_of(kit.submit(tasks))
+    assert isinstance(end, Finished), end
+    assert end.sizes == {task.key: len(kit.store.read(task.key))}
 
 
 def test_an_input_that_cannot_be_read_may_be_tried_again(kit: Kit) -> None:

@@ -63,7 +63,7 @@ def test_unknown_sweeps(client: AppClient, path: str) -> None:
     assert "nope" in response.json()["detail"]
 
 
-@pytest.mark.parametrize("action", ["cancel", "retry"])
+@pytest.mark.parametrize("action", ["cancel", "retry", "pause", "resume"])
 def test_actions_on_unknown_sweeps(client: AppClient, action: str) -> None:
     assert client.post(f"/v1/sweeps/nope/{action}").status_code == 404
 
@@ -146,6 +146,57 @@ def test_cancel(client: AppClient, fakes: Fakes, sweep: str) -> None:
     response = client.post(f"/v1/sweeps/{other}/cancel")
     assert response.status_code == 409
     assert "ended" in response.json()["detail"]
+
+
+def conditions(response: httpx.Response) -> list[str]:
+    return [condition["type"] for condition in response.json()["conditions"]]
+
+
+def test_a_second_cancel_says_that_it_changed_nothing(client: AppClient, sweep: str) -> None:
+    assert conditions(client.post(f"/v1/sweeps/{sweep}/cancel")) == []
+    second = client.post(f"/v1/sweeps/{sweep}/cancel")
+    assert (second.status_code, conditions(second)) == (200, ["unchanged"])
+    assert "nothing was changed: it was cancelled before" in second.text
+    assert conditions(client.get(f"/v1/sweeps/{sweep}")) == []
+
+
+def test_pause_and_resume(client: AppClient, fakes: Fakes, sweep: str) -> None:
+    for action, paused in (("pause", True), ("resume", False)):
+        first, second = (client.post(f"/v1/sweeps/{sweep}/{action}") for _ in range(2))
+        assert (first.status_code, first.json()["paused"], conditions(first)) == (200, paused, [])
+        assert (second.status_code, second.json()["paused"], conditions(second)) == (200, paused, ["unchanged"])
+    fakes.ledger.finish(sweep)
+    assert [client.post(f"/v1/sweeps/{sweep}/{action}").status_code for action in ("pause", "resume")] == [409, 409]
+
+
+def test_extend(client: AppClient, sweep: str) -> None:
+    path = f"/v1/sweeps/{sweep}/extend"
+    response = client.post(path, json={"axes": {"seed": [1, 2]}, "include": [{"eta": 0.5}]})
+    assert (response.status_code, response.json()["cells"], conditions(response)) == (200, 6, [])
+    yaml = client.post(path, content=b"axes: {seed: [3]}", headers={"Content-Type": "application/yaml"})
+    assert (yaml.status_code, yaml.json()["cells"]) == (200, 7)
+    assert conditions(client.post(path, json={"axes": {"seed": []}})) == ["unchanged"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "pointer"),
+    [
+        ({"axes": {"speed": [1]}}, 422, "/axes/speed"),
+        ({"axis": {"seed": [1]}}, 422, "/axis"),
+        ({"axes": [1]}, 422, "/axes"),
+        ([1], 422, ""),
+    ],
+)
+def test_extensions_that_make_no_sense(client: AppClient, sweep: str, body: Any, status: int, pointer: str) -> None:
+    response = client.post(f"/v1/sweeps/{sweep}/extend", json=body)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["errors"][0]["pointer"] == pointer
+    assert client.get(f"/v1/sweeps/{sweep}").json()["cells"] == 3
+
+
+def test_an_extension_of_an_unknown_sweep(client: AppClient) -> None:
+    assert client.post("/v1/sweeps/nope/extend", json={"axes": {"seed": [1]}}).status_code == 404
 
 
 def test_retry(client: AppClient, fakes: Fakes, sweep: str) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -1046,6 +1047,49 @@ def test_stop_commits_also_what_waits_behind_a_commit_that_failed(
     house.scheduler._stopping.set()
     house.scheduler._run()
     assert house.counts(sweep) == {SUCCEEDED: 4}
+
+
+@pytest.mark.parametrize("moment", ["submitting", "running", "committing"])
+def test_a_ledger_that_cannot_be_written_for_a_while_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(scheduling, "POLL_S", 0.02)
+    monkeypatch.setattr(scheduling, "LEDGER_PAUSE_S", 0.05)
+    monkeypatch.setattr(commits, "COMMIT_EVERY_S", 3600.0 if moment == "running" else 0.0)
+    house = House(tmp_path, lambda store: LocalRunner(store, workers=2))
+    sweep = house.submit(**groups(6, fixed={"base": "ok"}))
+    written, broken = itertools.count(), threading.Event()
+    original = house.ledger.write
+
+    @contextmanager
+    def write() -> Iterator[sa.Connection]:
+        number = next(written)
+        with original() as connection:
+            if number == {"submitting": 2, "running": 6, "committing": 9}[moment]:
+                broken.set()
+            if broken.is_set():
+                raise sa.exc.OperationalError("INSERT", {}, Exception("database or disk is full"))
+            yield connection
+
+    monkeypatch.setattr(house.ledger, "write", write)
+    house.scheduler.start()
+    assert broken.wait(30)
+    deadline = time.monotonic() + 30
+    while (problem := house.scheduler.problem()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert problem == "the ledger cannot be used: database or disk is full; sweeps go on once it can"
+    time.sleep(0.3)
+    monkeypatch.setattr(house.ledger, "write", original)
+    monkeypatch.setattr(commits, "COMMIT_EVERY_S", 0.0)
+    while not house.state(sweep).finished:
+        assert time.monotonic() < deadline, house.scheduler.problem()
+        time.sleep(0.02)
+    assert house.counts(sweep) == {SUCCEEDED: 12}
+    assert house.scheduler.problem() is None
+    house.scheduler.stop(5)
+    house.check()
+    house.close()
 
 
 def test_a_scheduler_that_dies_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 from postgresql import Database, fresh_database
 
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin"
-CELLS = 800
+CELLS = 200
 
 
 class Service:
@@ -60,7 +60,7 @@ class Service:
         return self.log.read_text()
 
 
-def await_(condition: Callable[[], bool], within: float = 60.0) -> None:
+def await_(condition: Callable[[], bool], within: float = 120.0) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline

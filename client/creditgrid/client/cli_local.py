@@ -62,7 +62,7 @@ def run(
         sweep = client.submit(sent)
         note(f"running {sweep.view.name}: {sweep.view.cells:,} cells, sweep {sweep.id}")
         try:
-            progress.show(sweep, detachable=False)
+            progress.show(sweep, detachable=False, patient=False)  # nobody would start that service again
         except KeyboardInterrupt:
             note("stopping; what is finished is kept: run it again to go on")
             raise

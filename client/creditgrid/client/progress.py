@@ -37,12 +37,16 @@ MAX_ACTIVE = 4
 
 
 def show(
-    sweep: Sweep, timeout: float | None = None, detachable: bool = True, console: Console | None = None
+    sweep: Sweep,
+    timeout: float | None = None,
+    detachable: bool = True,
+    console: Console | None = None,
+    patient: bool = True,
 ) -> SweepView:
     """Show the sweep until it is through, and return its last view.
 
     Ctrl-C ends the showing and not the sweep: it says how to come back, unless the service ends too (not
-    ``detachable``). A service that is away for a while, as when it is started again, is waited for.
+    ``detachable``). A service that is away for a while, as when it is started again, is waited for if ``patient``.
 
     Raises:
         WaitTimeout: if the sweep is not through after ``timeout`` seconds.
@@ -60,7 +64,7 @@ def show(
 
     try:
         with display:
-            for view, events in updates(sweep, timeout, away):
+            for view, events in updates(sweep, timeout, away, patient):
                 if gone:
                     display.say(f"{sweep.connection.url} answers again", "yellow")
                     gone = False

@@ -28,15 +28,22 @@ AWAY_S = 900.0
 
 
 def updates(
-    sweep: Sweep, timeout: float | None = None, away: Callable[[CreditGridError], None] | None = None
+    sweep: Sweep,
+    timeout: float | None = None,
+    away: Callable[[CreditGridError], None] = lambda _error: None,
+    patient: bool = True,
 ) -> Iterator[tuple[SweepView, list[EventView]]]:
     """The sweep's view and the events since the last one, again and again until it is through.
 
-    ``away`` hears of each time that the service, which had answered before, could not be had.
+    Args:
+        sweep: which one.
+        timeout: seconds until it is given up.
+        away: hears of each time that the service, which had answered before, could not be had.
+        patient: whether the service may come back, and is waited for.
 
     Raises:
         WaitTimeout: if it is not through after ``timeout`` seconds.
-        CannotConnect, ApiError: if the service is away for longer than AWAY_S seconds.
+        CannotConnect, ApiError: if the service is away, of a patient wait for longer than AWAY_S seconds.
     """
     started = heard = time.monotonic()
     reader = _Reader(sweep)
@@ -46,12 +53,11 @@ def updates(
             try:
                 view = sweep.refresh()
             except (CannotConnect, ApiError) as error:
-                if not _passes(error) or time.monotonic() - heard > AWAY_S:
+                if not patient or not _passes(error) or time.monotonic() - heard > AWAY_S:
                     raise
                 if timeout is not None and time.monotonic() - started > timeout:
                     raise _timed_out(sweep.view, started) from error
-                if away is not None:
-                    away(error)
+                away(error)
                 time.sleep(SHORTEST_S)
                 continue
             heard = time.monotonic()

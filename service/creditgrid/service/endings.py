@@ -97,13 +97,13 @@ class Endings:
         if row.state not in OPEN:
             return
         spec = SweepSpec.model_validate(json.loads(row.spec))
-        failed = db.count_cells(connection, sweep).get(State.FAILED, 0)
         if spec.fail_fast:
             self.end_early(connection, sweep, State.FAILED, "fail_fast: stopped at the first failure")
-        elif spec.max_failed is not None and failed > spec.max_failed:
-            self.end_early(
-                connection, sweep, State.FAILED, f"{failed:,} cells failed, max_failed is {spec.max_failed:,}"
-            )
+        elif spec.max_failed is not None:
+            failed = db.count_cells(connection, sweep).get(State.FAILED, 0)
+            if failed > spec.max_failed:
+                why = f"{failed:,} cells failed, max_failed is {spec.max_failed:,}"
+                self.end_early(connection, sweep, State.FAILED, why)
 
 
 def tell(connection: sa.Connection, sweep: str, event: str, message: str, **data: Any) -> None:

@@ -23,6 +23,7 @@ QUERY_GRACE_S = 2 * 3600.0
 """Files that are no part of the results table any more are kept so long: no query, and hardly a download, is slower."""
 LONGEST_PAUSE_S = 600.0
 """Between two tries at what fails; up to here the pause doubles, so that a full disk is not filled with attempts."""
+STOP_WAIT_S = 10.0
 
 log = structlog.get_logger()
 
@@ -64,10 +65,10 @@ class Maintenance:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after what is being done."""
+        """End after what is being done; a long compaction is left to end with the process, as a crash would end it."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(STOP_WAIT_S)
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """By duty: how often it was done, and how often it failed."""

@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
@@ -39,9 +39,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.crashes import Place, end_process, end_with_parent, here, obituary
-from creditgrid.workers.endpoints import refusal
 from creditgrid.workers.inputs import load_inputs
 from creditgrid.workers.memory_watch import MemoryWatch, watched
+from creditgrid.workers.nodes import Nodes
 from creditgrid.workers.reference_cache import ReferenceCache
 from creditgrid.workers.runner import Call, Capacity, Failed, Finished, Message
 
@@ -149,9 +149,8 @@ class Driver:
         self._commands: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._flights: dict[int, Flight] = {}
         self._kept = ReferenceCache(0)
-        self._nodes: dict[str, dict[str, Any]] = {}  # those alive, by id
+        self._nodes = Nodes()
         self._node = ""  # the one this process is on
-        self._node_lost = threading.Event()
         self._moved = time.monotonic()  # when the main loop last came round
         self._loading = False
         self._closing = threading.Event()
@@ -194,10 +193,8 @@ class Driver:
                     self._moved = time.monotonic()
             except Empty:
                 pass
-            if self._node_lost.is_set():
-                # Who knows what lay there. Whoever needs it reads the artifact store.
-                self._node_lost.clear()
-                self._kept.clear()
+            if self._nodes.lost():
+                self._kept.clear()  # who knows what lay there; whoever needs it reads the artifact store
             self._harvest()
             self._force_cancelled()
 
@@ -210,7 +207,7 @@ class Driver:
             while True:
                 self._commands.put(self._pipe.recv())
         except (EOFError, OSError):
-            # The service is gone, perhaps killed: end at once, and let Ray's reaper end the cluster that was ours.
+            # The service is gone, perhaps killed: end at once, and with us the cluster that was ours.
             threading.Timer(FAREWELL_S, os._exit, [0]).start()  # where the cluster is gone too, shutdown may block
             with contextlib.suppress(Exception):
                 ray.shutdown()
@@ -218,20 +215,13 @@ class Driver:
 
     def _beat(self) -> None:
         while not self._closing.is_set():
-            nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # blocks while there is no GCS
-            if self._nodes.keys() - nodes.keys():
-                self._node_lost.set()
-            self._nodes = nodes
-            if self._node not in nodes or _silent(nodes[self._node]):
+            self._nodes.refresh(ray.nodes())  # blocks while there is no GCS
+            if self._nodes.gone(self._node):
                 self._tell("the Ray node of this machine is gone")
                 os._exit(1)
             if self._loading or time.monotonic() - self._moved < STALLED_S:
-                cpus, gpus = self._sizes("CPU"), self._sizes("GPU")
-                self._tell(Capacity(sum(cpus), sum(gpus), len(nodes)))
+                self._tell(self._nodes.capacity())
             self._closing.wait(BEAT_S)
-
-    def _sizes(self, resource: str) -> Sequence[float]:
-        return [node["Resources"].get(resource, 0.0) for node in self._nodes.values()]
 
     def _submit(self, call: Call) -> None:
         self._loading = True
@@ -244,13 +234,16 @@ class Driver:
             return
         # A call that asks for more than any node has would wait for ever: it gets what the largest has, and without
         # a GPU in the cluster everything runs on the CPU. A cluster that has no CPU yet is waited for.
-        cpus = min(call.resources.cpu, max(self._sizes("CPU"), default=0.0) or call.resources.cpu)
-        gpus = min(call.resources.gpu, max(self._sizes("GPU"), default=0.0))
+        cpus = min(call.resources.cpu, self._nodes.largest("CPU") or call.resources.cpu)
+        gpus = min(call.resources.gpu, self._nodes.largest("GPU"))
         try:
             remote = run_call.options(num_cpus=cpus, num_gpus=gpus, name=_name(call))
             stream = remote.remote(call, str(self._store.root), *arrays)
         except ValueError as error:  # resources that cannot be had: this call fails, and no other
             self._tell(Failed(call.id, _line(error), traceback.format_exc(), transient=False))
+            return
+        except ray.exceptions.RayError as error:  # a long call goes through the object store, which may be full
+            self._tell(Failed(call.id, _line(error), traceback.format_exc(), transient=True))
             return
         self._flights[call.id] = Flight(call, stream)
 
@@ -328,7 +321,7 @@ class Driver:
             if why := _internal_kv_get(_word(place.node, place.pid)):
                 _internal_kv_del(_word(place.node, place.pid))
                 return Failed(call.id, why.decode(), "", transient=True, host=place.host, crashed=True)
-            if place.node not in self._nodes or _silent(self._nodes[place.node]):
+            if self._nodes.gone(place.node):
                 self._kept.clear()
                 text = f"the Ray node on {place.host} was lost, and with it the call's process {place.pid}"
                 return Failed(call.id, text, "", transient=True, host=place.host)
@@ -359,11 +352,6 @@ class Driver:
         else:
             there = NodeAffinitySchedulingStrategy(flight.place.node, soft=False)
             end_elsewhere.options(scheduling_strategy=there).remote(*process)
-
-
-def _silent(node: dict[str, Any]) -> bool:
-    """Whether a node's raylet is gone, which Ray itself learns some seconds later."""
-    return refusal(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") is not None
 
 
 def _line(error: Exception) -> str:

@@ -5,6 +5,7 @@ The science below sees tasks, arrays and a device; caching, provenance and failu
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from creditgrid.core.errors import ArtifactError, TaskError
+from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, TaskError
 from creditgrid.core.experiment import Experiment
 from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.registry import registry
@@ -45,7 +46,8 @@ def execute(
         if run is None:
             raise TaskError(f"a {call.kind} is brought in from outside and cannot be computed here")
         # What an interrupted attempt finished is there; where it stood is in the inputs under the group's key.
-        stored = {task.key: store.size(task.key) for task in call.tasks if experiment is None and store.has(task.key)}
+        found = {task.key: _stored(store, task.key) for task in call.tasks} if experiment is None else {}
+        stored = {key: size for key, size in found.items() if size is not None}
         tasks = {task.key: task for task in call.tasks if task.key not in stored}
         measured: list[tuple[Task, Output]] = []
         missing = set(tasks)
@@ -82,6 +84,20 @@ def execute(
     except SystemExit as error:  # the task would have ended its process
         text = f"SystemExit: the task asked its process to end with status {error.code}"
         yield Failed(call.id, text, traceback.format_exc(), True, host(), tuple(stored), crashed=True)
+
+
+def _stored(store: ArtifactStore, key: str) -> int | None:
+    """Bytes of an artifact that is there; one without a proper record is moved out of its place, to be made again."""
+    if not store.has(key):
+        return None
+    try:
+        return store.size(key)
+    except ArtifactCorrupt:
+        with contextlib.suppress(ArtifactCorrupt):
+            store.load(key)  # moves it
+        if store.has(key):
+            raise
+        return None
 
 
 def _check(call: Call, item: Output, missing: set[str], *, measures: bool) -> None:
