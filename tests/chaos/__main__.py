@@ -43,7 +43,7 @@ def main() -> int:
         console.print(f"{time.monotonic() - began:6.1f} s  {text}")
 
     # A short path, whatever TMPDIR is: Ray's sockets lie below it, and a socket's path has at most 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="cg-chaos-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="cg-", dir="/tmp"))
     failed = True
     try:
         with ended_by_signals():
@@ -114,8 +114,7 @@ def of_run(console: Console, name: str, found: Finding) -> None:
     left = found.leftovers
     console.print(
         f"  left: {len(left.artifacts)} temporary artifacts, {len(left.saves)} saves, {len(left.aside)} set aside, "
-        f"{len(left.other)} others; for the vacuum: {len(left.unlogged)} data files outside the log, "
-        f"{len(left.staged)} staged"
+        f"{len(left.unlogged)} files outside the log, {len(left.other)} others; {left.replaced} replaced for the vacuum"
     )
 
 

@@ -10,12 +10,14 @@ import json
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
+from deltalake import DeltaTable
 
 PROVENANCE = ("sweep", "attempt", "started_at", "seconds", "device", "host", "commit", "dirty")
 """Columns that say where and when a row was made: two runs may differ in them. All others are compared as bits."""
@@ -140,21 +142,22 @@ def compare_artifacts(found: Mapping[str, str], expected: Mapping[str, str]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """Files of writers that died. Delta's that no log entry names wait for the vacuum, which spares young ones."""
+    """Files of writers that died. ``replaced`` ones are no leftovers: compacted away, they wait for the vacuum."""
 
     artifacts: Sequence[str]
     saves: Sequence[str]
     aside: Sequence[str]
     unlogged: Sequence[str]
-    staged: Sequence[str]
     other: Sequence[str]
+    replaced: int
 
     def violations(self) -> list[Violation]:
-        """What must not be left; what is ``unlogged`` or ``staged`` is within the vacuum's grace."""
+        """Each kind of leftover is one."""
         return [
             *_files("temporary artifact left", self.artifacts),
             *_files("save left of a call that is over", self.saves),
-            *_files("artifact set aside as corrupt", self.aside),
+            *_files("file set aside as damaged", self.aside),
+            *_files("file of the table outside its log", self.unlogged),
             *_files("temporary file left", self.other),
         ]
 
@@ -163,42 +166,39 @@ def _files(kind: str, names: Sequence[str]) -> list[Violation]:
     return [Violation(kind, f"{len(names)}: {', '.join(names[:SHOWN])}")] if names else []
 
 
-def leftovers(data: Path, logged: Iterable[str]) -> Leftovers:
-    """What lies below a data directory whose service has stopped and whose sweeps have ended.
-
-    ``logged`` are the data files that any entry of the Delta log names, relative to the table.
-    """
+def leftovers(data: Path) -> Leftovers:
+    """What lies below a data directory whose service has stopped and whose sweeps have ended."""
     store, table = data / "artifacts", data / "results"
-    known = set(logged)
-    staged, unlogged = [], []
+    log = table / "_delta_log"
+    added, removed = logged_files(log)
+    unlogged, replaced = [], 0
     for path in sorted(file for file in table.rglob("*") if file.is_file()):
         name = path.relative_to(table).as_posix()
-        if re.search(r"#\d+$", name) or name.endswith(".tmp"):
-            staged.append(name)
-        elif not name.startswith("_delta_log/") and name not in known:
+        if path.parent == log:
+            if not re.fullmatch(r"\d{20}\.(json|checkpoint\.parquet)|_last_checkpoint", path.name):
+                unlogged.append(name)
+        elif name in removed:
+            replaced += 1
+        elif name not in added and path.parent.name != "_set_aside":
             unlogged.append(name)
-    elsewhere = [
-        path.relative_to(data).as_posix()
-        for path in sorted(data.glob("*"))
-        if path.name.startswith(".") or path.suffix == ".tmp"
-    ]
     return Leftovers(
         artifacts=[path.name for path in sorted(store.glob("*/.*")) if path.parent.name != "saves"],
         saves=[path.name for path in sorted((store / "saves").glob("*"))],
-        aside=[path.name for path in sorted((store / "corrupt").glob("*"))],
+        aside=[path.name for path in sorted([*(store / "corrupt").glob("*"), *(table / "_set_aside").glob("*")])],
         unlogged=unlogged,
-        staged=staged,
-        other=elsewhere,
+        other=[path.name for path in sorted(data.glob("*")) if path.name.startswith(".") or path.suffix == ".tmp"],
+        replaced=replaced,
     )
 
 
-def logged_files(table: Path) -> set[str]:
-    """Every data file that an entry of the log adds or removes."""
-    found = set()
-    for entry in sorted((table / "_delta_log").glob("*.json")):
+def logged_files(log: Path) -> tuple[set[str], set[str]]:
+    """The table's data files as its log tells them, and those that the commits there still are have removed."""
+    table = DeltaTable(str(log.parent))
+    live = {unquote(path) for path in pa.table(table.get_add_actions())["path"].to_pylist()}
+    removed = set()
+    for entry in sorted(log.glob("*.json")):
         for line in entry.read_text().splitlines():
             action = json.loads(line)
-            for kind in ("add", "remove"):
-                if kind in action:
-                    found.add(action[kind]["path"])
-    return found
+            if "remove" in action:
+                removed.add(unquote(action["remove"]["path"]))
+    return live, removed

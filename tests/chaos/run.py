@@ -171,19 +171,24 @@ class House:
             if self.seen.views.get(sweep, {}).get("state") not in FINISHED
         }
 
-    def close(self, began: float) -> Finding:
-        """Look at everything a last time over HTTP, stop the service, and read what it left on the disk."""
+    def close(self, began: float, *, restart: bool) -> Finding:
+        """Look at everything a last time over HTTP, stop the service, and read what it left on the disk.
+
+        ``restart``: once more before that, as what dead writers left goes when the service starts.
+        """
         time.sleep(1.0)  # streams end by themselves
         self.watcher.stop()
         with httpx.Client(base_url=self.service.url, timeout=120, trust_env=False) as http:
             views = list(self.watcher.paged(http, "/v1/sweeps"))
             self._last_look(http, views)
-            self._clean(http)
-        try:
-            if (status := self.service.stop()) != 0:
-                self.seen.accuse("exit status", f"{status} after SIGTERM\n{self.service.log_end()}")
-        finally:
-            self._nothing_runs()
+        self._stop()
+        if restart:
+            self.service.start(ready=False)
+            with httpx.Client(base_url=self.service.url, timeout=120, trust_env=False) as http:
+                if list(self.watcher.paged(http, "/v1/sweeps")) != views:
+                    self.seen.accuse("sweeps that a restart changes", "all had ended")
+                self._clean(http)
+            self._stop()
         table = DeltaTable(str(self.service.data / "results"))
         stored, broken = checks.artifacts(self.service.data / "artifacts")
         for violation in broken:
@@ -192,7 +197,7 @@ class House:
         return Finding(
             rows=checks.rows_of(table.to_pyarrow_table()),
             artifacts=stored,
-            leftovers=checks.leftovers(self.service.data, checks.logged_files(self.service.data / "results")),
+            leftovers=checks.leftovers(self.service.data),
             sweeps=len(views),
             calls=len(starts),
             calls_again=sum(len(times) - 1 for times in starts.values()),
@@ -224,10 +229,19 @@ class House:
             self.seen.ended(sweep, list(self.watcher.stream(sweep, {})))
 
     def _clean(self, http: httpx.Client) -> None:
-        """Let the service remove what interrupted writers left: nothing of what is kept is old enough to go."""
-        answer = http.post("/v1/gc", json={"older_than_s": 1e9})
+        """Let the service remove what interrupted writers left, and nothing else."""
+        answer = http.post("/v1/gc", json={})
         if answer.is_error:
             self.seen.accuse("error for a sound request", f"POST /v1/gc: {answer.status_code} {answer.text[:300]}")
+
+    def _stop(self) -> None:
+        try:
+            if (status := self.service.stop()) != 0:
+                self.seen.accuse("exit status", f"{status} after SIGTERM\n{self.service.log_end()}")
+        finally:
+            self._nothing_runs()
+        if left := [path.name for path in self.service.folder.parent.glob("*ray*")]:
+            self.seen.accuse("folder of Ray left after the stop", ", ".join(left))
 
     def _nothing_runs(self) -> None:
         deadline = time.monotonic() + GRACE_S
@@ -289,7 +303,7 @@ def _disturb(house: House, outcome: Outcome, kills: int, until: float, faults: S
         took = "the next at once" if recovery.seconds is None else f"{recovery.seconds:5.1f} s to progress"
         say(f"{number:3} {fault.name:<11} {point:<24} {kill.victim:<28} {took}{noticed}")
     house.wait()
-    found = house.close(began)
+    found = house.close(began, restart=True)
     _attribute(outcome.recoveries, house.seen.starts())
     return found
 
@@ -347,7 +361,7 @@ def _undisturbed(house: House, outcome: Outcome) -> Finding:
     for specs in outcome.specs:
         house.submit(specs)
     house.wait()
-    found = house.close(began)
+    found = house.close(began, restart=False)
     if found.calls_again:
         house.seen.accuse("calls run again without a fault", str(found.calls_again))
     return found

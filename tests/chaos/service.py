@@ -52,7 +52,7 @@ class Service:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
             ARMED: str(self.armed),
-            "RAY_TMPDIR": str(self.folder),  # its sessions go with the folder
+            "RAY_TMPDIR": str(self.folder.parent),  # what Ray leaves goes with the run's folder
         }
         options = [
             "--port",

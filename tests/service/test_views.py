@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from sweeping import House, quick
+from sweeping import House, ScriptedRunner, quick
 
 from creditgrid.core.errors import NotFoundError
 from creditgrid.core.states import State
@@ -175,6 +175,7 @@ def test_the_time_left_comes_from_progress_and_from_what_was_measured(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
     monkeypatch.setattr("creditgrid.service.scheduler.time.monotonic", lambda: now)
     first = house.submit(axes={"group": [0, 1], "x": [1]})
     second = house.submit(axes={"group": [0, 1], "x": [1]})  # shares every call

@@ -120,7 +120,7 @@ class Scheduler:
             while not self._stopping.is_set() or (len(self.flights) and time.monotonic() < self._deadline):
                 try:
                     self._step()
-                except sa.exc.DBAPIError as error:
+                except sa.exc.OperationalError as error:
                     self._wait_for_ledger(error)
             while self._commits.waiting:  # what is through is kept; what is in flight runs again
                 self._commits.commit()
@@ -161,7 +161,7 @@ class Scheduler:
                     flight = self._board(connection, row)
                     if flight is not None:
                         self.flights.add(flight)
-            except sa.exc.DBAPIError:
+            except sa.exc.OperationalError:
                 self.flights.end(row.id)  # it never came to the runner
                 raise
             if flight is not None:
@@ -180,7 +180,7 @@ class Scheduler:
             if flight.overdue(now):
                 self.flights.recall(flight, Recalled.OVERDUE)
 
-    def _wait_for_ledger(self, error: sa.exc.DBAPIError) -> None:
+    def _wait_for_ledger(self, error: sa.exc.OperationalError) -> None:
         """Forget what is in flight, and go on as after a restart once the ledger can be used again."""
         self._trouble = f"the ledger cannot be used: {error.orig or error}; sweeps go on once it can"
         log.error("ledger trouble", error=str(error.orig or error))
@@ -191,7 +191,7 @@ class Scheduler:
         while not self._stopping.wait(LEDGER_PAUSE_S):
             try:
                 self.recover()
-            except sa.exc.DBAPIError as again:
+            except sa.exc.OperationalError as again:
                 self._trouble = f"the ledger cannot be used: {again.orig or again}; sweeps go on once it can"
                 continue
             self._trouble = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from creditgrid.service.ledger import Ledger
 from creditgrid.service.results import Results
 from creditgrid.service.scheduler import Scheduler
 
+NUMBER = re.compile(r"\d+(\.\d+)?")
 FAILURES_SHOWN = 100
 """Distinct causes that a sweep's failures are grouped into, the most frequent first."""
 
@@ -156,7 +158,7 @@ class Views:
         return views, rows[limit - 1].key if len(rows) > limit else None
 
     def failures(self, sweep: str) -> list[FailureView]:
-        """What failed, grouped by cause, the most frequent first."""
+        """What failed by cause, the most frequent first; messages that differ in numbers alone are of one cause."""
         with self._ledger.read() as connection:
             self._row(connection, sweep)
             groups: dict[tuple[str, str], list[tuple[sa.Row[Any], int, str]]] = defaultdict(list)
@@ -168,12 +170,11 @@ class Views:
                     .group_by(db.calls.c.id)
                 )
                 for row in connection.execute(query):
-                    first = (row.error or "failed").splitlines()[0]
-                    groups[row.kind, first].append((row, row.n, row.key))
+                    groups[row.kind, NUMBER.sub("#", _cause(row))].append((row, row.n, row.key))
             skipped = self._skipped(connection, sweep)
         views = [
             FailureView(
-                cause=cause,
+                cause=_cause(members[0][0]),
                 kind=kind,
                 count=sum(n for _, n, _ in members),
                 skipped=sum(skipped[row.id] for row, _, _ in members),
@@ -183,7 +184,7 @@ class Views:
                 key=members[0][2],
                 command=f"creditgrid run-task {members[0][2]}",
             )
-            for (kind, cause), members in groups.items()
+            for (kind, _), members in groups.items()
         ]
         return sorted(views, key=lambda view: -view.count)[:FAILURES_SHOWN]
 
@@ -381,6 +382,10 @@ def _open_state(table: sa.Table) -> sa.ColumnElement[str]:
         (db.calls.c.state.is_(None), State.PENDING.value),
         else_=State.RUNNING.value,  # the call is through and its rows are on their way into the table
     )
+
+
+def _cause(call: sa.Row[Any]) -> str:
+    return (call.error or "failed").splitlines()[0]
 
 
 def _why(state: State, error: str | None) -> str | None:

@@ -20,8 +20,8 @@ from typing import Any
 
 FOLDER = Path(os.environ.get("CREDITGRID_CHAOS_DIR", "/nonexistent"))
 WRITING = ".writing-"
-COMPACT_EVERY = 2
-"""Appends between two compactions; 64 would not come about in a short run."""
+SOON = {"LEVELS": ((0, 4 * 2**20, 3), (4 * 2**20, 64 * 2**20, 32)), "CHECKPOINT_EVERY": 6}
+"""What the results table's upkeep is made to begin at: compactions of 64 files would not come about in a short run."""
 
 _rename, _replace, _fsync = os.rename, os.replace, os.fsync
 
@@ -166,17 +166,17 @@ def patch_sqlalchemy(module: ModuleType) -> None:
 
 
 def patch_results(module: ModuleType) -> None:
-    """Compactions come about in a short run too; should the name be gone, the run says that none came."""
-    for name in ("COMPACT_EVERY",):
-        if hasattr(module, name):
-            setattr(module, name, COMPACT_EVERY)
+    """Compactions and checkpoints come about in a short run too."""
+    for name, value in SOON.items():
+        if not hasattr(module, name):
+            raise AttributeError(f"{module.__name__} has no {name} any more: the chaos run must learn its new name")
+        setattr(module, name, value)
 
 
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "deltalake": patch_deltalake,
     "sqlalchemy": patch_sqlalchemy,
     "creditgrid.service.results": patch_results,
-    "creditgrid.service.maintenance": patch_results,
 }
 
 
