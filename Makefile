@@ -8,7 +8,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 # Processes come and go here by the dozen; without cached bytecode each would compile torch again, for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-postgresql check bench lock serve clean
+.PHONY: setup demo test test-postgresql check bench chaos lock serve clean
 
 setup: $(STAMP)
 

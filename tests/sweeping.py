@@ -16,8 +16,7 @@ import torch
 from creditgrid.core.errors import ArtifactMissing
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import TERMINAL_EVENT, EventView
-from creditgrid.service import commits, scheduler
-from creditgrid.service import ledger as db
+from creditgrid.service import commits, db, scheduler
 from creditgrid.service.assembly import put_together
 from creditgrid.service.ledger import Ledger
 from creditgrid.service.results import Results
@@ -177,6 +176,14 @@ class House:
         while not (state := self.state(sweep)).finished:
             assert self.scheduler.problem() is None, self.scheduler.problem()
             assert time.monotonic() < deadline, self.views.sweep(sweep)
+            time.sleep(0.02)
+        return state
+
+    def wait_on(self, sweep: str, within: float = 60.0) -> State:
+        """As ``wait``, through trouble that passes."""
+        deadline = time.monotonic() + within
+        while not (state := self.state(sweep)).finished:
+            assert time.monotonic() < deadline, (self.scheduler.problem(), self.views.sweep(sweep))
             time.sleep(0.02)
         return state
 

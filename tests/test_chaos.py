@@ -23,7 +23,7 @@ from deltalake import DeltaTable, write_deltalake
 
 ROOT = Path(__file__).parent.parent
 FAULTS_OF_CI = "service", "worker", "raylet", "cluster", "driver", "artifact", "delta", "compaction"
-SEED = 7
+SEED = 5
 
 
 def table(**changed: list[Any]) -> pa.Table:

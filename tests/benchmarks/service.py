@@ -20,7 +20,7 @@ from creditgrid.client import Client
 from creditgrid.core.states import State
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
-AT_WORK = (State.QUEUED, State.RUNNING)
+AT_WORK = {State.QUEUED, State.RUNNING}
 
 
 class Overhead(NamedTuple):
@@ -111,8 +111,10 @@ def restart(cells: int) -> Restart:
         began = time.perf_counter()
         with serving(folder, ready=False) as (url, _), Client(url) as client:
             listening = time.perf_counter() - began
-            while not sum(n for state, n in (view := client.sweep(sweep.id).view).counts.items() if state in AT_WORK):
+            view = client.sweep(sweep.id).view
+            while not view.counts.keys() & AT_WORK:
                 time.sleep(0.02)
+                view = client.sweep(sweep.id).view
             seconds = time.perf_counter() - began
         opened = view.cells - view.counts.get(State.SUCCEEDED, 0)
     return Restart(cells + view.cells - opened, opened, listening, seconds)

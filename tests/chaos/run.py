@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 from . import checks
 from .checks import Compared, Leftovers, Rows, Violation
 from .faults import Injector, Kill, deck
-from .service import Service
+from .service import DidNotStart, Service
 from .sweeps import Spec, Work
 from .watching import FINISHED, Seen, Watcher
 
@@ -29,7 +29,7 @@ RECOVERY_TIMEOUT_S = 150.0
 NOTICE_S = 30.0
 """A lost cluster is noticed by then: the service says that it is degraded."""
 END_TIMEOUT_S = 900.0
-DELAY_S = 0.2, 3.0
+DELAY_S = 0.1, 2.0
 """From the first progress to the next kill."""
 ENOUGH_CELLS = {"slow": 60, "science": 1, "pair": 24, "noop": 1}
 """Open cells of each family; below it the next sweeps of it are submitted."""
@@ -263,7 +263,7 @@ def chaos(folder: Path, seed: int, kills: int, minutes: float, faults: Sequence[
         say(f"all {len(disturbed.sweeps)} sweeps have ended; now the same specs undisturbed")
         outcome.undisturbed = _undisturbed(undisturbed, outcome)
         _compare(outcome, outcome.disturbed, outcome.undisturbed)
-    except GaveUp as error:
+    except (GaveUp, DidNotStart) as error:
         outcome.violations.append(Violation("gave up", str(error)))
     finally:
         for house in (disturbed, undisturbed):
@@ -337,7 +337,8 @@ def _recover(house: House, kill: Kill) -> Recovery:
     began = time.monotonic()
     noticed = None
     _restart(house, kill)
-    while not seen.progressed_since(kill.at):
+    # Rows that were ready before the cluster went are no sign that it is back.
+    while (kill.fault.loses_cluster and noticed is None) or not seen.progressed_since(kill.at + (noticed or 0.0)):
         if not service.alive:
             seen.accuse("service that ended by itself", f"after {kill.fault.name}\n{service.log_end()}")
             raise GaveUp(f"the service is gone after {kill.fault.name} {kill.point}")

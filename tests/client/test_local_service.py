@@ -42,7 +42,7 @@ mode = arguments.get("--mode")
 print("starting", *sys.argv[1:], flush=True)
 if mode == "die":
     sys.exit("no disk left")
-ready_after = time.monotonic() + 0.5
+ready_after = time.monotonic() + (float("inf") if mode == "never" else 0.5)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -113,10 +113,10 @@ def test_one_that_dies_is_told_with_its_log(tmp_path: Path) -> None:
 
 
 def test_one_that_never_gets_ready_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_service, "START_TIMEOUT_S", 0.45)
+    monkeypatch.setattr(local_service, "START_TIMEOUT_S", 3.0)
     with (
         pytest.raises(LocalServiceFailed, match="not ready after"),
-        LocalService("--data-dir", str(tmp_path)),
+        LocalService("--data-dir", str(tmp_path), "--mode", "never"),
     ):
         pass
     assert (tmp_path / "stopped").exists()

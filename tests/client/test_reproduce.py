@@ -400,7 +400,7 @@ def test_a_failed_sweep(service, run: Run) -> None:
     serve(service, [made for made in rows if made not in missing])
     service.failures = [
         {"cause": "ValueError: no", "kind": "fit", "count": 1, "skipped": 1, "attempt": 1, "host": None, "key": "k"}
-        | {"traceback": "Tb\n"}
+        | {"traceback": "Tb\n", "command": "creditgrid run-task k"}
     ]
     service.on_view = lambda sweep: service.change(sweep, State.FAILED)
     code, out, _ = run("--only", "credit_recovery", "--json")

@@ -22,9 +22,9 @@ from postgresql import fresh_database
 
 from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.states import FINISHED, OPEN, TRANSITIONS, State
-from creditgrid.service import database
-from creditgrid.service import ledger as db
-from creditgrid.service.ledger import CHUNK, SCHEMA_VERSION, Ledger
+from creditgrid.service import database, db
+from creditgrid.service.db import CHUNK, SCHEMA_VERSION
+from creditgrid.service.ledger import Ledger
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -206,7 +206,7 @@ def test_writers_of_several_processes_take_turns(opened: Callable[[], Ledger], u
     with opened().write() as connection:
         connection.execute(db.meta.insert().values(name="count", value="0"))
     program = (
-        "import sys; from creditgrid.service import ledger as db; ledger = db.Ledger(sys.argv[1])\n"
+        "import sys; from creditgrid.service import db, ledger; ledger = ledger.Ledger(sys.argv[1])\n"
         "for _ in range(25):\n"
         "    with ledger.write() as connection:\n"
         "        found = int(connection.scalar(db.sa.select(db.meta.c.value).where(db.meta.c.name == 'count')))\n"
@@ -221,7 +221,7 @@ def test_writers_of_several_processes_take_turns(opened: Callable[[], Ledger], u
 
 def test_a_writer_that_is_killed_leaves_nothing_and_nobody_waiting(opened: Callable[[], Ledger], url: str) -> None:
     program = (
-        "import sys; from creditgrid.service import ledger as db; ledger = db.Ledger(sys.argv[1])\n"
+        "import sys; from creditgrid.service import db, ledger; ledger = ledger.Ledger(sys.argv[1])\n"
         "for n in range(10**9):\n"
         "    with ledger.write() as connection:\n"
         "        db.add_event(connection, 's', 'half', str(n))\n"

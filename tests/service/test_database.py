@@ -15,8 +15,7 @@ from postgresql import Database, fresh_database
 from pydantic import SecretStr, ValidationError
 
 from creditgrid.core.errors import ConflictError, CreditGridError
-from creditgrid.service import database, ledger_lock
-from creditgrid.service import ledger as db
+from creditgrid.service import database, db, ledger_lock
 from creditgrid.service.ledger import Ledger
 from creditgrid.service.settings import Settings
 

@@ -13,8 +13,7 @@ import sqlalchemy as sa
 from postgresql import fresh_database
 
 from creditgrid.core.states import State
-from creditgrid.service import database
-from creditgrid.service import ledger as db
+from creditgrid.service import database, db
 from creditgrid.service.ledger import Ledger
 from creditgrid.service.ledger_health import LedgerDamaged, check_results
 from creditgrid.service.results import Results

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from creditgrid.core.wire import PlanView, Problem
 from creditgrid.service import assembly
-from creditgrid.service.__main__ import cli
+from creditgrid.service.commands import cli
 from creditgrid.service.ledger import Ledger
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ sys.path.insert(0, {tests!r})
 from service_fakes import Fakes
 from creditgrid.service import assembly
 assembly.assemble = lambda settings: Fakes(settings.data_dir).services()
-from creditgrid.service.__main__ import cli
+from creditgrid.service.commands import cli
 cli()
 """
 SPEC = "name: n\nexperiment: linesearch\n"
@@ -49,7 +49,7 @@ def command(*arguments: str) -> list[str]:
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a command in this process, whose logs and signals stay as they are."""
     monkeypatch.setattr(assembly, "planner", lambda settings: FakePlanner())
-    monkeypatch.setattr("creditgrid.service.__main__.configure", lambda form: None)
+    monkeypatch.setattr("creditgrid.service.commands.configure", lambda form: None)
     before = signal.getsignal(signal.SIGTERM)
 
     def invoke(*arguments: str, text: str | bytes | None = None) -> Result:

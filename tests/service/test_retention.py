@@ -21,7 +21,7 @@ from sweeping import House, quick
 from creditgrid.core.errors import ArtifactError
 from creditgrid.core.states import State
 from creditgrid.core.wire import RetentionRequest, RetentionView
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.retention import SAVES_KEPT_S, Retention
 from creditgrid.workers.artifacts import CORRUPT, RECORD, TEMPORARY, TENSORS
 from creditgrid.workers.saves import FOLDER

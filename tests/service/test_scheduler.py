@@ -23,8 +23,7 @@ from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
 from creditgrid.core.registry import Registry, registry
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT
-from creditgrid.service import commits, control, turns
-from creditgrid.service import ledger as db
+from creditgrid.service import commits, control, db, turns
 from creditgrid.service import scheduler as scheduling
 from creditgrid.service.failures import LOSSES
 from creditgrid.workers.artifacts import TENSORS, ArtifactStore
@@ -1047,6 +1046,24 @@ def test_stop_commits_also_what_waits_behind_a_commit_that_failed(
     house.scheduler._stopping.set()
     house.scheduler._run()
     assert house.counts(sweep) == {SUCCEEDED: 4}
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_call_waiting(
+    house: House, calls: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 2_000_000.0
+    monkeypatch.setattr(scheduling.time, "time", lambda: now)
+    sweep = house.submit(axes={"x": [1]}, retry={"max": 3, "backoff_s": 10})
+    house.step()
+    house.runner.fail(next(iter(calls)), transient=True)
+    house.step(2)
+    assert not calls
+    now = 1_000_000.0  # eleven days back
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 1}
+    view = house.views.sweep(sweep)
+    assert view.finished_at is not None
+    assert view.finished_at < view.created_at  # as the clock has it
 
 
 @pytest.mark.parametrize("moment", ["submitting", "running", "committing"])

@@ -1,5 +1,5 @@
-"""The scheduler under any sequence of events: submissions that overlap, failures, crashes and losses of what runs, cancel,
-pause, resume, retry, extend, lost artifacts, kills of the service and crashes within a commit.
+"""The scheduler under any sequence of events: submissions that overlap, failures, crashes and losses of what runs,
+cancel, pause, resume, retry, extend, lost artifacts, kills of the service and crashes within a commit.
 
 After each event what must hold is checked (``House.check``): counts add up, no cell stands in the table twice, every
 cell that is told to have a result stands there, a finished sweep's last event is the terminal one. In the end all that

@@ -34,9 +34,6 @@ def run_task(
     key: Annotated[str, typer.Argument(metavar="KEY", help="The key of a stage or a cell.")],
     *,
     device: Annotated[Device, typer.Option(help="What it is computed on.")] = Device.CPU,
-    cpus: Annotated[
-        float | None, typer.Option(min=0.0001, help="Threads; give what the sweep's spec gives, if it does.")
-    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="DIR", file_okay=False, help="Keep what goes in and what comes out there."),
@@ -60,7 +57,7 @@ def run_task(
     with ended_by_signals(), folder as name, open_client(url, token) as client:
         try:
             run = computing.run_task(
-                client, key, Path(name), device=device.value, cpus=cpus, with_parents=with_parents, tell=_Told()
+                client, key, Path(name), device=device.value, with_parents=with_parents, tell=_Told()
             )
         except KeyboardInterrupt:
             note("stopped")

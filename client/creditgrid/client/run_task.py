@@ -54,7 +54,6 @@ def run_task(
     folder: Path,
     *,
     device: str = "cpu",
-    cpus: float | None = None,
     with_parents: bool = False,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> TaskRun:
@@ -67,8 +66,6 @@ def run_task(
         key: of a stage or a cell.
         folder: an empty one, for the parents' artifacts and for what is made.
         device: cpu or cuda.
-        cpus: threads to compute with; default: as many CPUs as the task's kind asks for. A sweep whose spec gives the
-            kind others (``resources``) was computed with those.
         with_parents: compute first what the service does not have any more of what the task stands on.
         tell: hears, in lines, how far the computation has come.
 
@@ -87,8 +84,7 @@ def run_task(
         shutil.rmtree(folder / INPUTS)  # so that the folder can be given again
         raise
     (folder / TASKS).write_text(json.dumps([task.model_dump() for task in tasks]))
-    options = ["--device", device, *([] if cpus is None else ["--cpus", str(cpus)])]
-    return _compute(tasks, [*PROGRAM, str(folder.absolute()), *options], tell)
+    return _compute(tasks, [*PROGRAM, str(folder.absolute()), "--device", device], tell)
 
 
 def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool) -> list[TaskDocument]:

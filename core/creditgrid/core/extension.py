@@ -25,7 +25,7 @@ def parse_extension(document: Any) -> Extension:
         SpecError: with a pointer to each fault.
     """
     if not isinstance(document, dict):
-        raise SpecError([Fault("an extension is an object with axes (new values by axis) and include (more cells)", "")])
+        raise SpecError([Fault("an extension is an object with axes (values by axis) and include (more cells)", "")])
     try:
         return Extension.model_validate(document)
     except ValidationError as error:

@@ -133,6 +133,7 @@ class TaskDocument(Wire):
     parents: dict[str, str]
     group: str
     source: dict[str, str]
+    cpu: float = Field(1.0, description="As many threads as its call is given, which has a part in the last digits.")
 
 
 class Extension(Wire):

@@ -21,7 +21,7 @@ import structlog
 from deltalake.exceptions import DeltaError
 
 from creditgrid.core.states import State
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.ledger import Ledger
 from creditgrid.service.results import Results
 from creditgrid.workers.runner import Finished
@@ -73,6 +73,10 @@ class Commits:
 
     def misfit(self, rows: pa.Schema) -> str | None:
         """Why such rows cannot join the results table, if it can be read; if not, the commit says so."""
+        waiting = {column.name: column.type for table in self._batch.tables for column in table.schema}
+        for column in rows:
+            if (kind := waiting.get(column.name, column.type)) != column.type:
+                return f"the column {column.name!r} is {column.type} here and {kind} in rows that came just before"
         try:
             return self._results.misfit(rows)
         except (OSError, DeltaError):

@@ -17,7 +17,7 @@ from creditgrid.core.rows import schema
 from creditgrid.core.spec import MAX_CELLS, Grid
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Extension
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.endings import tell
 from creditgrid.service.flights import Recalled
 from creditgrid.service.ledger import Ledger
@@ -157,7 +157,8 @@ class Control:
             if row.state in OPEN:
                 raise ConflictError(f"sweep {sweep} is {row.state}: cancel it or let it end before a retry")
             if not redo:
-                raise ConflictError(f"no cell of sweep {sweep} ({row.state}) has failed: there is nothing to retry")
+                hint = "; submit it again to run what was cancelled" if row.state == State.CANCELLED else ""
+                raise ConflictError(f"no cell of sweep {sweep} has failed: there is nothing to retry{hint}")
             *earlier, document = _forms(row)
             _, _, plan = self._planner.prepare(document, *earlier)
             with self._ledger.write() as connection:

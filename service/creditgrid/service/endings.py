@@ -14,7 +14,7 @@ from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.spec import SweepSpec
 from creditgrid.core.states import FINISHED, OPEN, State
 from creditgrid.core.wire import TERMINAL_EVENT
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.flights import Flights
 
 log = structlog.get_logger()

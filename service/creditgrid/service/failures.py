@@ -17,11 +17,11 @@ import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.states import State
-from creditgrid.service import ledger as db
+from creditgrid.service import db
+from creditgrid.service.db import LONGEST_PAUSE_S
 from creditgrid.service.endings import Endings, tell_all
 from creditgrid.service.flights import Flight, Recalled
 from creditgrid.service.healing import CannotHeal, make_again
-from creditgrid.service.ledger import LONGEST_PAUSE_S
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Call, Failed
 

@@ -9,7 +9,7 @@ import structlog
 
 from creditgrid.core.registry import registry
 from creditgrid.core.states import OPEN, State
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.plan_writer import load_task
 from creditgrid.workers.artifacts import ArtifactStore
 

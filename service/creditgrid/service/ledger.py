@@ -1,144 +1,22 @@
-"""The ledger: sweeps, calls, tasks, cells and events in one SQL database, SQLite unless a URL says otherwise.
+"""The ledger: one SQL database that holds everything about sweeps but their artifacts and rows.
 
-A *task* row stands for a key, once, whoever asked for it. A *call* is what one process computes in one go; what is open
-takes its state from its call, so that a step of a call of ten thousand cells writes one row, and only the end of it
-writes them all, in one statement. *stages* and *cells* say which sweep needs which task, and how that ended for it.
-Nothing here rewrites what grows with a sweep.
-
-A call belongs to one sweep, of those that need it: the most urgent open one that is not paused, if there is one.
-
-This file holds tables and statements; ``scheduler`` alone decides on states, and ``views`` reads.
+``db`` has its tables and statements; ``scheduler``, ``control`` and what they stand on decide on states.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import sqlalchemy as sa
 
 from creditgrid.core.errors import CreditGridError
-from creditgrid.core.states import FINISHED, OPEN, State, sources
-from creditgrid.service import database
+from creditgrid.core.states import State
+from creditgrid.service import database, db
 from creditgrid.service.ledger_health import check_file, check_pages, check_tables, damaged
 from creditgrid.service.ledger_lock import FileLock, Lock, ServerLock
-
-SCHEMA_VERSION = 2
-LONGEST_PAUSE_S = 600.0
-"""Between two attempts of a call; up to here the pause doubles."""
-CHUNK = 500
-"""Keys in one statement; SQLite takes at most some thousand parameters."""
-
-metadata = sa.MetaData()
-
-meta = sa.Table("meta", metadata, sa.Column("name", sa.String, primary_key=True), sa.Column("value", sa.String))
-
-sweeps = sa.Table(
-    "sweeps",
-    metadata,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("id", sa.String, unique=True, nullable=False),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("experiment", sa.String, nullable=False),
-    sa.Column("state", sa.String, nullable=False, index=True),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("paused", sa.Boolean, nullable=False, default=False),
-    sa.Column("spec", sa.Text, nullable=False),  # as it was submitted
-    sa.Column("extensions", sa.Text),  # JSON: what was added to the spec since, in order
-    sa.Column("cells", sa.Integer, nullable=False),
-    sa.Column("stopped", sa.Text),  # why it was ended before it was through
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("finished_at", sa.Float),
-    sqlite_autoincrement=True,
-)
-
-idempotency = sa.Table(
-    "idempotency",
-    metadata,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("body", sa.String, nullable=False),
-    sa.Column("sweep", sa.String, nullable=False),
-)
-
-calls = sa.Table(
-    "calls",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("sweep", sa.String, nullable=False),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("state", sa.String, nullable=False),
-    sa.Column("size", sa.Integer, nullable=False),
-    sa.Column("waiting", sa.Integer, nullable=False, default=0),  # how many of its waits are open
-    sa.Column("attempt", sa.Integer, nullable=False, default=1),
-    sa.Column("crashes", sa.Integer, nullable=False, default=0),  # attempts that ended with their process
-    sa.Column("losses", sa.Integer, nullable=False, default=0),  # attempts that ended with the cluster
-    sa.Column("not_before", sa.Float, nullable=False, default=0.0),
-    sa.Column("batch", sa.Integer, index=True),  # the results batch that holds its rows, once one was begun
-    sa.Column("seconds", sa.Float),
-    sa.Column("host", sa.String),
-    sa.Column("error", database.Prose),
-    sa.Column("traceback", database.Prose),
-    sa.Index("calls_ready", "sweep", "state", "waiting", "id"),
-    sa.Index("calls_open", "state"),
-    sa.Index("calls_kind", "kind", "state"),
-    sqlite_autoincrement=True,
-)
-
-waits = sa.Table(
-    "waits",
-    metadata,
-    sa.Column("call", sa.Integer, primary_key=True),
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Index("waits_key", "key"),
-)
-
-tasks = sa.Table(
-    "tasks",
-    metadata,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("state", sa.String, nullable=False),
-    sa.Column("call", sa.Integer, nullable=False, index=True),
-    sa.Column("payload", sa.Text, nullable=False),  # JSON: version, params, parents, group, source
-    sa.Column("blame", sa.String),  # of a skipped one: the task that failed
-    sa.Column("bytes", sa.BigInteger),
-    sa.Column("diverged", sa.Boolean, nullable=False, default=False),
-)
-
-stages = sa.Table(
-    "stages",
-    metadata,
-    sa.Column("sweep", sa.String, primary_key=True),
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("call", sa.Integer, index=True),
-    sa.Column("state", sa.String, nullable=False),
-)
-
-cells = sa.Table(
-    "cells",
-    metadata,
-    sa.Column("sweep", sa.String, primary_key=True),
-    sa.Column("idx", sa.BigInteger, primary_key=True),
-    sa.Column("key", sa.String, nullable=False),
-    sa.Column("call", sa.Integer, index=True),
-    sa.Column("state", sa.String, nullable=False),
-    sa.Index("cells_count", "sweep", "state", "call"),
-)
-
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("sweep", sa.String, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("type", sa.String, nullable=False),
-    sa.Column("data", sa.Text, nullable=False),
-    sa.Index("events_sweep", "sweep", "id"),
-    sqlite_autoincrement=True,
-)
 
 
 class Ledger:
@@ -182,7 +60,7 @@ class Ledger:
             if file is not None:
                 self._lock = FileLock(file)
                 return
-            lock = ServerLock(self._engine, self.name, meta)
+            lock = ServerLock(self._engine, self.name, db.meta)
             with self.write() as connection:
                 lock.sign(connection)
             self._lock = lock
@@ -222,7 +100,7 @@ class Ledger:
     def batches(self) -> tuple[int, int]:
         """The last results batch that was begun, and the last that is noted as written; 0 for none."""
         with self.read() as connection:
-            written = sa.select(sa.func.max(calls.c.batch)).where(calls.c.state == State.SUCCEEDED)
+            written = sa.select(sa.func.max(db.calls.c.batch)).where(db.calls.c.state == State.SUCCEEDED)
             return int(_meta(connection, "batch") or 0), int(connection.scalar(written) or 0)
 
     @contextmanager
@@ -248,211 +126,27 @@ class Ledger:
             check_file(file)
         with self.read() as connection:
             check_pages(connection)
-            new = not set(metadata.tables) & set(sa.inspect(connection).get_table_names())
+            new = not set(db.metadata.tables) & set(sa.inspect(connection).get_table_names())
         if new:
             self._make()
         with self.read() as connection:
-            found = _meta(connection, "schema") if sa.inspect(connection).has_table(meta.name) else None
-            if found not in (None, str(SCHEMA_VERSION)):
+            found = _meta(connection, "schema") if sa.inspect(connection).has_table(db.meta.name) else None
+            if found not in (None, str(db.SCHEMA_VERSION)):
                 raise CreditGridError(
-                    f"the ledger {self.name} has schema {found} and this version works with {SCHEMA_VERSION}: "
+                    f"the ledger {self.name} has schema {found} and this version works with {db.SCHEMA_VERSION}: "
                     "use the version that made it, or another data directory"
                 )
-            check_tables(connection, metadata)
+            check_tables(connection, db.metadata)
             if found is None or _meta(connection, "identity") is None:
-                raise damaged(self.name, f"its table {meta.name!r} lacks what every ledger has")
+                raise damaged(self.name, f"its table {db.meta.name!r} lacks what every ledger has")
 
     def _make(self) -> None:
         with self.write() as connection:
-            metadata.create_all(connection)
+            db.metadata.create_all(connection)
             if _meta(connection, "schema") is None:  # else another process was faster
-                connection.execute(meta.insert().values(name="schema", value=str(SCHEMA_VERSION)))
-                connection.execute(meta.insert().values(name="identity", value=f"{time.time_ns():x}"))
+                connection.execute(db.meta.insert().values(name="schema", value=str(db.SCHEMA_VERSION)))
+                connection.execute(db.meta.insert().values(name="identity", value=f"{time.time_ns():x}"))
 
 
 def _meta(connection: sa.Connection, name: str) -> str | None:
-    return connection.scalar(sa.select(meta.c.value).where(meta.c.name == name))
-
-
-def chunks(keys: Iterable[str]) -> Iterator[list[str]]:
-    """The keys in pieces that fit one statement."""
-    piece: list[str] = []
-    for key in keys:
-        piece.append(key)
-        if len(piece) == CHUNK:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
-
-
-def insert_many(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that all have the same columns, in one statement: a sweep writes two rows a cell."""
-    if rows:
-        database.insert_rows(connection, table, rows)
-
-
-def ready_sweeps(connection: sa.Connection, now: float) -> Sequence[sa.Row[str, int]]:
-    """The sweeps with a call that can begin, by urgency: ids and priorities."""
-    query = (
-        sa.select(sweeps.c.id, sweeps.c.priority)
-        .where(
-            sweeps.c.state.in_(OPEN),
-            ~sweeps.c.paused,
-            sa.select(calls.c.id).where(calls.c.sweep == sweeps.c.id, _ready(now)).exists(),
-        )
-        .order_by(sweeps.c.priority.desc(), sweeps.c.seq)
-    )
-    return connection.execute(query).all()
-
-
-def ready_calls(connection: sa.Connection, sweep: str, now: float, limit: int) -> Sequence[sa.Row[Any]]:
-    """Calls of the sweep that can begin, the oldest first."""
-    query = sa.select(calls).where(calls.c.sweep == sweep, _ready(now)).order_by(calls.c.id).limit(limit)
-    return connection.execute(query).all()
-
-
-def _ready(now: float) -> sa.ColumnElement[bool]:
-    # A pause that is longer than any was begun before the clock was set back.
-    due = (calls.c.not_before <= now) | (calls.c.not_before > now + LONGEST_PAUSE_S)
-    return sa.and_(calls.c.state == State.PENDING, calls.c.waiting == 0, due)
-
-
-def recount(connection: sa.Connection, keys: sa.Select[Any] | Sequence[str]) -> None:
-    """Count anew what the pending calls that wait for these tasks still wait for."""
-    left = (
-        sa.select(sa.func.count())
-        .select_from(waits.join(tasks, tasks.c.key == waits.c.key))
-        .where(waits.c.call == calls.c.id, tasks.c.state == State.PENDING)
-    )
-    waiting = sa.select(waits.c.call).where(waits.c.key.in_(keys))
-    query = calls.update().where(calls.c.state == State.PENDING, calls.c.id.in_(waiting))
-    connection.execute(query.values(waiting=left.scalar_subquery()))
-
-
-def claim(connection: sa.Connection, sweep: str) -> None:
-    """Make open calls that the sweep needs its own where the owner is less urgent, is paused or has ended."""
-    own = connection.execute(sa.select(sweeps.c.priority, sweeps.c.seq).where(sweeps.c.id == sweep)).one()
-    needed = sa.union(
-        *(
-            sa.select(table.c.call).where(table.c.sweep == sweep, table.c.state == State.PENDING)
-            for table in (cells, stages)
-        )
-    ).subquery()
-    less_urgent = (sweeps.c.priority < own.priority) | ((sweeps.c.priority == own.priority) & (sweeps.c.seq > own.seq))
-    behind = sa.select(sweeps.c.id).where(sweeps.c.paused | sweeps.c.state.in_(FINISHED) | less_urgent)
-    connection.execute(
-        calls.update()
-        .where(
-            calls.c.state.in_(OPEN),
-            calls.c.id.in_(sa.select(needed.c.call)),
-            calls.c.sweep != sweep,
-            calls.c.sweep.in_(behind),
-        )
-        .values(sweep=sweep)
-    )
-
-
-def hand_over(connection: sa.Connection, sweep: str) -> None:
-    """Give calls of a sweep that was paused or has ended to other sweeps that need them."""
-    others = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN), ~sweeps.c.paused, sweeps.c.id != sweep)
-    for other in connection.scalars(others.order_by(sweeps.c.priority, sweeps.c.seq.desc())).all():
-        claim(connection, other)
-
-
-def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[str]]) -> list[int]:
-    """Move each piece of a pending call's open tasks to a call of its own, which is else as the old one."""
-    row = connection.execute(sa.select(calls).where(calls.c.id == call)).one()
-    same = {name: row._mapping[name] for name in ("sweep", "kind", "state", "attempt", "crashes", "losses")}
-    made = []
-    for piece in pieces:
-        values = {**same, "size": len(piece), "waiting": 0, "not_before": row.not_before}
-        number = int(connection.execute(calls.insert().values(**values)).inserted_primary_key[0])  # type: ignore[index]
-        for keys in chunks(piece):
-            for table in (tasks, stages, cells):
-                moved = table.update().where(table.c.call == call, table.c.state == State.PENDING)
-                connection.execute(moved.where(table.c.key.in_(keys)).values(call=number))
-        awaited = sa.select(sa.literal(number), waits.c.key).where(waits.c.call == call)
-        connection.execute(waits.insert().from_select(["call", "key"], awaited))
-        made.append(number)
-    left = sa.select(sa.func.count()).where(tasks.c.call == call, tasks.c.state == State.PENDING)
-    connection.execute(calls.update().where(calls.c.id == call).values(size=left.scalar_subquery()))
-    return made
-
-
-def move_call(connection: sa.Connection, call: int, to: State, **values: Any) -> bool:
-    """Move a call to another state if that is a legal step; returns whether it was."""
-    query = calls.update().where(calls.c.id == call, calls.c.state.in_(sources(to))).values(state=to, **values)
-    return connection.execute(query).rowcount == 1
-
-
-def settle_tasks(
-    connection: sa.Connection, call: int, to: State, keys: Iterable[str] | None = None, blame: str | None = None
-) -> None:
-    """End the open tasks of a call (all, or these), for every sweep that needs them and every call that waits."""
-    pieces: Iterable[list[str] | None] = [None] if keys is None else chunks(keys)
-    for piece in pieces:
-        settled = sa.select(tasks.c.key).where(tasks.c.call == call) if piece is None else piece
-        for table in (tasks, stages, cells):
-            values = {"state": to, "blame": blame} if table is tasks else {"state": to}
-            query = table.update().where(table.c.call == call, table.c.state == State.PENDING).values(**values)
-            connection.execute(query if piece is None else query.where(table.c.key.in_(piece)))
-        recount(connection, settled)
-
-
-def sweeps_of(connection: sa.Connection, call: int) -> list[str]:
-    """The open sweeps that need a task of this call."""
-    needing = sa.union(
-        sa.select(cells.c.sweep).where(cells.c.call == call), sa.select(stages.c.sweep).where(stages.c.call == call)
-    ).subquery()
-    query = sa.select(sweeps.c.id).where(sweeps.c.id.in_(sa.select(needing.c.sweep)), sweeps.c.state.in_(OPEN))
-    return list(connection.scalars(query.order_by(sweeps.c.seq)))
-
-
-def open_calls(connection: sa.Connection, sweep: str) -> Sequence[sa.Row[Any]]:
-    """The calls that a sweep waits for, whichever sweep they were made for."""
-    awaited = sa.union(
-        *(
-            sa.select(table.c.call).where(table.c.sweep == sweep, table.c.state == State.PENDING)
-            for table in (cells, stages)
-        )
-    ).subquery()
-    query = sa.select(calls).where(calls.c.id.in_(sa.select(awaited.c.call)), calls.c.state.in_(OPEN))
-    return connection.execute(query.order_by(calls.c.id)).all()
-
-
-def count_cells(connection: sa.Connection, sweep: str) -> dict[State, int]:
-    """Cells by state; an open cell is at what its call is at. The counts add up to the sweep's cells."""
-    grouped = (
-        sa.select(cells.c.state, cells.c.call, sa.func.count().label("n"))
-        .where(cells.c.sweep == sweep, cells.c.state == State.PENDING)
-        .group_by(cells.c.state, cells.c.call)
-        .subquery()
-    )
-    state = sa.func.coalesce(calls.c.state, State.PENDING)
-    opened = (
-        sa.select(state, sa.func.sum(grouped.c.n))
-        .select_from(grouped.outerjoin(calls, calls.c.id == grouped.c.call))
-        .group_by(state)
-    )
-    ended = (
-        sa.select(cells.c.state, sa.func.count())
-        .where(cells.c.sweep == sweep, cells.c.state != State.PENDING)
-        .group_by(cells.c.state)
-    )
-    counts = {State(name): int(n) for name, n in connection.execute(ended)}
-    for name, n in connection.execute(opened):
-        # A call between its end and the commit of its rows is through, its cells are not: they count as running.
-        at = State(name) if State(name) in OPEN else State.RUNNING
-        counts[at] = counts.get(at, 0) + int(n)
-    return counts
-
-
-def add_event(connection: sa.Connection, sweep: str, kind: str, data: str) -> None:
-    """Append an event."""
-    connection.execute(events.insert().values(sweep=sweep, at=time.time(), type=kind, data=data))
-
-
-def task_row(key: str, kind: str, call: int, payload: str) -> Mapping[str, Any]:
-    """A new task."""
-    return {"key": key, "kind": kind, "state": State.PENDING, "call": call, "payload": payload, "diverged": False}
+    return connection.scalar(sa.select(db.meta.c.value).where(db.meta.c.name == name))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from creditgrid.core.plan import Fate, Known, Plan, PlannedCell, PlannedTask
 from creditgrid.core.states import State
 from creditgrid.core.task import Task
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 
 CELLS_AT_ONCE = 1000
 STAND: Mapping[Fate, Container[str | None]] = {

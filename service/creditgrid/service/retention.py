@@ -25,7 +25,7 @@ from creditgrid.core.errors import ArtifactError, ArtifactMissing
 from creditgrid.core.registry import registry
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import RetentionRequest, RetentionView
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.ledger import Ledger
 from creditgrid.workers.artifacts import ArtifactStore, Stored
 from creditgrid.workers.saves import abandoned_drafts, kept_saves

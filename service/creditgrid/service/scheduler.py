@@ -20,16 +20,16 @@ import structlog
 from creditgrid.core.registry import registry
 from creditgrid.core.spec import SweepSpec
 from creditgrid.core.states import WITHOUT_RESULT, State
-from creditgrid.core.task import Resources, Task, TaskKind
+from creditgrid.core.task import Task
 from creditgrid.core.wire import Activity
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.commits import Commits
 from creditgrid.service.endings import Endings, tell
 from creditgrid.service.failures import Failures
 from creditgrid.service.flights import Flight, Flights, Recalled
 from creditgrid.service.ledger import Ledger
 from creditgrid.service.plan_writer import load_task
-from creditgrid.service.planning import MEASURE
+from creditgrid.service.planning import name_in_spec, resources
 from creditgrid.service.results import Results
 from creditgrid.service.turns import Turns
 from creditgrid.workers.artifacts import ArtifactStore
@@ -240,18 +240,16 @@ class Scheduler:
             return None  # cancelled since it was read
         owner = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == row.sweep)).one()
         spec = SweepSpec.model_validate(json.loads(owner.spec))
-        experiment = registry().experiments.get(spec.experiment)  # None once its package is gone, and its stages stay
-        name = MEASURE if experiment is not None and kind is experiment.measure else row.kind
         inputs = sorted({key for task in tasks for key in task.parents.values()})
         stamp = {"sweep": row.sweep}
-        call = Call(row.id, row.kind, tasks, inputs, _resources(kind, spec, name), row.attempt, stamp)
+        call = Call(row.id, row.kind, tasks, inputs, resources(kind, spec), row.attempt, stamp)
         return Flight(
             call,
             owner.id,
             owner.priority,
             spec.retry.max,
             spec.retry.backoff_s,
-            spec.timeout_s.get(name, kind.timeout_s),
+            spec.timeout_s.get(name_in_spec(kind), kind.timeout_s),
             Activity(call=row.id, kind=row.kind, tasks=len(tasks)),
         )
 
@@ -360,11 +358,3 @@ class Scheduler:
             for flight in flights:
                 self.flights.end(flight.call.id)
                 self._failures.lost(connection, flight, reason)
-
-
-def _resources(kind: TaskKind, spec: SweepSpec, name: str) -> Resources:
-    asked = spec.resources.get(name)
-    return Resources(
-        kind.resources.cpu if asked is None or asked.cpu is None else asked.cpu,
-        kind.resources.gpu if asked is None or asked.gpu is None else asked.gpu,
-    )

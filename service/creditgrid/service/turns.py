@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.flights import Flights, Recalled
 from creditgrid.workers.runner import Capacity
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from creditgrid.core.errors import NotFoundError, PluginError
 from creditgrid.core.extension import forms
 from creditgrid.core.registry import registry
+from creditgrid.core.spec import SweepSpec
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import (
     Activity,
@@ -29,8 +30,9 @@ from creditgrid.core.wire import (
     TaskView,
     VerdictView,
 )
-from creditgrid.service import ledger as db
+from creditgrid.service import db
 from creditgrid.service.ledger import Ledger
+from creditgrid.service.planning import resources
 from creditgrid.service.results import Results
 from creditgrid.service.scheduler import Scheduler
 
@@ -366,12 +368,19 @@ class Views:
         Raises:
             NotFoundError: for a key that no sweep has named.
         """
-        query = sa.select(db.tasks.c.kind, db.tasks.c.payload).where(db.tasks.c.key == key)
+        called = db.tasks.outerjoin(db.calls, db.calls.c.id == db.tasks.c.call).outerjoin(
+            db.sweeps, db.sweeps.c.id == db.calls.c.sweep
+        )
+        query = sa.select(db.tasks.c.kind, db.tasks.c.payload, db.sweeps.c.spec).select_from(called)
         with self._ledger.read() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(query.where(db.tasks.c.key == key)).one_or_none()
         if row is None:
             raise NotFoundError(f"there is no task {key[:80]!r}")
-        return TaskDocument(key=key, kind=row.kind, **json.loads(row.payload))
+        kind = registry().kinds.get(row.kind)
+        cpu = 1.0
+        if kind is not None:  # else its package is gone, and nothing here computes it
+            cpu = resources(kind, None if row.spec is None else SweepSpec.model_validate(json.loads(row.spec))).cpu
+        return TaskDocument(key=key, kind=row.kind, cpu=cpu, **json.loads(row.payload))
 
 
 def _open_state(table: sa.Table) -> sa.ColumnElement[str]:

@@ -57,20 +57,19 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m creditgrid.workers.run_task")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--cpus", type=float, help="as many threads; default: what the task's kind asks for")
     options = parser.parse_args(arguments)
     with _channel() as tell:
         try:
             if options.device == "cuda" and not torch.cuda.is_available():
                 raise TaskError("there is no CUDA device on this machine that torch can use")
             documents = TypeAdapter(list[TaskDocument]).validate_json((options.folder / TASKS).read_bytes())
-            tasks = [_task(document) for document in documents]
+            tasks = [(_task(document), Resources(cpu=document.cpu)) for document in documents]
         except TaskError as error:
             tell({"type": "refused", "error": str(error)})
             return REFUSED
         store = ArtifactStore(options.folder.absolute() / ARTIFACTS)
         device = torch.device(options.device)
-        computed = all(_compute(task, store, device, options.cpus, tell) for task in tasks)  # up to the first failure
+        computed = all(_compute(task, given, store, device, tell) for task, given in tasks)  # up to the first failure
         return 0 if computed else 1
 
 
@@ -97,7 +96,7 @@ def _task(document: TaskDocument) -> Task:
     Raises:
         TaskError: if it is not what its key names, or not what this installation would compute under that name.
     """
-    task = Task(**document.model_dump())
+    task = Task(**document.model_dump(exclude={"cpu"}))
     if digest(task.payload()) != task.key:
         raise TaskError(f"{task.key} is not the key of this {task.kind}: the document is damaged")
     here = registry().kinds.get(task.kind)
@@ -109,12 +108,10 @@ def _task(document: TaskDocument) -> Task:
     return task
 
 
-def _compute(task: Task, store: ArtifactStore, device: torch.device, cpus: float | None, tell: Tell) -> bool:
+def _compute(task: Task, given: Resources, store: ArtifactStore, device: torch.device, tell: Tell) -> bool:
     """Run one task by itself; whether it has a result."""
     tell({"type": "begun", "kind": task.kind, "key": task.key})
-    kind = registry().kinds.get(task.kind)  # one that is not known is execute's to tell
-    resources = kind.resources if kind is not None and cpus is None else Resources(cpu=cpus or 1.0)
-    call = Call(1, task.kind, [task], sorted(set(task.parents.values())), resources)
+    call = Call(1, task.kind, [task], sorted(set(task.parents.values())), given)
     inputs = {key: _input(store, key) for key in call.inputs}
     for item in execute(call, inputs, store, device):
         if isinstance(item, Advanced):
