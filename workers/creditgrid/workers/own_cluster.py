@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 
 END_S = 5.0
+LONGEST = 44
+"""Characters of the folder's path: Ray makes sockets far below it, and a socket's path has at most 107."""
 SESSION = "session"
 
 
@@ -26,8 +28,8 @@ class OwnCluster:
 
     def __init__(self, store: Path) -> None:
         name = hashlib.sha256(f"{os.getuid()} {store.resolve()}".encode()).hexdigest()[:10]
-        # Short: Ray makes sockets below it, and their paths may have 107 characters.
-        self.folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"creditgrid-ray-{name}"
+        folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"creditgrid-ray-{name}"
+        self.folder = folder if len(str(folder)) <= LONGEST else Path("/tmp") / folder.name
 
     def clear(self, keep: int = 1) -> None:
         """End what is left of a dead cluster, and remove its sessions but the last ``keep``, whose logs may tell why.
