@@ -29,7 +29,8 @@ class OwnCluster:
     def __init__(self, store: Path) -> None:
         name = hashlib.sha256(f"{os.getuid()} {store.resolve()}".encode()).hexdigest()[:10]
         folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"creditgrid-ray-{name}"
-        self.folder = folder if len(str(folder)) <= LONGEST else Path("/tmp") / folder.name
+        # A folder of the user's own there, which ``clear`` makes sure of.
+        self.folder = folder if len(str(folder)) <= LONGEST else Path("/tmp") / folder.name  # noqa: S108
 
     def clear(self, keep: int = 1) -> None:
         """End what is left of a dead cluster, and remove its sessions but the last ``keep``, whose logs may tell why.
