@@ -227,7 +227,7 @@ class Control:
 
 
 def _sweep(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
-    row = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == sweep)).one_or_none()
+    row = db.sweep_row(connection, sweep)
     if row is None:
         raise NotFoundError(f"there is no sweep {sweep!r}")
     return row

@@ -10,13 +10,14 @@ A call belongs to one sweep, of those that need it: the most urgent open one tha
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from creditgrid.core.states import FINISHED, OPEN, State, sources
+from creditgrid.core.states import FINISHED, OPEN, WITHOUT_RESULT, State, sources
 from creditgrid.service import database
 
 SCHEMA_VERSION = 2
@@ -134,6 +135,63 @@ events = sa.Table(
 )
 
 
+# Statements that a call takes many of are built once: building one costs as much as running it.
+_OF_CALL: sa.BindParameter[Any] = sa.bindparam("of_call")
+_WAITING = (
+    sa.select(sa.func.count())
+    .select_from(waits.join(tasks, tasks.c.key == waits.c.key))
+    .where(waits.c.call == calls.c.id, tasks.c.state == State.PENDING)
+    .scalar_subquery()
+)
+"""How many tasks a call waits for."""
+_NEEDING = sa.union(
+    sa.select(cells.c.sweep).where(cells.c.call == _OF_CALL), sa.select(stages.c.sweep).where(stages.c.call == _OF_CALL)
+).subquery()
+_SWEEPS_OF = (
+    sa.select(sweeps.c.id)
+    .where(sweeps.c.id.in_(sa.select(_NEEDING.c.sweep)), sweeps.c.state.in_(OPEN))
+    .order_by(sweeps.c.seq)
+)
+
+
+_ADD_EVENT = events.insert()
+_OPEN_TASKS = sa.select(tasks).where(tasks.c.call == _OF_CALL, tasks.c.state == State.PENDING).order_by(tasks.c.key)
+_LOST_INPUTS = (
+    sa.select(tasks.c.key, tasks.c.blame)
+    .join(waits, waits.c.key == tasks.c.key)
+    .where(waits.c.call == _OF_CALL, tasks.c.state.in_(WITHOUT_RESULT))
+)
+_OF_SWEEP: sa.BindParameter[Any] = sa.bindparam("of_sweep")
+_SWEEP = sa.select(sweeps).where(sweeps.c.id == _OF_SWEEP)
+_BEGIN = sweeps.update().where(sweeps.c.id == _OF_SWEEP, sweeps.c.state == State.PENDING).values(state=State.RUNNING)
+_OPEN_CELL = sa.select(sa.literal(1)).where(cells.c.sweep == _OF_SWEEP, cells.c.state == State.PENDING).limit(1)
+
+
+@functools.cache
+def _move(to: State, names: tuple[str, ...]) -> sa.Update:
+    values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
+    if to is State.PENDING:  # what it waited for may be begun anew by now
+        values["waiting"] = _WAITING
+    return calls.update().where(calls.c.id == _OF_CALL, calls.c.state.in_(sources(to))).values(state=to, **values)
+
+
+@functools.cache
+def _settle(table: sa.Table, *, some: bool) -> sa.Update:
+    query = table.update().where(table.c.call == _OF_CALL, table.c.state == State.PENDING)
+    if some:
+        query = query.where(table.c.key.in_(sa.bindparam("keys", expanding=True)))
+    query = query.values(state=sa.bindparam("to"))
+    return query.values(blame=sa.bindparam("blamed")) if table is tasks else query
+
+
+@functools.cache
+def _recount(*, of_call: bool) -> sa.Update:
+    all_of_call = sa.select(tasks.c.key).where(tasks.c.call == _OF_CALL)
+    which = waits.c.key.in_(all_of_call if of_call else sa.bindparam("keys", expanding=True))
+    waiting = sa.select(waits.c.call).where(which)
+    return calls.update().where(calls.c.state == State.PENDING, calls.c.id.in_(waiting)).values(waiting=_WAITING)
+
+
 def chunks(keys: Iterable[str]) -> Iterator[list[str]]:
     """The keys in pieces that fit one statement."""
     piece: list[str] = []
@@ -178,16 +236,9 @@ def _ready(now: float) -> sa.ColumnElement[bool]:
     return sa.and_(calls.c.state == State.PENDING, calls.c.waiting == 0, due)
 
 
-def recount(connection: sa.Connection, keys: sa.Select[Any] | Sequence[str]) -> None:
+def recount(connection: sa.Connection, keys: Sequence[str]) -> None:
     """Count anew what the pending calls that wait for these tasks still wait for."""
-    left = (
-        sa.select(sa.func.count())
-        .select_from(waits.join(tasks, tasks.c.key == waits.c.key))
-        .where(waits.c.call == calls.c.id, tasks.c.state == State.PENDING)
-    )
-    waiting = sa.select(waits.c.call).where(waits.c.key.in_(keys))
-    query = calls.update().where(calls.c.state == State.PENDING, calls.c.id.in_(waiting))
-    connection.execute(query.values(waiting=left.scalar_subquery()))
+    connection.execute(_recount(of_call=False), {"keys": keys})
 
 
 def claim(connection: sa.Connection, sweep: str) -> None:
@@ -226,7 +277,7 @@ def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[s
     same = {name: row._mapping[name] for name in ("sweep", "kind", "state", "attempt", "crashes", "losses")}
     made = []
     for piece in pieces:
-        values = {**same, "size": len(piece), "waiting": 0, "not_before": row.not_before}
+        values = {**same, "size": len(piece), "waiting": row.waiting, "not_before": row.not_before}
         number = int(connection.execute(calls.insert().values(**values)).inserted_primary_key[0])  # type: ignore[index]
         for keys in chunks(piece):
             for table in (tasks, stages, cells):
@@ -242,8 +293,9 @@ def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[s
 
 def move_call(connection: sa.Connection, call: int, to: State, **values: Any) -> bool:
     """Move a call to another state if that is a legal step; returns whether it was."""
-    query = calls.update().where(calls.c.id == call, calls.c.state.in_(sources(to))).values(state=to, **values)
-    return connection.execute(query).rowcount == 1
+    names = tuple(sorted(values))
+    given = {f"new_{name}": values[name] for name in names}
+    return connection.execute(_move(to, names), {"of_call": call, **given}).rowcount == 1
 
 
 def settle_tasks(
@@ -252,21 +304,42 @@ def settle_tasks(
     """End the open tasks of a call (all, or these), for every sweep that needs them and every call that waits."""
     pieces: Iterable[list[str] | None] = [None] if keys is None else chunks(keys)
     for piece in pieces:
-        settled = sa.select(tasks.c.key).where(tasks.c.call == call) if piece is None else piece
+        which: dict[str, Any] = {} if piece is None else {"keys": piece}
         for table in (tasks, stages, cells):
-            values = {"state": to, "blame": blame} if table is tasks else {"state": to}
-            query = table.update().where(table.c.call == call, table.c.state == State.PENDING).values(**values)
-            connection.execute(query if piece is None else query.where(table.c.key.in_(piece)))
-        recount(connection, settled)
+            blamed = {"blamed": blame} if table is tasks else {}
+            query = _settle(table, some=piece is not None)
+            connection.execute(query, {"of_call": call, "to": to, **blamed, **which})
+        connection.execute(_recount(of_call=piece is None), which or {"of_call": call})
 
 
 def sweeps_of(connection: sa.Connection, call: int) -> list[str]:
     """The open sweeps that need a task of this call."""
-    needing = sa.union(
-        sa.select(cells.c.sweep).where(cells.c.call == call), sa.select(stages.c.sweep).where(stages.c.call == call)
-    ).subquery()
-    query = sa.select(sweeps.c.id).where(sweeps.c.id.in_(sa.select(needing.c.sweep)), sweeps.c.state.in_(OPEN))
-    return list(connection.scalars(query.order_by(sweeps.c.seq)))
+    return list(connection.scalars(_SWEEPS_OF, {"of_call": call}))
+
+
+def sweep_row(connection: sa.Connection, sweep: str) -> sa.Row[Any] | None:
+    """The sweep, if there is such a one."""
+    return connection.execute(_SWEEP, {"of_sweep": sweep}).one_or_none()
+
+
+def begin_sweep(connection: sa.Connection, sweep: str) -> None:
+    """Something of a sweep runs."""
+    connection.execute(_BEGIN, {"of_sweep": sweep})
+
+
+def has_open_cells(connection: sa.Connection, sweep: str) -> bool:
+    """Whether a cell of the sweep has not ended."""
+    return connection.scalar(_OPEN_CELL, {"of_sweep": sweep}) is not None
+
+
+def open_tasks(connection: sa.Connection, call: int) -> Sequence[sa.Row[Any]]:
+    """The tasks of a call that have not ended, by their keys."""
+    return connection.execute(_OPEN_TASKS, {"of_call": call}).all()
+
+
+def lost_inputs(connection: sa.Connection, call: int) -> dict[str, str]:
+    """The tasks that a call waited for and that ended without a result, with the task that is to blame for each."""
+    return {row.key: row.blame or row.key for row in connection.execute(_LOST_INPUTS, {"of_call": call})}
 
 
 def open_calls(connection: sa.Connection, sweep: str) -> Sequence[sa.Row[Any]]:
@@ -310,7 +383,7 @@ def count_cells(connection: sa.Connection, sweep: str) -> dict[State, int]:
 
 def add_event(connection: sa.Connection, sweep: str, kind: str, data: str) -> None:
     """Append an event."""
-    connection.execute(events.insert().values(sweep=sweep, at=time.time(), type=kind, data=data))
+    connection.execute(_ADD_EVENT, {"sweep": sweep, "at": time.time(), "type": kind, "data": data})
 
 
 def task_row(key: str, kind: str, call: int, payload: str) -> Mapping[str, Any]:

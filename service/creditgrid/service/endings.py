@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -11,10 +10,10 @@ import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.fingerprint import canonical_json
-from creditgrid.core.spec import SweepSpec
 from creditgrid.core.states import FINISHED, OPEN, State
 from creditgrid.core.wire import TERMINAL_EVENT
 from creditgrid.service import db
+from creditgrid.service.call_settings import parsed
 from creditgrid.service.flights import Flights
 
 log = structlog.get_logger()
@@ -71,11 +70,10 @@ class Endings:
 
     def finish_if_through(self, connection: sa.Connection, sweep: str) -> None:
         """End a sweep that has no open cell."""
-        left = connection.scalar(
-            sa.select(sa.literal(1)).where(db.cells.c.sweep == sweep, db.cells.c.state == State.PENDING).limit(1)
-        )
-        state = connection.scalar(sa.select(db.sweeps.c.state).where(db.sweeps.c.id == sweep))
-        if left is not None or state in FINISHED:
+        if db.has_open_cells(connection, sweep):
+            return
+        row = db.sweep_row(connection, sweep)
+        if row is None or row.state in FINISHED:
             return
         counts = db.count_cells(connection, sweep)
         if counts.get(State.FAILED) or counts.get(State.SKIPPED):
@@ -93,10 +91,10 @@ class Endings:
         log.info("sweep ended", sweep=sweep, state=str(end), **{str(state): n for state, n in counts.items()})
 
     def _limit_failures(self, connection: sa.Connection, sweep: str) -> None:
-        row = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == sweep)).one()
-        if row.state not in OPEN:
+        row = db.sweep_row(connection, sweep)
+        if row is None or row.state not in OPEN:
             return
-        spec = SweepSpec.model_validate(json.loads(row.spec))
+        spec = parsed(row.spec)
         if spec.fail_fast:
             self.end_early(connection, sweep, State.FAILED, "fail_fast: stopped at the first failure")
         elif spec.max_failed is not None:

@@ -18,15 +18,14 @@ from creditgrid.core.plan import Fate, Known, Plan, PlannedTask, resolve_dataset
 from creditgrid.core.registry import registry
 from creditgrid.core.spec import Grid, SweepSpec, parse, validate
 from creditgrid.core.states import RESULT, State
-from creditgrid.core.task import Resources, Task, TaskKind
+from creditgrid.core.task import Task
 from creditgrid.core.wire import Miss, PlanKind, PlanView
 from creditgrid.service import db
+from creditgrid.service.call_settings import MEASURE
 from creditgrid.service.ledger import Ledger
 from creditgrid.service.plan_writer import NEVER_RUN
 from creditgrid.workers.artifacts import ArtifactStore
 
-MEASURE = "measure"
-"""What a spec's ``resources`` call the task kind that measures cells, whichever the experiment."""
 REASONS: Mapping[Known, str] = {
     Known.ABSENT: "never computed with these parameters",
     Known.GONE: "computed before, but its artifact is gone",
@@ -149,21 +148,6 @@ class Planner:
                 )
             }
         return {kind: (mean, sizes.get(kind, 0.0)) for kind, mean in seconds.items()}
-
-
-def name_in_spec(kind: TaskKind) -> str:
-    """What a spec's ``resources`` and ``timeout_s`` call a task kind."""
-    measured = any(experiment.measure is kind for experiment in registry().experiments.values())
-    return MEASURE if measured else kind.name
-
-
-def resources(kind: TaskKind, spec: SweepSpec | None) -> Resources:
-    """What a call of this kind is given: what the spec says, or else the kind."""
-    asked = None if spec is None else spec.resources.get(name_in_spec(kind))
-    return Resources(
-        kind.resources.cpu if asked is None or asked.cpu is None else asked.cpu,
-        kind.resources.gpu if asked is None or asked.gpu is None else asked.gpu,
-    )
 
 
 def _kind_view(counts: Counter[Fate], calls: int, past: tuple[float, float] | None) -> PlanKind:

@@ -7,7 +7,6 @@ and goes on as after a restart.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import deque
@@ -18,18 +17,17 @@ import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.registry import registry
-from creditgrid.core.spec import SweepSpec
-from creditgrid.core.states import WITHOUT_RESULT, State
+from creditgrid.core.states import State
 from creditgrid.core.task import Task
 from creditgrid.core.wire import Activity
 from creditgrid.service import db
+from creditgrid.service.call_settings import parsed, resources, timeout_s
 from creditgrid.service.commits import Commits
 from creditgrid.service.endings import Endings, tell
 from creditgrid.service.failures import Failures
 from creditgrid.service.flights import Flight, Flights, Recalled
 from creditgrid.service.ledger import Ledger
 from creditgrid.service.plan_writer import load_task
-from creditgrid.service.planning import name_in_spec, resources
 from creditgrid.service.results import Results
 from creditgrid.service.turns import Turns
 from creditgrid.workers.artifacts import ArtifactStore
@@ -238,8 +236,9 @@ class Scheduler:
             return None
         if not db.move_call(connection, row.id, State.QUEUED):
             return None  # cancelled since it was read
-        owner = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == row.sweep)).one()
-        spec = SweepSpec.model_validate(json.loads(owner.spec))
+        owner = db.sweep_row(connection, row.sweep)
+        assert owner is not None, "a call belongs to a sweep"
+        spec = parsed(owner.spec)
         inputs = sorted({key for task in tasks for key in task.parents.values()})
         stamp = {"sweep": row.sweep}
         call = Call(row.id, row.kind, tasks, inputs, resources(kind, spec), row.attempt, stamp)
@@ -249,25 +248,14 @@ class Scheduler:
             owner.priority,
             spec.retry.max,
             spec.retry.backoff_s,
-            spec.timeout_s.get(name_in_spec(kind), kind.timeout_s),
+            timeout_s(kind, spec),
             Activity(call=row.id, kind=row.kind, tasks=len(tasks)),
         )
 
     def _with_parents(self, connection: sa.Connection, row: sa.Row[Any]) -> list[Task]:
         """The call's open tasks; those that a task below them has left without a parent are skipped."""
-        open_tasks = db.tasks.c.call == row.id, db.tasks.c.state == State.PENDING
-        tasks = [
-            load_task(found.key, found.kind, found.payload)
-            for found in connection.execute(sa.select(db.tasks).where(*open_tasks).order_by(db.tasks.c.key))
-        ]
-        lost = {
-            found.key: found.blame or found.key
-            for found in connection.execute(
-                sa.select(db.tasks.c.key, db.tasks.c.blame)
-                .join(db.waits, db.waits.c.key == db.tasks.c.key)
-                .where(db.waits.c.call == row.id, db.tasks.c.state.in_(WITHOUT_RESULT))
-            )
-        }
+        tasks = [load_task(found.key, found.kind, found.payload) for found in db.open_tasks(connection, row.id)]
+        lost = db.lost_inputs(connection, row.id)
         if not lost:
             return tasks
         orphans: dict[str, list[str]] = {}
@@ -311,11 +299,7 @@ class Scheduler:
             db.move_call(connection, message.call, State.RUNNING, host=message.host)
             text = f"{len(flight.call.tasks):,} {flight.call.kind} started on {message.host}, {message.device}"
             for sweep in db.sweeps_of(connection, message.call):
-                connection.execute(
-                    db.sweeps.update()
-                    .where(db.sweeps.c.id == sweep, db.sweeps.c.state == State.PENDING)
-                    .values(state=State.RUNNING)
-                )
+                db.begin_sweep(connection, sweep)
                 tell(connection, sweep, "call.started", text, call=message.call)
 
     def _finished(self, message: Finished) -> None:

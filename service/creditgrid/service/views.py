@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from creditgrid.core.errors import NotFoundError, PluginError
 from creditgrid.core.extension import forms
 from creditgrid.core.registry import registry
-from creditgrid.core.spec import SweepSpec
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import (
     Activity,
@@ -31,8 +30,8 @@ from creditgrid.core.wire import (
     VerdictView,
 )
 from creditgrid.service import db
+from creditgrid.service.call_settings import parsed, resources
 from creditgrid.service.ledger import Ledger
-from creditgrid.service.planning import resources
 from creditgrid.service.results import Results
 from creditgrid.service.scheduler import Scheduler
 
@@ -357,7 +356,7 @@ class Views:
         return total / max(1.0, self._scheduler.capacity().cpu)
 
     def _row(self, connection: sa.Connection, sweep: str) -> sa.Row[Any]:
-        row = connection.execute(sa.select(db.sweeps).where(db.sweeps.c.id == sweep)).one_or_none()
+        row = db.sweep_row(connection, sweep)
         if row is None:
             raise NotFoundError(f"there is no sweep {sweep!r}")
         return row
@@ -379,7 +378,7 @@ class Views:
         kind = registry().kinds.get(row.kind)
         cpu = 1.0
         if kind is not None:  # else its package is gone, and nothing here computes it
-            cpu = resources(kind, None if row.spec is None else SweepSpec.model_validate(json.loads(row.spec))).cpu
+            cpu = resources(kind, None if row.spec is None else parsed(row.spec)).cpu
         return TaskDocument(key=key, kind=row.kind, cpu=cpu, **json.loads(row.payload))
 
 
