@@ -32,7 +32,7 @@ class Crash(BaseException):
 class ScriptedRunner:
     """A runner that does what the test says: calls wait in ``calls`` until one of the verbs is said of them."""
 
-    cpus = 8.0
+    cpus, gpus = 8.0, 0.0
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
@@ -49,7 +49,7 @@ class ScriptedRunner:
         pass
 
     def capacity(self) -> Capacity:
-        return Capacity(self.cpus, 0.0, 1, self.degraded)
+        return Capacity(self.cpus, self.gpus, 1, self.degraded)
 
     def submit(self, call: Call) -> None:
         assert call.id not in self.calls, "a call in flight was submitted again"

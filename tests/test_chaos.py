@@ -311,7 +311,7 @@ def test_the_service_dies_between_a_data_file_and_its_entry_in_the_log(
     tmp_path: Path, point: str, program: str
 ) -> None:
     outside: set[str] = set()
-    for attempt in range(5):  # there is less than a millisecond between the two
+    for attempt in range(20):  # there is less than a millisecond between the two
         (tmp_path / str(attempt)).mkdir()
         place = struck(tmp_path / str(attempt), point, program)
         # It may be the very first commit that was hit.

@@ -174,7 +174,7 @@ def test_waiting_has_an_end(service, client) -> None:
     with pytest.raises(WaitTimeout, match="3 of 4 cells are through; it goes on") as caught:
         sweep.wait(timeout=0.4)
     assert isinstance(caught.value, TimeoutError)
-    assert 0.4 <= time.monotonic() - started < 2
+    assert 0.4 <= time.monotonic() - started < 10
 
 
 def test_lists_are_fetched_page_by_page(service, client) -> None:

@@ -183,12 +183,14 @@ def test_every_missing_key_is_in_exactly_one_call_and_nothing_else_is(
     assert len(set(keys)) == len(keys)
     assert sorted(asked) == sorted(keys)  # each looked up once
 
-    # What is wanted, from the bottom up: a cell that is missing, and a stage that something missing stands on.
+    # What is wanted, from the bottom up: a cell that has no result, and a stage that something wanted stands on, also
+    # where somebody else is at that: what it stands on may have failed since.
     tasks = {item.task.key: item.task for item in placed}
-    missing = {key for key in keys if known[key] not in (Known.DONE, Known.SHARED)}
-    new = {cell.planned.task.key for cell in cells} & missing
+    undone = {key for key in keys if known[key] is not Known.DONE}
+    wanted_keys = {cell.planned.task.key for cell in cells} & undone
     for _ in range(2):
-        new |= {key for child in new for key in tasks[child].parents.values()} & missing
+        wanted_keys |= {key for child in wanted_keys for key in tasks[child].parents.values()} & undone
+    new = {key for key in wanted_keys if known[key] is not Known.SHARED}
     for item in placed:
         key = item.task.key
         wanted = {Known.DONE: Fate.CACHED, Known.SHARED: Fate.SHARED}.get(

@@ -154,7 +154,7 @@ def test_streams_end_when_the_service_stops(fakes: Fakes, app: FastAPI) -> None:
         time.sleep(0.5)
         began = time.monotonic()
         app.state.context.stopping.set()  # what our server does first when it is asked to stop
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15  # of the 20 s that it would wait
     thread.join()
     assert ended.is_set()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT, Extension
 from creditgrid.service import turns
+from creditgrid.service.failures import LOSSES
+from creditgrid.workers.runner import Failed
 
 PENDING, QUEUED, RUNNING = State.PENDING, State.QUEUED, State.RUNNING
 SUCCEEDED, CACHED, FAILED = State.SUCCEEDED, State.CACHED, State.FAILED
@@ -374,15 +378,15 @@ def test_a_lone_cell_that_crashes_three_times_fails_whatever_its_retries(house: 
 
 
 def test_a_kind_that_always_crashes_does_not_split_without_end(house: House) -> None:
-    sweep = house.submit(axes={"x": list(range(300))}, retry={"max": 3, "backoff_s": 0})
+    sweep = house.submit(axes={"x": list(range(1200))}, retry={"max": 3, "backoff_s": 0})
     for _ in range(400):
         house.step()
         for number in list(house.runner.calls):
             house.runner.crash(number)
         if not house.open_calls():
             break
-    assert house.counts(sweep) == {FAILED: 300}
-    assert len(house.runner.history) < 200
+    assert house.counts(sweep) == {FAILED: 1200}
+    assert len(house.runner.history) < 1000  # and not one for each cell
 
 
 def test_what_was_skipped_is_counted_with_its_own_cause(house: House) -> None:
@@ -408,3 +412,191 @@ def test_a_sweep_that_stopped_at_its_failures_says_why_and_a_retry_begins_all_it
     assert house.control.retry(sweep) == 2
     assert house.views.sweep(sweep).conditions == []
     house.drain()
+
+
+# -- whose calls ---------------------------------------------------------------------------------------------------
+
+
+def test_a_call_whose_owner_has_ended_goes_to_who_needs_it(house: House) -> None:
+    one = house.submit(include=[{"x": 1, "base": "ok"}, {"x": 2, "base": "raise"}])
+    two = house.submit(include=[{"x": 2, "base": "raise"}], priority=5)
+    house.step()
+    for number in list(house.runner.calls):
+        house.runner.work(number)
+    house.step(2)
+    assert house.state(two) is FAILED
+    (number,) = house.runner.calls
+    house.runner.begin(number)
+    house.step()
+    house.runner.lose()
+    house.step()
+    house.check()
+    house.drain()
+    assert house.counts(one) == {SUCCEEDED: 1, SKIPPED: 1}
+
+
+def test_a_ledger_with_calls_of_ended_owners_is_mended_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quick(monkeypatch):
+        mended(tmp_path)
+
+
+def mended(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    one, two = house.submit(**groups(2)), house.submit(**groups(2))
+    with house.ledger.write() as connection:
+        connection.exec_driver_sql(f"UPDATE sweeps SET state = 'cancelled' WHERE id = '{one}'")
+        connection.exec_driver_sql(f"UPDATE cells SET state = 'cancelled' WHERE sweep = '{one}'")
+    again = House(tmp_path)
+    again.scheduler.recover()
+    again.drain()
+    assert again.counts(two) == {SUCCEEDED: 2}
+    again.close()
+    house.close()
+
+
+def test_an_extended_sweep_that_is_paused_takes_nothing_from_one_that_runs(house: House) -> None:
+    one = house.submit(**groups(2), priority=1)
+    house.control.pause(one)
+    two = house.submit(**groups(2))
+    house.control.extend(one, Extension(axes={"group": [7]}))
+    house.check()
+    house.drain_of(two)
+    assert house.counts(one) == {SUCCEEDED: 2, PENDING: 1}
+    house.control.resume(one)
+    house.drain()
+
+
+def test_a_sweep_does_not_inherit_a_stage_that_failed_for_another(house: House) -> None:
+    document = {"axes": {"x": [1]}, "fixed": {"base": "ok"}}
+    one = house.submit(**document)
+    house.step()
+    (stage,) = house.runner.calls
+    house.runner.begin(stage)
+    house.step()
+    house.control.pause(one)
+    house.runner.fail(stage)
+    house.step(2)
+    two = house.submit(**document)
+    house.drain_of(two)
+    assert house.counts(two) == {SUCCEEDED: 1}
+
+
+@pytest.mark.parametrize("then", ["cancel", "pause"])
+def test_what_is_made_again_is_everybodys_who_needs_it(house: House, then: str) -> None:
+    house.submit(axes={"x": [0]}, fixed={"base": "ok"})
+    house.drain()
+    document = {"axes": {"x": [1]}, "fixed": {"base": "ok"}}
+    one = house.submit(**document)
+    house.step()
+    two = house.submit(**document)
+    (key,) = house.store.keys()
+    shutil.rmtree(house.store.path(key))
+    house.runner.work(next(iter(house.runner.calls)))  # it misses its input
+    house.step()
+    getattr(house.control, then)(one)
+    house.check()
+    house.drain_of(two)
+    assert house.counts(two) == {SUCCEEDED: 1}
+
+
+def test_a_call_that_was_taken_back_and_begins_again_is_not_stopped_for_that(house: House) -> None:
+    sweep = house.submit(**groups(1))
+    house.step()
+    poll = house.runner.poll
+
+    def meanwhile(timeout: float) -> list[Any]:
+        house.runner.poll = poll
+        house.control.pause(sweep)
+        house.control.resume(sweep)
+        house.runner.lose()
+        return list(poll(timeout))
+
+    house.runner.poll = meanwhile
+    house.step()
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 1}
+    assert house.runner.cancelled == []
+
+
+def test_thousands_of_calls_are_cancelled_in_a_moment(house: House) -> None:
+    sweep = house.submit(**groups(3000))
+    other = house.submit(**groups(5))
+    house.step()
+    flying = list(house.runner.calls)
+    began = time.process_time()
+    house.control.cancel(sweep)
+    assert time.process_time() - began < 2
+    house.step()
+    assert sorted(house.runner.cancelled) == sorted(set(flying) - set(list(house.call_states())[:5]))
+    assert house.counts(sweep) == {CANCELLED: 3000}
+    house.drain()
+    assert house.counts(other) == {SUCCEEDED: 5}
+
+
+def test_a_cancel_that_comes_while_an_extension_is_planned_holds(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = house.submit(axes={"x": [1]})
+    prepare = house.planner.prepare
+
+    def meanwhile(*documents: Any) -> Any:
+        house.control.cancel(sweep)
+        return prepare(*documents)
+
+    monkeypatch.setattr(house.planner, "prepare", meanwhile)
+    with pytest.raises(ConflictError, match="was cancelled"):
+        house.control.extend(sweep, Extension(axes={"x": [2]}))
+    assert house.state(sweep) is CANCELLED
+
+
+def test_calls_that_need_a_gpu_do_not_keep_the_others_waiting(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr(ScriptedRunner, "gpus", 1.0)
+    house.submit(**groups(10), resources={"measure": {"gpu": 1}})
+    house.step()
+    busy = list(house.runner.calls)
+    house.runner.begin(busy[0])
+    house.step(2)
+    house.submit(**groups(10, 100))
+    house.step(2)
+    assert sum(call.tasks[0].params["group"] >= 100 for call in house.runner.calls.values()) == 2
+    house.drain()
+
+
+def test_crashing_cells_of_many_groups_are_each_found(house: House) -> None:
+    axes = {"group": list(range(6)), "x": list(range(40))}
+    sweep = house.submit(axes=axes, retry={"max": 5, "backoff_s": 0})
+    for _ in range(100):
+        house.step()
+        for number, call in list(house.runner.calls.items()):
+            guilty = any(task.params["x"] == 17 for task in call.tasks)
+            (house.runner.crash if guilty else house.runner.work)(number)
+        if not house.open_calls():
+            break
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 234, FAILED: 6}
+
+
+def test_a_lost_input_is_made_again_whatever_the_retries(house: House) -> None:
+    house.submit(axes={"x": [0]}, fixed={"base": "ok"})
+    house.drain()
+    sweep = house.submit(axes={"x": [1]}, fixed={"base": "ok"}, retry={"max": 0, "backoff_s": 0})
+    house.step()
+    (key,) = house.store.keys()
+    shutil.rmtree(house.store.path(key))
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 1}
+
+
+def test_an_input_that_is_missing_for_the_worker_alone_comes_to_an_end(house: House) -> None:
+    house.submit(axes={"x": [0]}, fixed={"base": "ok"})
+    house.drain()
+    sweep = house.submit(axes={"x": [1]}, fixed={"base": "ok"}, retry={"max": 1, "backoff_s": 0})
+    (key,) = house.store.keys()
+    for _ in range(LOSSES):
+        house.step()
+        (number,) = house.runner.calls
+        del house.runner.calls[number]
+        house.runner.say(Failed(number, "not there", "", transient=False, missing=[key]))
+        house.step()
+    assert house.counts(sweep) == {FAILED: 1}

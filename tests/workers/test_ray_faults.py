@@ -140,13 +140,14 @@ def test_calls_that_do_not_heed_it_are_cancelled_within_seconds(kit: Kit) -> Non
         assert (end.error, end.transient, end.crashed) == ("cancelled", False, False)
         took[call] = time.monotonic() - began
     assert kit.of(queued, Started) == []
-    assert took[queued] < 2
     assert max(took.values()) < CANCELLED_S, took
-    again = [kit.submit([fault("sleep", 1, f"again {number}")]) for number in range(CPUS)]
+    again = [kit.submit([fault("sleep", 100, f"again {number}")]) for number in range(CPUS)]
     kit.running(*again)  # all at a time: every slot is free
-    assert all(isinstance(kit.end_of(call), Finished) for call in again)
-    kit.runner.poll(1)
-    assert sum(isinstance(item, Failed) for item in kit.seen) == 4
+    for call in again:
+        kit.runner.cancel(call)
+    assert [kit.failure_of(call).error for call in again] == ["cancelled"] * CPUS
+    kit.seen += kit.runner.poll(1)
+    assert sum(isinstance(item, Failed) for item in kit.seen) == 4 + CPUS
 
 
 def test_a_cancelled_call_whose_worker_dies_meanwhile_ends_once(kit: Kit) -> None:
@@ -187,6 +188,8 @@ def test_a_call_that_takes_too_much_memory_is_ended_and_its_neighbours_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = memory()
+    if (now.used + 3.5 * 2**30) / now.total + MARGIN > 0.97:
+        pytest.skip("skipped: too little memory is free here for a call that takes too much")
     # Three workers take about 1 GiB before any call; the hog may take about 2 GiB more.
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{(now.used + 3.5 * 2**30) / now.total + MARGIN:.4f}")
     store = ArtifactStore(tmp_path / "artifacts")

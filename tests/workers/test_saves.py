@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -259,5 +260,11 @@ def test_what_is_kept_is_told_and_what_a_dead_writer_left_is_apart(
     (draft,) = (path for path in folder.iterdir() if path.name != LAST)
     assert kept_saves(tmp_path) == {LAST: folder / LAST}
     assert abandoned_drafts(tmp_path) == []  # this process is alive
-    assert abandoned_drafts(tmp_path, grace_s=-1.0) == [draft]
+    assert abandoned_drafts(tmp_path, grace_s=-1.0) == []  # however long it takes
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    parts = draft.name.split("@")
+    parts[-2] = str(process.pid)
+    draft = draft.rename(draft.with_name("@".join(parts)))
+    assert abandoned_drafts(tmp_path) == [draft]
     assert value(tmp_path) == 1

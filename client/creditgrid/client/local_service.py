@@ -30,7 +30,7 @@ LOG_LINES = 20
 """The last lines of a failed service's log that are told."""
 REFUSED = 2
 """The service's exit code for bad settings and specs."""
-SERVICE = (sys.executable, "-m", "creditgrid.service")
+SERVICE = (sys.executable, "-P", "-m", "creditgrid.service")
 _SERVER_PACKAGES = ("deltalake", "duckdb", "fastapi", "ray", "sqlalchemy", "torch", "uvicorn")
 
 

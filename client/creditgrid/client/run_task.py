@@ -21,8 +21,8 @@ from creditgrid.core.wire import TaskDocument
 if TYPE_CHECKING:
     from creditgrid.client.client import Client
 
-PROGRAM = (sys.executable, "-X", "faulthandler", "-m", "creditgrid.workers.run_task")
-"""One that ends by a signal leaves its stack on standard error."""
+PROGRAM = (sys.executable, "-P", "-X", "faulthandler", "-m", "creditgrid.workers.run_task")
+"""One that ends by a signal leaves its stack on standard error; nothing is imported from the current folder."""
 TASKS, INPUTS = "tasks.json", "inputs"
 """Where the program finds what it computes, and the artifacts that it computes it from."""
 STOP_TIMEOUT_S = 3.0

@@ -126,7 +126,7 @@ class Plan:
         """
         needed: set[str] = set()
         for task in reversed(self._ancestors.values()):
-            if self._known[task.key] in (Known.DONE, Known.SHARED):
+            if self._known[task.key] is Known.DONE:
                 continue
             if task.key in self._demanded or task.key in needed:
                 needed.add(task.key)
@@ -171,6 +171,7 @@ class Plan:
         if known is Known.DONE:
             return PlannedTask(task, Fate.CACHED, known, None)
         if known is Known.SHARED:
+            self._demanded.update(task.parents.values())  # one of them may have failed since
             return PlannedTask(task, Fate.SHARED, known, None)
         kind = self._kinds[task.kind]
         call = self._open.get((task.kind, task.group))

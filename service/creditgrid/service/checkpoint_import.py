@@ -70,7 +70,7 @@ class Importer:
         """The exit status of the process and what it says; it is killed when the service stops."""
         # The token and the database's password are none of its business.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CREDITGRID_")}
-        command = [sys.executable, "-m", "creditgrid.workers.importing", "-", str(self._root)]
+        command = [sys.executable, "-P", "-m", "creditgrid.workers.importing", "-", str(self._root)]
         try:
             with anyio.fail_after(TIMEOUT_S):
                 done = await anyio.run_process(command, stdin=file, stderr=None, check=False, env=environment)

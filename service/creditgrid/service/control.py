@@ -182,7 +182,7 @@ class Control:
                 row = _sweep(connection, sweep)
                 there = list(connection.scalars(sa.select(db.cells.c.key).where(db.cells.c.sweep == sweep)))
             if row.state == State.CANCELLED:
-                raise ConflictError(f"sweep {sweep} was cancelled: submit a new one; it shares what this one computed")
+                raise _cancelled(sweep)
             earlier = _forms(row)
             document = extended(earlier[-1], extension)
             try:
@@ -190,6 +190,8 @@ class Control:
                 self._refuse_misfit(grid)
                 first = sum(sum(1 for _ in form.cells()) for form in grid.before)
                 with self._ledger.write() as connection:
+                    if _sweep(connection, sweep).state == State.CANCELLED:
+                        raise _cancelled(sweep)  # meanwhile
                     writer = PlanWriter(connection, sweep)
                     added = writer.write(plan, plan.cells(range(first, first + MAX_CELLS), besides=there))
                     if not added:
@@ -231,6 +233,10 @@ def _sweep(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
     if row is None:
         raise NotFoundError(f"there is no sweep {sweep!r}")
     return row
+
+
+def _cancelled(sweep: str) -> ConflictError:
+    return ConflictError(f"sweep {sweep} was cancelled: submit a new one; it shares what this one computed")
 
 
 def _forms(row: sa.Row[Any]) -> list[Any]:

@@ -29,6 +29,8 @@ POSTGRES: Mapping[str, str | int] = {
     "tcp_user_timeout": 60_000,
 }
 """How a PostgreSQL server is connected to, where the URL does not say otherwise."""
+POOL: Mapping[str, int] = {"pool_size": 8, "max_overflow": 56}
+"""Connections: more than requests are answered at a time, so that the scheduler never waits for one."""
 WRITERS_TURN = 0x63726564_67726964
 """The advisory lock that a writing transaction holds (the letters of "credgrid")."""
 CANNOT_WRITE_HERE = "25006"  # read_only_sql_transaction: a server that has become, or still is, another one's standby
@@ -74,13 +76,13 @@ def connect(url: sa.URL) -> sa.Engine:
         CreditGridError: the driver is not installed.
     """
     if url.get_backend_name() == "sqlite":
-        engine = sa.create_engine(url, pool_pre_ping=True)
+        engine = sa.create_engine(url, pool_pre_ping=True, **POOL)
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     options = {name: value for name, value in POSTGRES.items() if name not in url.query}
     try:
-        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=options)
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=options, **POOL)
     except ImportError as error:
         raise CreditGridError(
             f"a ledger in PostgreSQL needs the package psycopg ({error}): pip install 'psycopg[binary]'"

@@ -225,8 +225,9 @@ def ready_sweeps(connection: sa.Connection, now: float) -> Sequence[sa.Row[str, 
 
 
 def ready_calls(connection: sa.Connection, sweep: str, now: float, limit: int) -> Sequence[sa.Row[Any]]:
-    """Calls of the sweep that can begin, the oldest first."""
-    query = sa.select(calls).where(calls.c.sweep == sweep, _ready(now)).order_by(calls.c.id).limit(limit)
+    """Calls of the sweep that can begin, the oldest first; each with the sweep's ``spec``."""
+    query = sa.select(calls, sweeps.c.spec).join(sweeps, sweeps.c.id == calls.c.sweep)
+    query = query.where(calls.c.sweep == sweep, _ready(now)).order_by(calls.c.id).limit(limit)
     return connection.execute(query).all()
 
 
@@ -243,7 +244,9 @@ def recount(connection: sa.Connection, keys: Sequence[str]) -> None:
 
 def claim(connection: sa.Connection, sweep: str) -> None:
     """Make open calls that the sweep needs its own where the owner is less urgent, is paused or has ended."""
-    own = connection.execute(sa.select(sweeps.c.priority, sweeps.c.seq).where(sweeps.c.id == sweep)).one()
+    own = connection.execute(_SWEEP, {"of_sweep": sweep}).one()
+    if own.paused or own.state not in OPEN:
+        return
     needed = sa.union(
         *(
             sa.select(table.c.call).where(table.c.sweep == sweep, table.c.state == State.PENDING)
@@ -265,10 +268,57 @@ def claim(connection: sa.Connection, sweep: str) -> None:
 
 
 def hand_over(connection: sa.Connection, sweep: str) -> None:
-    """Give calls of a sweep that was paused or has ended to other sweeps that need them."""
+    """Give open calls of a sweep that was paused or has ended to other sweeps that need them."""
+    owned = sa.select(calls.c.id).where(calls.c.sweep == sweep, calls.c.state.in_(OPEN)).limit(1)
+    if connection.scalar(owned) is None:
+        return
     others = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN), ~sweeps.c.paused, sweeps.c.id != sweep)
     for other in connection.scalars(others.order_by(sweeps.c.priority, sweeps.c.seq.desc())).all():
         claim(connection, other)
+
+
+def hand_over_all(connection: sa.Connection) -> None:
+    """The same for every sweep that has ended or is paused."""
+    idle = sweeps.c.paused | sweeps.c.state.in_(FINISHED)
+    owners = sa.select(calls.c.sweep).where(calls.c.state.in_(OPEN)).distinct().subquery()
+    found = sa.select(sweeps.c.id).where(sweeps.c.id.in_(sa.select(owners.c.sweep)), idle)
+    for sweep in connection.scalars(found).all():
+        hand_over(connection, sweep)
+
+
+def cancel_unneeded(connection: sa.Connection, candidates: sa.Select[int]) -> None:
+    """Cancel those of the candidate calls, and their open tasks, that no open sweep needs.
+
+    Rows that are on their way into the table will be there: their call goes on, and is not computed twice.
+    """
+    wanted = [
+        sa.select(sa.literal(1))
+        .select_from(table.join(sweeps, sweeps.c.id == table.c.sweep))
+        .where(table.c.call == calls.c.id, table.c.state == State.PENDING, sweeps.c.state.in_(OPEN))
+        .exists()
+        for table in (cells, stages)
+    ]
+    doomed = sa.and_(calls.c.state.in_(OPEN), calls.c.batch.is_(None), calls.c.id.in_(candidates), ~sa.or_(*wanted))
+    connection.execute(calls.update().where(doomed).values(state=State.CANCELLED))
+    gone = sa.select(calls.c.id).where(calls.c.state == State.CANCELLED, calls.c.id.in_(candidates))
+    for table in (tasks, stages, cells):
+        left = table.update().where(table.c.state == State.PENDING, table.c.call.in_(gone))
+        connection.execute(left.values(state=State.CANCELLED))
+    waiting = sa.select(waits.c.call).where(waits.c.key.in_(sa.select(tasks.c.key).where(tasks.c.call.in_(gone))))
+    again = calls.update().where(calls.c.state == State.PENDING, calls.c.id.in_(waiting))
+    connection.execute(again.values(waiting=_WAITING))
+
+
+def calls_of(sweep: str) -> sa.Select[int]:
+    """The calls that anything of the sweep was or is a part of."""
+    parts = sa.union(*(sa.select(table.c.call).where(table.c.sweep == sweep) for table in (cells, stages))).subquery()
+    return sa.select(parts.c.call)
+
+
+def count_failed(connection: sa.Connection, sweep: str) -> int:
+    """How many cells of the sweep have failed."""
+    query = sa.select(sa.func.count()).where(cells.c.sweep == sweep, cells.c.state == State.FAILED)
+    return connection.scalar(query) or 0
 
 
 def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[str]]) -> list[int]:

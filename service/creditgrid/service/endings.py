@@ -48,7 +48,6 @@ class Endings:
 
     def end_early(self, connection: sa.Connection, sweep: str, to: State, why: str) -> None:
         """End a sweep now. Its open cells are cancelled, and with them the calls that no other open sweep needs."""
-        opened = db.open_calls(connection, sweep)
         for table in (db.cells, db.stages):
             connection.execute(
                 table.update()
@@ -57,13 +56,11 @@ class Endings:
             )
         ended = {"state": to, "finished_at": time.time(), "stopped": why, "paused": False}
         connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(**ended))
-        for call in opened:
-            # Rows that are on their way into the table will be there: their call succeeds, and is not computed twice.
-            if call.batch is not None or db.sweeps_of(connection, call.id):
-                continue
-            if db.move_call(connection, call.id, State.CANCELLED):
-                db.settle_tasks(connection, call.id, State.CANCELLED)
-                self._flights.abandon(call.id)
+        db.cancel_unneeded(connection, db.calls_of(sweep))
+        flying = [flight.call.id for flight in self._flights]
+        stopped = sa.select(db.calls.c.id).where(db.calls.c.id.in_(flying), db.calls.c.state == State.CANCELLED)
+        for call in connection.scalars(stopped):
+            self._flights.abandon(call)
         db.hand_over(connection, sweep)
         tell(connection, sweep, TERMINAL_EVENT, f"{to}: {why}", state=to, **_counts(connection, sweep))
         log.info("sweep ended", sweep=sweep, state=str(to), why=why)
@@ -86,6 +83,7 @@ class Endings:
             end = State.SUCCEEDED
         ended = {"state": end, "finished_at": time.time(), "paused": False}
         connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(**ended))
+        db.hand_over(connection, sweep)  # a call that it shared may begin again
         shown = ", ".join(f"{n:,} {state}" for state, n in sorted(counts.items()))
         tell(connection, sweep, TERMINAL_EVENT, f"{end}: {shown}", state=end, **_counts(connection, sweep))
         log.info("sweep ended", sweep=sweep, state=str(end), **{str(state): n for state, n in counts.items()})
@@ -98,7 +96,7 @@ class Endings:
         if spec.fail_fast:
             self.end_early(connection, sweep, State.FAILED, "fail_fast: stopped at the first failure")
         elif spec.max_failed is not None:
-            failed = db.count_cells(connection, sweep).get(State.FAILED, 0)
+            failed = db.count_failed(connection, sweep)
             if failed > spec.max_failed:
                 why = f"{failed:,} cells failed, max_failed is {spec.max_failed:,}"
                 self.end_early(connection, sweep, State.FAILED, why)

@@ -16,7 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from creditgrid.core.states import State
+from creditgrid.core.errors import ArtifactError
+from creditgrid.core.states import OPEN, State
 from creditgrid.service import db
 from creditgrid.service.db import LONGEST_PAUSE_S
 from creditgrid.service.endings import Endings, tell_all
@@ -28,11 +29,11 @@ from creditgrid.workers.runner import Call, Failed
 CRASHES = 3
 """The crash of a task that fails it."""
 LOSSES = 10
-"""The loss of the cluster that fails what ran on it: it may be the reason."""
+"""The loss of the cluster, or of an input, that fails the call: it may be the reason."""
 PIECES = 32
 """Calls that a suspect one is split into at most."""
-SUSPECTS = 128
-"""Suspect calls of one sweep; with more of them it is no single task that is guilty, and nothing is split any more."""
+SUSPECTS = 512
+"""Open suspect calls of a sweep; with more of them no single task is guilty, and nothing is split any further."""
 TEXT_KEPT = 20_000
 """Characters of an error or traceback that the ledger keeps."""
 
@@ -66,10 +67,11 @@ class Failures:
         }
         left = sorted({task.key for task in call.tasks} - set(message.stored))
         tries_left = call.attempt - row.losses <= flight.retries
-        if message.missing and tries_left:
-            self._heal(connection, call, message.missing, told)
+        if message.missing:
+            self._heal(connection, flight, message.missing, {**told, "losses": row.losses + 1})
         elif message.crashed and crashes >= CRASHES - 1 and len(left) > 1 and self._may_split(connection, row.sweep):
-            self._split(connection, flight, left, {**told, "crashes": CRASHES - 1})
+            # What crashed together is held against nobody alone: each piece has all its attempts.
+            self._split(connection, flight, left, {**told, "crashes": CRASHES - 1, "losses": call.attempt})
         elif message.transient and tries_left and crashes < CRASHES:
             self._again(connection, flight, told)
         else:
@@ -98,17 +100,28 @@ class Failures:
             text = f"{_count(call)} failed ({_first(told)}); attempt {call.attempt + 1} in {pause:g} s"
             tell_all(connection, call.id, "call.retried", text, attempt=call.attempt + 1)
 
-    def _heal(self, connection: sa.Connection, call: Call, missing: Sequence[str], told: dict[str, Any]) -> None:
+    def _heal(self, connection: sa.Connection, flight: Flight, missing: Sequence[str], told: dict[str, Any]) -> None:
+        """Not held against the call, which has done nothing, up to ``LOSSES`` times."""
+        call = flight.call
+        if told["losses"] >= LOSSES:
+            self._end(connection, call, told)
+            return
         if not db.move_call(connection, call.id, State.PENDING, **told, attempt=call.attempt + 1):
             return
+        made = False
         try:
-            make_again(connection, self._store, call.id, missing)
+            made = make_again(connection, self._store, call.id, missing)
         except CannotHeal as error:
             told["error"] = f"{told['error']}; {error}"
             self._end(connection, call, told)
+        except ArtifactError as error:  # the store cannot be looked into now: the next attempt tells
+            log.warning("healing is put off", call=call.id, error=str(error))
         else:
             text = f"{_count(call)} waits: {len(missing):,} of its inputs are made again ({_first(told)})"
             tell_all(connection, call.id, "artifact.lost", text, missing=list(missing))
+        if not made:  # they are there again, or this machine sees them and the worker does not, or nobody can tell now
+            later = db.calls.update().where(db.calls.c.id == call.id)
+            connection.execute(later.values(not_before=time.time() + _pause(flight)))
 
     def _split(self, connection: sa.Connection, flight: Flight, left: Sequence[str], told: dict[str, Any]) -> None:
         call = flight.call
@@ -121,7 +134,7 @@ class Failures:
 
     def _may_split(self, connection: sa.Connection, sweep: str) -> bool:
         c = db.calls.c
-        suspects = sa.select(sa.func.count()).where(c.sweep == sweep, c.crashes >= CRASHES - 1)
+        suspects = sa.select(sa.func.count()).where(c.sweep == sweep, c.state.in_(OPEN), c.crashes >= CRASHES - 1)
         return (connection.scalar(suspects) or 0) < SUSPECTS
 
     def _end(self, connection: sa.Connection, call: Call, told: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,8 +43,8 @@ class Flights:
 
     def __init__(self) -> None:
         self._by_call: dict[int, Flight] = {}
-        self.to_stop: deque[int] = deque()
-        """Calls to take back from the runner; its own thread does."""
+        self.to_stop: dict[int, None] = {}
+        """Calls to take back from the runner, in order; its own thread does."""
 
     def __len__(self) -> int:
         return len(self._by_call)
@@ -61,19 +61,20 @@ class Flights:
         self._by_call[flight.call.id] = flight
 
     def end(self, call: int) -> Flight | None:
-        """Forget a call that the runner is through with."""
+        """Forget a call that the runner is through with: it may go there again, and is not to be stopped then."""
+        self.to_stop.pop(call, None)
         return self._by_call.pop(call, None)
 
     def abandon(self, call: int) -> None:
         """Forget a call whose end nobody waits for, and have it stopped."""
         if self._by_call.pop(call, None) is not None:
-            self.to_stop.append(call)
+            self.to_stop[call] = None
 
     def recall(self, flight: Flight, why: Recalled) -> None:
         """Take a call back: it is in flight until the runner has told its end."""
         if flight.recalled is None:
             flight.recalled = why
-            self.to_stop.append(flight.call.id)
+            self.to_stop[flight.call.id] = None
 
     def waiting(self) -> list[Flight]:
         """Those that no process has begun."""

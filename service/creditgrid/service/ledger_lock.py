@@ -1,6 +1,6 @@
 """One scheduler a ledger: what a service holds from its start to its end, however it ends.
 
-Two schedulers over one ledger would each run every call. The data directory is locked too (see ``__main__``); this lock
+Two schedulers over one ledger would each run every call. The data directory is locked too (see ``commands``); this lock
 is for a database that two data directories name.
 """
 

@@ -136,7 +136,7 @@ class Sandbox:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CREDITGRID_")}
         allowed = memory_bytes(self._memory) + OVERHEAD
         return subprocess.Popen(
-            [sys.executable, "-m", "creditgrid.service.query_process", str(allowed)],
+            [sys.executable, "-P", "-m", "creditgrid.service.query_process", str(allowed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 import structlog
+from deltalake.exceptions import DeltaError
 
 from creditgrid.core.registry import registry
-from creditgrid.core.states import State
+from creditgrid.core.states import OPEN, State
 from creditgrid.core.task import Task
 from creditgrid.core.wire import Activity
 from creditgrid.service import db
@@ -108,6 +109,8 @@ class Scheduler:
                     self.endings.settle(connection, row.id, State.SUCCEEDED)
                 else:
                     db.move_call(connection, row.id, State.PENDING, batch=None)
+            db.hand_over_all(connection)
+            db.cancel_unneeded(connection, sa.select(db.calls.c.id).where(db.calls.c.state.in_(OPEN)))
             if flying:
                 log.info("recovered", calls=len(flying))
 
@@ -133,7 +136,9 @@ class Scheduler:
         submitted = self._let_go() if self._stopping.is_set() else self._submit_ready()
         self._stop_overdue()
         while self.flights.to_stop:
-            self._runner.cancel(self.flights.to_stop.popleft())
+            call = next(iter(self.flights.to_stop))
+            del self.flights.to_stop[call]
+            self._runner.cancel(call)
         idle = not len(self.flights)
         # With nothing in flight only a wake-up can bring work, apart from calls that wait out their backoff.
         if idle and not submitted and not self._commits.due(idle=True):
@@ -151,8 +156,7 @@ class Scheduler:
         now = time.time()
         with self._ledger.read() as connection:
             self._turns.make_way(connection, now)
-            room = self._turns.room(self._runner.capacity())
-            ready = self._turns.choose(connection, now, room) if room > 0 else []
+            ready = self._turns.choose(connection, now, self._turns.room(self._runner.capacity()))
         for row in ready:
             try:
                 with self._ledger.write() as connection:
@@ -182,26 +186,25 @@ class Scheduler:
         """Forget what is in flight, and go on as after a restart once the ledger can be used again."""
         self._trouble = f"the ledger cannot be used: {error.orig or error}; sweeps go on once it can"
         log.error("ledger trouble", error=str(error.orig or error))
-        for flight in self.flights:
-            self.flights.abandon(flight.call.id)
+        left = {flight.call.id for flight in self.flights}
+        for call in left:
+            self.flights.end(call)
         self._commits.forget()
-        self._quieten()
+        self._quieten(left)
         while not self._stopping.wait(LEDGER_PAUSE_S):
             try:
                 self.recover()
-            except sa.exc.OperationalError as again:
-                self._trouble = f"the ledger cannot be used: {again.orig or again}; sweeps go on once it can"
+            except (sa.exc.OperationalError, OSError, DeltaError) as again:
+                self._trouble = f"the ledger or the results cannot be used: {again}; sweeps go on once they can"
                 continue
             self._trouble = None
             log.info("ledger is back")
             return
 
-    def _quieten(self) -> None:
-        """Take every call back from the runner, which would else still work on them when they are submitted again."""
-        left = set(self.flights.to_stop)
+    def _quieten(self, left: set[int]) -> None:
+        """Take these calls back from the runner, which would else still work on them when they are submitted again."""
         for call in left:
             self._runner.cancel(call)
-        self.flights.to_stop.clear()
         deadline = time.monotonic() + STOP_WAIT_S
         while True:
             while self._inbox:
@@ -279,6 +282,8 @@ class Scheduler:
             return
         flight = self.flights.get(message.call)
         if flight is None:
+            if isinstance(message, Finished | Failed):
+                self.flights.end(message.call)  # it needs no stopping any more
             return  # cancelled, or told twice
         if isinstance(message, Advanced):
             flight.activity = flight.activity.model_copy(

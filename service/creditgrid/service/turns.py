@@ -10,12 +10,15 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
+from creditgrid.core.registry import registry
 from creditgrid.service import db
+from creditgrid.service.call_settings import parsed, resources
 from creditgrid.service.flights import Flights, Recalled
 from creditgrid.workers.runner import Capacity
 
@@ -26,6 +29,9 @@ MOST_AHEAD = 64
 SWEEPS_REMEMBERED = 1000
 LEARNED_FROM = 20
 """The latest calls whose durations tell how many are seconds of work."""
+
+Room: TypeAlias = Mapping[bool, int]
+"""How many more calls, by whether they need a GPU; without a GPU in the cluster there is one sort."""
 
 
 class Turns:
@@ -41,12 +47,19 @@ class Turns:
         """Note how long a call took."""
         self._seconds.append(seconds)
 
-    def room(self, capacity: Capacity) -> int:
-        """How many more calls the runner should have."""
-        slots = max(1, math.ceil(capacity.cpu))
+    def room(self, capacity: Capacity) -> Room:
+        """How many more calls the runner should have; with GPUs, those that need one are counted apart.
+
+        They wait for other slots than the rest does, and neither may fill the queue before the other.
+        """
+        waiting = Counter(capacity.gpu > 0 and flight.call.resources.gpu > 0 for flight in self._flights.waiting())
+        slots = {False: capacity.cpu, True: capacity.gpu}
+        return {gpu: self._ahead(slots[gpu]) - waiting[gpu] for gpu in ((False, True) if capacity.gpu else (False,))}
+
+    def _ahead(self, slots: float) -> int:
+        least = max(1, math.ceil(slots))
         mean = max(sum(self._seconds) / len(self._seconds), 1e-6) if self._seconds else AHEAD_S
-        ahead = min(max(math.ceil(slots * AHEAD_S / mean), slots), max(MOST_AHEAD, slots))
-        return ahead - len(self._flights.waiting())
+        return min(max(math.ceil(least * AHEAD_S / mean), least), max(MOST_AHEAD, least))
 
     def make_way(self, connection: sa.Connection, now: float) -> None:
         """Take back calls that nothing has begun where something of a higher priority is ready."""
@@ -57,25 +70,38 @@ class Turns:
                 if flight.priority < highest:
                     self._flights.recall(flight, Recalled.FOR_ANOTHER)
 
-    def choose(self, connection: sa.Connection, now: float, room: int) -> list[sa.Row[Any]]:
-        """Up to ``room`` ready calls in the order of their turns."""
+    def choose(self, connection: sa.Connection, now: float, room: Room) -> list[sa.Row[Any]]:
+        """Ready calls in the order of their turns, as many of each sort as there is room for."""
+        left_of = dict(room)
         chosen: list[sa.Row[Any]] = []
         flying = self._flights.by_sweep()
         for _, level in itertools.groupby(db.ready_sweeps(connection, now), lambda ready: ready[1]):
-            left = room - len(chosen)
-            # Who has least in flight comes first, and of those who waited longest; more than there is room for, none.
-            first = sorted((flying[sweep], self._last.get(sweep, 0), n, sweep) for n, (sweep, _) in enumerate(level))
-            turns = first[:left]
-            calls = {sweep: deque(db.ready_calls(connection, sweep, now, left)) for *_, sweep in turns}
-            while turns and len(chosen) < room:
-                load, _, order, sweep = heapq.heappop(turns)
-                chosen.append(calls[sweep].popleft())
-                self._turn += 1
-                self._last[sweep] = self._turn
-                if calls[sweep]:
-                    heapq.heappush(turns, (load + 1, self._turn, order, sweep))
-            if len(chosen) >= room:
+            left = sum(max(more, 0) for more in left_of.values())
+            if not left:
                 break
+            # Who has least in flight comes first, and of those who waited longest; more than there is room for, none.
+            turns = sorted((flying[sweep], self._last.get(sweep, 0), n, sweep) for n, (sweep, _) in enumerate(level))
+            del turns[left:]
+            calls = {sweep: deque(db.ready_calls(connection, sweep, now, left)) for *_, sweep in turns}
+            while turns:
+                load, last, order, sweep = heapq.heappop(turns)
+                if not calls[sweep]:
+                    continue
+                call = calls[sweep].popleft()
+                sort = _sort(call, room)
+                if left_of[sort] > 0:
+                    left_of[sort] -= 1
+                    chosen.append(call)
+                    self._turn += 1
+                    self._last[sweep] = last = self._turn
+                    load += 1
+                heapq.heappush(turns, (load, last, order, sweep))
         if len(self._last) > SWEEPS_REMEMBERED:
             self._last = dict(sorted(self._last.items(), key=lambda item: item[1])[len(self._last) // 2 :])
         return chosen
+
+
+def _sort(call: sa.Row[Any], room: Room) -> bool:
+    """Whether the call is one of those that need a GPU, where there is one."""
+    kind = registry().kinds.get(call.kind)
+    return True in room and kind is not None and resources(kind, parsed(call.spec)).gpu > 0

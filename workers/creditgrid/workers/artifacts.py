@@ -118,17 +118,16 @@ class ArtifactStore:
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-                if self.has(key):
-                    shutil.rmtree(draft)
-                else:  # someone took away a part of what stood there: the rest makes room
+                if not self.has(key):  # someone took away a part of what stood there: the rest makes room
                     self._set_aside(key, "its record is gone", _inode(place))
                     draft.rename(place)
             _sync(place.parent)
         except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
             raise ArtifactError(
                 f"the artifact {key[:12]} cannot be written below {self.root}: {error}{_advice(error)}"
             ) from error
+        finally:  # also where the call was cancelled in the middle
+            shutil.rmtree(draft, ignore_errors=True)
         return len(data)
 
     def _make_shelf(self, shelf: Path) -> None:
@@ -213,9 +212,8 @@ class ArtifactStore:
                 aside = self._set_aside(key, str(error), seen)
             except OSError as why:
                 raise ArtifactCorrupt(f"{error}; it cannot be moved out of the way: {why}{_advice(why)}") from error
-            raise ArtifactCorrupt(
-                f"{error}; it was moved to {aside}, and is computed again for who needs it"
-            ) from error
+            where = f"it was moved to {aside}" if aside.exists() else "another reader has moved it away"
+            raise ArtifactCorrupt(f"{error}; {where}, and it is computed again for who needs it") from error
         self._note_use(key)
         return arrays
 

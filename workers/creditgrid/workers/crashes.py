@@ -22,18 +22,24 @@ _CAUSE = re.compile(r"Fatal Python error: .*|\*\*\* (SIG[A-Z]+) received")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The process of a call; ``log`` is the file on its host that takes what it writes to standard error."""
+    """The process of a call; ``log`` is the file on its host that takes what it writes to standard error.
+
+    ``since`` is the length of that file when the call began: what stands before is of other calls.
+    """
 
     host: str
     node: str
     pid: int
     log: str
+    since: int = 0
 
 
 def here(node: str) -> Place:
     """This process, on a node of that id."""
     log = Path("/proc/self/fd/2")
-    return Place(host(), node, os.getpid(), str(log.readlink()) if log.exists() else "")
+    if not log.exists():
+        return Place(host(), node, os.getpid(), "")
+    return Place(host(), node, os.getpid(), str(log.readlink()), os.fstat(2).st_size)
 
 
 def end_with_parent() -> None:
@@ -44,12 +50,23 @@ def end_with_parent() -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
-def end_process(pid: int, title: str) -> None:
-    """Kill a process of this machine, if it is there and still has the title; it may go on to other work any time."""
+def title_of(process: psutil.Process) -> str:
+    """What the process calls itself, which for a Ray worker is the call that it is at."""
+    return " ".join(process.cmdline()).strip()
+
+
+def end_process(pid: int, title: str) -> bool:
+    """Kill a process of this machine, if it is there and still has the title; it may go on to other work any time.
+
+    Returns:
+        whether it was.
+    """
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        if " ".join(process.cmdline()).strip() == title:
+        if title_of(process) == title:
             process.kill()
+            return True
+    return False
 
 
 def obituary(place: Place | None) -> tuple[str, str]:
@@ -59,7 +76,9 @@ def obituary(place: Place | None) -> tuple[str, str]:
     words = ""
     log = Path(place.log)
     if place.host == host() and log.is_file():
-        words = log.read_text(errors="replace")[-LAST_WORDS:]
+        with log.open("rb") as file:
+            file.seek(max(place.since, log.stat().st_size - LAST_WORDS))
+            words = file.read(LAST_WORDS).decode(errors="replace")
     found = _CAUSE.search(words)
     cause = found.group(1) or found.group(0) if found else "killed, or ended by what the task calls"
     return f"its worker process {place.pid} on {place.host} died: {cause}", words

@@ -1,7 +1,7 @@
 """Names for what is being written, which tell who writes it: what a dead writer left is known as such and can go.
 
-A writer on this machine is dead when its process is. Of one on another machine only the age of what it left is seen, by
-the file system's clock; something from the future, after a clock was set back, is as good as new.
+A writer on this machine is dead when its process is. Of one elsewhere, or before this machine was started, only the age
+of what it left is seen; something from the future, after a clock was set back, is as good as new.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import os
 import socket
 import time
 import uuid
+from functools import cache
 from pathlib import Path
+
+import psutil
 
 GRACE_S = 3600.0
 """No write takes longer than this: what is older was left behind, wherever its writer was."""
@@ -23,30 +26,21 @@ def temporary(prefix: str, name: str) -> str:
 
 def abandoned(path: Path, grace_s: float = GRACE_S) -> bool:
     """Whether nobody writes to the file or directory any more that was named by ``temporary``, or is gone."""
+    _, *machine, pid, _ = ["", "", "", *path.name.split("@")][-5:]
+    if tuple(machine) == _machine() and pid.isdecimal():
+        return not psutil.pid_exists(int(pid))
     try:
-        age = time.time() - path.stat().st_mtime
+        return time.time() - path.stat().st_mtime > grace_s
     except FileNotFoundError:
         return True
-    return age > grace_s or _writer_is_dead(path.name)
 
 
-def _writer_is_dead(name: str) -> bool:
-    _, *machine, pid, _ = ["", "", "", *name.split("@")][-5:]
-    if tuple(machine) != _machine() or not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
+@cache
 def _machine() -> tuple[str, str]:
-    """This host and, where there are such, its space of process ids: containers may share a host's name."""
+    """This host, and what tells its starts and its containers apart: their process ids have nothing to do with ours."""
     try:
         space = str(Path("/proc/self/ns/pid").readlink())
+        start = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:  # not Linux
-        space = ""
-    return socket.gethostname(), "".join(filter(str.isdigit, space))
+        space, start = "", str(int(psutil.boot_time()))
+    return socket.gethostname(), "-".join(("".join(filter(str.isdigit, space)), "".join(filter(str.isalnum, start))))

@@ -9,7 +9,6 @@ end another's: while code that takes memory holds the interpreter, no thread of 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,9 +18,12 @@ from pathlib import Path
 
 import psutil
 
+from creditgrid.workers.crashes import end_process, title_of
+
 EVERY_S = 0.2
-MARGIN = 0.05
-"""The limit lies below Ray's own by this share of the memory, so that Ray's is met only by what is faster than us."""
+MARGIN, LARGEST_MARGIN = 0.05, 4 * 2**30
+"""The limit lies below Ray's own by this share of the memory, so that Ray's is met only by what is faster than us; on
+large machines by these bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +67,17 @@ class MemoryWatch(threading.Thread):
     """Looks as long as its process lives.
 
     Calls are the processes of the same parent whose title begins with ``title``. ``tell`` is given the process and a
-    line that says why it is ended, just before it is.
+    line that says why it is ended, just before it is; or None if it was not after all.
     """
 
-    def __init__(self, title: str, tell: Callable[[int, str], None]) -> None:
+    def __init__(self, title: str, tell: Callable[[int, str | None], None]) -> None:
         super().__init__(name="creditgrid-memory", daemon=True)
         self._title, self._tell = title, tell
         total = memory().total
-        self._limit = ray_limit(total, os.environ) - MARGIN * total
+        self._limit = ray_limit(total, os.environ) - min(MARGIN * total, LARGEST_MARGIN)
 
     def run(self) -> None:
+        """Look, again and again."""
         while True:
             time.sleep(EVERY_S)
             self.look()
@@ -87,29 +90,27 @@ class MemoryWatch(threading.Thread):
         now = memory()  # once more: the largest may have ended while we looked for it
         if not sizes or now.used <= self._limit:
             return
-        largest, size = max(sizes.items(), key=lambda item: item[1])
+        (largest, title), size = max(sizes.items(), key=lambda item: item[1])
         self._tell(
             largest,
             f"out of memory: its process {largest} held {size / 2**30:.1f} GiB, the most of all calls there, when "
             f"{now.used / 2**30:.1f} of the {now.total / 2**30:.1f} GiB of its machine were in use",
         )
-        try:
-            os.kill(largest, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # another worker was faster, or it ended by itself
+        if not end_process(largest, title):
+            self._tell(largest, None)  # another worker was faster, or it went on to another call meanwhile
 
-    def _sizes(self) -> dict[int, int]:
-        """Bytes of each call's own memory by process, shared objects left out; empty while a process is ending."""
-        sizes: dict[int, int] = {}
+    def _sizes(self) -> dict[tuple[int, str], int]:
+        """Bytes of each call's own memory by process and title, shared objects left out; empty while one is ending."""
+        sizes: dict[tuple[int, str], int] = {}
         for process in psutil.Process(os.getppid()).children():
             place = Path("/proc") / str(process.pid)
             try:
                 resident, shared = (int(field) for field in (place / "statm").read_text().split()[1:3])
-                title = (place / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
+                title = title_of(process)
+            except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
                 continue
             if resident == 0:  # its memory is being given back, which takes a while: see what is free then
                 return {}
-            if title.startswith(self._title.encode()):
-                sizes[process.pid] = (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+            if title.startswith(self._title):
+                sizes[process.pid, title] = (resident - shared) * os.sysconf("SC_PAGE_SIZE")
         return sizes

@@ -18,9 +18,10 @@ from pathlib import Path
 import psutil
 
 END_S = 5.0
-LONGEST = 44
-"""Characters of the folder's path: Ray makes sockets far below it, and a socket's path has at most 107."""
-SESSION = "session"
+LONGEST = 39
+"""Characters of the folder's path: Ray makes sockets far below it, whose paths have at most 103 (macOS) or 107."""
+MARK = "CREDITGRID_RAY_FOLDER"
+"""In the environment of the driver and of all that it starts. A process's number may be given anew, this may not."""
 
 
 class OwnCluster:
@@ -32,16 +33,20 @@ class OwnCluster:
         # A folder of the user's own there, which ``clear`` makes sure of.
         self.folder = folder if len(str(folder)) <= LONGEST else Path("/tmp") / folder.name  # noqa: S108
 
+    def environment(self) -> dict[str, str]:
+        """What the driver is started with, so that its cluster's processes are known as such."""
+        return {MARK: str(self.folder)}
+
     def clear(self, keep: int = 1) -> None:
         """End what is left of a dead cluster, and remove its sessions but the last ``keep``, whose logs may tell why.
 
         Raises:
             OSError: when the folder cannot be made or emptied, or is another user's.
         """
-        self.end()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{self.folder} belongs to another user")
+        self.end()
         sessions = sorted(self.folder.glob("session_2*"))
         for session in sessions[: len(sessions) - keep]:
             shutil.rmtree(session)
@@ -51,29 +56,25 @@ class OwnCluster:
         self.end()
         shutil.rmtree(self.folder, ignore_errors=True)  # what cannot be removed now is at the next start
 
-    def started(self, driver: int) -> None:
-        """Note the driver's process: it leads a session that every process of its cluster is in."""
-        (self.folder / SESSION).write_text(str(driver))
-
     def end(self) -> None:
         """Kill what is left of the cluster that was started last, and wait until it is gone."""
-        try:
-            session = int((self.folder / SESSION).read_text())
-        except (FileNotFoundError, ValueError):  # none was started, or its driver was not noted whole
-            return
         deadline = time.monotonic() + END_S
-        while (left := _processes(session)) and time.monotonic() < deadline:
+        while (left := self._left()) and time.monotonic() < deadline:
             for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
+                with contextlib.suppress(psutil.Error):
                     process.kill()
             time.sleep(0.1)
 
-
-def _processes(session: int) -> list[psutil.Process]:
-    """Ray's processes in the session; a number that was given anew meanwhile may stand for something else."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # a zombie names nothing
-            if os.getsid(process.pid) == session and "ray" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+    def _left(self) -> list[psutil.Process]:
+        """The marked processes, and who shares a session with one: the titles of Ray's agents hide what marks them."""
+        own = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE:
+                    own.append((process, os.getsid(process.pid)))
+        sessions = set()
+        for process, session in own:
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(MARK) == str(self.folder):
+                    sessions.add(session)
+        return [process for process, session in own if session in sessions]

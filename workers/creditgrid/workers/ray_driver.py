@@ -74,9 +74,12 @@ def prepare_worker() -> None:
     end_with_parent()
     node = ray.get_runtime_context().get_node_id()
 
-    def tell(pid: int, why: str) -> None:
+    def tell(pid: int, why: str | None) -> None:
         try:
-            _internal_kv_put(_word(node, pid), why.encode(), overwrite=True)
+            if why is None:
+                _internal_kv_del(_word(node, pid))
+            else:
+                _internal_kv_put(_word(node, pid), why.encode(), overwrite=True)
         except ray.exceptions.RayError:
             traceback.print_exc()  # memory must be freed, also where nobody can be told why
 
@@ -214,9 +217,11 @@ class Driver:
             os._exit(0)
 
     def _beat(self) -> None:
+        missed = 0
         while not self._closing.is_set():
             self._nodes.refresh(ray.nodes())  # blocks while there is no GCS
-            if self._nodes.gone(self._node):
+            missed = missed + 1 if self._nodes.gone(self._node) else 0
+            if missed == 2:  # one may be a busy machine's
                 self._tell("the Ray node of this machine is gone")
                 os._exit(1)
             if self._loading or time.monotonic() - self._moved < STALLED_S:
@@ -267,6 +272,7 @@ class Driver:
         if not ready:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=0.02, fetch_local=False)
         for found in ready:
+            self._moved = time.monotonic()  # what was lost is waited for, for seconds
             flight = pending[found]
             if flight.cancelled is not None:
                 self._end(Failed(flight.call.id, "cancelled", "", transient=False))

@@ -9,6 +9,7 @@ process is gone: it sees the end of the pipe.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -32,6 +33,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 ABSENT_PAUSE_S = 2.0
 """An address where nothing listens is asked again after so long."""
 STOP_TIMEOUT_S = 20.0
+SECRETS = ("CREDITGRID_TOKEN", "CREDITGRID_DATABASE_URL")
+"""What tasks, and the packages that they come from, have no business with."""
+
+log = logging.getLogger(__name__)
 
 
 class RayRunner:
@@ -121,7 +126,11 @@ class RayRunner:
                 self._stopping.wait(ABSENT_PAUSE_S)
                 continue
             began = time.monotonic()
-            reason = self._run_driver()
+            try:
+                reason = self._run_driver()
+            except Exception as error:  # whatever it was, sweeps are not to hang for ever behind a green light
+                log.exception("the Ray supervisor")
+                reason = f"the Ray driver cannot be supervised: {type(error).__name__}: {error}"
             if self._stopping.is_set():
                 break
             self._capacity = Capacity(0, 0, 0, degraded=reason)
@@ -139,7 +148,7 @@ class RayRunner:
     def _run_driver(self) -> str:
         """One driver's life; returns why it ended."""
         ours, theirs = Pipe()
-        environment = os.environ | {
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS} | {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_ENABLE_AUTO_CONNECT": "0",  # a driver that has left its cluster starts no other by asking for it
@@ -147,6 +156,8 @@ class RayRunner:
             "RAY_idle_worker_killing_time_threshold_ms": str(24 * 3600 * 1000),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # CUDA needs it to be deterministic
         }
+        if self._address is None:
+            environment |= self._own.environment()
         # -P: the current folder is not a place to import from; a user's own modules may be called anything.
         command = [sys.executable, "-P", "-m", "creditgrid.workers.ray_driver", str(theirs.fileno())]
         try:
@@ -168,8 +179,6 @@ class RayRunner:
         finally:
             theirs.close()
         try:
-            if self._address is None:
-                self._own.started(child.pid)
             ours.send(self._settings)
             with self._lock:
                 self._pipe = ours
@@ -194,7 +203,7 @@ class RayRunner:
                 if not self._ready and silent > START_TIMEOUT_S:
                     child.terminate()
                     return f"Ray did not start within {START_TIMEOUT_S:.0f} s; its log is {self._log}"
-                if self._ready and silent > SILENCE_S:
+                if self._ready and not found and silent > SILENCE_S:
                     child.kill()
                     return f"Ray has not answered for {SILENCE_S:.0f} s: the cluster is gone, or hangs"
                 if not found:
