@@ -588,6 +588,16 @@ def test_a_lost_input_is_made_again_whatever_the_retries(house: House) -> None:
     assert house.counts(sweep) == {SUCCEEDED: 1}
 
 
+def test_a_sweep_that_shares_what_runs_is_running(house: House) -> None:
+    house.submit(**groups(1))
+    house.step()
+    house.runner.begin(next(iter(house.runner.calls)))
+    house.step()
+    two = house.submit(**groups(1))
+    assert (house.state(two), house.counts(two)) == (RUNNING, {RUNNING: 1})
+    house.drain()
+
+
 def test_an_input_that_is_missing_for_the_worker_alone_comes_to_an_end(house: House) -> None:
     house.submit(axes={"x": [0]}, fixed={"base": "ok"})
     house.drain()

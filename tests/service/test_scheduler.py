@@ -833,7 +833,7 @@ def test_a_crash_between_the_steps_of_a_commit_loses_and_repeats_no_row(
     first = House(tmp_path)
     earlier = first.submit(**groups(1, fixed={"y": 1.0}))
     first.drain()
-    sweep = first.submit(**groups(4))
+    sweep = first.submit(**groups(4, fixed={"behaviour": "nan"}))
     first.step()
     one, two, *_ = first.runner.calls
     first.runner.work(one)
@@ -855,6 +855,7 @@ def test_a_crash_between_the_steps_of_a_commit_loses_and_repeats_no_row(
     rerun = {call.id for call in second.runner.history}
     durable = where in (after_the_append, within_the_end)
     assert rerun & {one, two} == (set() if durable else {one, two})  # what was in the table is not computed again
+    assert all(cell.diverged for cell in second.views.cells(sweep, None, -1, 100)[0])
     second.check()
     second.close()
 

@@ -209,6 +209,22 @@ def test_checkpoints_that_are_there_are_not_computed_again(
     assert not [item for item in again if isinstance(item, tuple)]
 
 
+def test_the_save_is_found_by_the_next_attempt_which_has_fewer_tasks(
+    go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore
+) -> None:
+    early, late = checkpoints([2, LAST])
+    go([late, early], whole)
+    batches.lose = 5
+    *_, failed = go([late, early])  # in the order of their keys, which is any
+    assert isinstance(failed, Failed)
+    assert failed.stored == (early.key,)
+    batches.recover()
+    assert isinstance(go([late], attempt=2)[-1], Finished)
+    assert batches.take() == [5, 6]
+    assert_same(store, whole, [early, late])
+    assert kept(store) == []
+
+
 def test_a_checkpoint_that_was_lost_since_is_trained_from_the_start(
     go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore
 ) -> None:

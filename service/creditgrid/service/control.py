@@ -78,6 +78,7 @@ class Control:
                 total = PlanWriter(connection, sweep).write(plan, plan.cells())
                 connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(cells=total))
                 db.claim(connection, sweep)
+                db.begin_if_running(connection, sweep)
                 tell(connection, sweep, "sweep.created", f"{spec.name}: {total:,} cells of {spec.experiment}")
                 self._endings.finish_if_through(connection, sweep)
         self._wake()
@@ -165,6 +166,7 @@ class Control:
                 self._reopen(connection, sweep)
                 PlanWriter(connection, sweep, redo=redo).write(plan, plan.cells(redo))
                 db.claim(connection, sweep)
+                db.begin_if_running(connection, sweep)
                 tell(connection, sweep, "sweep.retried", f"{len(redo):,} cells begin anew")
                 self._endings.finish_if_through(connection, sweep)
         self._wake()
@@ -201,6 +203,7 @@ class Control:
                     values = {"extensions": json.dumps(extensions), "cells": len(there) + added}
                     connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(**values))
                     db.claim(connection, sweep)
+                    db.begin_if_running(connection, sweep)
                     tell(connection, sweep, "sweep.extended", f"{added:,} cells more: {len(there) + added:,} in all")
                     self._endings.finish_if_through(connection, sweep)
             except SpecError as error:

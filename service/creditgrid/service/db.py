@@ -315,6 +315,19 @@ def calls_of(sweep: str) -> sa.Select[int]:
     return sa.select(parts.c.call)
 
 
+def calls_of_ended() -> sa.Select[int]:
+    """Open calls whose owner has ended."""
+    ended = sa.select(sweeps.c.id).where(sweeps.c.state.in_(FINISHED))
+    return sa.select(calls.c.id).where(calls.c.state.in_(OPEN), calls.c.sweep.in_(ended))
+
+
+def begin_if_running(connection: sa.Connection, sweep: str) -> None:
+    """Something of the sweep may run already, for another one."""
+    running = sa.select(calls.c.id).where(calls.c.state == State.RUNNING, calls.c.id.in_(calls_of(sweep))).limit(1)
+    if connection.scalar(running) is not None:
+        begin_sweep(connection, sweep)
+
+
 def count_failed(connection: sa.Connection, sweep: str) -> int:
     """How many cells of the sweep have failed."""
     query = sa.select(sa.func.count()).where(cells.c.sweep == sweep, cells.c.state == State.FAILED)

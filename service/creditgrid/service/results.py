@@ -115,6 +115,14 @@ class Results:
         )
         return DeltaTable(str(self._path)) if table is None else table
 
+    def diverged(self, cells: Sequence[str]) -> list[str]:
+        """Those of the cells that have a row with a number that is not finite."""
+        dataset = self.dataset() if cells else None
+        if dataset is None:
+            return []
+        wanted = pads.field("diverged") & pads.field("cell").isin(list(cells))
+        return sorted(set(dataset.to_table(columns=["cell"], filter=wanted)["cell"].to_pylist()))
+
     def dataset(self) -> pads.Dataset | None:
         """The current files, as a dataset that filters push down into; None while there are no rows.
 

@@ -18,7 +18,7 @@ import structlog
 from deltalake.exceptions import DeltaError
 
 from creditgrid.core.registry import registry
-from creditgrid.core.states import OPEN, State
+from creditgrid.core.states import State
 from creditgrid.core.task import Task
 from creditgrid.core.wire import Activity
 from creditgrid.service import db
@@ -103,14 +103,19 @@ class Scheduler:
             flying = connection.execute(
                 sa.select(db.calls).where(db.calls.c.state.in_((State.QUEUED, State.RUNNING)))
             ).all()
+            through = [row for row in flying if row.batch is not None and self._results.holds(row.batch)]
+            keys = [task.key for row in through for task in db.open_tasks(connection, row.id)]
+            for piece in db.chunks(self._results.diverged(keys)):
+                connection.execute(db.tasks.update().where(db.tasks.c.key.in_(piece)).values(diverged=True))
             for row in flying:
-                if row.batch is not None and self._results.holds(row.batch):
+                if row in through:
                     db.move_call(connection, row.id, State.SUCCEEDED)
-                    self.endings.settle(connection, row.id, State.SUCCEEDED)
+                    text = f"{row.size:,} {row.kind} done: their rows were written when the service ended"
+                    self.endings.settle(connection, row.id, State.SUCCEEDED, "call.finished", text)
                 else:
                     db.move_call(connection, row.id, State.PENDING, batch=None)
             db.hand_over_all(connection)
-            db.cancel_unneeded(connection, sa.select(db.calls.c.id).where(db.calls.c.state.in_(OPEN)))
+            db.cancel_unneeded(connection, db.calls_of_ended())
             if flying:
                 log.info("recovered", calls=len(flying))
 

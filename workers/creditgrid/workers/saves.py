@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -82,6 +82,17 @@ class Saves:
     def due(self) -> None:
         """Let the next save be kept whatever the time."""
         self._next = 0.0
+
+    def hand_on(self, left: Sequence[str]) -> None:
+        """Let the next attempt find what is kept, which has just what is ``left`` to make."""
+        if not left or left[-1] == self._path.name:
+            return
+        try:
+            self._path.replace(self._path.with_name(left[-1]))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("a save cannot be handed on, and the run begins anew: %s", error)
 
     def drop(self) -> None:
         """Forget what is kept: the run is through."""

@@ -39,6 +39,7 @@ def execute(
     stored: dict[str, int] = {}
     yield Started(call.id, host(), device_name(device))
     began, began_at, told = time.perf_counter(), datetime.now(UTC), 0.0
+    saves = Saves(store.root, call.tasks[-1].group, call.tasks[-1].key)
     try:
         _settle(call, device)
         kind, experiment = _known(call)
@@ -51,7 +52,6 @@ def execute(
         tasks = {task.key: task for task in call.tasks if task.key not in stored}
         measured: list[tuple[Task, Output]] = []
         missing = set(tasks)
-        saves = Saves(store.root, call.tasks[-1].group, call.tasks[-1].key)
         for item in run(list(tasks.values()), saves.offer(inputs), device) if tasks else ():
             if isinstance(item, Saved):
                 saves.keep(item)
@@ -80,6 +80,7 @@ def execute(
         seconds = time.perf_counter() - began
         yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
     except Exception as error:  # whatever the task raised is its result: it goes to its cells with the traceback
+        saves.hand_on([task.key for task in call.tasks if task.key not in stored])
         yield Failed(call.id, describe(error), traceback.format_exc(), transient(error), host(), tuple(stored))
     except SystemExit as error:  # the task would have ended its process
         text = f"SystemExit: the task asked its process to end with status {error.code}"
