@@ -108,15 +108,21 @@ class ScriptedRunner:
 class House:
     """Ledger, planner, results and scheduler over one folder. ``step`` is one turn of the scheduler's loop."""
 
-    def __init__(self, root: Path, runner: Callable[[ArtifactStore], Runner] = ScriptedRunner) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, runner: Callable[[ArtifactStore], Runner] = ScriptedRunner, url: str | None = None
+    ) -> None:
+        self.root, self.url = root, url or f"sqlite:///{root / 'ledger.sqlite'}"
         self.store = ArtifactStore(root / "artifacts")
-        self.ledger = Ledger(f"sqlite:///{root / 'ledger.sqlite'}")
+        self.ledger = Ledger(self.url)
         self.results = Results(root / "results", self.ledger.identity())
         self.runner: Any = runner(self.store)
         parts = put_together(self.ledger, self.results, self.store, self.runner)
         self.scheduler, self.control = parts.scheduler, parts.control
         self.planner, self.views = parts.planner, parts.views
+
+    def again(self) -> House:
+        """Another service's over the same folder and ledger, after a crash of the first."""
+        return House(self.root, url=self.url)
 
     def submit(self, **document: Any) -> str:
         return self.control.submit({"name": "n", "experiment": "noop", **document})[0]

@@ -343,6 +343,8 @@ def test_ready_sweeps_come_by_urgency_then_age(ledger: Ledger) -> None:
 
 def test_ready_calls_are_pending_and_due(ledger: Ledger) -> None:
     with ledger.write() as connection:
+        add_sweep(connection, "s")
+        add_sweep(connection, "another")
         first, second = add_call(connection), add_call(connection)
         later = add_call(connection, not_before=2000.0)
         add_call(connection, waiting=1)

@@ -6,10 +6,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgresql import fresh_database
 from sweeping import House, ScriptedRunner, quick
 
 from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
@@ -24,10 +26,11 @@ SUCCEEDED, CACHED, FAILED = State.SUCCEEDED, State.CACHED, State.FAILED
 CANCELLED, SKIPPED = State.CANCELLED, State.SKIPPED
 
 
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    with quick(monkeypatch):
-        made = House(tmp_path)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def house(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    with quick(monkeypatch), ExitStack() as stack:
+        url = None if request.param == "sqlite" else stack.enter_context(fresh_database()).url
+        made = House(tmp_path, url=url)
         yield made
         made.check()
         made.close()
@@ -72,11 +75,11 @@ def test_a_paused_sweep_ends_what_runs_and_begins_nothing(house: House) -> None:
     assert "call.retried" not in types
 
 
-def test_a_sweep_paused_at_once_begins_nothing_and_a_restart_changes_nothing(house: House, tmp_path: Path) -> None:
+def test_a_sweep_paused_at_once_begins_nothing_and_a_restart_changes_nothing(house: House) -> None:
     sweep = house.submit(**groups(2))
     house.control.pause(sweep)
     house.step(3)
-    again = House(tmp_path)
+    again = house.again()
     again.scheduler.recover()
     again.step(3)
     assert not house.runner.history
@@ -529,7 +532,7 @@ def test_thousands_of_calls_are_cancelled_in_a_moment(house: House) -> None:
     house.control.cancel(sweep)
     assert time.process_time() - began < 2
     house.step()
-    assert sorted(house.runner.cancelled) == sorted(set(flying) - set(list(house.call_states())[:5]))
+    assert sorted(house.runner.cancelled) == sorted(set(flying) - set(sorted(house.call_states())[:5]))
     assert house.counts(sweep) == {CANCELLED: 3000}
     house.drain()
     assert house.counts(other) == {SUCCEEDED: 5}
