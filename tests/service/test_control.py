@@ -566,6 +566,20 @@ def test_calls_that_need_a_gpu_do_not_keep_the_others_waiting(house: House, monk
     house.drain()
 
 
+def test_an_urgent_sweep_takes_nothing_back_that_waits_for_something_else(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr(ScriptedRunner, "gpus", 1.0)
+    house.submit(**groups(4))
+    house.step()
+    assert len(house.runner.calls) == 2
+    house.submit(**groups(5, 100), resources={"measure": {"gpu": 1}}, priority=5)
+    house.step(3)
+    assert house.runner.cancelled == []
+    house.drain()
+
+
 def test_crashing_cells_of_many_groups_are_each_found(house: House) -> None:
     axes = {"group": list(range(6)), "x": list(range(40))}
     sweep = house.submit(axes=axes, retry={"max": 5, "backoff_s": 0})

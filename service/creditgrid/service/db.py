@@ -68,7 +68,7 @@ calls = sa.Table(
     sa.Column("waiting", sa.Integer, nullable=False, default=0),  # how many of its waits are open
     sa.Column("attempt", sa.Integer, nullable=False, default=1),
     sa.Column("crashes", sa.Integer, nullable=False, default=0),  # attempts that ended with their process
-    sa.Column("losses", sa.Integer, nullable=False, default=0),  # attempts that ended with the cluster
+    sa.Column("losses", sa.Integer, nullable=False, default=0),  # attempts that are not held against it
     sa.Column("not_before", sa.Float, nullable=False, default=0.0),
     sa.Column("batch", sa.Integer, index=True),  # the results batch that holds its rows, once one was begun
     sa.Column("seconds", sa.Float),

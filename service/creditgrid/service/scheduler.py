@@ -160,8 +160,9 @@ class Scheduler:
             return 0
         now = time.time()
         with self._ledger.read() as connection:
-            self._turns.make_way(connection, now)
-            ready = self._turns.choose(connection, now, self._turns.room(self._runner.capacity()))
+            room = self._turns.room(self._runner.capacity())
+            self._turns.make_way(connection, now, room)
+            ready = self._turns.choose(connection, now, room)
         for row in ready:
             try:
                 with self._ledger.write() as connection:

@@ -61,14 +61,18 @@ class Turns:
         mean = max(sum(self._seconds) / len(self._seconds), 1e-6) if self._seconds else AHEAD_S
         return min(max(math.ceil(least * AHEAD_S / mean), least), max(MOST_AHEAD, least))
 
-    def make_way(self, connection: sa.Connection, now: float) -> None:
-        """Take back calls that nothing has begun where something of a higher priority is ready."""
+    def make_way(self, connection: sa.Connection, now: float, room: Room) -> None:
+        """Take back calls that nothing has begun where one of a higher priority is ready that waits for the same."""
         waiting = self._flights.waiting()
-        if waiting and (ready := db.ready_sweeps(connection, now)):
-            _, highest = ready[0]
-            for flight in waiting:
-                if flight.priority < highest:
-                    self._flights.recall(flight, Recalled.FOR_ANOTHER)
+        ready = db.ready_sweeps(connection, now) if waiting else ()
+        if not ready:
+            return
+        urgent, highest = ready[0]
+        lower = [flight for flight in waiting if flight.priority < highest]
+        sorts = {_sort(call, room) for call in db.ready_calls(connection, urgent, now, 1)} if lower else set()
+        for flight in lower:
+            if (True in room and flight.call.resources.gpu > 0) in sorts:
+                self._flights.recall(flight, Recalled.FOR_ANOTHER)
 
     def choose(self, connection: sa.Connection, now: float, room: Room) -> list[sa.Row[Any]]:
         """Ready calls in the order of their turns, as many of each sort as there is room for."""
