@@ -206,7 +206,9 @@ class House:
                 assert connection.scalar(opened) == call.waiting, "a call waits for more or less than it is told to"
                 needing = db.sweeps_of(connection, call.id)
                 able = {sweep.id for sweep in sweeps if sweep.id in needing and not sweep.paused}
-                assert not able or call.sweep in able, "nobody will begin a call that a sweep needs"
+                states = {sweep.id: (sweep.state, sweep.paused, sweep.priority) for sweep in sweeps}
+                told = f"nobody will begin call {call.id} of {call.sweep} that {able} need: {states}"
+                assert not able or call.sweep in able, told
         for sweep in sweeps:
             view = self.views.sweep(sweep.id)
             assert sum(view.counts.values()) == view.cells == sum(cell.sweep == sweep.id for cell in cells)

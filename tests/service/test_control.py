@@ -17,7 +17,7 @@ from sweeping import House, ScriptedRunner, quick
 from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT, Extension
-from creditgrid.service import turns
+from creditgrid.service import db, turns
 from creditgrid.service.failures import LOSSES
 from creditgrid.workers.runner import Failed
 
@@ -603,6 +603,25 @@ def test_a_lost_input_is_made_again_whatever_the_retries(house: House) -> None:
     shutil.rmtree(house.store.path(key))
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 1}
+
+
+def test_a_retried_sweep_does_not_wait_for_what_a_user_cancelled(house: House) -> None:
+    one = house.submit(**groups(2))
+    two = house.submit(**groups(2))
+    house.step()
+    first, second = house.runner.calls
+    house.runner.fail(first)
+    house.step()
+    house.control.cancel(two)
+    house.control.retry(two)  # the failed cell, and not the one that was cancelled
+    house.control.pause(one)
+    house.check()
+    with house.ledger.read() as connection:
+        assert db.sweeps_of(connection, second) == [one]
+    house.drain_of(two)
+    assert house.counts(two) == {SUCCEEDED: 1, CANCELLED: 1}
+    house.control.resume(one)
+    house.drain()
 
 
 def test_a_sweep_that_shares_what_runs_is_running(house: House) -> None:

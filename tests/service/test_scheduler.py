@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
@@ -1047,6 +1048,19 @@ def test_stop_commits_also_what_waits_behind_a_commit_that_failed(
     house.scheduler._stopping.set()
     house.scheduler._run()
     assert house.counts(sweep) == {SUCCEEDED: 4}
+
+
+def test_a_call_that_failed_when_all_it_was_to_make_is_there_has_succeeded(house: House, calls: dict[int, Any]) -> None:
+    sweep = house.submit(axes={"x": [1]}, fixed={"base": "ok"}, fail_fast=True)
+    house.step()
+    (base,) = calls.values()
+    del calls[base.id]
+    (stage,) = base.tasks
+    house.store.save(stage.key, stage.payload(), {"one": np.ones(1, np.float32)}, {})
+    house.runner.say(Failed(base.id, "OSError: at the very end", "", transient=False, stored=[stage.key]))
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 1}
+    assert house.call_states()[base.id] is SUCCEEDED
 
 
 def test_a_clock_that_is_set_back_does_not_keep_a_call_waiting(

@@ -145,7 +145,10 @@ _WAITING = (
 )
 """How many tasks a call waits for."""
 _NEEDING = sa.union(
-    sa.select(cells.c.sweep).where(cells.c.call == _OF_CALL), sa.select(stages.c.sweep).where(stages.c.call == _OF_CALL)
+    *(
+        sa.select(table.c.sweep).where(table.c.call == _OF_CALL, table.c.state == State.PENDING)
+        for table in (cells, stages)
+    )
 ).subquery()
 _SWEEPS_OF = (
     sa.select(sweeps.c.id)
@@ -376,7 +379,7 @@ def settle_tasks(
 
 
 def sweeps_of(connection: sa.Connection, call: int) -> list[str]:
-    """The open sweeps that need a task of this call."""
+    """The open sweeps that wait for a task of this call."""
     return list(connection.scalars(_SWEEPS_OF, {"of_call": call}))
 
 

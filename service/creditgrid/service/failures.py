@@ -51,6 +51,10 @@ class Failures:
         call = flight.call
         if message.stored:
             self._endings.settle(connection, call.id, State.SUCCEEDED, keys=message.stored)
+        left = sorted({task.key for task in call.tasks} - set(message.stored))
+        if not left:  # whatever it failed of, all that it was to make is there
+            db.move_call(connection, call.id, State.SUCCEEDED)
+            return
         if flight.recalled is Recalled.FOR_ANOTHER:  # it failed of being taken back, and of nothing else
             db.move_call(connection, call.id, State.PENDING)
             return
@@ -65,7 +69,6 @@ class Failures:
             "traceback": message.traceback[-TEXT_KEPT:],
             "host": message.host or row.host,
         }
-        left = sorted({task.key for task in call.tasks} - set(message.stored))
         tries_left = call.attempt - row.losses <= flight.retries
         if message.missing:
             self._heal(connection, flight, message.missing, {**told, "losses": row.losses + 1})
