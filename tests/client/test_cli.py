@@ -302,7 +302,7 @@ def test_serve_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) 
     for options in (["--port", "1", "--runner=local", "--new-option", "x"], ["--help"], []):
         assert run("serve", *options)[0] == 0
     python = sys.executable
-    module = [python, "-m", "creditgrid.service", "serve"]
+    module = [python, "-P", "-m", "creditgrid.service", "serve"]
     assert calls == [
         (python, [*module, "--port", "1", "--runner=local", "--new-option", "x"]),
         (python, [*module, "--help"]),
