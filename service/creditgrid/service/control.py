@@ -93,11 +93,10 @@ class Control:
             ConflictError: for a sweep that has ended otherwise.
         """
         with self._ledger.write() as connection:
-            state = _sweep(connection, sweep).state
-            if state == State.CANCELLED:
+            row = _sweep(connection, sweep)
+            if row.state == State.CANCELLED:
                 return False
-            if state not in OPEN:
-                raise ConflictError(f"sweep {sweep} has ended ({state}): there is nothing to cancel")
+            _refuse_ended(row, "cancel")
             self._endings.end_early(connection, sweep, State.CANCELLED, "cancelled")
         self._wake()
         return True
@@ -110,8 +109,7 @@ class Control:
         """
         with self._ledger.write() as connection:
             row = _sweep(connection, sweep)
-            if row.state not in OPEN:
-                raise ConflictError(f"sweep {sweep} has ended ({row.state}): there is nothing to pause")
+            _refuse_ended(row, "pause")
             if row.paused:
                 return False
             connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(paused=True))
@@ -131,8 +129,7 @@ class Control:
         """
         with self._ledger.write() as connection:
             row = _sweep(connection, sweep)
-            if row.state not in OPEN:
-                raise ConflictError(f"sweep {sweep} has ended ({row.state}): there is nothing to resume")
+            _refuse_ended(row, "resume")
             if not row.paused:
                 return False
             connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(paused=False))
@@ -236,6 +233,11 @@ def _sweep(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
     if row is None:
         raise NotFoundError(f"there is no sweep {sweep!r}")
     return row
+
+
+def _refuse_ended(row: sa.Row[Any], request: str) -> None:
+    if row.state not in OPEN:
+        raise ConflictError(f"sweep {row.id} has ended ({row.state}): there is nothing to {request}")
 
 
 def _cancelled(sweep: str) -> ConflictError:

@@ -245,24 +245,29 @@ def recount(connection: sa.Connection, keys: Sequence[str]) -> None:
     connection.execute(_recount(of_call=False), {"keys": keys})
 
 
-def claim(connection: sa.Connection, sweep: str) -> None:
-    """Make open calls that the sweep needs its own where the owner is less urgent, is paused or has ended."""
-    own = connection.execute(_SWEEP, {"of_sweep": sweep}).one()
-    if own.paused or own.state not in OPEN:
-        return
-    needed = sa.union(
+def _awaited(sweep: str) -> sa.Select[int]:
+    """The calls that open cells and stages of the sweep are a part of."""
+    parts = sa.union(
         *(
             sa.select(table.c.call).where(table.c.sweep == sweep, table.c.state == State.PENDING)
             for table in (cells, stages)
         )
     ).subquery()
+    return sa.select(parts.c.call)
+
+
+def claim(connection: sa.Connection, sweep: str) -> None:
+    """Make open calls that the sweep needs its own where the owner is less urgent, is paused or has ended."""
+    own = connection.execute(_SWEEP, {"of_sweep": sweep}).one()
+    if own.paused or own.state not in OPEN:
+        return
     less_urgent = (sweeps.c.priority < own.priority) | ((sweeps.c.priority == own.priority) & (sweeps.c.seq > own.seq))
     behind = sa.select(sweeps.c.id).where(sweeps.c.paused | sweeps.c.state.in_(FINISHED) | less_urgent)
     connection.execute(
         calls.update()
         .where(
             calls.c.state.in_(OPEN),
-            calls.c.id.in_(sa.select(needed.c.call)),
+            calls.c.id.in_(_awaited(sweep)),
             calls.c.sweep != sweep,
             calls.c.sweep.in_(behind),
         )
@@ -410,13 +415,7 @@ def lost_inputs(connection: sa.Connection, call: int) -> dict[str, str]:
 
 def open_calls(connection: sa.Connection, sweep: str) -> Sequence[sa.Row[Any]]:
     """The calls that a sweep waits for, whichever sweep they were made for."""
-    awaited = sa.union(
-        *(
-            sa.select(table.c.call).where(table.c.sweep == sweep, table.c.state == State.PENDING)
-            for table in (cells, stages)
-        )
-    ).subquery()
-    query = sa.select(calls).where(calls.c.id.in_(sa.select(awaited.c.call)), calls.c.state.in_(OPEN))
+    query = sa.select(calls).where(calls.c.id.in_(_awaited(sweep)), calls.c.state.in_(OPEN))
     return connection.execute(query.order_by(calls.c.id)).all()
 
 

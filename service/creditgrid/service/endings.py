@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -62,7 +62,8 @@ class Endings:
         for call in connection.scalars(stopped):
             self._flights.abandon(call)
         db.hand_over(connection, sweep)
-        tell(connection, sweep, TERMINAL_EVENT, f"{to}: {why}", state=to, **_counts(connection, sweep))
+        counts = _plain(db.count_cells(connection, sweep))
+        tell(connection, sweep, TERMINAL_EVENT, f"{to}: {why}", state=to, counts=counts)
         log.info("sweep ended", sweep=sweep, state=str(to), why=why)
 
     def finish_if_through(self, connection: sa.Connection, sweep: str) -> None:
@@ -85,8 +86,8 @@ class Endings:
         connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(**ended))
         db.hand_over(connection, sweep)  # a call that it shared may begin again
         shown = ", ".join(f"{n:,} {state}" for state, n in sorted(counts.items()))
-        tell(connection, sweep, TERMINAL_EVENT, f"{end}: {shown}", state=end, **_counts(connection, sweep))
-        log.info("sweep ended", sweep=sweep, state=str(end), **{str(state): n for state, n in counts.items()})
+        tell(connection, sweep, TERMINAL_EVENT, f"{end}: {shown}", state=end, counts=_plain(counts))
+        log.info("sweep ended", sweep=sweep, state=str(end), **_plain(counts))
 
     def _limit_failures(self, connection: sa.Connection, sweep: str) -> None:
         row = db.sweep_row(connection, sweep)
@@ -114,5 +115,5 @@ def tell_all(connection: sa.Connection, call: int, event: str, message: str, **d
         tell(connection, sweep, event, message, call=call, **data)
 
 
-def _counts(connection: sa.Connection, sweep: str) -> dict[str, Any]:
-    return {"counts": {str(state): n for state, n in db.count_cells(connection, sweep).items()}}
+def _plain(counts: Mapping[State, int]) -> dict[str, int]:
+    return {str(state): n for state, n in counts.items()}

@@ -103,12 +103,12 @@ class Scheduler:
             flying = connection.execute(
                 sa.select(db.calls).where(db.calls.c.state.in_((State.QUEUED, State.RUNNING)))
             ).all()
-            through = [row for row in flying if row.batch is not None and self._results.holds(row.batch)]
-            keys = [task.key for row in through for task in db.open_tasks(connection, row.id)]
+            through = {row.id for row in flying if row.batch is not None and self._results.holds(row.batch)}
+            keys = [task.key for call in through for task in db.open_tasks(connection, call)]
             for piece in db.chunks(self._results.diverged(keys)):
                 connection.execute(db.tasks.update().where(db.tasks.c.key.in_(piece)).values(diverged=True))
             for row in flying:
-                if row in through:
+                if row.id in through:
                     db.move_call(connection, row.id, State.SUCCEEDED)
                     text = f"{row.size:,} {row.kind} done: their rows were written when the service ended"
                     self.endings.settle(connection, row.id, State.SUCCEEDED, "call.finished", text)
