@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from creditgrid.core.data import ImageData
+    from creditgrid.core.science.data import ImageData
 
 # Set before torch is imported: tests share few cores, and many threads on small tensors only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,7 +32,7 @@ def tiny_data() -> ImageData:
     """200 training and 60 test images, 3 x 8 x 8, of 5 classes that a network can learn to tell apart."""
     import torch
 
-    from creditgrid.core.data import ImageData
+    from creditgrid.core.science.data import ImageData
 
     rng = np.random.default_rng(0)
     # A class is a colour, which survives augmentation, and a faint pattern, which hardly does.

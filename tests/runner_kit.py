@@ -71,4 +71,4 @@ class Kit:
 
 def drivers() -> list[psutil.Process]:
     """The Ray drivers that this process supervises."""
-    return [child for child in psutil.Process().children() if "creditgrid.workers.ray_driver" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "creditgrid.workers.ray.driver" in child.cmdline()]

@@ -32,7 +32,7 @@ from creditgrid.core.wire import (
     SweepView,
     TaskView,
 )
-from creditgrid.service.app import Services
+from creditgrid.service.services import Services
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Capacity
 

@@ -16,13 +16,14 @@ import torch
 from creditgrid.core.errors import ArtifactMissing
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import TERMINAL_EVENT, EventView
-from creditgrid.service import commits, db, scheduler
-from creditgrid.service.assembly import put_together
-from creditgrid.service.ledger import Ledger
-from creditgrid.service.results import Results
+from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.results.table import Results
+from creditgrid.service.scheduling import row_commits, scheduler
+from creditgrid.service.wiring import put_together
 from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.execute import execute
 from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message, Runner, Started
-from creditgrid.workers.tasks import execute
 
 
 class Crash(BaseException):
@@ -153,11 +154,11 @@ class House:
 
     def open_calls(self) -> list[int]:
         with self.ledger.read() as connection:
-            return list(connection.scalars(sa.select(db.calls.c.id).where(db.calls.c.state.in_(OPEN))))
+            return list(connection.scalars(sa.select(tables.calls.c.id).where(tables.calls.c.state.in_(OPEN))))
 
     def call_states(self) -> dict[int, State]:
         with self.ledger.read() as connection:
-            return {row.id: State(row.state) for row in connection.execute(sa.select(db.calls))}
+            return {row.id: State(row.state) for row in connection.execute(sa.select(tables.calls))}
 
     def state(self, sweep: str) -> State:
         return self.views.sweep(sweep).state
@@ -198,13 +199,15 @@ class House:
         rows = Counter(row["cell"] for row in self.rows())
         assert all(n == 1 for n in rows.values()), "a cell stands in the table twice"
         with self.ledger.read() as connection:
-            sweeps = connection.execute(sa.select(db.sweeps)).all()
-            cells = connection.execute(sa.select(db.cells)).all()
-            for call in connection.execute(sa.select(db.calls).where(db.calls.c.state == State.PENDING)):
-                waits = sa.select(db.waits.c.key).where(db.waits.c.call == call.id)
-                opened = sa.select(sa.func.count()).where(db.tasks.c.key.in_(waits), db.tasks.c.state == State.PENDING)
+            sweeps = connection.execute(sa.select(tables.sweeps)).all()
+            cells = connection.execute(sa.select(tables.cells)).all()
+            for call in connection.execute(sa.select(tables.calls).where(tables.calls.c.state == State.PENDING)):
+                waits = sa.select(tables.waits.c.key).where(tables.waits.c.call == call.id)
+                opened = sa.select(sa.func.count()).where(
+                    tables.tasks.c.key.in_(waits), tables.tasks.c.state == State.PENDING
+                )
                 assert connection.scalar(opened) == call.waiting, "a call waits for more or less than it is told to"
-                needing = db.sweeps_of(connection, call.id)
+                needing = tables.sweeps_of(connection, call.id)
                 able = {sweep.id for sweep in sweeps if sweep.id in needing and not sweep.paused}
                 states = {sweep.id: (sweep.state, sweep.paused, sweep.priority) for sweep in sweeps}
                 told = f"nobody will begin call {call.id} of {call.sweep} that {able} need: {states}"
@@ -238,5 +241,5 @@ def quick(patch: pytest.MonkeyPatch, **values: float) -> Iterator[None]:
     settings: Mapping[str, float] = {"POLL_S": 0.0, "COMMIT_EVERY_S": 0.0, "COMMIT_PAUSE_S": 0.0, **values}
     with patch.context() as inner:
         for name, value in settings.items():
-            inner.setattr(commits if hasattr(commits, name) else scheduler, name, value)
+            inner.setattr(row_commits if hasattr(row_commits, name) else scheduler, name, value)
         yield

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from creditgrid.core.registry import registry
-from creditgrid.service.assembly import assemble
+from creditgrid.core.experiments.registry import registry
 from creditgrid.service.settings import Settings
+from creditgrid.service.wiring import assemble
 
 FIXED: dict[str, Any] = {"dataset": "digits", "d_hidden": 32, "num_blocks": 2, "train_epochs": 2, "fit_epochs": 1}
 METHODS = ["dfa", "scalar_cb", "vec", "state_bridge", "oracle_bp"]

@@ -290,10 +290,10 @@ def test_a_killed_training_goes_on_from_its_last_saved_epoch(tmp_path: Path) -> 
     """kill -9 of everything in the middle of a training: the epochs before the save are not trained again."""
     import torch
 
-    from creditgrid.core.data import ImageData
-    from creditgrid.core.network import ResidualMLP
-    from creditgrid.core.streams import generator
-    from creditgrid.core.training import train
+    from creditgrid.core.science.data import ImageData
+    from creditgrid.core.science.network import ResidualMLP
+    from creditgrid.core.science.streams import generator
+    from creditgrid.core.science.training import train
 
     fixed = {"dataset": "digits", "seed": 5, "d_hidden": 64, "train_epochs": 160, "lr": 1e-3, "method": "oracle_bp"}
     spec = {"name": "long", "experiment": "linesearch", "fixed": fixed | {"eta": 1e-3, "train_rule": "dfa"}}

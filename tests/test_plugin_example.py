@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import yaml
 
-from creditgrid.client import Client, cli
+from creditgrid.client import Client
+from creditgrid.client.cli import main as cli
 from creditgrid.client.errors import ApiError, InvalidRequest
 from creditgrid.client.local_service import LocalService
 from creditgrid.client.sweep import Sweep
-from creditgrid.core.registry import ENTRY_POINTS
+from creditgrid.core.experiments.registry import ENTRY_POINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "tests" / "plugin_example"

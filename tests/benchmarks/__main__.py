@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from tests.benchmarks import science, service
 
-from creditgrid.core.data import ImageData
 from creditgrid.core.datasets import resolve
-from creditgrid.core.loading import load
+from creditgrid.core.science.data import ImageData
+from creditgrid.core.science.loading import load
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 MARK = 100_000

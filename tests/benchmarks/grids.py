@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from creditgrid.core.data import ImageData, normalise
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Experiment
-from creditgrid.core.network import ResidualMLP
-from creditgrid.core.restore import feedback_stack, restore_estimator, restore_network, tensors
-from creditgrid.core.stages import STAGES
+from creditgrid.core.experiments.stages import STAGES
+from creditgrid.core.science.data import ImageData, normalise
+from creditgrid.core.science.from_artifacts import feedback_stack, restore_estimator, restore_network, tensors
+from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.task import Arrays, Output, Task
 
 from . import plain_cells

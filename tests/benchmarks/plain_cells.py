@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from creditgrid.core.network import ResidualMLP
+from creditgrid.core.science.network import ResidualMLP
 
 from .plain_measuring import (
     Batch,

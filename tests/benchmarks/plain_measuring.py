@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.network import ResidualMLP
-from creditgrid.core.streams import generator
+from creditgrid.core.science.estimators import EstimatorNet
+from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.streams import generator
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 

@@ -18,9 +18,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from creditgrid.core.data import ImageData
-from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.network import ResidualMLP
+from creditgrid.core.science.data import ImageData
+from creditgrid.core.science.estimators import EstimatorNet
+from creditgrid.core.science.network import ResidualMLP
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 

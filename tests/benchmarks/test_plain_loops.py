@@ -13,14 +13,14 @@ from benchmarks import plain_training
 from benchmarks.grids import Grid
 from torch import Tensor
 
-from creditgrid.core.credit import feedback_matrices
-from creditgrid.core.data import ImageData, training_batches
-from creditgrid.core.estimators import EstimatorNet
-from creditgrid.core.fitting import fit_state_bridge
-from creditgrid.core.network import ResidualMLP
-from creditgrid.core.streams import generator
+from creditgrid.core.science.credit import feedback_matrices
+from creditgrid.core.science.data import ImageData, training_batches
+from creditgrid.core.science.estimators import EstimatorNet
+from creditgrid.core.science.fitting import fit_state_bridge
+from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.streams import generator
+from creditgrid.core.science.training import train
 from creditgrid.core.task import Arrays
-from creditgrid.core.training import train
 
 BATCH = 16
 BASE: dict[str, Any] = {

@@ -130,7 +130,7 @@ class Service:
 
     def driver(self) -> list[psutil.Process]:
         """The Ray driver."""
-        return [p for p in self.processes() if "creditgrid.workers.ray_driver" in command(p)]
+        return [p for p in self.processes() if "creditgrid.workers.ray.driver" in command(p)]
 
     def raylets(self) -> list[psutil.Process]:
         """The one raylet, if it is there."""

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from creditgrid.client.spec_file import load_spec
-from creditgrid.core import spec
-from creditgrid.core.registry import registry
-from creditgrid.core.spec_text import parse_text
+from creditgrid.core.experiments.registry import registry
+from creditgrid.core.spec import grid as spec
+from creditgrid.core.spec.text import parse_text
 
 FOLDER = resources.files("creditgrid.client").joinpath("examples")
 
@@ -54,7 +54,7 @@ def test_the_demo_uses_only_the_client() -> None:
     assert {name for name in imported if name and name.startswith("creditgrid")} <= {
         "creditgrid.client",
         "creditgrid.client.local_service",
-        "creditgrid.client.render",
+        "creditgrid.client.display.tables",
     }
 
 

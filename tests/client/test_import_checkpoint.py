@@ -11,8 +11,8 @@ import httpx
 import pytest
 import yaml
 
-from creditgrid.client import cli
 from creditgrid.client import client as client_module
+from creditgrid.client.cli import main as cli
 from creditgrid.client.client import Client
 from creditgrid.client.errors import BadSetting, InvalidRequest
 from creditgrid.core.wire import CheckpointView, Problem

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from creditgrid.client import Client, cli
+from creditgrid.client import Client
+from creditgrid.client.cli import main as cli
 from creditgrid.core.rows import LEADING, PROVENANCE
 from creditgrid.core.states import State
 from creditgrid.core.wire import EventView

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from creditgrid.client import cli, run_task
+from creditgrid.client import run_task
+from creditgrid.client.cli import main as cli
 from creditgrid.client.errors import PackageMissing, ParentGone, TaskRefused
 from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import identity

@@ -22,9 +22,9 @@ from postgresql import fresh_database
 
 from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.states import FINISHED, OPEN, TRANSITIONS, State
-from creditgrid.service import database, db
-from creditgrid.service.db import CHUNK, SCHEMA_VERSION
-from creditgrid.service.ledger import Ledger
+from creditgrid.service.ledger import engine, tables
+from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.ledger.tables import CHUNK, SCHEMA_VERSION
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -32,8 +32,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
         return
-    with fresh_database() as database:
-        yield database.url
+    with fresh_database() as found:
+        yield found.url
 
 
 @pytest.fixture
@@ -57,28 +57,28 @@ def ledger(opened: Callable[[], Ledger]) -> Ledger:
 
 def add_sweep(connection: sa.Connection, sweep: str, state: State = State.PENDING, **values: Any) -> None:
     row = {"id": sweep, "name": "n", "experiment": "e", "state": state, "priority": 0, "spec": "{}", "cells": 0}
-    connection.execute(db.sweeps.insert().values(**{**row, **values}, created_at=0.0))
+    connection.execute(tables.sweeps.insert().values(**{**row, **values}, created_at=0.0))
 
 
 def add_call(connection: sa.Connection, state: State = State.PENDING, **values: Any) -> int:
     row = {"sweep": "s", "kind": "k", "state": state, "size": 1}
-    made = connection.execute(db.calls.insert().values(**{**row, **values}))
+    made = connection.execute(tables.calls.insert().values(**{**row, **values}))
     assert made.inserted_primary_key is not None
     return int(made.inserted_primary_key[0])
 
 
 def add_task(connection: sa.Connection, key: str, call: int, state: State = State.PENDING) -> None:
-    connection.execute(db.tasks.insert().values(**{**db.task_row(key, "k", call, "{}"), "state": state}))
+    connection.execute(tables.tasks.insert().values(**{**tables.task_row(key, "k", call, "{}"), "state": state}))
 
 
 def add_cell(
     connection: sa.Connection, sweep: str, idx: int, key: str, call: int | None, state: State = State.PENDING
 ) -> None:
-    connection.execute(db.cells.insert().values(sweep=sweep, idx=idx, key=key, call=call, state=state))
+    connection.execute(tables.cells.insert().values(sweep=sweep, idx=idx, key=key, call=call, state=state))
 
 
 def add_stage(connection: sa.Connection, sweep: str, key: str, call: int | None, state: State = State.PENDING) -> None:
-    connection.execute(db.stages.insert().values(sweep=sweep, key=key, call=call, state=state))
+    connection.execute(tables.stages.insert().values(sweep=sweep, key=key, call=call, state=state))
 
 
 def states(connection: sa.Connection, table: sa.Table) -> dict[str, str]:
@@ -110,18 +110,18 @@ def test_what_is_written_is_there_after_a_restart(opened: Callable[[], Ledger]) 
         add_sweep(connection, "s")
     first.close()
     with opened().read() as connection:
-        assert connection.scalar(sa.select(db.sweeps.c.id)) == "s"
+        assert connection.scalar(sa.select(tables.sweeps.c.id)) == "s"
 
 
 def test_a_transaction_happens_whole_or_not_at_all(ledger: Ledger) -> None:
     def half(connection: sa.Connection) -> None:
         add_sweep(connection, "s")
-        db.add_event(connection, "s", "t", "{}")
+        tables.add_event(connection, "s", "t", "{}")
 
     crash_after(ledger, half)
     with ledger.read() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(db.sweeps)) == 0
-        assert connection.scalar(sa.select(sa.func.count()).select_from(db.events)) == 0
+        assert connection.scalar(sa.select(sa.func.count()).select_from(tables.sweeps)) == 0
+        assert connection.scalar(sa.select(sa.func.count()).select_from(tables.events)) == 0
     with ledger.write() as connection:  # and the next one is not in its way
         add_sweep(connection, "s")
 
@@ -131,7 +131,7 @@ def test_readers_neither_wait_for_a_writer_nor_see_what_is_not_committed(ledger:
 
     def read() -> None:
         with ledger.read() as connection:
-            seen.append(connection.scalar(sa.select(sa.func.count()).select_from(db.sweeps)))
+            seen.append(connection.scalar(sa.select(sa.func.count()).select_from(tables.sweeps)))
 
     with ledger.write() as connection:
         add_sweep(connection, "s")
@@ -145,15 +145,17 @@ def test_readers_neither_wait_for_a_writer_nor_see_what_is_not_committed(ledger:
 
 def test_writers_take_turns(ledger: Ledger) -> None:
     with ledger.write() as connection:
-        connection.execute(db.meta.insert().values(name="count", value="0"))
+        connection.execute(tables.meta.insert().values(name="count", value="0"))
     troubles: list[BaseException] = []
 
     def add() -> None:
         try:
             for _ in range(10):
                 with ledger.write() as connection:
-                    found = connection.scalar(sa.select(db.meta.c.value).where(db.meta.c.name == "count"))
-                    query = db.meta.update().where(db.meta.c.name == "count").values(value=str(int(found or 0) + 1))
+                    found = connection.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.name == "count"))
+                    query = (
+                        tables.meta.update().where(tables.meta.c.name == "count").values(value=str(int(found or 0) + 1))
+                    )
                     connection.execute(query)
         except BaseException as error:
             troubles.append(error)
@@ -165,7 +167,7 @@ def test_writers_take_turns(ledger: Ledger) -> None:
         thread.join()
     assert troubles == []
     with ledger.read() as connection:
-        assert connection.scalar(sa.select(db.meta.c.value).where(db.meta.c.name == "count")) == "40"
+        assert connection.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.name == "count")) == "40"
 
 
 def test_a_ledger_keeps_its_identity(opened: Callable[[], Ledger], tmp_path: Path) -> None:
@@ -178,22 +180,24 @@ def test_a_ledger_keeps_its_identity(opened: Callable[[], Ledger], tmp_path: Pat
 
 def test_a_ledger_of_another_schema_is_refused_and_left_alone(opened: Callable[[], Ledger], url: str) -> None:
     with opened().write() as connection:
-        connection.execute(db.meta.update().where(db.meta.c.name == "schema").values(value=str(SCHEMA_VERSION + 1)))
+        connection.execute(
+            tables.meta.update().where(tables.meta.c.name == "schema").values(value=str(SCHEMA_VERSION + 1))
+        )
     with pytest.raises(CreditGridError, match=f"has schema {SCHEMA_VERSION + 1} and this version works with"):
         opened()
-    engine = sa.create_engine(database.address(url))
-    with engine.connect() as connection:
-        assert connection.scalar(sa.select(db.meta.c.value).where(db.meta.c.name == "schema")) == str(
+    connected = sa.create_engine(engine.address(url))
+    with connected.connect() as connection:
+        assert connection.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.name == "schema")) == str(
             SCHEMA_VERSION + 1
         )
-    engine.dispose()
+    connected.dispose()
 
 
 def test_a_reader_sees_one_moment(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "a")
     with ledger.read() as reader:
-        count = sa.select(sa.func.count()).select_from(db.sweeps)
+        count = sa.select(sa.func.count()).select_from(tables.sweeps)
         assert reader.scalar(count) == 1
         with ledger.write() as connection:
             add_sweep(connection, "b")
@@ -204,29 +208,35 @@ def test_a_reader_sees_one_moment(ledger: Ledger) -> None:
 
 def test_writers_of_several_processes_take_turns(opened: Callable[[], Ledger], url: str) -> None:
     with opened().write() as connection:
-        connection.execute(db.meta.insert().values(name="count", value="0"))
+        connection.execute(tables.meta.insert().values(name="count", value="0"))
     program = (
-        "import sys; from creditgrid.service import db, ledger; ledger = ledger.Ledger(sys.argv[1])\n"
+        "import sys; import sqlalchemy as sa\n"
+        "from creditgrid.service.ledger.ledger import Ledger\n"
+        "from creditgrid.service.ledger.tables import meta\n"
+        "ledger = Ledger(sys.argv[1])\n"
         "for _ in range(25):\n"
         "    with ledger.write() as connection:\n"
-        "        found = int(connection.scalar(db.sa.select(db.meta.c.value).where(db.meta.c.name == 'count')))\n"
-        "        connection.execute(db.meta.update().where(db.meta.c.name == 'count').values(value=str(found + 1)))\n"
+        "        found = int(connection.scalar(sa.select(meta.c.value).where(meta.c.name == 'count')))\n"
+        "        connection.execute(meta.update().where(meta.c.name == 'count').values(value=str(found + 1)))\n"
         "ledger.close()"
     )
     processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", program, url]) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     with opened().read() as reader:
-        assert reader.scalar(sa.select(db.meta.c.value).where(db.meta.c.name == "count")) == "75"
+        assert reader.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.name == "count")) == "75"
 
 
 def test_a_writer_that_is_killed_leaves_nothing_and_nobody_waiting(opened: Callable[[], Ledger], url: str) -> None:
     program = (
-        "import sys; from creditgrid.service import db, ledger; ledger = ledger.Ledger(sys.argv[1])\n"
+        "import sys; import sqlalchemy as sa\n"
+        "from creditgrid.service.ledger.ledger import Ledger\n"
+        "from creditgrid.service.ledger.tables import meta\n"
+        "ledger = Ledger(sys.argv[1])\n"
         "for n in range(10**9):\n"
         "    with ledger.write() as connection:\n"
-        "        db.add_event(connection, 's', 'half', str(n))\n"
+        "        tables.add_event(connection, 's', 'half', str(n))\n"
         "        print(n, flush=True)\n"
-        "        db.add_event(connection, 's', 'whole', str(n))\n"
+        "        tables.add_event(connection, 's', 'whole', str(n))\n"
     )
     opened().close()
     for _ in range(3):
@@ -237,15 +247,15 @@ def test_a_writer_that_is_killed_leaves_nothing_and_nobody_waiting(opened: Calla
         writer.communicate()
         ledger = opened()
         with ledger.write() as connection:
-            halves = connection.scalars(sa.select(db.events.c.data).where(db.events.c.type == "half")).all()
-            wholes = connection.scalars(sa.select(db.events.c.data).where(db.events.c.type == "whole")).all()
+            halves = connection.scalars(sa.select(tables.events.c.data).where(tables.events.c.type == "half")).all()
+            wholes = connection.scalars(sa.select(tables.events.c.data).where(tables.events.c.type == "whole")).all()
             assert sorted(halves) == sorted(wholes)
             assert str(int(last) - 1) in wholes  # what was committed before is there
-            connection.execute(db.events.delete())
+            connection.execute(tables.events.delete())
 
 
 def test_a_ledger_is_made_once_by_whoever_is_first(url: str) -> None:
-    program = "import sys; from creditgrid.service.ledger import Ledger; print(Ledger(sys.argv[1]).identity())"
+    program = "import sys; from creditgrid.service.ledger.ledger import Ledger; print(Ledger(sys.argv[1]).identity())"
     command = [sys.executable, "-c", program, url]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     identities = {process.communicate(timeout=60)[0] for process in processes}
@@ -255,7 +265,7 @@ def test_a_ledger_is_made_once_by_whoever_is_first(url: str) -> None:
 
 def test_one_process_schedules(opened: Callable[[], Ledger], url: str) -> None:
     program = (
-        "import sys; from creditgrid.service.ledger import Ledger; ledger = Ledger(sys.argv[1]); ledger.lock()\n"
+        "import sys; from creditgrid.service.ledger.ledger import Ledger; ledger = Ledger(sys.argv[1]); ledger.lock()\n"
         "print('locked', flush=True); sys.stdin.read()"
     )
     pipe = subprocess.PIPE
@@ -279,39 +289,39 @@ def test_text_that_nobody_checked_fits(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "s", name="a\0b")
         add_call(connection, error="\0", traceback="File 'caf\udce9\0.py': π")
-        assert connection.execute(sa.select(db.calls.c.error, db.calls.c.traceback)).one() == (
+        assert connection.execute(sa.select(tables.calls.c.error, tables.calls.c.traceback)).one() == (
             "\\x00",
             "File 'caf\\udce9\\x00.py': π",
         )
-        assert connection.scalar(sa.select(db.sweeps.c.id).where(db.sweeps.c.id == "\0")) is None
-        assert connection.scalar(sa.select(db.sweeps.c.name)) in ("a\0b", "a\N{REPLACEMENT CHARACTER}b")
+        assert connection.scalar(sa.select(tables.sweeps.c.id).where(tables.sweeps.c.id == "\0")) is None
+        assert connection.scalar(sa.select(tables.sweeps.c.name)) in ("a\0b", "a\N{REPLACEMENT CHARACTER}b")
 
 
 def test_ids_from_the_future_are_compared(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_cell(connection, "s", 0, "k", None)
-        db.add_event(connection, "s", "t", "{}")
-        assert connection.scalar(sa.select(db.events.c.id).where(db.events.c.id > 2**63 - 1)) is None
-        assert connection.scalar(sa.select(db.cells.c.idx).where(db.cells.c.idx > 10**18)) is None
+        tables.add_event(connection, "s", "t", "{}")
+        assert connection.scalar(sa.select(tables.events.c.id).where(tables.events.c.id > 2**63 - 1)) is None
+        assert connection.scalar(sa.select(tables.cells.c.idx).where(tables.cells.c.idx > 10**18)) is None
 
 
 def test_many_rows_are_inserted_as_they_are(ledger: Ledger) -> None:
     rows = [
         {
-            **db.task_row(f"k{n}", "k", n, '{"a": "%s, {π}\\"}'),
+            **tables.task_row(f"k{n}", "k", n, '{"a": "%s, {π}\\"}'),
             "bytes": None if n % 2 else 2**40 + n,
             "diverged": n % 3 == 0,
         }
         for n in range(2500)
     ]
     with ledger.write() as connection:
-        db.insert_many(connection, db.tasks, rows)
-        db.insert_many(connection, db.tasks, [])
-        columns = [db.tasks.c[name] for name in rows[0]]
-        found = connection.execute(sa.select(*columns).order_by(db.tasks.c.call)).all()
+        tables.insert_many(connection, tables.tasks, rows)
+        tables.insert_many(connection, tables.tasks, [])
+        columns = [tables.tasks.c[name] for name in rows[0]]
+        found = connection.execute(sa.select(*columns).order_by(tables.tasks.c.call)).all()
     assert [row._asdict() for row in found] == rows
     with pytest.raises(sa.exc.IntegrityError), ledger.write() as connection:
-        db.insert_many(connection, db.tasks, rows[:1])
+        tables.insert_many(connection, tables.tasks, rows[:1])
 
 
 # -- calls ---------------------------------------------------------------------------------------------------------
@@ -322,11 +332,11 @@ def test_a_call_takes_legal_steps_alone(ledger: Ledger) -> None:
         with ledger.write() as connection:
             call, other = add_call(connection, before), add_call(connection, before)
             legal = after in TRANSITIONS[before]
-            assert db.move_call(connection, call, after, host="h") is legal
-            row = connection.execute(sa.select(db.calls).where(db.calls.c.id == call)).one()
+            assert tables.move_call(connection, call, after, host="h") is legal
+            row = connection.execute(sa.select(tables.calls).where(tables.calls.c.id == call)).one()
             assert (row.state, row.host) == ((after, "h") if legal else (before, None))
-            assert connection.scalar(sa.select(db.calls.c.state).where(db.calls.c.id == other)) == before
-            assert db.move_call(connection, 10**6, after) is False
+            assert connection.scalar(sa.select(tables.calls.c.state).where(tables.calls.c.id == other)) == before
+            assert tables.move_call(connection, 10**6, after) is False
 
 
 def test_ready_sweeps_come_by_urgency_then_age(ledger: Ledger) -> None:
@@ -335,10 +345,10 @@ def test_ready_sweeps_come_by_urgency_then_age(ledger: Ledger) -> None:
             add_sweep(connection, sweep, priority=priority, paused=sweep == "paused")
             add_call(connection, State.SUCCEEDED if sweep == "nothing" else State.PENDING, sweep=sweep)
         order = [("urgent", 5), ("first", 0), ("second", 0), ("idle", -5)]
-        assert list(db.ready_sweeps(connection, 100.0)) == order
+        assert list(tables.ready_sweeps(connection, 100.0)) == order
         for state in FINISHED:
-            connection.execute(db.sweeps.update().where(db.sweeps.c.id == "urgent").values(state=state))
-            assert list(db.ready_sweeps(connection, 100.0)) == order[1:]
+            connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == "urgent").values(state=state))
+            assert list(tables.ready_sweeps(connection, 100.0)) == order[1:]
 
 
 def test_ready_calls_are_pending_and_due(ledger: Ledger) -> None:
@@ -354,13 +364,13 @@ def test_ready_calls_are_pending_and_due(ledger: Ledger) -> None:
                 add_call(connection, state)
 
         def ready(now: float, limit: int = 50) -> list[int]:
-            return [row.id for row in db.ready_calls(connection, "s", now, limit)]
+            return [row.id for row in tables.ready_calls(connection, "s", now, limit)]
 
         assert ready(1500.0) == [first, second]
         assert ready(1500.0, 1) == [first]
         assert ready(2000.0) == [first, second, later]
         # A clock that was set back keeps nobody waiting longer than any pause is.
-        assert ready(2000.0 - db.LONGEST_PAUSE_S - 1.0) == [first, second, later]
+        assert ready(2000.0 - tables.LONGEST_PAUSE_S - 1.0) == [first, second, later]
 
 
 def test_a_call_waits_until_all_it_stands_on_has_ended(ledger: Ledger) -> None:
@@ -369,18 +379,18 @@ def test_a_call_waits_until_all_it_stands_on_has_ended(ledger: Ledger) -> None:
         owner, call, free = add_call(connection, State.RUNNING), add_call(connection), add_call(connection)
         for key in ("one", "two", "three"):
             add_task(connection, key, owner)
-            connection.execute(db.waits.insert().values(call=call, key=key))
-        db.recount(connection, ["one", "two", "three"])
+            connection.execute(tables.waits.insert().values(call=call, key=key))
+        tables.recount(connection, ["one", "two", "three"])
 
         def ready() -> list[int]:
-            return [row.id for row in db.ready_calls(connection, "s", 1.0, 9)]
+            return [row.id for row in tables.ready_calls(connection, "s", 1.0, 9)]
 
         assert ready() == [free]
-        db.settle_tasks(connection, owner, State.FAILED, ["one"])
-        db.settle_tasks(connection, owner, State.SUCCEEDED, ["two"])
+        tables.settle_tasks(connection, owner, State.FAILED, ["one"])
+        tables.settle_tasks(connection, owner, State.SUCCEEDED, ["two"])
         assert ready() == [free]
-        assert connection.scalar(sa.select(db.calls.c.waiting).where(db.calls.c.id == call)) == 1
-        db.settle_tasks(connection, owner, State.SUCCEEDED)
+        assert connection.scalar(sa.select(tables.calls.c.waiting).where(tables.calls.c.id == call)) == 1
+        tables.settle_tasks(connection, owner, State.SUCCEEDED)
         assert ready() == [call, free]
 
 
@@ -399,21 +409,21 @@ def test_calls_belong_to_the_most_urgent_sweep_that_runs(ledger: Ledger) -> None
             add_stage(connection, sweep, "d", ended, State.SUCCEEDED)
 
         def owners() -> list[str]:
-            return list(connection.scalars(sa.select(db.calls.c.sweep).order_by(db.calls.c.id)))
+            return list(connection.scalars(sa.select(tables.calls.c.sweep).order_by(tables.calls.c.id)))
 
-        db.claim(connection, "new")
+        tables.claim(connection, "new")
         assert owners() == ["new", "new", "new", "new"]
-        db.claim(connection, "old")  # as urgent, and older
+        tables.claim(connection, "old")  # as urgent, and older
         assert owners() == ["old", "old", "new", "new"]
-        db.claim(connection, "new")
+        tables.claim(connection, "new")
         assert owners() == ["old", "old", "new", "new"]
-        db.claim(connection, "urgent")
+        tables.claim(connection, "urgent")
         assert owners() == ["urgent", "urgent", "new", "new"]
-        connection.execute(db.sweeps.update().where(db.sweeps.c.id == "urgent").values(paused=True))
-        db.hand_over(connection, "urgent")
+        connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == "urgent").values(paused=True))
+        tables.hand_over(connection, "urgent")
         assert owners() == ["old", "old", "new", "new"]
-        connection.execute(db.sweeps.update().where(db.sweeps.c.id == "old").values(state=State.CANCELLED))
-        db.hand_over(connection, "old")
+        connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == "old").values(state=State.CANCELLED))
+        tables.hand_over(connection, "old")
         assert owners() == ["new", "new", "new", "new"]
 
 
@@ -425,16 +435,16 @@ def test_a_call_is_split(ledger: Ledger) -> None:
             add_task(connection, key, call)
             add_cell(connection, "s", idx, key, call)
         add_task(connection, "ended", call, State.SUCCEEDED)
-        connection.execute(db.waits.insert().values(call=call, key="base"))
-        made = db.split_call(connection, call, [keys[1 : CHUNK + 5], keys[CHUNK + 5 :]])
-        rows = {row.id: row for row in connection.execute(sa.select(db.calls))}
+        connection.execute(tables.waits.insert().values(call=call, key="base"))
+        made = tables.split_call(connection, call, [keys[1 : CHUNK + 5], keys[CHUNK + 5 :]])
+        rows = {row.id: row for row in connection.execute(sa.select(tables.calls))}
         assert [rows[number].size for number in (call, *made)] == [1, CHUNK + 4, 2]
         assert {(row.sweep, row.attempt, row.crashes, row.state) for row in rows.values()} == {("s", 3, 2, "pending")}
-        for table in (db.tasks, db.cells):
+        for table in (tables.tasks, tables.cells):
             owner = {row.key: row.call for row in connection.execute(sa.select(table.c.key, table.c.call))}
             assert owner.pop("ended", call) == call
             assert owner == {key: call if n < 1 else made[n >= CHUNK + 5] for n, key in enumerate(keys)}
-        waiting = connection.scalars(sa.select(db.waits.c.call).where(db.waits.c.key == "base"))
+        waiting = connection.scalars(sa.select(tables.waits.c.call).where(tables.waits.c.key == "base"))
         assert sorted(waiting) == sorted((call, *made))
 
 
@@ -450,8 +460,8 @@ def test_open_calls_are_those_a_sweep_waits_for(ledger: Ledger) -> None:
         add_cell(connection, "s", 3, "d", None)
         add_cell(connection, "s", 4, "e", None, State.CACHED)
         add_stage(connection, "s", "f", shared)
-        assert [row.id for row in db.open_calls(connection, "s")] == [own, shared]
-        assert db.open_calls(connection, "unknown") == []
+        assert [row.id for row in tables.open_calls(connection, "s")] == [own, shared]
+        assert tables.open_calls(connection, "unknown") == []
 
 
 # -- tasks and cells -----------------------------------------------------------------------------------------------
@@ -467,26 +477,28 @@ def test_a_calls_end_is_told_to_every_sweep_that_needs_it(ledger: Ledger) -> Non
         add_cell(connection, "s2", 5, "a", call)
         add_cell(connection, "s1", 1, "c", other)
         add_stage(connection, "s1", "b", call)
-        db.settle_tasks(connection, call, State.SUCCEEDED)
+        tables.settle_tasks(connection, call, State.SUCCEEDED)
         done, pending, skipped = State.SUCCEEDED, State.PENDING, State.SKIPPED
-        assert states(connection, db.tasks) == {"a": done, "b": done, "c": pending, "skipped": skipped}
-        assert states(connection, db.cells) == {"a": done, "c": pending}
-        assert states(connection, db.stages) == {"b": done}
-        ended = connection.scalar(sa.select(sa.func.count()).where(db.cells.c.key == "a", db.cells.c.state == done))
+        assert states(connection, tables.tasks) == {"a": done, "b": done, "c": pending, "skipped": skipped}
+        assert states(connection, tables.cells) == {"a": done, "c": pending}
+        assert states(connection, tables.stages) == {"b": done}
+        ended = connection.scalar(
+            sa.select(sa.func.count()).where(tables.cells.c.key == "a", tables.cells.c.state == done)
+        )
         assert ended == 2
-        db.settle_tasks(connection, call, State.FAILED)  # finished is final
-        assert states(connection, db.tasks)["a"] == done
+        tables.settle_tasks(connection, call, State.FAILED)  # finished is final
+        assert states(connection, tables.tasks)["a"] == done
 
 
 def test_some_tasks_of_a_call_end_before_the_others(ledger: Ledger) -> None:
     keys = [f"k{n}" for n in range(2 * CHUNK + 3)]
     with ledger.write() as connection:
         call = add_call(connection)
-        connection.execute(db.tasks.insert(), [db.task_row(key, "k", call, "{}") for key in keys])
-        db.settle_tasks(connection, call, State.SKIPPED, keys[1:])
-        assert Counter(states(connection, db.tasks).values()) == {State.SKIPPED: len(keys) - 1, State.PENDING: 1}
-        db.settle_tasks(connection, call, State.SKIPPED, [])
-        assert states(connection, db.tasks)["k0"] == State.PENDING
+        connection.execute(tables.tasks.insert(), [tables.task_row(key, "k", call, "{}") for key in keys])
+        tables.settle_tasks(connection, call, State.SKIPPED, keys[1:])
+        assert Counter(states(connection, tables.tasks).values()) == {State.SKIPPED: len(keys) - 1, State.PENDING: 1}
+        tables.settle_tasks(connection, call, State.SKIPPED, [])
+        assert states(connection, tables.tasks)["k0"] == State.PENDING
 
 
 def test_only_open_sweeps_need_a_call(ledger: Ledger) -> None:
@@ -498,8 +510,8 @@ def test_only_open_sweeps_need_a_call(ledger: Ledger) -> None:
         add_cell(connection, "by cell", 1, "b", call)
         add_stage(connection, "by stage", "a", call)
         for state in State:
-            connection.execute(db.sweeps.update().values(state=state))
-            assert db.sweeps_of(connection, call) == (["by cell", "by stage"] if state in OPEN else [])
+            connection.execute(tables.sweeps.update().values(state=state))
+            assert tables.sweeps_of(connection, call) == (["by cell", "by stage"] if state in OPEN else [])
 
 
 STATES = st.sampled_from(State)
@@ -524,7 +536,7 @@ def test_counts_add_up_to_the_cells(ledger: Ledger, calls: list[State], cells: l
             else:
                 wanted[calls[call] if calls[call] in OPEN else State.RUNNING] += 1
         add_cell(connection, "another", 0, "k", None)
-        found = db.count_cells(connection, "s")
+        found = tables.count_cells(connection, "s")
         assert sum(found.values()) == len(cells)
         assert found == dict(wanted)
 
@@ -538,14 +550,14 @@ def test_event_ids_grow_and_are_never_used_again(opened: Callable[[], Ledger]) -
     first = opened()
     for n in range(3):
         with first.write() as connection:
-            db.add_event(connection, "s", "t", f'{{"n":{n}}}')
+            tables.add_event(connection, "s", "t", f'{{"n":{n}}}')
     with first.write() as connection:
-        ids = list(connection.scalars(sa.select(db.events.c.id).order_by(db.events.c.id)))
-        connection.execute(db.events.delete().where(db.events.c.id == ids[-1]))
+        ids = list(connection.scalars(sa.select(tables.events.c.id).order_by(tables.events.c.id)))
+        connection.execute(tables.events.delete().where(tables.events.c.id == ids[-1]))
     first.close()
     with opened().write() as connection:
-        db.add_event(connection, "s", "t", "{}")
-        newest = connection.scalar(sa.select(sa.func.max(db.events.c.id)))
+        tables.add_event(connection, "s", "t", "{}")
+        newest = connection.scalar(sa.select(sa.func.max(tables.events.c.id)))
     assert ids == sorted(ids)
     assert newest is not None
     assert newest > ids[-1]
@@ -554,16 +566,16 @@ def test_event_ids_grow_and_are_never_used_again(opened: Callable[[], Ledger]) -
 def test_large_artifacts_fit(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_task(connection, "k", 1)
-        connection.execute(db.tasks.update().values(bytes=2**40))
-        assert connection.scalar(sa.select(db.tasks.c.bytes)) == 2**40
+        connection.execute(tables.tasks.update().values(bytes=2**40))
+        assert connection.scalar(sa.select(tables.tasks.c.bytes)) == 2**40
 
 
 def test_keys_come_in_pieces_that_fit_a_statement() -> None:
     keys = [str(n) for n in range(2 * CHUNK + 1)]
-    pieces = list(db.chunks(keys))
+    pieces = list(tables.chunks(keys))
     assert [key for piece in pieces for key in piece] == keys
     assert max(map(len, pieces)) == CHUNK
-    assert list(db.chunks([])) == []
+    assert list(tables.chunks([])) == []
 
 
 def test_every_state_is_counted_among_open_or_finished() -> None:

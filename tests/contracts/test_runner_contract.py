@@ -19,12 +19,12 @@ import pytest
 from runner_kit import Kit, drivers
 
 from creditgrid.core.datasets import resolve
-from creditgrid.core.registry import registry
-from creditgrid.core.stages import data_task, feedback_task
+from creditgrid.core.experiments.registry import registry
+from creditgrid.core.experiments.stages import data_task, feedback_task
 from creditgrid.core.task import Inputs, Output, Resources, Task, TaskKind
 from creditgrid.workers.artifacts import RECORD, TENSORS, ArtifactStore
 from creditgrid.workers.local_runner import LocalRunner
-from creditgrid.workers.ray_runner import RayRunner
+from creditgrid.workers.ray.runner import RayRunner
 from creditgrid.workers.runner import Advanced, Failed, Finished, Lost, Started
 
 WORKERS = 2
@@ -389,7 +389,7 @@ def test_when_the_driver_dies_everything_is_lost_and_a_new_one_takes_over(ray_ki
 
 
 def test_a_driver_that_cannot_start_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("creditgrid.workers.ray_runner.FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("creditgrid.workers.ray.runner.FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr("sys.executable", "/bin/false")
     kit = Kit("ray", RayRunner(ArtifactStore(tmp_path), tmp_path / "ray.log"), ArtifactStore(tmp_path))
     kit.runner.start()

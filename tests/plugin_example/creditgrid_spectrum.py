@@ -11,8 +11,8 @@ from pydantic import Field
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import TaskError
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.parameters import TrainParams
-from creditgrid.core.summaries import grouped, over_seeds, told, varied
+from creditgrid.core.experiments.parameters import TrainParams
+from creditgrid.core.experiments.summaries import grouped, over_seeds, told, varied
 from creditgrid.core.task import Inputs, Output, Resources, Task, TaskKind
 
 if TYPE_CHECKING:

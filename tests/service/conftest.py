@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from service_fakes import AppClient, Fakes, serving
 
-from creditgrid.service.app import create_app
+from creditgrid.service.api.app import create_app
 from creditgrid.service.settings import Settings
 
 

@@ -17,8 +17,9 @@ from sweeping import House, ScriptedRunner, quick
 from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT, Extension
-from creditgrid.service import db, turns
-from creditgrid.service.failures import LOSSES
+from creditgrid.service.ledger import tables
+from creditgrid.service.scheduling import dispatch
+from creditgrid.service.scheduling.retries import LOSSES
 from creditgrid.workers.runner import Failed
 
 PENDING, QUEUED, RUNNING = State.PENDING, State.QUEUED, State.RUNNING
@@ -267,7 +268,7 @@ def test_a_cancelled_sweep_is_not_extended(house: House) -> None:
 
 def test_an_urgent_sweep_takes_the_next_free_slot(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
-    monkeypatch.setattr(turns, "MOST_AHEAD", 4)
+    monkeypatch.setattr(dispatch, "MOST_AHEAD", 4)
     house.submit(**groups(10))
     house.step()
     one, two = list(house.runner.calls)
@@ -286,7 +287,7 @@ def test_an_urgent_sweep_takes_the_next_free_slot(house: House, monkeypatch: pyt
 
 def test_sweeps_of_one_priority_take_turns(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScriptedRunner, "cpus", 1.0)
-    monkeypatch.setattr(turns, "MOST_AHEAD", 1)
+    monkeypatch.setattr(dispatch, "MOST_AHEAD", 1)
     house.submit(**groups(6))
     house.submit(**groups(3, 100))
     house.submit(**groups(3, 200))
@@ -314,7 +315,7 @@ def test_a_call_that_takes_too_long_is_stopped_tried_again_and_failed(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("creditgrid.service.scheduler.time.monotonic", lambda: now)
+    monkeypatch.setattr("creditgrid.service.scheduling.scheduler.time.monotonic", lambda: now)
     sweep = house.submit(**groups(1, retry={"max": 1, "backoff_s": 0}, timeout_s={"measure": 5}))
     for attempt in (1, 2):
         house.step()
@@ -617,7 +618,7 @@ def test_a_retried_sweep_does_not_wait_for_what_a_user_cancelled(house: House) -
     house.control.pause(one)
     house.check()
     with house.ledger.read() as connection:
-        assert db.sweeps_of(connection, second) == [one]
+        assert tables.sweeps_of(connection, second) == [one]
     house.drain_of(two)
     assert house.counts(two) == {SUCCEEDED: 1, CANCELLED: 1}
     house.control.resume(one)

@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 from creditgrid.core.errors import ArtifactError
 from creditgrid.core.rows import table
 from creditgrid.service import maintenance as module
-from creditgrid.service import results as results_module
 from creditgrid.service.maintenance import LONGEST_PAUSE_S, QUERY_GRACE_S, Maintenance
-from creditgrid.service.results import Results
+from creditgrid.service.results import table as results_module
+from creditgrid.service.results.table import Results
 
 
 class Part:

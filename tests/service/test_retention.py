@@ -21,10 +21,10 @@ from sweeping import House, quick
 from creditgrid.core.errors import ArtifactError
 from creditgrid.core.states import State
 from creditgrid.core.wire import RetentionRequest, RetentionView
-from creditgrid.service import db
+from creditgrid.service.ledger import tables
 from creditgrid.service.retention import SAVES_KEPT_S, Retention
 from creditgrid.workers.artifacts import CORRUPT, RECORD, TEMPORARY, TENSORS
-from creditgrid.workers.saves import FOLDER
+from creditgrid.workers.resume_state import FOLDER
 
 KEYS = [f"{digit}" * 64 for digit in "0123456789"]
 DAY = 86_400.0
@@ -144,7 +144,7 @@ def test_what_cannot_be_computed_again_stays(retention: Retention, house: House,
 def base(house: House) -> str:
     """The key of the one stage."""
     with house.ledger.read() as connection:
-        return str(connection.scalar(sa.select(db.tasks.c.key).where(db.tasks.c.kind == "noop_base")))
+        return str(connection.scalar(sa.select(tables.tasks.c.key).where(tables.tasks.c.kind == "noop_base")))
 
 
 def everything_goes(house: House, retention: Retention) -> RetentionView:
@@ -281,7 +281,9 @@ def test_saves_go_when_no_call_will_use_them_again(retention: Retention, house: 
     house.control.cancel(cancelled)
     house.submit(axes={"x": [3]})
     with house.ledger.read() as connection:
-        by_state = {state: key for key, state in connection.execute(sa.select(db.tasks.c.key, db.tasks.c.state))}
+        by_state = {
+            state: key for key, state in connection.execute(sa.select(tables.tasks.c.key, tables.tasks.c.state))
+        }
     done = save_of(house, by_state[State.SUCCEEDED])
     needed = save_of(house, by_state[State.PENDING], age=99 * DAY)
     for_a_retry = save_of(house, by_state[State.CANCELLED], age=SAVES_KEPT_S / 2)

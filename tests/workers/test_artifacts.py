@@ -22,7 +22,7 @@ from safetensors.numpy import load, load_file
 
 from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from creditgrid.workers.artifacts import RECORD, TEMPORARY, TENSORS, ArtifactStore
-from creditgrid.workers.leftovers import temporary
+from creditgrid.workers.temporary_names import temporary
 
 KEY = hashlib.sha256(b"a key").hexdigest()
 OTHER = hashlib.sha256(b"another").hexdigest()

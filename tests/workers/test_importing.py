@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from creditgrid.core.errors import CheckpointError
-from creditgrid.core.foreign import CheckpointName, check
-from creditgrid.core.network import ResidualMLP
-from creditgrid.core.restore import restore_network
-from creditgrid.core.stages import checkpoint_task
+from creditgrid.core.experiments.stages import checkpoint_task
+from creditgrid.core.science.from_artifacts import restore_network
+from creditgrid.core.science.imported import CheckpointName, check
+from creditgrid.core.science.network import ResidualMLP
 from creditgrid.workers import importing
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.importing import ADVICE, REFUSED, import_checkpoint
@@ -157,7 +157,7 @@ def test_code_in_pickles_of_old_is_not_run(protocol: int, store: ArtifactStore, 
 
 def test_a_whole_model_is_code(network: ResidualMLP, store: ArtifactStore) -> None:
     said = refusal(saved(network), store)
-    assert "code or pickled objects (creditgrid.core.network.ResidualMLP)" in said
+    assert "code or pickled objects (creditgrid.core.science.network.ResidualMLP)" in said
     assert "model.state_dict()" in said
 
 

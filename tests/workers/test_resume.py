@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from creditgrid.core import training
-from creditgrid.core.data import ImageData, training_batches
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.stages import TRAIN, data_task, feedback_task, run_feedback, train_task
+from creditgrid.core.experiments.stages import TRAIN, data_task, feedback_task, run_feedback, train_task
+from creditgrid.core.science import training
+from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.task import Arrays, Inputs, Output, Resources, Saved, Task
-from creditgrid.workers import saves, tasks
+from creditgrid.workers import resume_state
 from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.execute import execute
 from creditgrid.workers.runner import Advanced, Call, Failed, Finished
-from creditgrid.workers.tasks import execute
 
 CPU = torch.device("cpu")
 TINY = DatasetRef("tiny", "d" * 64, 90, 60, 5, (3, 8, 8), {"package": "none"})
@@ -34,9 +34,9 @@ RULES: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def every_epoch_is_told_and_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saves, "EVERY_S", 0.0)
-    monkeypatch.setattr(saves, "SHARE", float("inf"))
-    monkeypatch.setattr(tasks, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(resume_state, "EVERY_S", 0.0)
+    monkeypatch.setattr(resume_state, "SHARE", float("inf"))
+    monkeypatch.setattr("creditgrid.workers.execute.PROGRESS_EVERY_S", 0.0)
 
 
 class Lost(OSError):
@@ -137,7 +137,7 @@ def notes(items: Sequence[Any]) -> list[str]:
 
 
 def kept(store: ArtifactStore) -> list[Path]:
-    folder = store.root / saves.FOLDER
+    folder = store.root / resume_state.FOLDER
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
@@ -256,7 +256,7 @@ def test_a_damaged_save_costs_time_alone(go: Go, batches: Batches, store: Artifa
 def test_a_run_is_saved_after_an_artifact_even_if_it_is_not_time(
     go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saves, "EVERY_S", 1e9)
+    monkeypatch.setattr(resume_state, "EVERY_S", 1e9)
     wanted = checkpoints([2, LAST])
     go(wanted, whole)
     batches.lose = 5
@@ -283,14 +283,14 @@ def test_a_run_goes_on_where_its_save_cannot_be_written(
     go: Go, batches: Batches, store: ArtifactStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.root.mkdir(parents=True, exist_ok=True)
-    (store.root / saves.FOLDER).write_text("in the way")
+    (store.root / resume_state.FOLDER).write_text("in the way")
     assert isinstance(go(checkpoints([LAST]))[-1], Finished)
     assert "a save cannot be written" in caplog.text
 
 
 def test_a_save_of_another_version_is_not_gone_on_from(go: Go, batches: Batches, store: ArtifactStore) -> None:
     (wanted,) = checkpoints([LAST])
-    other = saves.Saves(store.root, wanted.group, wanted.key)
+    other = resume_state.Saves(store.root, wanted.group, wanted.key)
     other.due()
     other.keep(Saved(lambda: {"epoch": np.array(3), "weights": np.ones(2, np.float32)}))
     assert isinstance(go([wanted])[-1], Finished)
@@ -314,7 +314,7 @@ def test_saved_arrays_hold_all_that_the_run_needs(go: Go, batches: Batches, stor
     (wanted,) = checkpoints([LAST])
     batches.lose = 4
     go([wanted])
-    arrays = saves.Saves(store.root, wanted.group, wanted.key).offer({})[wanted.group]
+    arrays = resume_state.Saves(store.root, wanted.group, wanted.key).offer({})[wanted.group]
     assert int(arrays["epoch"]) == 3
     assert int(arrays["steps"]) == 15  # 90 images in batches of 20
     names = {name.removeprefix("network.") for name in arrays if name.startswith("network.")}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from creditgrid.core.errors import Fault, SpecError
-from creditgrid.core.spec_text import parse_text
+from creditgrid.core.spec.text import parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES
 
 STDIN = "-"

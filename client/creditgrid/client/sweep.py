@@ -30,7 +30,7 @@ from creditgrid.core.wire import (
 if TYPE_CHECKING:
     import altair as alt
 
-    from creditgrid.client.plots import ImageFormat
+    from creditgrid.client.plots.charts import ImageFormat
 
 Item = TypeVar("Item", bound=BaseModel)
 UNCHANGED = "unchanged"
@@ -89,7 +89,7 @@ class Sweep:
         from creditgrid.client.watch import updates
 
         if progress:
-            from creditgrid.client.progress import show
+            from creditgrid.client.display.progress import show
 
             show(self, timeout=timeout)
         else:
@@ -131,7 +131,7 @@ class Sweep:
             BadSetting: if there is nothing to draw, no such chart or value, or more panels than a page holds.
             PackageMissing: if Altair is not installed.
         """
-        from creditgrid.client.plots import charts
+        from creditgrid.client.plots.charts import charts
 
         path = f"/v1/experiments/{quote(self.view.experiment, safe='')}"
         experiment = read(self.connection.request("GET", path), ExperimentView)
@@ -156,7 +156,7 @@ class Sweep:
             BadSetting: if there is nothing to draw, no such chart, value or format, or more panels than a page holds.
             PackageMissing: if Altair is not installed.
         """
-        from creditgrid.client.plots import check_format, file_name, write
+        from creditgrid.client.plots.charts import check_format, file_name, write
 
         check_format(format)
         drawn = self.charts(name, fix)

@@ -12,6 +12,7 @@ CreditGridError
 ├── QueryError       a SQL query is refused, fails, or takes too long
 ├── NotFoundError    no such sweep, cell, artifact or experiment
 ├── ConflictError    the request does not fit the state that things are in
+├── BusyError        the service has as much to do of this as it takes on
 └── RunnerError      the cluster cannot be reached or started
 
 Every message says what was wrong, where, and what to do.
@@ -81,6 +82,10 @@ class NotFoundError(CreditGridError):
 
 class ConflictError(CreditGridError):
     """The request does not fit the state that things are in."""
+
+
+class BusyError(CreditGridError):
+    """The service has as much to do of this as it takes on; a later try may succeed."""
 
 
 class RunnerError(CreditGridError):

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError
 from creditgrid.core.experiment import Params
-from creditgrid.core.spec import Grid, pointer
+from creditgrid.core.spec.grid import Grid, pointer
 from creditgrid.core.task import Task, TaskKind
 
 LOOKUP_CHUNK = 1000

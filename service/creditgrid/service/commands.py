@@ -24,12 +24,12 @@ import uvicorn
 from pydantic import ValidationError
 
 from creditgrid.core.errors import ConflictError, CreditGridError
-from creditgrid.core.spec_text import parse_text
+from creditgrid.core.spec.text import parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES, PlanView
-from creditgrid.service import assembly
-from creditgrid.service.app import create_app
-from creditgrid.service.logs import configure
-from creditgrid.service.problems import problem, problem_of
+from creditgrid.service import wiring
+from creditgrid.service.api.app import create_app
+from creditgrid.service.api.problems import problem, problem_of
+from creditgrid.service.api.request_log import configure
 from creditgrid.service.settings import Settings
 
 REFUSED = 2
@@ -94,7 +94,7 @@ def plan(
     settings = _settings(data_dir=data_dir)
     try:
         document = parse_text(_read(spec_file))
-        view = assembly.planner(settings).plan(document)
+        view = wiring.planner(settings).plan(document)
     except CreditGridError as error:
         found = problem_of(error)
         typer.echo(found.model_dump_json(indent=2, exclude_none=True))
@@ -111,7 +111,7 @@ def _serve(settings: Settings, port_file: Path | None) -> None:
     except OSError as error:
         _refuse(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port")
     try:
-        app = create_app(assembly.assemble(settings), settings)
+        app = create_app(wiring.assemble(settings), settings)
     except CreditGridError as error:
         listener.close()
         typer.echo(f"creditgrid: {error}", err=True)

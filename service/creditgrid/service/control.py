@@ -12,19 +12,19 @@ import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.errors import ConflictError, Fault, NotFoundError, SpecError
-from creditgrid.core.extension import extended, forms, in_extension
 from creditgrid.core.rows import schema
-from creditgrid.core.spec import MAX_CELLS, Grid
+from creditgrid.core.spec.extension import extended, forms, in_extension
+from creditgrid.core.spec.grid import MAX_CELLS, Grid
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Extension
-from creditgrid.service import db
-from creditgrid.service.endings import tell
-from creditgrid.service.flights import Recalled
-from creditgrid.service.ledger import Ledger
-from creditgrid.service.plan_writer import PlanWriter
-from creditgrid.service.planning import Planner
-from creditgrid.service.results import Results
-from creditgrid.service.scheduler import Scheduler
+from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.planning.plan_writer import PlanWriter
+from creditgrid.service.planning.planner import Planner
+from creditgrid.service.results.table import Results
+from creditgrid.service.scheduling.completion import tell
+from creditgrid.service.scheduling.in_flight import Recalled
+from creditgrid.service.scheduling.scheduler import Scheduler
 
 RETRIED = (State.FAILED, State.SKIPPED)
 
@@ -60,7 +60,7 @@ class Control:
             sweep = f"s{int(time.time()):08x}{secrets.token_hex(4)}"
             with self._ledger.write() as connection:
                 connection.execute(
-                    db.sweeps.insert().values(
+                    tables.sweeps.insert().values(
                         id=sweep,
                         name=spec.name,
                         experiment=spec.experiment,
@@ -73,12 +73,12 @@ class Control:
                 )
                 if idempotency is not None:
                     connection.execute(
-                        db.idempotency.insert().values(key=idempotency[0], body=idempotency[1], sweep=sweep)
+                        tables.idempotency.insert().values(key=idempotency[0], body=idempotency[1], sweep=sweep)
                     )
                 total = PlanWriter(connection, sweep).write(plan, plan.cells())
-                connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(cells=total))
-                db.claim(connection, sweep)
-                db.begin_if_running(connection, sweep)
+                connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == sweep).values(cells=total))
+                tables.claim(connection, sweep)
+                tables.begin_if_running(connection, sweep)
                 tell(connection, sweep, "sweep.created", f"{spec.name}: {total:,} cells of {spec.experiment}")
                 self._endings.finish_if_through(connection, sweep)
         self._wake()
@@ -112,8 +112,8 @@ class Control:
             _refuse_ended(row, "pause")
             if row.paused:
                 return False
-            connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(paused=True))
-            db.hand_over(connection, sweep)
+            connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == sweep).values(paused=True))
+            tables.hand_over(connection, sweep)
             for flight in self._flights.waiting():
                 if flight.owner == sweep:  # if another sweep needs it, it begins again in that one's turn
                     self._flights.recall(flight, Recalled.FOR_ANOTHER)
@@ -132,8 +132,8 @@ class Control:
             _refuse_ended(row, "resume")
             if not row.paused:
                 return False
-            connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(paused=False))
-            db.claim(connection, sweep)
+            connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == sweep).values(paused=False))
+            tables.claim(connection, sweep)
             tell(connection, sweep, "sweep.resumed", "resumed")
         self._wake()
         return True
@@ -150,7 +150,7 @@ class Control:
             with self._ledger.read() as connection:
                 row = _sweep(connection, sweep)
                 again = (*RETRIED, State.CANCELLED) if row.state == State.FAILED else RETRIED
-                c = db.cells.c
+                c = tables.cells.c
                 redo = set(connection.scalars(sa.select(c.idx).where(c.sweep == sweep, c.state.in_(again))))
             if row.state in OPEN:
                 raise ConflictError(f"sweep {sweep} is {row.state}: cancel it or let it end before a retry")
@@ -162,8 +162,8 @@ class Control:
             with self._ledger.write() as connection:
                 self._reopen(connection, sweep)
                 PlanWriter(connection, sweep, redo=redo).write(plan, plan.cells(redo))
-                db.claim(connection, sweep)
-                db.begin_if_running(connection, sweep)
+                tables.claim(connection, sweep)
+                tables.begin_if_running(connection, sweep)
                 tell(connection, sweep, "sweep.retried", f"{len(redo):,} cells begin anew")
                 self._endings.finish_if_through(connection, sweep)
         self._wake()
@@ -179,7 +179,7 @@ class Control:
         with self.planning:
             with self._ledger.read() as connection:
                 row = _sweep(connection, sweep)
-                there = list(connection.scalars(sa.select(db.cells.c.key).where(db.cells.c.sweep == sweep)))
+                there = list(connection.scalars(sa.select(tables.cells.c.key).where(tables.cells.c.sweep == sweep)))
             if row.state == State.CANCELLED:
                 raise _cancelled(sweep)
             earlier = _forms(row)
@@ -198,9 +198,9 @@ class Control:
                     self._reopen(connection, sweep)
                     extensions = [*json.loads(row.extensions or "[]"), extension.model_dump()]
                     values = {"extensions": json.dumps(extensions), "cells": len(there) + added}
-                    connection.execute(db.sweeps.update().where(db.sweeps.c.id == sweep).values(**values))
-                    db.claim(connection, sweep)
-                    db.begin_if_running(connection, sweep)
+                    connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == sweep).values(**values))
+                    tables.claim(connection, sweep)
+                    tables.begin_if_running(connection, sweep)
                     tell(connection, sweep, "sweep.extended", f"{added:,} cells more: {len(there) + added:,} in all")
                     self._endings.finish_if_through(connection, sweep)
             except SpecError as error:
@@ -215,12 +215,12 @@ class Control:
 
     def _reopen(self, connection: sa.Connection, sweep: str) -> None:
         """Let an ended sweep go on; an open one stays as it is."""
-        ended = db.sweeps.update().where(db.sweeps.c.id == sweep, db.sweeps.c.state.not_in(OPEN))
+        ended = tables.sweeps.update().where(tables.sweeps.c.id == sweep, tables.sweeps.c.state.not_in(OPEN))
         connection.execute(ended.values(state=State.PENDING, finished_at=None, stopped=None))
 
     def _replayed(self, key: str, body: str) -> str | None:
         with self._ledger.read() as connection:
-            row = connection.execute(sa.select(db.idempotency).where(db.idempotency.c.key == key)).one_or_none()
+            row = connection.execute(sa.select(tables.idempotency).where(tables.idempotency.c.key == key)).one_or_none()
         if row is None:
             return None
         if row.body != body:
@@ -229,7 +229,7 @@ class Control:
 
 
 def _sweep(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
-    row = db.sweep_row(connection, sweep)
+    row = tables.sweep_row(connection, sweep)
     if row is None:
         raise NotFoundError(f"there is no sweep {sweep!r}")
     return row

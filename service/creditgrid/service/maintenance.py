@@ -16,7 +16,7 @@ from deltalake.exceptions import DeltaError
 from sqlalchemy.exc import OperationalError
 
 from creditgrid.core.errors import CreditGridError
-from creditgrid.service.results import Results
+from creditgrid.service.results.table import Results
 from creditgrid.service.retention import Retention
 
 QUERY_GRACE_S = 2 * 3600.0

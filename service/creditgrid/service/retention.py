@@ -22,13 +22,13 @@ import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.errors import ArtifactError, ArtifactMissing
-from creditgrid.core.registry import registry
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import RetentionRequest, RetentionView
-from creditgrid.service import db
-from creditgrid.service.ledger import Ledger
+from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.workers.artifacts import ArtifactStore, Stored
-from creditgrid.workers.saves import abandoned_drafts, kept_saves
+from creditgrid.workers.resume_state import abandoned_drafts, kept_saves
 
 SAVES_KEPT_S = 24 * 3600.0
 """How long it is remembered where a call stood that was cancelled or failed: a retry may go on from there."""
@@ -123,9 +123,9 @@ class Retention:
     def _needed(self) -> set[str]:
         """Keys that open sweeps count on: their stages, and what open tasks stand on."""
         with self._ledger.read() as connection:
-            opened = sa.select(db.sweeps.c.id).where(db.sweeps.c.state.in_(OPEN))
-            needed = set(connection.scalars(sa.select(db.stages.c.key).where(db.stages.c.sweep.in_(opened))))
-            c = db.tasks.c
+            opened = sa.select(tables.sweeps.c.id).where(tables.sweeps.c.state.in_(OPEN))
+            needed = set(connection.scalars(sa.select(tables.stages.c.key).where(tables.stages.c.sweep.in_(opened))))
+            c = tables.tasks.c
             pending = sa.select(c.key, c.payload).where(c.state == State.PENDING)
             for key, payload in connection.execution_options(yield_per=ROWS_AT_ONCE).execute(pending):
                 needed.add(key)
@@ -145,8 +145,8 @@ class Retention:
         saves = kept_saves(self._store.root)
         states: dict[str, str] = {}
         with self._ledger.read() as connection:
-            for piece in db.chunks(saves):
-                c = db.tasks.c
+            for piece in tables.chunks(saves):
+                c = tables.tasks.c
                 found = connection.execute(sa.select(c.key, c.state).where(c.key.in_(piece)))
                 states.update((key, state) for key, state in found)
         over = []

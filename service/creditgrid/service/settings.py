@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from creditgrid.service.database import address
+from creditgrid.service.ledger.engine import address
 
 MIN_TOKEN = 16
 """Characters; a shorter token could be guessed."""

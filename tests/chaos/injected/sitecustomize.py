@@ -176,7 +176,7 @@ def patch_results(module: ModuleType) -> None:
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "deltalake": patch_deltalake,
     "sqlalchemy": patch_sqlalchemy,
-    "creditgrid.service.results": patch_results,
+    "creditgrid.service.results.table": patch_results,
 }
 
 

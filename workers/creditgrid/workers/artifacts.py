@@ -28,7 +28,7 @@ from safetensors.numpy import load, save
 
 from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from creditgrid.core.task import Arrays
-from creditgrid.workers.leftovers import GRACE_S, abandoned, temporary
+from creditgrid.workers.temporary_names import GRACE_S, abandoned, temporary
 
 log = logging.getLogger(__name__)
 

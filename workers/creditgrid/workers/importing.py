@@ -25,8 +25,8 @@ from typing import Any, BinaryIO
 import torch
 
 from creditgrid.core.errors import ArtifactError, CheckpointError
-from creditgrid.core.foreign import SHOWN, check
-from creditgrid.core.stages import checkpoint_task
+from creditgrid.core.experiments.stages import checkpoint_task
+from creditgrid.core.science.imported import SHOWN, check
 from creditgrid.core.task import Arrays
 from creditgrid.core.wire import CheckpointView
 from creditgrid.workers.artifacts import ArtifactStore

@@ -11,9 +11,9 @@ import torch
 
 from creditgrid.core.task import Arrays
 from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.execute import execute
 from creditgrid.workers.inputs import load_inputs
 from creditgrid.workers.runner import Call, Capacity, Failed, Message
-from creditgrid.workers.tasks import execute
 
 KEPT_BYTES = 2**30
 """Artifacts kept in memory between calls, least recently used dropped first."""

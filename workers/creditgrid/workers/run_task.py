@@ -35,13 +35,13 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file
 
 from creditgrid.core.errors import TaskError
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.fingerprint import digest
-from creditgrid.core.registry import registry
 from creditgrid.core.task import Arrays, Resources, Task
 from creditgrid.core.wire import TaskDocument
 from creditgrid.workers.artifacts import TENSORS, ArtifactStore
+from creditgrid.workers.execute import execute
 from creditgrid.workers.runner import Advanced, Call, Failed, Finished
-from creditgrid.workers.tasks import execute
 
 REFUSED = 2
 """Exit status when the task cannot be begun here."""

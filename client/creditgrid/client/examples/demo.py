@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.rule import Rule
 
 from creditgrid.client import Client, LocalService
+from creditgrid.client.display.tables import plan_table, rows_table, summary_table
 from creditgrid.client.local_service import ended_by_signals
-from creditgrid.client.render import plan_table, rows_table, summary_table
 
 SPEC = Path(__file__).parent / "linesearch-digits.yaml"
 SQL = """

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.parameters import OF_THE_SOURCE, CreditParams, enough_images, streams_seed
-from creditgrid.core.stages import EXTRA_BATCHES, probe_task
-from creditgrid.core.summaries import Line, grouped, over_seeds, told, varied
+from creditgrid.core.experiments.parameters import OF_THE_SOURCE, CreditParams, enough_images, streams_seed
+from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task
+from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, told, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def cell(params: CreditRecoveryParams, dataset: DatasetRef | None) -> tuple[Task
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All methods on one checkpoint: gradients and central differences are computed once for all."""
-    from creditgrid.core import quality
-    from creditgrid.core.quality import defined, mean
-    from creditgrid.core.restore import image_data
-    from creditgrid.core.sources import restore, source_name
+    from creditgrid.core.science import quality
+    from creditgrid.core.science.credit_sources import restore, source_name
+    from creditgrid.core.science.from_artifacts import image_data
+    from creditgrid.core.science.quality import defined, mean
 
     shared = tasks[0]
     data = image_data(inputs[shared.parents["data"]], device)

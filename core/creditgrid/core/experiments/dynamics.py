@@ -13,16 +13,16 @@ from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary
-from creditgrid.core.parameters import TrainParams
-from creditgrid.core.stages import data_task
-from creditgrid.core.summaries import grouped, over_seeds, varied
+from creditgrid.core.experiments.parameters import TrainParams
+from creditgrid.core.experiments.stages import data_task
+from creditgrid.core.experiments.summaries import grouped, over_seeds, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
     import torch
 
-    from creditgrid.core.data import ImageData
-    from creditgrid.core.network import ResidualMLP
+    from creditgrid.core.science.data import ImageData
+    from creditgrid.core.science.network import ResidualMLP
 
 IMAGES = 1024
 """The first test images, on which everything is measured."""
@@ -79,7 +79,7 @@ def cell(params: DynamicsParams, dataset: DatasetRef | None) -> tuple[Task, Sequ
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Every logged epoch of each run, in one batched pass forward and back each, in double precision."""
-    from creditgrid.core.restore import feedback_stack, image_data, restore_network
+    from creditgrid.core.science.from_artifacts import feedback_stack, image_data, restore_network
 
     for task in tasks:
         data = image_data(inputs[task.parents["data"]], device)
@@ -100,9 +100,9 @@ def look(network: ResidualMLP, data: ImageData, feedback: torch.Tensor | None) -
     """The rows of one checkpoint, one for each layer 0…L; ``feedback`` (L, d, C) is what dfa trained it with."""
     import torch
 
-    from creditgrid.core.credit import credits, terminal_gradient
-    from creditgrid.core.metrics import correct, cosine, cross_entropy
-    from creditgrid.core.quality import file_batches
+    from creditgrid.core.science.credit import credits, terminal_gradient
+    from creditgrid.core.science.metrics import correct, cosine, cross_entropy
+    from creditgrid.core.science.quality import file_batches
 
     batch = next(file_batches(network, data, IMAGES))
     hiddens, y = torch.stack(list(batch.hiddens)), batch.y

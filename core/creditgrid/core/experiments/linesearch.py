@@ -17,9 +17,9 @@ from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.parameters import StepParams, enough_blocks, enough_images, streams_seed
-from creditgrid.core.stages import EXTRA_BATCHES, probe_task
-from creditgrid.core.summaries import Line, grouped, statistics, varied
+from creditgrid.core.experiments.parameters import StepParams, enough_blocks, enough_images, streams_seed
+from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task
+from creditgrid.core.experiments.summaries import Line, grouped, statistics, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     """All cells of one checkpoint in one batched pass."""
     import torch
 
-    from creditgrid.core.line_search import Step, line_search
-    from creditgrid.core.restore import probe_batches
-    from creditgrid.core.sources import credits_on, restore, source_name
+    from creditgrid.core.science.credit_sources import credits_on, restore, source_name
+    from creditgrid.core.science.from_artifacts import probe_batches
+    from creditgrid.core.science.line_search import Step, line_search
 
     network, sources = restore(tasks, inputs, device)
     probe = probe_batches(inputs[tasks[0].parents["probe"]], device)

@@ -16,21 +16,21 @@ from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.parameters import CreditParams, enough_blocks, enough_images, streams_seed
-from creditgrid.core.stages import (
+from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images, streams_seed
+from creditgrid.core.experiments.stages import (
     EXTRA_BATCHES,
     probe_task,
     step_batches,
 )
-from creditgrid.core.summaries import Line, grouped, over_seeds, told, varied
+from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, told, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
     import torch
 
-    from creditgrid.core.line_search import StepResult
-    from creditgrid.core.network import ResidualMLP
-    from creditgrid.core.sources import CreditSource
+    from creditgrid.core.science.credit_sources import CreditSource
+    from creditgrid.core.science.line_search import StepResult
+    from creditgrid.core.science.network import ResidualMLP
 
 ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Step sizes that are searched."""
@@ -89,11 +89,11 @@ def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All cells of one checkpoint: one fused search, then one rollout for every range."""
-    from creditgrid.core.restore import image_data, probe_batches
-    from creditgrid.core.rollout import Rollout, rollouts
-    from creditgrid.core.sources import restore, source_name
-    from creditgrid.core.training import accuracy_and_loss
-    from creditgrid.core.updates import update_blocks
+    from creditgrid.core.science.credit_sources import restore, source_name
+    from creditgrid.core.science.from_artifacts import image_data, probe_batches
+    from creditgrid.core.science.rollout import Rollout, rollouts
+    from creditgrid.core.science.training import accuracy_and_loss
+    from creditgrid.core.science.updates import update_blocks
 
     shared = tasks[0]
     network, sources = restore(tasks, inputs, device)
@@ -141,8 +141,8 @@ def _search(
     """For each task the step size with the lowest loss on the same batch, and what one step of it does."""
     import torch
 
-    from creditgrid.core.line_search import Step, line_search
-    from creditgrid.core.sources import credits_on, source_name
+    from creditgrid.core.science.credit_sources import credits_on, source_name
+    from creditgrid.core.science.line_search import Step, line_search
 
     x_same, y_same = probe["x_same"], probe["y_same"]
     with torch.no_grad():
@@ -180,8 +180,8 @@ def _spreads(
     """
     import torch
 
-    from creditgrid.core.sources import source_name
-    from creditgrid.core.updates import local_direction
+    from creditgrid.core.science.credit_sources import source_name
+    from creditgrid.core.science.updates import local_direction
 
     wanted = {(source_name(task), task.params["extra_batches"]) for task in tasks}
     widest = max(extra for _, extra in wanted)

@@ -1,0 +1,124 @@
+"""Commands about results, artifacts and experiments on a service."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from creditgrid.client.cli.options import (
+    Output,
+    OutputOption,
+    RowsOutput,
+    SweepArgument,
+    Token,
+    Url,
+    console,
+    emit,
+    note,
+    open_client,
+    print_json,
+    write_bytes,
+)
+from creditgrid.client.errors import BadSetting
+
+
+def sql(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A SELECT; - reads it from standard input.")],
+    file: Annotated[
+        Path | None, typer.Option("--file", dir_okay=False, help="Write the rows there; its ending says how.")
+    ] = None,
+    url: Url = None,
+    token: Token = None,
+    output: Annotated[
+        RowsOutput | None, typer.Option("--output", "-o", help="Default: a table, or the file's ending.")
+    ] = None,
+) -> None:
+    """Query the table `results` and the views `cells` and `sweeps` with SQL."""
+    from creditgrid.client.display.tables import rows_table
+    from creditgrid.client.sweep import file_format
+
+    text = sys.stdin.read() if query == "-" else query
+    if file is not None:
+        if output is RowsOutput.TABLE:
+            raise BadSetting("a table is for the screen: write csv, json, parquet or arrow to a file")
+        output = RowsOutput(file_format(file, output))
+    if output in (RowsOutput.PARQUET, RowsOutput.ARROW) and file is None and sys.stdout.isatty():
+        raise BadSetting(f"{output} is not for a terminal: name a file with --file, or send it on with > or |")
+    with open_client(url, token) as client:
+        if output in (None, RowsOutput.TABLE):
+            console().print(rows_table(client.query(text)))
+        else:
+            assert output is not None
+            write_bytes(client.query_bytes(text, output), file)
+
+
+def export(
+    sweep: SweepArgument,
+    file: Annotated[Path, typer.Option("--file", dir_okay=False, help="results.parquet, .csv, .arrow or .json.")],
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Write a sweep's rows to a file."""
+    from creditgrid.client.sweep import file_format
+
+    file_format(file, None)  # before anything is asked
+    with open_client(url, token) as client:
+        client.sweep(sweep).export(file)
+    note(f"wrote {file} ({file.stat().st_size:,} bytes)")
+
+
+def artifact(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The artifact's key.")],
+    file: Annotated[
+        Path | None, typer.Option("--file", dir_okay=False, help="Write its tensors there, as safetensors.")
+    ] = None,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Print an artifact's record as JSON, or write its tensors to a file."""
+    with open_client(url, token) as client:
+        if file is None:
+            print_json(client.artifact_record(key))
+            return
+        client.download_artifact(key, file)
+    note(f"wrote {file} ({file.stat().st_size:,} bytes)")
+
+
+def import_checkpoint(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.pt", help="Written by torch.save(model.state_dict(), FILE.pt).")
+    ],
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Import a checkpoint that some other program trained. Prints its name."""
+    with open_client(url, token) as client:
+        view = client.import_checkpoint(file)
+    if output is Output.JSON:
+        print_json(view.model_dump(mode="json"))
+        return
+    typer.echo(view.name)
+    note("a spec names it instead of training:")
+    note(f"fixed: {{checkpoint: {view.name}, num_blocks: {view.num_blocks}, d_hidden: {view.d_hidden}}}")
+
+
+def experiments(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them: its parameters and columns.")] = None,
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List the experiments that the service knows, or describe one."""
+    from creditgrid.client.display.tables import experiment_view, experiments_table
+
+    with open_client(url, token) as client:
+        if name is None:
+            views = client.experiments()
+            emit(output, views, experiments_table(views))
+        else:
+            view = client.experiment(name)
+            emit(output, view, experiment_view(view))

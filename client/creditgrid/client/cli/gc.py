@@ -1,0 +1,95 @@
+"""The command that makes room in a service's artifact store."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from creditgrid.client.cli.options import Output, OutputOption, Token, Url, emit, note, open_client
+from creditgrid.client.errors import BadSetting
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from creditgrid.core.wire import RetentionView
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def gc(
+    *,
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="AGE", help="Remove what nothing has used for so long: 90m, 12h, 7d, 2w."),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-size", metavar="SIZE", help="Then remove the longest unused until the rest fits: 500MB, 20GB, 1TB."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, and tell what would be.")] = False,
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Remove artifacts that no open sweep needs, by age and size.
+
+    Without --older-than and --max-size only leftovers go: what interrupted writes left, and where calls that are over
+    had stood. Imported checkpoints always stay, and so do all rows. What a later sweep needs is computed again.
+    """
+    age = None if older_than is None else seconds_in(older_than)
+    limit = None if max_size is None else bytes_in(max_size)
+    with open_client(url, token) as client:
+        view = client.gc(older_than_s=age, max_bytes=limit, dry_run=dry_run)
+    emit(output, view, _table(view))
+    if output is Output.TABLE and limit is not None and view.kept_bytes > limit:
+        note("more is kept than that: open sweeps need it, or it cannot be computed again")
+
+
+def seconds_in(text: str) -> float:
+    """The seconds in an age such as ``7d``.
+
+    Raises:
+        BadSetting: for anything but a number and s, m, h, d or w.
+    """
+    number, unit = _amount(text)
+    if unit.lower() not in SECONDS:
+        raise BadSetting(f"{text!r} is no age: give a number and s, m, h, d or w, such as 12h or 7d")
+    return number * SECONDS[unit.lower()]
+
+
+def bytes_in(text: str) -> int:
+    """The bytes in a size such as ``20GB``.
+
+    Raises:
+        BadSetting: for anything but a number and B, KB, MB, GB or TB.
+    """
+    number, unit = _amount(text)
+    if unit.upper() not in BYTES:
+        raise BadSetting(f"{text!r} is no size: give a number and B, KB, MB, GB or TB, such as 500MB or 20GB")
+    return round(number * BYTES[unit.upper()])
+
+
+def _amount(text: str) -> tuple[float, str]:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
+    return (float(found[1]), found[2]) if found else (0.0, "")
+
+
+def _table(view: RetentionView) -> Table:
+    from rich.table import Table
+
+    from creditgrid.client.display.quantities import size
+
+    table = Table("", box=None, pad_edge=False)
+    table.add_column("number", justify="right")
+    table.add_column("size", justify="right")
+    would = "would be removed" if view.dry_run else "removed"
+    table.add_row(f"artifacts {would}", f"{view.removed:,}", size(view.removed_bytes))
+    table.add_row(f"leftovers {would}", f"{view.leftovers:,}", size(view.leftover_bytes))
+    table.add_row("artifacts kept", f"{view.kept:,}", size(view.kept_bytes))
+    table.add_row("of these, needed by open sweeps", f"{view.in_use:,}", "")
+    return table

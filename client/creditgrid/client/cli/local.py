@@ -1,0 +1,97 @@
+"""Commands that use this machine's own installation: the service, a run without one, and dry runs."""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from creditgrid.client.cli.options import (
+    DataDir,
+    Output,
+    OutputOption,
+    SpecArgument,
+    Token,
+    Url,
+    console,
+    emit,
+    end_of,
+    note,
+    open_client,
+    print_json,
+)
+
+
+class RunnerName(enum.StrEnum):
+    """What runs the tasks."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
+
+def serve(context: typer.Context) -> None:
+    """Start the service, on 127.0.0.1:8000 if nothing else is said; options: creditgrid serve --help."""
+    from creditgrid.client.local_service import SERVICE, require_server
+
+    require_server()
+    sys.stdout.flush()
+    # Replaces this process, so that signals and the exit code are the service's own.
+    os.execv(SERVICE[0], [*SERVICE, "serve", *context.args])
+
+
+def run(
+    spec: SpecArgument,
+    data_dir: DataDir = None,
+    runner: Annotated[RunnerName | None, typer.Option(help="Ray, or this machine's threads.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Run a sweep to its end without a service: one is started for it, and stopped after it."""
+    from creditgrid.client.display import progress
+    from creditgrid.client.display.tables import summary_table
+    from creditgrid.client.document import document
+    from creditgrid.client.local_service import LocalService, ended_by_signals, require_server
+
+    sent = document(spec)
+    require_server()
+    arguments = [*(["--data-dir", str(data_dir)] if data_dir else []), *(["--runner", runner.value] if runner else [])]
+    note("starting a service for this run …")
+    with ended_by_signals(), LocalService(*arguments) as service, open_client(service.url, None) as client:
+        sweep = client.submit(sent)
+        note(f"running {sweep.view.name}: {sweep.view.cells:,} cells, sweep {sweep.id}")
+        try:
+            progress.show(sweep, detachable=False, patient=False)  # nobody would start that service again
+        except KeyboardInterrupt:
+            note("stopping; what is finished is kept: run it again to go on")
+            raise
+        summary = sweep.summary()
+        if output is Output.JSON:
+            print_json(summary.model_dump(mode="json"))
+        else:
+            console().print(summary_table(summary))
+        if code := end_of(sweep.view):
+            note(progress.failed_text(sweep, tracebacks=True))
+            raise typer.Exit(code)
+
+
+def plan(
+    spec: SpecArgument,
+    data_dir: DataDir = None,
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what a sweep would compute and what is there already; without --url, needs no service."""
+    from creditgrid.client.display.tables import plan_table
+    from creditgrid.client.document import document
+    from creditgrid.client.local_service import plan_locally
+
+    sent = document(spec)
+    if url:
+        with open_client(url, token) as client:
+            view = client.plan(sent)
+    else:
+        view = plan_locally(sent, data_dir)
+    emit(output, view, plan_table(view))

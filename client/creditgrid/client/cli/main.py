@@ -1,0 +1,123 @@
+"""The command line, ``creditgrid``; every failure is one readable paragraph and a stable exit code.
+
+====  ==================================================================
+0     done
+1     the sweep failed or was cancelled, or something unexpected happened
+2     bad input: a spec, a query, an option
+3     no service answers
+4     no such sweep, task, artifact or experiment
+5     it does not fit the state that things are in
+6     no token, or the wrong one
+130   Ctrl-C
+====  ==================================================================
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from creditgrid.client.cli import control, data, gc, local, plot, reproduce, sweeps, tasks
+from creditgrid.client.errors import (
+    BadSetting,
+    CannotConnect,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    ParentGone,
+    Unauthorised,
+)
+from creditgrid.core.errors import CreditGridError, SpecError
+
+EXIT_CODES: dict[type[CreditGridError], int] = {
+    SpecError: 2,
+    BadSetting: 2,
+    InvalidRequest: 2,
+    CannotConnect: 3,
+    NotFound: 4,
+    ParentGone: 4,
+    Conflict: 5,
+    Unauthorised: 6,
+}
+"""The exit code of each kind of error; 1 for the others."""
+
+app = typer.Typer(
+    name="creditgrid",
+    help="Grids of credit-assignment experiments: planned into tasks, run on Ray, stored once, queried with SQL.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+# The service's own options, --help among them, are passed on.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=_PASSED_ON, add_help_option=False)(local.serve)
+for command in (
+    local.run,
+    local.plan,
+    sweeps.submit,
+    sweeps.ls,
+    sweeps.show,
+    sweeps.watch,
+    sweeps.logs,
+    control.pause,
+    control.resume,
+    control.extend,
+    control.cancel,
+    control.retry,
+    tasks.run_task,
+    reproduce.reproduce,
+    data.sql,
+    data.export,
+    plot.plot,
+    data.artifact,
+    data.import_checkpoint,
+    gc.gc,
+    data.experiments,
+):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without η or — gets a question mark, not a traceback
+            stream.reconfigure(errors="replace")
+    try:
+        app(args=arguments, prog_name="creditgrid")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except CreditGridError as error:
+        _tell(_paragraph(error))
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+    except OSError as error:
+        if not error.filename:
+            return _unexpected()
+        _tell(f"{error.filename}: {error.strerror}")
+        return 2
+    except Exception:
+        return _unexpected()
+    return 0
+
+
+def _paragraph(error: CreditGridError) -> str:
+    if isinstance(error, SpecError):
+        return "\n  ".join(
+            f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in error.faults
+        )
+    if isinstance(error, Unauthorised):
+        return f"{error} Give the service's token with --token or $CREDITGRID_TOKEN."
+    return str(error)
+
+
+def _unexpected() -> int:
+    traceback.print_exc()
+    _tell("this is a bug in creditgrid, or a machine in trouble; what was printed above says where")
+    return 1
+
+
+def _tell(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")

@@ -1,0 +1,92 @@
+"""The command that runs the published settings and holds the results against the published figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from creditgrid.client.cli.options import Token, Url, console, note, open_client, print_json, write_bytes
+from creditgrid.client.errors import BadSetting
+from creditgrid.core.errors import CreditGridError
+
+if TYPE_CHECKING:
+    from creditgrid.client.client import Client
+    from creditgrid.client.reproduce.report import Settings
+    from creditgrid.client.sweep import Sweep
+
+
+def reproduce(
+    *,
+    epochs: Annotated[
+        int, typer.Option(metavar="N", help="Epochs of training; fits and checkpoints are scaled in proportion.")
+    ] = 100,
+    fit_epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs of every fit. Default: in proportion to --epochs.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="K", help="Seeds 42 … 41 + K.")] = 1,
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME|FOLDER", help="A dataset's name, or a folder of Parquet files.")
+    ] = "cifar10",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EXPERIMENT",
+            help="linesearch, exploitability, credit_recovery or snapshot_time; may be given several times.",
+        ),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", dir_okay=False, help="Write the report there as JSON, too.")
+    ] = None,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Run the published settings, and print ours beside the published figures.
+
+    Needs a service. What is there already is not computed again. Fails if anything has no result, not if it disagrees.
+    """
+    # Imported here: help comes without YAML.
+    from creditgrid.client.reproduce.report import Settings, report
+    from creditgrid.client.reproduce.view import report_view
+
+    settings = Settings(epochs, fit_epochs, seeds, dataset, tuple(only or ()))
+    if out is not None and not out.resolve().parent.is_dir():  # not after hours
+        raise BadSetting(f"--out {out}: there is no folder {out.resolve().parent}")
+    with open_client(url, token) as client:
+        found = report(settings, _run(client, settings))
+    document = found.document()
+    if json_:
+        print_json(document)
+    else:
+        console().print(report_view(found))
+    if out is not None:
+        write_bytes((json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(), out)
+    if not found.complete:
+        raise typer.Exit(1)
+
+
+def _run(client: Client, settings: Settings) -> dict[str, Sweep]:
+    """Submit all sweeps at once, so that they share their stages, and wait for them one after the other."""
+    from creditgrid.client.connection import usual_url
+    from creditgrid.client.display import progress
+    from creditgrid.client.reproduce.report import specs
+
+    sweeps: dict[str, Sweep] = {}
+    try:
+        # What asks for the most checkpoints of a training comes first: one call then makes them all.
+        wanted = sorted(specs(settings).items(), key=lambda item: -len(item[1]["axes"].get("checkpoint_epoch", ())))
+        for experiment, spec in wanted:
+            sweeps[experiment] = client.submit(spec)
+            note(f"submitted {experiment}: {sweeps[experiment].view.cells:,} cells, sweep {sweeps[experiment].id}")
+        for sweep in sweeps.values():
+            progress.show(sweep, detachable=False)
+    except (KeyboardInterrupt, CreditGridError):
+        left = [sweep.id for sweep in sweeps.values() if not sweep.state.finished]
+        if left:
+            at = "" if client.url == usual_url() else f" --url {client.url}"
+            note(f"the sweeps go on ({', '.join(left)}); come back with: {settings.command}{at}")
+        raise
+    return {experiment: sweeps[experiment] for experiment in settings.experiments}

@@ -1,0 +1,141 @@
+"""Commands about sweeps on a service."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from creditgrid.client.cli.options import (
+    Output,
+    OutputOption,
+    SpecArgument,
+    SweepArgument,
+    Token,
+    Url,
+    console,
+    emit,
+    end_of,
+    note,
+    open_client,
+    print_json,
+)
+from creditgrid.core.states import State
+
+if TYPE_CHECKING:
+    from creditgrid.client.sweep import Sweep
+    from creditgrid.core.wire import EventView
+
+
+def submit(
+    spec: SpecArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Show its progress until it is through.")] = False,
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Submit a sweep. Prints its id."""
+    from creditgrid.client.display.progress import come_back
+
+    with open_client(url, token) as client:
+        sweep = client.submit(spec)
+        note(f"submitted {sweep.view.name}: {sweep.view.cells:,} cells")
+        if output is Output.TABLE:
+            typer.echo(sweep.id)
+        if watch:
+            _watch(sweep, output)
+        elif output is Output.JSON:
+            print_json(sweep.view.model_dump(mode="json"))
+        else:
+            note(f"watch it with: {come_back(sweep)}")
+
+
+def ls(
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List sweeps, the newest first."""
+    from creditgrid.client.display.tables import sweeps_table
+
+    with open_client(url, token) as client:
+        views = [sweep.view for sweep in client.sweeps(state=state, limit=limit)]
+    emit(output, views, sweeps_table(views))
+
+
+def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
+    """Show where a sweep stands, its summary and its failures."""
+    from creditgrid.client.display.progress import at
+    from creditgrid.client.display.tables import failures_text, summary_table, sweep_view
+
+    with open_client(url, token) as client:
+        found = client.sweep(sweep)
+        summary, failures = found.summary(), found.failures()
+    if output is Output.JSON:
+        parts = {"sweep": found.view, "summary": summary}
+        document = {name: part.model_dump(mode="json") for name, part in parts.items()}
+        print_json(document | {"failures": [failure.model_dump(mode="json") for failure in failures]})
+        return
+    out = console()
+    out.print(sweep_view(found.view))
+    if summary.rows:
+        out.print()
+        out.print(summary_table(summary))
+    if failures:
+        out.print()
+        out.print(failures_text(failures, tracebacks=False, at=at(found)))
+        note(f"tracebacks: creditgrid logs {found.id}{at(found)}")
+
+
+def watch(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
+    """Show a sweep's progress until it is through. Ctrl-C ends the showing, not the sweep."""
+    with open_client(url, token) as client:
+        _watch(client.sweep(sweep), output)
+
+
+def _watch(sweep: Sweep, output: Output) -> None:
+    from creditgrid.client.display import progress
+
+    view = progress.show(sweep)
+    if output is Output.JSON:
+        print_json(view.model_dump(mode="json"))
+    if code := end_of(view):
+        note(progress.failed_text(sweep))
+        raise typer.Exit(code)
+
+
+def logs(
+    sweep: SweepArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sweep is through.")] = False,
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Print a sweep's events, one a line, then the failures with their tracebacks. JSON: one object a line."""
+    from creditgrid.client.display.progress import at
+    from creditgrid.client.display.tables import failures_text
+
+    with open_client(url, token) as client:
+        found = client.sweep(sweep)
+        try:
+            for event in found.events() if follow else found.history():
+                _print_event(event, output)
+        except KeyboardInterrupt:
+            note(f"sweep {found.id} goes on")
+            raise
+        failures = found.failures()
+    if output is Output.TABLE:
+        console().print(failures_text(failures, tracebacks=True, at=at(found)))
+    else:
+        for failure in failures:
+            typer.echo(json.dumps({"type": "failure"} | failure.model_dump(mode="json"), ensure_ascii=False))
+
+
+def _print_event(event: EventView, output: Output) -> None:
+    if output is Output.JSON:
+        typer.echo(event.model_dump_json())
+    else:
+        typer.echo(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.type:<16} {event.data.get('message', '')}")

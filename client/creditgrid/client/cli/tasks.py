@@ -1,0 +1,118 @@
+"""The command that computes one task of a service on this machine."""
+
+from __future__ import annotations
+
+import enum
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from creditgrid.client.cli.options import Output, OutputOption, Token, Url, console, note, open_client, print_json
+from creditgrid.client.errors import BadSetting
+
+if TYPE_CHECKING:
+    from creditgrid.client.run_task import TaskRun
+
+TOLD_EVERY_S = 2.0
+"""Progress is told at most this often."""
+
+
+class Device(enum.StrEnum):
+    """Where the task is computed."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def run_task(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The key of a stage or a cell.")],
+    *,
+    device: Annotated[Device, typer.Option(help="What it is computed on.")] = Device.CPU,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="DIR", file_okay=False, help="Keep what goes in and what comes out there."),
+    ] = None,
+    with_parents: Annotated[
+        bool, typer.Option("--with-parents", help="Compute first what it needs and the service has not.")
+    ] = False,
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Compute one task of a sweep on this machine: its rows, its artifact, or what it raises."""
+    from creditgrid.client import run_task as computing
+    from creditgrid.client.local_service import ended_by_signals
+
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        raise BadSetting(f"--keep {keep}: the folder is not empty; name another one")
+    folder: AbstractContextManager[str] = (
+        nullcontext(str(keep)) if keep is not None else tempfile.TemporaryDirectory(prefix="creditgrid-")
+    )
+    with ended_by_signals(), folder as name, open_client(url, token) as client:
+        try:
+            run = computing.run_task(
+                client, key, Path(name), device=device.value, with_parents=with_parents, tell=_Told()
+            )
+        except KeyboardInterrupt:
+            note("stopped")
+            raise
+        _show(run, output, kept=keep is not None)
+    if keep is not None:
+        note(f"kept in {keep}")
+    if run.error is not None:
+        raise typer.Exit(1)
+
+
+class _Told:
+    """Tells lines of progress now and then."""
+
+    def __init__(self) -> None:
+        self._at = -TOLD_EVERY_S
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self._at >= TOLD_EVERY_S:
+            note(line)
+            self._at = time.monotonic()
+
+
+def _show(run: TaskRun, output: Output, *, kept: bool) -> None:
+    from creditgrid.client.display.quantities import duration
+    from creditgrid.client.display.tables import task_rows_table, tensors_table
+
+    if output is Output.JSON:
+        print_json(
+            {
+                "task": run.task.model_dump(mode="json"),
+                "seconds": run.seconds,
+                "device": run.device,
+                "rows": None if run.rows is None else [_plain(row) for row in run.rows.to_pylist()],
+                "artifact": str(run.artifact) if run.artifact is not None and kept else None,
+                "tensors": run.tensors,
+                "error": run.error,
+                "traceback": run.traceback,
+            }
+        )
+    elif run.error is not None:
+        console().print(run.traceback.rstrip(), soft_wrap=True)
+    elif run.rows is not None:
+        console().print(task_rows_table(run.rows, run.task))
+    else:
+        assert run.tensors is not None
+        console().print(tensors_table(run.tensors))
+    if run.error is not None:
+        note(f"{run.kind} {run.key} failed: {run.error}")
+        return
+    assert run.seconds is not None
+    note(f"{run.kind} took {duration(run.seconds)} on {run.device}")
+    if kept and run.artifact is not None:
+        note(f"its artifact: {run.artifact}")
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}

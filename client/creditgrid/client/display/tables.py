@@ -1,0 +1,252 @@
+"""Tables for a person, made of the wire models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from creditgrid.client.display.quantities import duration, moment, number, size
+from creditgrid.core.rows import RESERVED
+from creditgrid.core.states import State
+
+if TYPE_CHECKING:
+    from creditgrid.client.result import Result
+    from creditgrid.core.wire import (
+        ExperimentView,
+        FailureView,
+        PlanKind,
+        PlanView,
+        SummaryView,
+        SweepView,
+        TaskDocument,
+    )
+
+STYLES: Mapping[State, str] = {
+    State.SUCCEEDED: "green",
+    State.CACHED: "cyan",
+    State.RUNNING: "yellow",
+    State.QUEUED: "blue",
+    State.PENDING: "bright_black",
+    State.FAILED: "red",
+    State.CANCELLED: "magenta",
+    State.SKIPPED: "magenta",
+}
+"""A colour for each state, in the order in which they are shown."""
+MAX_ROWS = 100
+"""Rows of a query that are shown; files hold all."""
+
+
+def state_text(state: State) -> Text:
+    return Text(state.value, style=STYLES[state])
+
+
+def standing_text(view: SweepView) -> Text:
+    """The sweep's state, and whether it is paused."""
+    paused = view.paused and not view.state.finished
+    return Text.assemble(state_text(view.state), (" (paused)", "yellow") if paused else "")
+
+
+def counts_text(counts: Mapping[State, int]) -> Text:
+    """``cached 84 · succeeded 126``, each in its colour, without those that are none."""
+    parts = [Text(f"{state} {counts[state]:,}", style=style) for state, style in STYLES.items() if counts.get(state)]
+    return Text(" · ").join(parts)
+
+
+def plan_table(plan: PlanView) -> RenderableType:
+    """One line for each kind of task, then the cells; below it, why what is new is not there."""
+    columns = ("total", "cached", "shared", "new", "unneeded", "calls")
+    table = _table(Text.assemble((plan.name, "bold"), f"  {plan.experiment}"), "kind", right=(*columns, "time", "size"))
+    for name, kind in plan.tasks.items():
+        table.add_row(name, *(f"{getattr(kind, column):,}" for column in columns), *_estimates(kind))
+    table.add_section()
+    table.add_row("cells", *(f"{getattr(plan.cells, column):,}" for column in columns), *_estimates(plan.cells))
+    lines: list[RenderableType] = [table]
+    lines += [Text(f"{miss.kind}: {miss.count:,} × {miss.reason}") for miss in plan.misses]
+    lines.append(
+        Text(f"{plan.cells.total:,} cells, measured in {plan.groups:,} {'call' if plan.groups == 1 else 'calls'}")
+    )
+    if plan.estimated_seconds is not None:
+        lines.append(Text(f"about {duration(plan.estimated_seconds)} on one worker"))
+    if plan.estimated_bytes:
+        lines.append(Text(f"about {size(plan.estimated_bytes)} of new artifacts"))
+    return Group(*lines)
+
+
+def _estimates(kind: PlanKind) -> tuple[str, str]:
+    seconds, stored = kind.estimated_seconds, kind.estimated_bytes
+    return ("" if seconds is None else duration(seconds), "" if stored is None else size(stored))
+
+
+def sweeps_table(views: Sequence[SweepView]) -> RenderableType:
+    """One line a sweep."""
+    table = _table(None, "id", "name", "experiment", "state", right=("cells", "failed"))
+    table.add_column("created")
+    table.add_column("took", justify="right")
+    for view in views:
+        through = sum(n for state, n in view.counts.items() if state.finished)
+        took = (view.finished_at - view.created_at).total_seconds() if view.finished_at else None
+        table.add_row(
+            view.id,
+            view.name,
+            view.experiment,
+            standing_text(view),
+            f"{through:,}/{view.cells:,}",
+            f"{view.counts.get(State.FAILED, 0):,}",
+            moment(view.created_at),
+            "" if took is None else duration(took),
+        )
+    return table
+
+
+def sweep_view(view: SweepView) -> RenderableType:
+    """All that a sweep's view says, but the spec."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_row("sweep", view.id)
+    grid.add_row("name", view.name)
+    grid.add_row("experiment", view.experiment)
+    grid.add_row("state", standing_text(view))
+    grid.add_row("cells", Text.assemble(f"{view.cells:,}: ", counts_text(view.counts)))
+    for kind, counts in view.tasks.items():
+        grid.add_row(kind, Text.assemble(f"{sum(counts.values()):,}: ", counts_text(counts)))
+    grid.add_row("created", moment(view.created_at))
+    if view.finished_at:
+        grid.add_row(
+            "finished", f"{moment(view.finished_at)} ({duration((view.finished_at - view.created_at).total_seconds())})"
+        )
+    if view.eta_s is not None and not view.state.finished and not view.paused:
+        grid.add_row("left", f"about {duration(view.eta_s)}")
+    for condition in view.conditions:
+        grid.add_row("note", Text(f"{condition.type}: {condition.message}", style="yellow"))
+    for activity in view.active:
+        total = f" {activity.done:,}/{activity.total:,}" if activity.total else ""
+        grid.add_row(
+            "running",
+            f"{activity.kind}, call {activity.call}, {activity.tasks:,} tasks{total} {activity.note}".rstrip(),
+        )
+    return grid
+
+
+def summary_table(summary: SummaryView) -> RenderableType:
+    """The summary's table and verdicts; half-widths of 95 % intervals stand behind their means."""
+    title = summary.title if summary.complete else f"{summary.title} (so far: cells are missing)"
+    table = _table(Text(title, style="bold"), right=[column.replace("_", " ") for column in summary.columns])
+    for column, name in zip(table.columns, summary.columns, strict=True):
+        if any(isinstance(row.get(name), str) for row in summary.rows):
+            column.justify = "left"
+    for row in summary.rows:
+        table.add_row(*(_with_interval(row, name) for name in summary.columns))
+    verdicts = [
+        Text.assemble((verdict.name, "bold yellow" if verdict.warning else "bold green"), f": {verdict.text}")
+        for verdict in summary.verdicts
+    ]
+    return Group(table, *verdicts)
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    half_width = row.get(f"{name}_ci95")
+    text = number(row.get(name))
+    return text if half_width is None else f"{text} ± {half_width:.2g}"
+
+
+def failures_text(failures: Sequence[FailureView], tracebacks: bool, at: str = "") -> RenderableType:
+    """Each cause with its count, its traceback if asked, and the command that computes one such task here.
+
+    ``at`` ends the commands: where the service is, if it is not at the usual place.
+    """
+    lines = []
+    for failure in failures:
+        skipped = f", {failure.skipped:,} more skipped for it" if failure.skipped else ""
+        where = f" on {failure.host}" if failure.host else ""
+        head = f"{failure.kind}: {failure.cause} ({failure.count:,} failed{skipped}; attempt {failure.attempt}{where})"
+        lines.append(Text(head, style="red"))
+        if tracebacks and failure.traceback:
+            lines.append(Text(failure.traceback.rstrip()))
+        lines.append(Text(f"  run it here: {failure.command}{at}", style="dim"))
+        lines += [Text()] if tracebacks else []
+    return Group(*lines)
+
+
+def rows_table(result: Result) -> RenderableType:
+    """The first rows of a result."""
+    table = _table(None, *result.table.column_names)
+    rows = result.table.slice(0, MAX_ROWS).to_pylist()
+    for column, name in zip(table.columns, result.table.column_names, strict=True):
+        if any(isinstance(row[name], int | float) for row in rows):
+            column.justify = "right"
+    for row in rows:
+        table.add_row(*(number(value) for value in row.values()))
+    more = len(result) - len(rows)
+    if more > 0:
+        return Group(
+            table, Text(f"{more:,} more rows: write them all with -o csv, or with --file rows.parquet", style="dim")
+        )
+    return table
+
+
+def task_rows_table(result: Result, task: TaskDocument) -> RenderableType:
+    """A cell's rows: what was measured, without its parameters and where it was done."""
+    known = RESERVED - {"diverged"} | task.params.keys() | task.source.keys()
+    measured = result.table.select([name for name in result.table.column_names if name not in known])
+    return rows_table(type(result)(measured))
+
+
+def tensors_table(tensors: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """One line a tensor of an artifact."""
+    table = _table(None, "tensor", "dtype", right=("shape",))
+    for name, tensor in tensors.items():
+        table.add_row(name, tensor["dtype"], " × ".join(map(str, tensor["shape"])) or "scalar")
+    return table
+
+
+def experiments_table(views: Sequence[ExperimentView]) -> RenderableType:
+    """One line an experiment."""
+    table = _table(None, "experiment", "title", "columns")
+    for view in views:
+        note = Text(f"cannot be used: {view.problem}", style="red") if view.problem else Text(", ".join(view.columns))
+        table.add_row(view.name, view.title, note)
+    return table
+
+
+def experiment_view(view: ExperimentView) -> RenderableType:
+    """An experiment's parameters and columns."""
+    parameters = _table(
+        Text.assemble((view.name, "bold"), f"  {view.title}"), "parameter", "values", "default", "meaning"
+    )
+    required = view.parameters.get("required", ())
+    for name, schema in view.parameters.get("properties", {}).items():
+        default = "required" if name in required else json.dumps(schema.get("default"))
+        parameters.add_row(name, _values(schema), default, schema.get("description", ""))
+    columns = _table(Text("columns", style="bold"), "column", "type", "meaning")
+    for name, column in view.columns.items():
+        columns.add_row(name, column.type, column.description)
+    problem = [Text(f"cannot be used: {view.problem}", style="red")] if view.problem else []
+    return Group(parameters, columns, *problem)
+
+
+def _values(schema: Mapping[str, Any]) -> str:
+    """What a JSON Schema of one parameter accepts, in a few words."""
+    if "anyOf" in schema:
+        return " or ".join(_values(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema]
+    return " ".join([str(schema.get("const", schema.get("type", "any"))), *bounds])
+
+
+def _table(title: Text | None, *left: str, right: Sequence[str] = ()) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right", overflow="fold")
+    return table

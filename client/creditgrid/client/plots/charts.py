@@ -1,0 +1,140 @@
+"""Charts of a sweep, as its experiment declares them: drawn with Altair, written as PNG, SVG, PDF or offline HTML.
+
+What the service tells of an experiment is all that is needed, so a plugin's charts are drawn where it is not installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from creditgrid.client.errors import BadSetting, PackageMissing
+from creditgrid.client.plots.labels import label_of
+from creditgrid.client.plots.layout import compose
+from creditgrid.client.plots.points import picture
+from creditgrid.client.whole_file import whole_file
+from creditgrid.core.wire import ChartView, ExperimentView
+
+if TYPE_CHECKING:
+    import altair as alt
+
+ImageFormat: TypeAlias = Literal["png", "svg", "pdf", "html"]
+PIXELS = 2.0
+"""Of a PNG for one of the chart's own, so that print and sharp screens show clear text."""
+
+
+def charts(
+    view: ExperimentView,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    name: str | None = None,
+    fix: Mapping[str, Any] | None = None,
+) -> dict[str, alt.VConcatChart]:
+    """The charts that ``view`` declares, by name, drawn from the rows of a sweep.
+
+    A point is the mean over the seeds with its 95 % interval (Student t). Parameters that vary and that a chart does
+    not use have panels. Charts whose columns are all null are left out.
+
+    Args:
+        name: of the one chart to draw; default: all.
+        fix: parameter or column → the value that the rows shown have, as itself or as text.
+
+    Raises:
+        PackageMissing: if what draws is not installed.
+        BadSetting: if there is nothing to draw, no such chart or value, or more panels than a page holds.
+    """
+    _require_packages()
+    wanted = _wanted(view, name)
+    if not rows:
+        raise BadSetting("there are no rows to draw yet")
+    shown = _fixed(rows, fix or {})
+    pictures = [picture(chart, view.parameters.get("properties", {}), shown) for chart in wanted]
+    drawn = {one.chart.name: compose(one) for one in pictures if one.panels}
+    if not drawn:
+        reasons = sorted({note for one in pictures for note in one.notes} or {"every value is null"})
+        raise BadSetting(f"there is nothing to draw in {', '.join(one.name for one in wanted)}: {'; '.join(reasons)}")
+    return drawn
+
+
+def write(chart: alt.VConcatChart, path: Path, format: str) -> Path:
+    """Write a chart to a file, which appears when it is whole.
+
+    HTML carries all that it needs, and asks for nothing on the network.
+
+    Raises:
+        BadSetting: for an unknown format.
+        PackageMissing: if what draws is not installed.
+    """
+    check_format(format)
+    _require_packages()
+    import altair
+    import vl_convert
+
+    spec = chart.to_dict()
+    version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    if format == "png":
+        data = vl_convert.vegalite_to_png(spec, vl_version=version, scale=PIXELS)
+    elif format == "pdf":
+        data = vl_convert.vegalite_to_pdf(spec, vl_version=version)
+    elif format == "svg":
+        data = vl_convert.vegalite_to_svg(spec, vl_version=version).encode()
+    else:
+        data = vl_convert.vegalite_to_html(spec, vl_version=version, bundle=True).encode()
+    with whole_file(path) as file:
+        file.write(data)
+    return path
+
+
+def check_format(format: str) -> None:
+    """Refuse what is no format of images."""
+    if format not in get_args(ImageFormat):
+        raise BadSetting(f"{format!r} is no format of charts: use one of {', '.join(get_args(ImageFormat))}")
+
+
+def file_name(*parts: str) -> str:
+    """The parts as a file's name; what a folder or a shell might take for more becomes an underscore."""
+    return "-".join(re.sub(r"[^\w.-]", "_", part).lstrip(".") for part in parts)
+
+
+def _require_packages() -> None:
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise PackageMissing(f'charts need {error.name}: pip install "creditgrid[plots]"') from error
+
+
+def _wanted(view: ExperimentView, name: str | None) -> list[ChartView]:
+    if view.problem is not None:
+        raise BadSetting(f"the experiment {view.name} cannot be used: {view.problem}")
+    if not view.charts:
+        raise BadSetting(f"the experiment {view.name} declares no charts")
+    wanted = [chart for chart in view.charts if name in (None, chart.name)]
+    if not wanted:
+        known = ", ".join(chart.name for chart in view.charts)
+        raise BadSetting(f"{view.name} has no chart {name!r}; it has {known}")
+    return wanted
+
+
+def _fixed(rows: Sequence[Mapping[str, Any]], fix: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The rows with these values."""
+    for name, wanted in fix.items():
+        if name not in rows[0]:
+            raise BadSetting(f"there is no column {name!r} to fix")
+        kept = [row for row in rows if _is(row[name], wanted)]
+        if not kept:
+            values = ", ".join(sorted({label_of(row[name]) for row in rows}))
+            raise BadSetting(f"no row has {name} = {label_of(wanted)}; there are {values}")
+        rows = kept
+    return rows
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    if not isinstance(wanted, str) or isinstance(value, str):
+        return bool(value == wanted)
+    try:
+        return label_of(value) == wanted or (value is not None and float(value) == float(wanted))
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""The published runs, and the report that compares ours with the published figures."""

@@ -1,0 +1,220 @@
+"""The published runs, at full size or scaled down, and the report that holds ours against the published figures.
+
+The specs are those that ship as examples. A smaller number of training epochs takes the epochs of fitting and of the
+checkpoints down in proportion; each method that is fitted then has its own, so the axis ``fit_epochs`` advances with
+``method``, and methods that are not fitted keep null, so that their cells are the same whatever the fitting.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from creditgrid.client.errors import BadSetting
+from creditgrid.client.reproduce.comparison import ABSENT, Agreement, Comparison, Status, compare
+from creditgrid.client.reproduce.published import DATASET, EXPERIMENTS, FIT_EPOCHS, PUBLISHED, SEED, TRAIN_EPOCHS, Claim
+from creditgrid.core.states import RESULT, State
+
+if TYPE_CHECKING:
+    from creditgrid.client.sweep import Sweep
+
+MAX_SEEDS = 1000
+"""More seeds than a sweep has room for are refused before they are listed."""
+_ABSENT = {State.FAILED: Status.FAILED, State.CANCELLED: Status.CANCELLED}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the runs differ from the published ones; the defaults are the published ones.
+
+    Raises:
+        BadSetting: for a number below 1 or too large, or an experiment without published figures.
+    """
+
+    epochs: int = TRAIN_EPOCHS
+    fit_epochs: int | None = None
+    """Of every fit; default: in proportion to ``epochs``."""
+    seeds: int = 1
+    dataset: str = DATASET
+    only: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--epochs", self.epochs), ("--fit-epochs", self.fit_epochs), ("--seeds", self.seeds)):
+            if value is not None and value < 1:
+                raise BadSetting(f"{flag} is a whole number of at least 1; got {value}")
+        if self.seeds > MAX_SEEDS:
+            raise BadSetting(f"--seeds is at most {MAX_SEEDS:,}; got {self.seeds:,}")
+        for name in self.only:
+            if name not in EXPERIMENTS:
+                raise BadSetting(
+                    f"--only takes an experiment with published figures, one of {', '.join(EXPERIMENTS)}; got {name!r}"
+                )
+        if not self.dataset:
+            raise BadSetting("--dataset is empty: give a name such as cifar10, or a folder of Parquet files")
+
+    @property
+    def experiments(self) -> list[str]:
+        """Those to run, in the order in which they are shown."""
+        return [name for name in EXPERIMENTS if not self.only or name in self.only]
+
+    @property
+    def seed_list(self) -> list[int]:
+        return list(range(SEED, SEED + self.seeds))
+
+    @property
+    def scaled_fit_epochs(self) -> dict[str, int]:
+        """Epochs of fitting by method, for the methods that are fitted."""
+        if self.fit_epochs is not None:
+            return dict.fromkeys(FIT_EPOCHS, self.fit_epochs)
+        return {method: _scaled(epochs, self.epochs) for method, epochs in FIT_EPOCHS.items()}
+
+    @property
+    def scaled_down(self) -> bool:
+        """Whether anything is trained or fitted for less than the published epochs."""
+        return self.epochs < TRAIN_EPOCHS or any(n < FIT_EPOCHS[m] for m, n in self.scaled_fit_epochs.items())
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same again."""
+        words = ["creditgrid", "reproduce"]
+        words += ["--epochs", str(self.epochs)] if self.epochs != TRAIN_EPOCHS else []
+        words += ["--fit-epochs", str(self.fit_epochs)] if self.fit_epochs is not None else []
+        words += ["--seeds", str(self.seeds)] if self.seeds != 1 else []
+        words += ["--dataset", self.dataset] if self.dataset != DATASET else []
+        for name in self.only:
+            words += ["--only", name]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """A sweep that was run for the report; ``failures`` are its causes, one a line."""
+
+    experiment: str
+    id: str
+    state: State
+    cells: int
+    failures: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Ours beside the published figures; ``heading`` says what was run and what can be expected of it."""
+
+    heading: Sequence[str]
+    sweeps: Sequence[SweepReport]
+    comparisons: Sequence[Comparison]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was computed, whatever it came to."""
+        absent = any(figure.status in ABSENT for table in self.comparisons for figure in table.figures)
+        return not absent and all(sweep.state in RESULT for sweep in self.sweeps)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many signs, orders of two methods, and step sizes agree, disagree, are unclear, or were not judged."""
+        figures = {
+            name: [
+                figure.agreement
+                for table in self.comparisons
+                if table.claim is claim
+                for figure in table.figures
+                if figure.published is not None
+            ]
+            for name, claim in (("signs", Claim.SIGNS_AND_ORDER), ("step sizes", Claim.STEP_SIZE))
+        }
+        # Two methods one of which has no figure of ours are no pair of `order`.
+        orders: list[Agreement | None] = [pair.agreement for table in self.comparisons for pair in table.order]
+        orders += [None] * (sum(table.claimed_pairs for table in self.comparisons) - len(orders))
+        named = {"signs": figures["signs"], "orders": orders, "step sizes": figures["step sizes"]}
+        return {
+            name: {kind.value: found.count(kind) for kind in Agreement} | {"not judged": found.count(None)}
+            for name, found in named.items()
+        }
+
+    def document(self) -> dict[str, Any]:
+        """The whole report as plain JSON values."""
+        return {**asdict(self), "counts": self.counts(), "complete": self.complete}
+
+
+def specs(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The spec to submit for each experiment of ``settings``."""
+    return {name: _rescaled(example(name), settings) for name in settings.experiments}
+
+
+def example(experiment: str) -> dict[str, Any]:
+    """The spec of an experiment's published run, as it ships."""
+    from creditgrid.core.spec.text import parse_text
+
+    file = resources.files("creditgrid.client").joinpath("examples", f"reproduce-{experiment}.yaml")
+    spec: dict[str, Any] = parse_text(file.read_bytes())
+    return spec
+
+
+def report(settings: Settings, sweeps: Mapping[str, Sweep]) -> Report:
+    """Hold the rows of the sweeps, which are through, against the published figures."""
+    rows = {experiment: sweep.results().to_pylist() for experiment, sweep in sweeps.items()}
+    etas = example("linesearch")["axes"]["eta"]
+    comparisons = [
+        compare(
+            column,
+            rows[column.experiment],
+            settings.seed_list,
+            etas,
+            _ABSENT.get(sweeps[column.experiment].state, Status.MISSING),
+        )
+        for column in PUBLISHED
+        if column.experiment in sweeps
+    ]
+    told = [_told(experiment, sweep) for experiment, sweep in sweeps.items()]
+    return Report(_heading(settings), told, comparisons)
+
+
+def _rescaled(spec: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    fixed, axes, groups = dict(spec["fixed"]), dict(spec["axes"]), list(spec.get("zip", []))
+    fixed |= {"dataset": _dataset(settings.dataset), "train_epochs": settings.epochs}
+    if settings.seeds > 1:
+        del fixed["seed"]
+        axes = {"seed": settings.seed_list, **axes}
+    if "checkpoint_epoch" in axes:
+        axes["checkpoint_epoch"] = sorted({_scaled(epoch, settings.epochs) for epoch in axes["checkpoint_epoch"]})
+    fits = settings.scaled_fit_epochs
+    if fits != FIT_EPOCHS:  # else each method's own default, so that the cells are the shipped spec's
+        axes["fit_epochs"] = [fits.get(method) for method in axes["method"]]
+        groups.append(["method", "fit_epochs"])
+    return {**spec, "fixed": fixed, "axes": axes, "zip": groups}
+
+
+def _scaled(published: int, epochs: int) -> int:
+    return max(1, round(published * epochs / TRAIN_EPOCHS))
+
+
+def _dataset(name: str) -> str:
+    """A folder becomes absolute: the service does not know where the command was given."""
+    path = name.startswith((".", "~")) or "/" in name
+    return str(Path(name).expanduser().resolve()) if path and not name.startswith("parquet:") else name
+
+
+def _heading(settings: Settings) -> list[str]:
+    fits = " and ".join(f"{epochs:,} for {method}" for method, epochs in settings.scaled_fit_epochs.items())
+    seeds = settings.seed_list
+    ran = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]} (mean ± 95 % half-width)"
+    lines = [
+        f"ours: {settings.dataset}, {settings.epochs:,} epochs of training, of fitting {fits}; {ran}",
+        f"published: {DATASET}, {TRAIN_EPOCHS} epochs of training, of fitting "
+        f"{' and '.join(f'{epochs} for {method}' for method, epochs in FIT_EPOCHS.items())}; seed {SEED}",
+    ]
+    if settings.scaled_down:
+        published = f"the published figures are of {TRAIN_EPOCHS} epochs and one seed"
+        lines.append(f"Scaled down: {published}, so disagreement is expected.")
+    return lines
+
+
+def _told(experiment: str, sweep: Sweep) -> SweepReport:
+    causes = [] if sweep.state in RESULT else sweep.failures()
+    lines = [f"{failure.kind}: {failure.cause} ({failure.count:,} failed)" for failure in causes]
+    return SweepReport(experiment, sweep.id, sweep.state, sweep.view.cells, lines)

@@ -1,0 +1,118 @@
+"""The report of ours beside the published figures, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from creditgrid.client.display.quantities import number
+from creditgrid.client.display.tables import state_text
+from creditgrid.client.reproduce.comparison import Agreement, Comparison, Figure, Status
+from creditgrid.client.reproduce.published import Claim
+from creditgrid.client.reproduce.report import Report, SweepReport
+from creditgrid.core.states import RESULT
+
+STYLES: Mapping[Agreement | None, str] = {
+    Agreement.AGREES: "green",
+    Agreement.DISAGREES: "red",
+    Agreement.UNCLEAR: "yellow",
+    None: "dim",
+}
+
+
+def report_view(report: Report) -> RenderableType:
+    """The heading, a table an experiment with the order of its methods below, what failed, and the counts."""
+    parts: list[RenderableType] = [Text(line, style="bold") for line in report.heading]
+    for sweep in report.sweeps:
+        tables = [table for table in report.comparisons if table.experiment == sweep.experiment]
+        parts += [Text(), _table(sweep, tables), *_orders(tables), *_failures(sweep)]
+    parts.append(Text())
+    for name, counts in report.counts().items():
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        parts += [Text(f"{name}: {told}", style="bold")] if told else []
+    return Group(*parts)
+
+
+def _table(sweep: SweepReport, tables: Sequence[Comparison]) -> Table:
+    title = Text.assemble((sweep.experiment, "bold"), f"  {sweep.id}  ", state_text(sweep.state))
+    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("figure", "method"):
+        table.add_column(name, overflow="fold")
+    table.add_column("ours", justify="right", overflow="fold")
+    table.add_column("published", justify="right", overflow="fold")
+    table.add_column("agreement", overflow="fold")
+    for comparison in tables:
+        for index, figure in enumerate(comparison.figures):
+            title_once = comparison.title if index == 0 else ""
+            published = _number(comparison.claim, figure.published)
+            table.add_row(
+                title_once,
+                figure.method,
+                _ours(comparison.claim, figure),
+                published,
+                _agreement(comparison.claim, figure),
+            )
+        table.add_section()
+    return table
+
+
+def _number(claim: Claim, value: float | None) -> str:
+    """With its sign where that is claimed."""
+    return f"{value:+.4g}" if value is not None and claim is Claim.SIGNS_AND_ORDER else number(value)
+
+
+def _ours(claim: Claim, figure: Figure) -> Text:
+    if figure.value is None:
+        return Text(figure.note, style="red")
+    interval = "" if figure.ci95 is None else f" ± {figure.ci95:.2g}"
+    seeds = f" (n {figure.n})" if figure.n > 1 else ""
+    return Text(f"{_number(claim, figure.value)}{interval}{seeds}")
+
+
+def _agreement(claim: Claim, figure: Figure) -> Text:
+    if figure.agreement is None:
+        return Text(_not_judged(claim, figure), style=STYLES[None])
+    what = "step size" if claim is Claim.STEP_SIZE else "sign"
+    at = "" if figure.eta is None or claim is Claim.STEP_SIZE else f" (at η {number(figure.eta)})"
+    return Text.assemble((f"{what} {figure.agreement}", STYLES[figure.agreement]), at)
+
+
+def _not_judged(claim: Claim, figure: Figure) -> str:
+    if figure.status is not Status.COMPUTED:
+        return "not judged: no figure of ours"
+    if figure.published is None:
+        return "not judged: none was published"
+    assert claim is Claim.NONE
+    return "not judged: neither sign nor order is claimed"
+
+
+def _orders(tables: Sequence[Comparison]) -> list[Text]:
+    """A line a column: how many pairs of methods stand in the published order, and which do not."""
+    lines = []
+    for table in tables:
+        if table.claim is not Claim.SIGNS_AND_ORDER:
+            continue
+        if not table.order:
+            lines.append(Text(f"order in {table.title}: not judged, there are no two methods with both figures", "dim"))
+            continue
+        agree = sum(pair.agreement is Agreement.AGREES for pair in table.order)
+        line = Text(f"order in {table.title}: {agree} of {table.claimed_pairs} pairs agree")
+        for verdict, told in ((Agreement.DISAGREES, "published, and not so here"), (Agreement.UNCLEAR, "unclear")):
+            pairs = [f"{pair.higher} > {pair.lower}" for pair in table.order if pair.agreement is verdict]
+            if pairs:
+                line.append(f"; {told}: {', '.join(pairs)}", STYLES[verdict])
+        if left := table.claimed_pairs - len(table.order):
+            line.append(f"; not judged: {left}", STYLES[None])
+        lines.append(line)
+    return lines
+
+
+def _failures(sweep: SweepReport) -> list[Text]:
+    if sweep.state in RESULT:
+        return []
+    head = f"sweep {sweep.id} is {sweep.state}; why: creditgrid logs {sweep.id}"
+    return [Text(head, style="red"), *(Text(f"  {cause}", style="red") for cause in sweep.failures)]

@@ -1,0 +1,239 @@
+"""Parameters that experiments share, and the tasks that they name: a checkpoint, the source of a credit, a local step.
+
+An experiment's parameter model derives from what it needs of these, so that equal settings name equal tasks and one
+sweep's checkpoints and estimators serve the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.experiment import Params
+from creditgrid.core.experiments.stages import checkpoint_task, data_task, feedback_task, fit_task, train_task
+from creditgrid.core.science.imported import CheckpointName
+from creditgrid.core.task import Task, TaskKind
+
+MethodName = Literal["oracle_bp", "vec", "scalar_cb", "dfa", "state_bridge"]
+FITTED = ("vec", "scalar_cb", "state_bridge")
+"""Methods that have an estimator."""
+OF_THE_SOURCE = (
+    "oracle_reduction", "fit_epochs", "fit_lr", "vec_directions", "vec_eps", "cb_lambda", "cb_samples", "cb_sigma",
+    "cb_ema", "cb_term_grad_weight", "cb_source",
+)  # fmt: skip
+"""Parameters of one method or another: they may differ between methods that are compared."""
+FIT_EPOCHS = {"vec": 60, "scalar_cb": 100, "state_bridge": 100}
+
+
+class TrainParams(Params):
+    """What names a training run."""
+
+    dataset: str = Field(description="A dataset's name, or the absolute path of a folder of Parquet files.")
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of every random stream.")
+
+    num_blocks: int = Field(4, ge=1, le=256, description="Residual blocks L.")
+    d_hidden: int = Field(256, ge=2, le=16384, description="Width d of the residual stream.")
+    residual_add: bool = Field(True, description="h_{l+1} = h_l + F_l(h_l); false drops the h_l.")
+    w2_std: float = Field(0.01, ge=0, description="Standard deviation of w2's initial weights.")
+
+    train_rule: Literal["bp", "dfa"] = Field("bp", description="Training by backprop or direct feedback alignment.")
+    random_targets: bool = Field(False, description="dfa: labels of each minibatch are replaced by uniform classes.")
+    train_epochs: int = Field(
+        100, ge=0, le=100_000, description="Epochs of the training run (and of its cosine schedule)."
+    )
+    batch_size: int = Field(128, ge=1, le=65_536, description="Images a batch, in training, fitting and the probe.")
+    lr: float = Field(1e-3, gt=0, description="AdamW's step size in training.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay in training.")
+
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:  # noqa: ARG002
+        if self.random_targets and self.train_rule != "dfa":
+            yield "random_targets", f"random_targets is a flag of train_rule dfa, and train_rule is {self.train_rule}"
+
+    def identity(self) -> dict[str, Any]:
+        """Every parameter, for the key of a cell; but the dataset, which is in it by content, through the parents."""
+        return {name: value for name, value in self.__dict__.items() if name != "dataset"}
+
+    def trained(self, dataset: DatasetRef, epoch: int) -> Task:
+        """The checkpoint at ``epoch`` of this training run."""
+        return train_task(
+            dataset,
+            rule=self.train_rule,
+            random_targets=self.random_targets,
+            seed=self.seed,
+            epoch=epoch,
+            epochs=self.train_epochs,
+            num_blocks=self.num_blocks,
+            d_hidden=self.d_hidden,
+            residual_add=self.residual_add,
+            w2_std=self.w2_std,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+
+    def stands_on(self, dataset: DatasetRef, parents: Mapping[str, Task]) -> tuple[Task, ...]:
+        """All tasks that a cell with these parents stands on, parents before children."""
+        below = [data_task(dataset)]
+        if self.train_rule == "dfa":
+            below.append(self.training_feedback(dataset))
+        return (*below, *parents.values())
+
+    def training_feedback(self, dataset: DatasetRef) -> Task:
+        """The feedback matrices of a training run by dfa."""
+        return feedback_task(dataset, seed=self.seed, num_blocks=self.num_blocks, d_hidden=self.d_hidden)
+
+
+class CreditParams(TrainParams):
+    """What names a checkpoint, the batches it is probed on, and the source of the credit."""
+
+    probe_seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Seed of the probe's batches, of B_l and of perturbations; null: `seed`."
+    )
+    checkpoint: str | None = Field(
+        None, max_length=200, description="Name of an imported checkpoint to probe, instead of training one."
+    )
+    checkpoint_epoch: int | None = Field(
+        None,
+        ge=0,
+        description="Epoch of the probed checkpoint; null: the last. Of an imported one: what it is said to be.",
+    )
+
+    method: MethodName = Field(description="Where the credit comes from.")
+    oracle_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="Reduction of the loss whose gradient oracle_bp is."
+    )
+    fit_epochs: int | None = Field(
+        None, ge=0, le=100_000, description="Epochs of fitting; null: vec 60, scalar_cb and state_bridge 100."
+    )
+    fit_lr: float = Field(1e-3, gt=0, description="Adam's step size in fitting.")
+    vec_directions: int = Field(4, ge=1, le=1024, description="vec: directions M.")
+    vec_eps: float = Field(1e-3, gt=0, description="vec: half-width ε of the central difference.")
+    cb_lambda: float = Field(0.1, gt=0, description="scalar_cb: temperature λ of the soft minimum.")
+    cb_samples: int = Field(4, ge=1, le=1024, description="scalar_cb: perturbed next states K.")
+    cb_sigma: float = Field(0.05, ge=0, description="scalar_cb: scale σ of the perturbations.")
+    cb_ema: float = Field(0.995, ge=0, le=1, description="scalar_cb: decay of the averaged value net.")
+    cb_term_grad_weight: float = Field(1.0, ge=0, description="scalar_cb: weight of the terminal gradient's loss.")
+    cb_source: Literal["e_T", "delta_L"] = Field("e_T", description="scalar_cb: the signal s the value net is given.")
+
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
+        yield from super().conflicts(dataset)
+        if self.checkpoint is None:
+            if self.checkpoint_epoch is not None and self.checkpoint_epoch > self.train_epochs:
+                end = f"the end of training (train_epochs {self.train_epochs})"
+                yield "checkpoint_epoch", f"checkpoint_epoch {self.checkpoint_epoch} is beyond {end}"
+            return
+        if self.train_rule != "bp":
+            yield "train_rule", "an imported checkpoint is not trained here: leave train_rule out"
+        try:
+            found = CheckpointName.parse(self.checkpoint)
+        except ValueError as error:
+            yield "checkpoint", str(error)
+            return
+        for field, here, there in (
+            ("num_blocks", self.num_blocks, found.num_blocks),
+            ("d_hidden", self.d_hidden, found.d_hidden),
+        ):
+            if here != there:
+                yield field, f"{field} is {here}, and the imported checkpoint's is {there}"
+        if dataset is None:
+            return
+        if dataset.num_classes is not None and dataset.num_classes != found.num_classes:
+            has = f"{dataset.name} has {dataset.num_classes} classes"
+            yield "checkpoint", f"{has}, and the imported checkpoint tells {found.num_classes} apart"
+        if dataset.image_shape is not None:
+            channels, height, width = dataset.image_shape
+            if (pixels := channels * height * width) != found.input_dim:
+                has = f"images of {dataset.name} have {pixels} values"
+                yield "checkpoint", f"{has}, and the imported checkpoint takes {found.input_dim}"
+
+    def probed(self, dataset: DatasetRef) -> Task:
+        """The checkpoint that is probed: an imported one, or one of the training run."""
+        if self.checkpoint is not None:
+            return checkpoint_task(self.checkpoint)
+        return self.trained(dataset, self.train_epochs if self.checkpoint_epoch is None else self.checkpoint_epoch)
+
+    def source(self, dataset: DatasetRef, checkpoint: Task) -> dict[str, Task]:
+        """What the credit stands on beside the checkpoint, by role: nothing, ``feedback`` or ``estimator``."""
+        if self.method == "dfa":
+            seed, blocks, width = streams_seed(self.__dict__), self.num_blocks, self.d_hidden
+            return {"feedback": feedback_task(dataset, seed=seed, num_blocks=blocks, d_hidden=width)}
+        if self.method in FITTED:
+            options = self._fit_options()
+            residual = self.residual_add
+            return {"estimator": fit_task(dataset, checkpoint, self.method, options, residual_add=residual)}
+        return {}
+
+    def measured(
+        self, kind: TaskKind, dataset: DatasetRef, probe: Task, *, data: bool = True
+    ) -> tuple[Task, tuple[Task, ...]]:
+        """The task that measures this cell, and all that it stands on.
+
+        Its parents are ``checkpoint``, ``probe``, the credit's source and, if asked for, the ``data`` set. Cells on
+        one checkpoint and one probe are one group, and so are of one seed of the streams.
+        """
+        checkpoint = self.probed(dataset)
+        parents = {"checkpoint": checkpoint, "probe": probe, **self.source(dataset, checkpoint)}
+        if data:
+            parents["data"] = data_task(dataset)
+        group = (checkpoint.key, probe.key, self.residual_add)
+        task = kind.task(self.identity(), parents, group=group, source={"dataset": dataset.name})
+        return task, self.stands_on(dataset, parents)
+
+    def _fit_options(self) -> tuple[tuple[str, Any], ...]:
+        options: dict[str, Any] = {
+            "epochs": FIT_EPOCHS[self.method] if self.fit_epochs is None else self.fit_epochs,
+            "batch_size": self.batch_size,
+            "lr": self.fit_lr,
+            "seed": self.seed,
+        }
+        if self.method == "vec":
+            options |= {"num_directions": self.vec_directions, "eps": self.vec_eps}
+        elif self.method == "scalar_cb":
+            options |= {
+                "temperature": self.cb_lambda,
+                "num_samples": self.cb_samples,
+                "sigma": self.cb_sigma,
+                "ema": self.cb_ema,
+                "term_grad_weight": self.cb_term_grad_weight,
+                "s_source": self.cb_source,
+            }
+        return tuple(options.items())
+
+
+class StepParams(CreditParams):
+    """How a local step is taken: its batch, and how its gradient is regularised."""
+
+    step_batch_size: int | None = Field(
+        None, ge=1, le=65_536, description="Images in a local step's batch; null: `batch_size`."
+    )
+    step_weight_decay: float = Field(0.0, ge=0, description="Weight decay λ of the local step: p - η (∇ + λ p).")
+    step_noise: float = Field(0.0, ge=0, description="Scale σ of the Gaussian noise added to each gradient element.")
+
+    @property
+    def step_images(self) -> int:
+        """Images in a local step's batch."""
+        return self.batch_size if self.step_batch_size is None else self.step_batch_size
+
+
+def streams_seed(params: Mapping[str, Any]) -> int:
+    """The seed of the probe's batches, of the feedback matrices and of perturbations, of a cell's parameters."""
+    found = params["seed"] if params["probe_seed"] is None else params["probe_seed"]
+    return int(found)
+
+
+def enough_blocks(update_range: str, num_blocks: int) -> Iterable[tuple[str, str]]:
+    """A fault where the range is of more blocks than there are."""
+    if update_range == "last2" and num_blocks < 2:
+        yield "update_range", "update_range last2 needs num_blocks of at least 2"
+
+
+def enough_images(dataset: DatasetRef | None, *needs: tuple[str, int, int]) -> Iterable[tuple[str, str]]:
+    """Faults of (field to blame, full batches, images a batch) that are more than the training set holds."""
+    for field, batches, size in needs:
+        if dataset is not None and batches * size > dataset.num_train:
+            wanted = f"{batches} full batches of {size:,} images are {batches * size:,}"
+            has = f"the training set of {dataset.name} holds {dataset.num_train:,}"
+            yield field, f"{wanted}, and {has}: ask for fewer or smaller batches"

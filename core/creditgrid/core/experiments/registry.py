@@ -1,0 +1,143 @@
+"""Every experiment and task kind that this installation knows, found by entry point.
+
+An experiment that cannot be used (its package raises at import, or what it declares is unfit) costs itself alone:
+the others load, and asking for it says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+
+from creditgrid.core.errors import Fault, PluginError, SpecError
+from creditgrid.core.experiment import Experiment, Params
+from creditgrid.core.experiments.stages import STAGES
+from creditgrid.core.rows import RESERVED, columns
+from creditgrid.core.task import TaskKind
+
+ENTRY_POINTS = "creditgrid.experiments"
+OWN = "creditgrid"
+"""The package whose experiments come first: what another package takes of theirs is that package's fault."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What was found: experiments by name, task kinds by name, and for what could not be used the reason."""
+
+    experiments: dict[str, Experiment]
+    kinds: dict[str, TaskKind]
+    broken: dict[str, str]
+
+    def experiment(self, name: str, where: str = "/experiment") -> Experiment:
+        """The experiment of this name.
+
+        Raises:
+            SpecError: pointing at ``where``, for a name that is unknown or broken.
+        """
+        if name in self.experiments:
+            return self.experiments[name]
+        if name in self.broken:
+            raise SpecError([Fault(f"the experiment {name!r} cannot be used: {self.broken[name]}", where)])
+        known = sorted(self.experiments)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise SpecError([Fault(f"there is no experiment {name!r}{hint}; there are {', '.join(known)}", where)])
+
+    def kinds_of(self, experiment: Experiment) -> dict[str, TaskKind]:
+        """The task kinds that a sweep of ``experiment`` may run."""
+        return {kind.name: kind for kind in (*STAGES, *experiment.kinds, experiment.measure)}
+
+
+@lru_cache(1)
+def registry() -> Registry:
+    """All experiments of this installation; loaded once a process."""
+    found = Registry({}, {kind.name: kind for kind in STAGES}, {})
+    points = entry_points(group=ENTRY_POINTS)
+    for point in sorted(points, key=lambda point: (_package(point) != OWN, point.name, point.value)):
+        try:
+            _add(found, point)
+        except PluginError as error:
+            found.broken.setdefault(point.name, str(error))
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _add(found: Registry, point: EntryPoint) -> None:
+    package = _package(point)
+    try:
+        experiment = point.load()
+    except (Exception, SystemExit) as error:  # a plugin may raise anything; it is named and the rest goes on
+        raise PluginError(
+            f"package {package} raised {type(error).__name__} when {point.value} was imported: {error}"
+        ) from error
+    if not isinstance(experiment, Experiment):
+        raise PluginError(f"{point.value} of package {package} is a {type(experiment).__name__}, not an Experiment")
+    if experiment.name != point.name:
+        raise PluginError(f"package {package} registers {point.name!r} and declares {experiment.name!r}: use one name")
+    if experiment.name in found.experiments:
+        raise PluginError(f"package {package} registers {point.name!r}, which another package has registered")
+    if why := _unfit(experiment, found):
+        raise PluginError(f"package {package}: {why}")
+    found.experiments[experiment.name] = experiment
+    found.kinds.update({kind.name: kind for kind in (*experiment.kinds, experiment.measure)})
+
+
+def _unfit(experiment: Experiment, found: Registry) -> str | None:
+    """What keeps the experiment from being used beside the others, if anything does."""
+    if not issubclass(experiment.params, Params):
+        return f"{experiment.params.__name__} is not a Params"
+    decorators = experiment.params.__pydantic_decorators__
+    if decorators.field_validators or decorators.validators or decorators.model_validators:
+        return f"{experiment.params.__name__} has validators, which single values do not pass through: use conflicts()"
+    return _unfit_columns(experiment, found) or _unfit_kinds(experiment, found) or _unfit_charts(experiment)
+
+
+def _unfit_columns(experiment: Experiment, found: Registry) -> str | None:
+    fields = set(experiment.params.model_fields)
+    for name in (*fields, *experiment.columns):
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
+            return f"the column {name!r} is not lower_case_with_underscores"
+        if name in RESERVED:
+            return f"the column {name!r} is taken by every experiment's provenance"
+    if twice := sorted(fields & set(experiment.columns)):
+        return f"{', '.join(twice)} is both a parameter and a measured column"
+    try:
+        types = columns(experiment)
+    except TypeError as error:
+        return str(error)
+    for other in found.experiments.values():  # one table holds the rows of all, and a column has one type
+        for name, column in columns(other).items():
+            if types.get(name, column) != column:
+                return f"the column {name!r} is {types[name]} here and {column} in {other.name}: use another name"
+    return None
+
+
+def _unfit_kinds(experiment: Experiment, found: Registry) -> str | None:
+    kinds = (*experiment.kinds, experiment.measure)
+    if len({kind.name for kind in kinds}) < len(kinds):
+        return f"two of its task kinds have one name: {', '.join(sorted(kind.name for kind in kinds))}"
+    if experiment.measure.name in found.kinds:
+        return f"the task kind {experiment.measure.name!r} is taken: an experiment measures by a kind of its own"
+    measures = {other.measure.name for other in found.experiments.values()}
+    for kind in kinds:
+        if kind.name in measures or found.kinds.get(kind.name, kind) is not kind:
+            return f"another package has a task kind {kind.name!r}"
+    return None
+
+
+def _unfit_charts(experiment: Experiment) -> str | None:
+    names = [chart.name for chart in experiment.charts]
+    for chart in experiment.charts:
+        if names.count(chart.name) > 1 or not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", chart.name):
+            return f"the chart {chart.name!r} needs a name of its own in lower-case letters, digits and dashes"
+        shown = [*chart.x.columns, *chart.series, *(column for axis in chart.measures for column in axis.columns)]
+        for column in shown:
+            if column not in experiment.columns and column not in experiment.params.model_fields:
+                return f"the chart {chart.name!r} shows {column!r}, which is neither a parameter nor a measured column"
+    return None

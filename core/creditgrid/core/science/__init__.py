@@ -1,0 +1,1 @@
+"""The protocols: networks, training, estimators, credits, local updates and measurements. Imports torch."""

@@ -1,0 +1,88 @@
+"""Sources of credit, restored from what a measure task stands on: a method, with its feedback or its estimator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from creditgrid.core.science.credit import Method, Reduction, SSource, credits
+from creditgrid.core.science.estimators import EstimatorNet
+from creditgrid.core.science.from_artifacts import feedback_stack, restore_estimator, restore_network
+from creditgrid.core.task import Inputs, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from creditgrid.core.science.network import Layers, ResidualMLP
+
+
+@dataclass(frozen=True)
+class CreditSource:
+    """A method and all that it needs to give credits on any batch; see `credits`."""
+
+    method: Method
+    feedback: Tensor | None = None
+    estimator: EstimatorNet | None = None
+    s_source: SSource = "e_T"
+    oracle_reduction: Reduction = "mean"
+
+    def credits(self, network: Layers, hiddens: Sequence[Tensor], logits: Tensor, y: Tensor, first: int = 0) -> Tensor:
+        """a_first … a_{L-1} on a batch: (L - first, b, d), or (L - first, S, b, d) of S networks side by side."""
+        return credits(
+            self.method,
+            network,
+            hiddens,
+            logits,
+            y,
+            feedback=self.feedback,
+            estimator=self.estimator,
+            s_source=self.s_source,
+            oracle_reduction=self.oracle_reduction,
+            first=first,
+        )
+
+    def double(self) -> CreditSource:
+        """A copy in double precision."""
+        feedback = None if self.feedback is None else self.feedback.double()
+        estimator = None if self.estimator is None else copy.deepcopy(self.estimator).double()
+        return replace(self, feedback=feedback, estimator=estimator)
+
+
+def credits_on(
+    network: Layers, sources: Mapping[str, CreditSource], hiddens: Sequence[Tensor], logits: Tensor, y: Tensor
+) -> dict[str, Tensor]:
+    """The credits of every source on one batch, by its name: (L, b, d) each."""
+    return {name: source.credits(network, hiddens, logits, y) for name, source in sources.items()}
+
+
+def source_name(task: Task) -> str:
+    """What the credit of a measure task depends on beside the network and the batch: equal names, one source."""
+    origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params["oracle_reduction"]
+    return f"{task.params['method']}/{origin}"
+
+
+def restore(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> tuple[ResidualMLP, dict[str, CreditSource]]:
+    """What the measure tasks of one group share: the frozen network, and every source by name."""
+    shared = tasks[0]
+    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
+    return network, _sources(tasks, inputs, device)
+
+
+def _sources(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> dict[str, CreditSource]:
+    """Every distinct source of the tasks' credits, by `source_name`."""
+    found: dict[str, CreditSource] = {}
+    for task in tasks:
+        if (name := source_name(task)) in found:
+            continue
+        feedback = estimator = None
+        if "feedback" in task.parents:
+            feedback = feedback_stack(inputs[task.parents["feedback"]], device)
+        if "estimator" in task.parents:
+            estimator = restore_estimator(inputs[task.parents["estimator"]], device)
+        found[name] = CreditSource(
+            task.params["method"], feedback, estimator, task.params["cb_source"], task.params["oracle_reduction"]
+        )
+    return found

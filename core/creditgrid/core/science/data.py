@@ -1,0 +1,95 @@
+"""Image data held on the device as uint8, and the batches drawn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from creditgrid.core.science.augment import augment
+from creditgrid.core.science.streams import generator
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A classification set: images x uint8 (N, C, H, W) and labels y int64 (N,), in file order.
+
+    `mean` and `std`, float32 (C,), are the channels' statistics for pixels scaled to [0, 1].
+    """
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    mean: Tensor
+    std: Tensor
+    num_classes: int
+
+    @property
+    def input_dim(self) -> int:
+        """D = C * H * W, the length of a flattened image."""
+        return self.x_train[0].numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.x_train.device
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """The same data with every tensor on `device`."""
+        moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The tensors as NumPy arrays by field name, and `num_classes` as a 0-dim int64 array."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+        return {**arrays, "num_classes": np.asarray(self.num_classes, dtype=np.int64)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray[Any, Any]]) -> ImageData:
+        """The inverse of `to_arrays`, without copying: the tensors share the arrays' memory, which may be read-only."""
+        tensors = {field.name: _share(arrays[field.name]) for field in fields(cls) if field.name != "num_classes"}
+        return cls(**tensors, num_classes=int(arrays["num_classes"]))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "num_classes"}
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(x/255 - mean)/std of uint8 images (b, C, H, W), per channel, flattened in C, H, W order: float32 (b, C*H*W)."""
+    pixels = images.to(torch.float32)
+    pixels.sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
+    return pixels.flatten(1)
+
+
+def training_batches(
+    data: ImageData, batch_size: int, seed: int, epoch: int, stream: str = "train"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of augmented, normalised training batches: x float32 (b, D), y int64 (b,), the last one maybe smaller.
+
+    The order is drawn on the CPU from the stream "{stream}/order", the crops and flips on the data's device from
+    "{stream}/augment", both indexed by the epoch: an epoch depends on no other.
+    """
+    order = torch.randperm(len(data.y_train), generator=generator(seed, f"{stream}/order", epoch)).to(data.device)
+    crops = generator(seed, f"{stream}/augment", epoch, device=data.device)
+    for indices in torch.split(order, batch_size):
+        images = augment(data.x_train.index_select(0, indices), crops)
+        yield normalise(images, data.mean, data.std), data.y_train[indices]
+
+
+def full_batches(
+    data: ImageData, batch_size: int, seed: int, epoch: int, stream: str = "train"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`training_batches` without a last batch that is smaller than `batch_size`."""
+    for x, y in training_batches(data, batch_size, seed, epoch, stream):
+        if len(y) == batch_size:
+            yield x, y
+
+
+def _share(array: np.ndarray[Any, Any]) -> Tensor:
+    # Ray hands out read-only arrays, which torch.from_numpy warns about and DLPack passes on.
+    return from_dlpack(array)

@@ -1,0 +1,237 @@
+"""Fitting credit estimators on a frozen network, as generators: one step a batch of the augmented training stream.
+
+Everything a batch needs is evaluated at once: all layers, all directions v_j and all noise draws ξ_k stand side by side
+in one tensor, (L, K, b, d) or (2, M, b, d), and go through a net in one call. Notation: hiddens h_0 … h_L of the
+network, depths t_l = l/L, e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L, CE per sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from creditgrid.core.science.credit import SSource, layer_times, output_error, terminal_gradient
+from creditgrid.core.science.data import ImageData, training_batches
+from creditgrid.core.science.estimators import EstimatorNet
+from creditgrid.core.science.metrics import cross_entropy
+from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.streams import generator
+
+
+@dataclass(frozen=True)
+class FitEpoch:
+    """A finished epoch of a fit; epoch 0 is the initialisation, which has no loss.
+
+    ``loss`` is the mean over the epoch's samples of the fitting loss each had just before its batch's step.
+    """
+
+    epoch: int
+    loss: float | None
+
+
+def fit_vec(
+    estimator: EstimatorNet,
+    network: ResidualMLP,
+    data: ImageData,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float = 1e-3,
+    num_directions: int = 4,
+    eps: float = 1e-3,
+    seed: int,
+) -> Iterator[FitEpoch]:
+    """Fit a vector field A in place, by Adam with gradient norms clipped to 1; yields epoch 0, then each finished one.
+
+    The batches are those of `training_batches` in the stream "fit"; each batch's layer comes from "fit/layer" and its
+    directions (M, b, d) from "fit/perturb", by epoch. See `vec_loss`; M is ``num_directions``.
+    """
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=lr, fused=True)
+    dtype = network.embed.weight.dtype
+    yield FitEpoch(0, None)
+    for epoch in range(1, epochs + 1):
+        layers = generator(seed, "fit/layer", epoch)  # on the CPU: a layer drawn on a GPU would have to be waited for
+        perturb = generator(seed, "fit/perturb", epoch, device=data.device)
+        total = torch.zeros((), dtype=torch.float64, device=data.device)
+        for x, y in training_batches(data, batch_size, seed, epoch, stream="fit"):
+            layer = int(torch.randint(network.num_blocks, (), generator=layers))
+            shape = (num_directions, len(y), network.d_hidden)
+            directions = torch.randn(shape, generator=perturb, dtype=dtype, device=data.device)
+            loss = vec_loss(estimator, network, x.to(dtype), y, layer=layer, directions=directions, eps=eps)
+            _clipped_step(optimizer, estimator, loss)
+            total += loss.detach() * len(y)
+        yield FitEpoch(epoch, total.item() / len(data.y_train))
+
+
+def vec_loss(
+    estimator: EstimatorNet,
+    network: ResidualMLP,
+    x: Tensor,
+    y: Tensor,
+    *,
+    layer: int,
+    directions: Tensor,
+    eps: float,
+) -> Tensor:
+    """mean_b ‖A(h_L, 1, e_T) - δ_L‖² + (1/M) Σ_j mean_b (⟨A(h_l, t_l, e_T), v_j⟩ - g_j)² for block l = ``layer``.
+
+    x (b, D), y (b,), directions v (M, b, d). g_j is the central difference (CE(h_l + ε v_j) - CE(h_l - ε v_j)) / 2ε of
+    the per-sample loss run forward from layer l.
+    """
+    with torch.no_grad():
+        logits, hiddens = network(x, return_hidden=True)
+        h, h_last = hiddens[layer], hiddens[-1]
+        shifted = torch.stack((torch.add(h, directions, alpha=eps), torch.add(h, directions, alpha=-eps)))
+        losses = cross_entropy(network.forward_from_layer(shifted, layer), y)
+        slopes = (losses[0] - losses[1]) / (2 * eps)
+        depths = torch.full((2, 1), 1.0, dtype=h.dtype, device=h.device)
+        depths[1] = layer / network.num_blocks
+    terminal = terminal_gradient(network, h_last, y)
+    fields: Tensor = estimator(torch.stack((h_last, h)), depths, output_error(logits, y))
+    along = (fields[1] * directions).sum(-1)
+    return (fields[0] - terminal).square().sum(-1).mean() + (along - slopes).square().mean()
+
+
+def fit_scalar_cb(
+    estimator: EstimatorNet,
+    network: ResidualMLP,
+    data: ImageData,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float = 1e-3,
+    temperature: float = 0.1,
+    num_samples: int = 4,
+    sigma: float = 0.05,
+    ema: float = 0.995,
+    term_grad_weight: float = 1.0,
+    s_source: SSource = "e_T",
+    seed: int,
+) -> Iterator[FitEpoch]:
+    """Fit a scalar value V in place, by Adam with gradient norms clipped to 1; yields epoch 0, then each finished one.
+
+    Its targets come from an exponential moving average of V, which starts as a copy and after every step becomes
+    ema · average + (1 - ema) · V. The batches are those of `training_batches` in the stream "fit", the noise
+    (L, K, b, d) comes from "fit/perturb", by epoch. See `scalar_cb_loss`; K is ``num_samples``, λ ``temperature``.
+    """
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=lr, fused=True)
+    average = copy.deepcopy(estimator).requires_grad_(False)
+    dtype = network.embed.weight.dtype
+    yield FitEpoch(0, None)
+    for epoch in range(1, epochs + 1):
+        perturb = generator(seed, "fit/perturb", epoch, device=data.device)
+        total = torch.zeros((), dtype=torch.float64, device=data.device)
+        for x, y in training_batches(data, batch_size, seed, epoch, stream="fit"):
+            shape = (network.num_blocks, num_samples, len(y), network.d_hidden)
+            noise = torch.randn(shape, generator=perturb, dtype=dtype, device=data.device)
+            loss = scalar_cb_loss(
+                estimator,
+                average,
+                network,
+                x.to(dtype),
+                y,
+                noise=noise,
+                sigma=sigma,
+                temperature=temperature,
+                term_grad_weight=term_grad_weight,
+                s_source=s_source,
+            )
+            _clipped_step(optimizer, estimator, loss)
+            with torch.no_grad():
+                for slow, fast in zip(average.parameters(), estimator.parameters(), strict=True):
+                    slow.lerp_(fast, 1 - ema)
+            total += loss.detach() * len(y)
+        yield FitEpoch(epoch, total.item() / len(data.y_train))
+
+
+def scalar_cb_loss(
+    estimator: EstimatorNet,
+    average: EstimatorNet,
+    network: ResidualMLP,
+    x: Tensor,
+    y: Tensor,
+    *,
+    noise: Tensor,
+    sigma: float,
+    temperature: float,
+    term_grad_weight: float,
+    s_source: SSource,
+) -> Tensor:
+    """The three terms that make V a value of the loss, consistent between layers:
+
+    mean_b (V(h_L, 1, s) - CE)² + (1/L) Σ_l mean_b (V(h_l, t_l, s) - V*_l)²
+    + term_grad_weight · mean_b ‖∂V(h_L, 1, s)/∂h_L - δ_L‖²,
+    V*_l = -λ (logsumexp_k(-V_average(h_{l+1} + σ ξ_lk, t_{l+1}, s)/λ) - ln K), no gradient through it.
+
+    x (b, D), y (b,), noise ξ (L, K, b, d); s = e_T or δ_L; λ is ``temperature``.
+    """
+    with torch.no_grad():
+        logits, hiddens = network(x, return_hidden=True)
+        value_last = cross_entropy(logits, y)
+        terminal = terminal_gradient(network, hiddens[-1], y)
+        s = output_error(logits, y) if s_source == "e_T" else terminal
+        h = torch.stack(hiddens)
+        depths = torch.arange(len(h), dtype=h.dtype, device=h.device).unsqueeze(-1) / network.num_blocks
+        around = average(torch.add(h[1:].unsqueeze(1), noise, alpha=sigma), depths[1:].unsqueeze(-1), s)
+        targets = -temperature * (torch.logsumexp(around / -temperature, 1) - math.log(noise.shape[1]))
+    values: Tensor = estimator(h[:-1], depths[:-1], s)
+    consistency = (values - targets).square().mean()
+    h_last = h[-1].requires_grad_()
+    value: Tensor = estimator(h_last, 1.0, s)
+    (slope,) = torch.autograd.grad(value.sum(), h_last, create_graph=True)
+    slope_error = (slope - terminal).square().sum(-1).mean()
+    return (value - value_last).square().mean() + consistency + term_grad_weight * slope_error
+
+
+def fit_state_bridge(
+    estimator: EstimatorNet,
+    network: ResidualMLP,
+    data: ImageData,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float = 1e-3,
+    seed: int,
+) -> Iterator[FitEpoch]:
+    """Fit a predictor P of the terminal state in place, by Adam; yields epoch 0, then each finished one.
+
+    The batches are those of `training_batches` in the stream "fit". See `state_bridge_loss`.
+    """
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=lr, fused=True)
+    parameters = list(estimator.parameters())
+    dtype = network.embed.weight.dtype
+    yield FitEpoch(0, None)
+    for epoch in range(1, epochs + 1):
+        total = torch.zeros((), dtype=torch.float64, device=data.device)
+        for x, y in training_batches(data, batch_size, seed, epoch, stream="fit"):
+            loss = state_bridge_loss(estimator, network, x.to(dtype), y)
+            optimizer.zero_grad()
+            loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach() * len(y)
+        yield FitEpoch(epoch, total.item() / len(data.y_train))
+
+
+def state_bridge_loss(estimator: EstimatorNet, network: ResidualMLP, x: Tensor, y: Tensor) -> Tensor:
+    """(1/L) Σ_l mean_b ‖(P(h_l, t_l, e_T) - h_L)/max(‖h_L‖₂, 1)‖² over l = 0…L-1; x (b, D), y (b,)."""
+    with torch.no_grad():
+        logits, hiddens = network(x, return_hidden=True)
+        error = output_error(logits, y)
+        h, h_last = torch.stack(hiddens[:-1]), hiddens[-1]
+        scale = h_last.norm(dim=-1, keepdim=True).clamp_min(1)
+    predicted: Tensor = estimator(h, layer_times(h), error)
+    distance: Tensor = (predicted - h_last) / scale
+    return distance.square().sum(-1).mean()
+
+
+def _clipped_step(optimizer: torch.optim.Optimizer, estimator: EstimatorNet, loss: Tensor) -> None:
+    parameters = list(estimator.parameters())
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()

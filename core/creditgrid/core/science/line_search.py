@@ -1,0 +1,171 @@
+"""The fused line search: every step size of every update direction, measured in a few batched passes.
+
+A serial search copies the network, takes one step, runs two batches through it and throws it away, once a step size.
+Here
+
+- hiddens and losses before the step are computed once, on the same and the held-out batch together;
+- a direction does not depend on the step size, nor block l's on the other blocks in the range, so each (credit, norm
+  mode) is differentiated once for all ranges;
+- blocks before the update range are frozen: a candidate starts from the hiddens that enter the range;
+- the candidates p - η ∇ of a direction are stacked over η, one block at a time, and both batches go through all of them
+  by batched matrix products.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from creditgrid.core.science.functional import FunctionalMLP
+from creditgrid.core.science.metrics import correct, cross_entropy, rms
+from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.updates import (
+    NormMode,
+    UpdateRange,
+    local_direction,
+    noise,
+    normalise_credit,
+    update_blocks,
+)
+
+CHUNK_BYTES = 32 * 2**20
+"""Memory that a chunk of candidates may take for weights and activations: within a CPU's caches, enough for a GPU."""
+
+
+class Step(NamedTuple):
+    """One candidate: p - η (∇ + σ ξ + λ p) along the local direction ∇ that the credits of that name give."""
+
+    credits: str
+    update_range: UpdateRange
+    norm_mode: NormMode
+    eta: float
+    update_head: bool
+    weight_decay: float = 0.0
+    """λ"""
+    noise: float = 0.0
+    """σ"""
+
+
+class StepResult(NamedTuple):
+    """What a step did. Losses are mean cross-entropies in nats; a delta is after minus before."""
+
+    loss_before_same: float
+    loss_after_same: float
+    delta_loss_same: float
+    delta_loss_held: float
+    delta_acc_same: float
+    credit_rms: float
+    """Mean over the batch and over the blocks in range of RMS(a_l), before any normalisation."""
+
+
+def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
+    network: ResidualMLP,
+    x_same: Tensor,
+    y_same: Tensor,
+    x_held: Tensor,
+    y_held: Tensor,
+    credits: Mapping[str, Tensor],
+    steps: Sequence[Step],
+    noise_seed: int = 0,
+) -> list[StepResult]:
+    """Measure each step on the batch that it was taken on ("same") and on a held-out one, in the order of ``steps``.
+
+    The batches are x (b, D) and y int64 (b,), and may differ in size; ``credits`` maps a name to credits (L, b, d) of
+    the same batch, from which alone all directions come. ``noise_seed`` is of the noise ξ that all steps share. Losses
+    are computed per sample in the network's dtype, differences and means in float64. Values that are not finite are
+    returned as they are; the network is left as it was.
+
+    Raises:
+        KeyError: when a step names credits that are not given.
+    """
+    if not steps:
+        return []
+    b = len(y_same)
+    y = torch.cat((y_same, y_held))
+    with torch.no_grad():
+        logits, hiddens = network(torch.cat((x_same, x_held)), return_hidden=True)
+    losses, hits = cross_entropy(logits, y).double(), correct(logits[:b], y_same).double()
+
+    # Steps that differ in eta alone share a direction and a range; directions are shared by ranges too.
+    groups: dict[Step, list[int]] = defaultdict(list)
+    for position, step in enumerate(steps):
+        groups[step._replace(eta=0.0)].append(position)
+    directions = _directions(network, [h[:b] for h in hiddens], y_same, credits, list(groups))
+    drawn = dict(noise(network, noise_seed, 0)) if any(group.noise for group in groups) else {}
+
+    order: list[int] = []
+    tables: list[Tensor] = []
+    for group, positions in groups.items():
+        order += positions
+        blocks = update_blocks(group.update_range, network.num_blocks)
+        direction = _regularised(network, directions[group.credits, group.norm_mode], group, drawn)
+        size = rms(credits[group.credits][blocks.start :]).mean(dtype=torch.float64)
+        etas = torch.tensor([steps[position].eta for position in positions], dtype=logits.dtype).to(y.device)
+        for chunk in torch.split(etas, _chunk_size(network, len(y))):
+            candidates = _candidates(network, direction, chunk)
+            with torch.no_grad():
+                h = hiddens[blocks.start]
+                for layer in blocks:
+                    h = candidates.next(layer, h)
+                after = (candidates if group.update_head else network).head(h)
+            losses_after = cross_entropy(after, y).double()
+            change = losses_after - losses
+            columns = (
+                losses[:b].mean().expand_as(chunk),
+                losses_after[:, :b].mean(-1),
+                change[:, :b].mean(-1),
+                change[:, b:].mean(-1),
+                correct(after[:, :b], y_same).double().mean(-1) - hits.mean(),
+                size.expand_as(chunk),
+            )
+            tables.append(torch.stack(columns, -1))
+    rows = dict(zip(order, torch.cat(tables).tolist(), strict=True))
+    return [StepResult(*rows[position]) for position in range(len(steps))]
+
+
+def _directions(
+    network: ResidualMLP, hiddens: Sequence[Tensor], y: Tensor, credits: Mapping[str, Tensor], groups: Sequence[Step]
+) -> dict[tuple[str, NormMode], dict[str, Tensor]]:
+    """One direction for each (credits, norm mode), over the widest range and with the head if any group steps it."""
+    wanted: dict[tuple[str, NormMode], list[Step]] = defaultdict(list)
+    for group in groups:
+        wanted[group.credits, group.norm_mode].append(group)
+    directions = {}
+    for (name, norm_mode), sharing in wanted.items():
+        credit = normalise_credit(credits[name]) if norm_mode == "norm" else credits[name]
+        blocks = max((update_blocks(group.update_range, network.num_blocks) for group in sharing), key=len)
+        update_head = any(group.update_head for group in sharing)
+        directions[name, norm_mode] = local_direction(network, hiddens, credit, y, blocks, update_head=update_head)
+    return directions
+
+
+def _regularised(
+    network: ResidualMLP, direction: Mapping[str, Tensor], group: Step, drawn: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """∇ + σ ξ + λ p."""
+    if group.noise:
+        direction = {name: torch.add(g, drawn[name], alpha=group.noise) for name, g in direction.items()}
+    if group.weight_decay:
+        decayed = ((name, g, network.get_parameter(name).detach()) for name, g in direction.items())
+        direction = {name: torch.add(g, p, alpha=group.weight_decay) for name, g, p in decayed}
+    return direction
+
+
+def _candidates(network: ResidualMLP, direction: Mapping[str, Tensor], etas: Tensor) -> FunctionalMLP:
+    """The networks p - η ∇ for S step sizes η, side by side; a parameter is made when it is used."""
+
+    def stepped(name: str) -> Tensor:
+        parameter = network.get_parameter(name).detach()
+        return torch.addcmul(parameter, direction[name], etas.view(-1, *[1] * parameter.dim()), value=-1)
+
+    return FunctionalMLP(stepped, network.num_blocks, network.residual_add)
+
+
+def _chunk_size(network: ResidualMLP, samples: int) -> int:
+    """How many candidates fit in CHUNK_BYTES: two weight matrices and about four activations each."""
+    d = network.d_hidden
+    return max(1, CHUNK_BYTES // (network.embed.weight.element_size() * (2 * d * d + 4 * samples * d)))

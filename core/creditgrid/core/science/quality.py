@@ -1,0 +1,150 @@
+"""How good a credit is, layer by layer: does it point where the gradient points, and does the loss follow it?
+
+===========  =======================================================================================================
+``gamma_l``  mean over the batch of cos(a_l, ∂CE/∂h_l), averaged over up to GAMMA_BATCHES test batches
+``rho_l``    Pearson correlation, over all samples and RHO_DIRECTIONS unit Gaussian directions v, of ⟨a_l, v⟩ with the
+             central difference (CE(h_l + ε v) - CE(h_l - ε v))/2ε of the per-sample loss run forward from layer l
+``nudge_l``  mean_b [CE(h_l - η a_l/‖a_l‖₂) - CE(h_l)] for each η of NUDGE_ETAS, run forward from layer l; negative is
+             downhill
+===========  =======================================================================================================
+
+rho and nudge are of the first test batch. What does not depend on the credit (the gradients, the central differences)
+is computed once for all sources. Networks and sources come in double precision (`in_double`): in single precision the
+rounding of a loss, over 2ε, would be all that rho shows of a weak credit.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from creditgrid.core.science.credit import credits, layer_times, output_error
+from creditgrid.core.science.credit_sources import CreditSource, credits_on
+from creditgrid.core.science.data import ImageData, normalise
+from creditgrid.core.science.estimators import EstimatorNet
+from creditgrid.core.science.metrics import cosine, cross_entropy, unit
+from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.streams import generator
+
+GAMMA_BATCHES = 10
+RHO_DIRECTIONS = 32
+RHO_EPS = 1e-3
+NUDGE_ETAS = (0.001, 0.003, 0.01)
+CHUNK_BYTES = 4 * 2**20
+"""Memory that shifted hidden states may take for one activation: a few of them are within a CPU's caches."""
+
+
+def in_double(network: ResidualMLP, sources: Mapping[str, CreditSource]) -> tuple[ResidualMLP, dict[str, CreditSource]]:
+    """Copies of a network and of its sources of credit, in double precision."""
+    return copy.deepcopy(network).double(), {name: source.double() for name, source in sources.items()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of test images with the hidden states h_0 … h_L (b, d) and logits (b, C) that a network gives it."""
+
+    hiddens: Sequence[Tensor]
+    logits: Tensor
+    y: Tensor
+
+
+def file_batches(network: ResidualMLP, data: ImageData, size: int, count: int | None = None) -> Iterator[Batch]:
+    """The first ``count`` batches of the test set, or all: in file order, unaugmented, the last one maybe smaller."""
+    end = len(data.y_test) if count is None else count * size
+    pairs = zip(torch.split(data.x_test[:end], size), torch.split(data.y_test[:end], size), strict=True)
+    for images, y in pairs:
+        with torch.no_grad():
+            x = normalise(images, data.mean, data.std).to(network.embed.weight.dtype)
+            logits, hiddens = network(x, return_hidden=True)
+        yield Batch(hiddens, logits, y)
+
+
+def own_credits(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
+    """The credits of every source on a test batch, by its name: (L, b, d) each."""
+    return credits_on(network, sources, batch.hiddens, batch.logits, batch.y)
+
+
+def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """gamma_l of each source, mean over the batches of the mean over the samples: (L,)."""
+    totals = {name: torch.zeros(network.num_blocks, dtype=torch.float64) for name in sources}
+    for batch in batches:
+        # The direction alone counts, and the sum's gradient is far from underflow.
+        truth = credits("oracle_bp", network, batch.hiddens, batch.logits, batch.y, oracle_reduction="sum")
+        for name, own in own_credits(network, sources, batch).items():
+            totals[name] += cosine(own, truth).mean(-1).cpu()
+    return {name: total / len(batches) for name, total in totals.items()}
+
+
+def rho(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
+    """rho_l of each source, given its `own_credits`: (L,); NaN where one side does not vary.
+
+    The directions of layer l, v (M, b, d), are drawn on the CPU from the stream ("rho", l), in single precision.
+    """
+    found = {name: torch.empty(network.num_blocks, dtype=torch.float64) for name in own}
+    for layer in range(network.num_blocks):
+        h = batch.hiddens[layer]
+        v = torch.randn(RHO_DIRECTIONS, *h.shape, generator=generator(seed, "rho", layer)).to(h)
+        slopes = _slopes(network, h, batch.y, layer, v)
+        for name, credit in own.items():
+            along = (v * credit[layer]).sum(-1)
+            found[name][layer] = _pearson(along.flatten(), slopes.flatten())
+    return found
+
+
+@torch.no_grad()
+def _slopes(network: ResidualMLP, h: Tensor, y: Tensor, layer: int, v: Tensor) -> Tensor:
+    """Central differences of the per-sample loss at h_l (b, d) along v (M, b, d): (M, b)."""
+    found = []
+    for some in torch.split(v, max(1, CHUNK_BYTES // (2 * h.numel() * h.element_size()))):
+        shifted = torch.stack((torch.add(h, some, alpha=RHO_EPS), torch.add(h, some, alpha=-RHO_EPS)))
+        losses = cross_entropy(network.forward_from_layer(shifted, layer), y)
+        found.append((losses[0] - losses[1]) / (2 * RHO_EPS))
+    return torch.cat(found)
+
+
+def defined(rho: Tensor) -> list[float | None]:
+    """rho_l of one source as numbers, None where it is not defined because one side does not vary."""
+    return [None if math.isnan(value) else value for value in rho.tolist()]
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean over layers; None where a layer has no value."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if len(there) == len(values) else None
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a - a.mean(), b - b.mean()
+    correlation: Tensor = (a * b).sum() / (a.norm() * b.norm())
+    return correlation
+
+
+@torch.no_grad()
+def nudge(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """nudge_l of each source, given its `own_credits`, for each of NUDGE_ETAS: (L, 3)."""
+    directions = unit(torch.stack(list(own.values())))  # (sources, L, b, d)
+    etas = torch.tensor(NUDGE_ETAS).to(directions)
+    found = torch.empty(len(own), network.num_blocks, len(NUDGE_ETAS), dtype=torch.float64)
+    for layer in range(network.num_blocks):
+        h = batch.hiddens[layer]
+        before = cross_entropy(network.forward_from_layer(h, layer), batch.y)
+        shifted = h - etas[:, None, None] * directions[:, layer].unsqueeze(1)
+        after = cross_entropy(network.forward_from_layer(shifted, layer), batch.y)
+        found[:, layer] = (after - before).mean(-1).cpu()
+    return dict(zip(own, found, strict=True))
+
+
+@torch.no_grad()
+def prediction_error(network: ResidualMLP, bridge: EstimatorNet, data: ImageData, size: int) -> Tensor:
+    """mean ‖P(h_l, t_l, e_T) - h_L‖² of a state bridge over the whole test set, by layer: float64 (L,)."""
+    total = torch.zeros(network.num_blocks, dtype=torch.float64, device=data.device)
+    for batch in file_batches(network, data, size):
+        h = torch.stack(list(batch.hiddens[:-1]))
+        predicted = bridge(h, layer_times(h), output_error(batch.logits, batch.y))
+        total += (predicted - batch.hiddens[-1]).square().sum((-2, -1))
+    return (total / len(data.y_test)).cpu()

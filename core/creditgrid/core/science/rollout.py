@@ -1,0 +1,195 @@
+"""Rollouts: several local steps in a row, each on the next batch with the credit computed anew.
+
+A serial rollout copies the network and steps it, once a cell. Here the rollouts of one checkpoint stand side by side:
+their parameters are one tensor (S, *shape) each, a step is one batched forward pass, one credit for each source and one
+backward pass for all, and rollouts that differ in their length alone are one, measured on its way. Layers below the
+first updated block never change: hidden states that enter it are computed once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from creditgrid.core.science.credit_sources import CreditSource
+from creditgrid.core.science.functional import FunctionalMLP
+from creditgrid.core.science.metrics import cross_entropy
+from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.updates import (
+    NormMode,
+    Rule,
+    differentiate,
+    noise,
+    normalise_credit,
+    output_gradient,
+    updated_parameters,
+)
+
+CHUNK_BYTES = 64 * 2**20
+"""Memory that a chunk of rollouts may take for parameters and their gradients."""
+
+
+class Rollout(NamedTuple):
+    """How one rollout steps: g = clamp(∇ + σ ξ, ±clamp) + λ p, then p <- p - η g, for each updated parameter p."""
+
+    source: str
+    rule: Rule
+    kappa: float | None
+    norm_mode: NormMode
+    eta: float
+    clamp: float | None = None
+    weight_decay: float = 0.0
+    """λ"""
+    noise: float = 0.0
+    """σ"""
+
+
+def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
+    network: ResidualMLP,
+    sources: Mapping[str, CreditSource],
+    wanted: Sequence[Rollout],
+    x_steps: Tensor,
+    y_steps: Tensor,
+    measured_on: Mapping[str, tuple[Tensor, Tensor]],
+    blocks: Sequence[int],
+    noise_seed: int = 0,
+    measured_after: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
+    """Mean cross-entropies along each rollout, on each batch of ``measured_on``: float64 (S, k + 1) by its name.
+
+    With ``measured_after`` only after those numbers of steps, one column each: (S, len(measured_after)).
+
+    Step i = 0…k-1 is taken on x_steps[i] (n, D), y_steps[i] (n,): hiddens, credit and the gradients of all ``blocks``
+    and of the head come from one forward pass of the network as it then stands; estimators and feedback are frozen.
+    Column 0 is the loss before any step. Rollouts do not see each other: one that diverges harms no other.
+
+    Raises:
+        KeyError: when a rollout names a source that is not given.
+        ValueError: for an unknown rule, or target_shift without its kappa.
+    """
+    after = range(len(x_steps) + 1) if measured_after is None else measured_after
+    losses = {name: torch.empty(len(wanted), len(after), dtype=torch.float64) for name in measured_on}
+    first = min(blocks, default=network.num_blocks - 1)
+    with torch.no_grad():
+        entering = {name: network(x, return_hidden=True)[1][first] for name, (x, _) in measured_on.items()}
+        below = torch.stack(network(x_steps, return_hidden=True)[1][: first + 1], dim=1)  # (k, first + 1, n, d)
+    # Rollouts of one source stand next to each other, so that its credits are one call on a slice.
+    order = sorted(range(len(wanted)), key=lambda position: wanted[position].source)
+    names = updated_parameters(blocks, update_head=True)
+    for chunk in _chunks(network, names, x_steps.shape[1], order):
+        stack = _Stack(network, names, [wanted[position] for position in chunk])
+        for step in range(len(x_steps) + 1):
+            if step in after:
+                for name, (_, y) in measured_on.items():
+                    losses[name][chunk, after.index(step)] = stack.losses(entering[name], y, first).cpu()
+            if step < len(x_steps):
+                drawn = dict(noise(network, noise_seed, step)) if stack.noisy else {}
+                stack.step(below[step], y_steps[step], sources, blocks, drawn)
+    return losses
+
+
+class _Stack:
+    """The networks of several rollouts, side by side."""
+
+    def __init__(self, network: ResidualMLP, names: Sequence[str], wanted: Sequence[Rollout]) -> None:
+        self._wanted = wanted
+        self.noisy = any(rollout.noise for rollout in wanted)
+        frozen = dict(network.named_parameters())
+        self._moved = {name: frozen[name].detach().expand(len(wanted), *frozen[name].shape).clone() for name in names}
+        size = len(wanted)
+
+        def parameter(name: str) -> Tensor:
+            return self._moved[name] if name in self._moved else frozen[name].detach().expand(size, *frozen[name].shape)
+
+        self._network = FunctionalMLP(parameter, network.num_blocks, network.residual_add)
+        like = network.embed.weight
+        self._eta = self._column([rollout.eta for rollout in wanted], like)
+        self._decay = self._column([rollout.weight_decay for rollout in wanted], like)
+        self._noise = self._column([rollout.noise for rollout in wanted], like)
+        bounds = [math.inf if rollout.clamp is None else rollout.clamp for rollout in wanted]
+        self._clamp = self._column(bounds, like) if min(bounds) < math.inf else None
+
+    @staticmethod
+    def _column(values: Sequence[float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype).to(like.device)
+
+    @torch.no_grad()
+    def losses(self, h: Tensor, y: Tensor, first: int) -> Tensor:
+        """Mean cross-entropy of each network on a batch that enters block ``first`` as h (n, d): float64 (S,)."""
+        hiddens = self._network.hiddens(h, first)
+        return cross_entropy(self._network.head(hiddens[-1]), y).double().mean(-1)
+
+    @torch.no_grad()
+    def step(
+        self,
+        below: Tensor,
+        y: Tensor,
+        sources: Mapping[str, CreditSource],
+        blocks: Sequence[int],
+        drawn: Mapping[str, Tensor],
+    ) -> None:
+        """One local step of every network on one batch; ``below`` is h_0 … h_first (first + 1, n, d), alike in all."""
+        first = len(below) - 1
+        hiddens = [h.expand(len(self._wanted), *h.shape) for h in below]
+        hiddens += self._network.hiddens(hiddens[-1], first)[1:]
+        logits = self._network.head(hiddens[-1])
+        credits = torch.cat(
+            [
+                sources[name].credits(self._network.part(part), [h[part] for h in hiddens], logits[part], y, first)
+                for name, part in self._runs()
+            ],
+            dim=1,
+        )
+
+        def gradients_at(branches: Sequence[Tensor]) -> list[Tensor]:
+            return [
+                self._upstream(branch, credits[layer - first]) for layer, branch in zip(blocks, branches, strict=True)
+            ]
+
+        gradients = differentiate(self._moved, self._network, hiddens, y, blocks, gradients_at)
+        for name, gradient in gradients.items():
+            parameter = self._moved[name]
+            shape = (-1, *[1] * (parameter.dim() - 1))
+            if drawn:
+                gradient.addcmul_(drawn[name], self._noise.view(shape))
+            if self._clamp is not None:
+                bound = self._clamp.view(shape)
+                gradient.clamp_(-bound, bound)
+            gradient.addcmul_(parameter, self._decay.view(shape))
+            parameter.addcmul_(gradient, self._eta.view(shape), value=-1)
+
+    def _runs(self) -> Iterator[tuple[str, slice]]:
+        """The sources in order, each with the networks that it gives credit to."""
+        start = 0
+        for stop in range(1, len(self._wanted) + 1):
+            name = self._wanted[start].source
+            if stop == len(self._wanted) or self._wanted[stop].source != name:
+                yield name, slice(start, stop)
+                start = stop
+
+    def _upstream(self, branch: Tensor, credit: Tensor) -> Tensor:
+        """∂loss_l/∂F_l of each rollout by its rule: (S, b, d)."""
+        out = torch.empty_like(branch)
+        alike: dict[tuple[Rule, float | None, NormMode], list[int]] = defaultdict(list)
+        for position, rollout in enumerate(self._wanted):
+            alike[rollout.rule, rollout.kappa, rollout.norm_mode].append(position)
+        for (rule, kappa, norm_mode), positions in alike.items():
+            own = credit[positions]
+            if norm_mode == "norm" and rule != "target_shift":  # which normalises by itself, and twice is not once
+                own = normalise_credit(own)
+            out[positions] = output_gradient(rule, branch[positions], own, kappa)
+        return out
+
+
+def _chunks(network: ResidualMLP, names: Sequence[str], samples: int, order: Sequence[int]) -> Iterator[list[int]]:
+    """As many rollouts at a time as fit in CHUNK_BYTES: parameters, gradients, and about six activations a block."""
+    floats = 2 * sum(network.get_parameter(name).numel() for name in names)
+    floats += 6 * network.num_blocks * samples * network.d_hidden
+    size = max(1, CHUNK_BYTES // (floats * network.embed.weight.element_size()))
+    for start in range(0, len(order), size):
+        yield list(order[start : start + size])

@@ -1,0 +1,188 @@
+"""Training by backprop or direct feedback alignment, as a generator: the caller takes what it wants at each epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from creditgrid.core.science.credit import output_error
+from creditgrid.core.science.data import ImageData, normalise, training_batches
+from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.streams import generator
+from creditgrid.core.science.updates import normalise_credit
+
+TrainRule = Literal["bp", "dfa"]
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A finished epoch; epoch 0 is the initialisation, which has no training loss.
+
+    `train_loss` is the mean over the epoch's samples of the cross-entropy each had just before its batch's step.
+    `state` copies all that a run needs to go on from here: the parameters, AdamW's moments and the epoch.
+    """
+
+    epoch: int
+    train_loss: float | None
+    state: Callable[[], dict[str, Tensor]]
+
+
+def train(
+    network: ResidualMLP,
+    data: ImageData,
+    *,
+    rule: TrainRule,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    feedback: Tensor | None = None,
+    random_targets: bool = False,
+    resume: Mapping[str, Tensor] | None = None,
+) -> Iterator[Epoch]:
+    """Train `network` in place; yields epoch 0 before any step, then each finished epoch.
+
+    AdamW (betas 0.9 and 0.999, eps 1e-8); the step size of epoch i = 1…epochs is lr (1 + cos(π (i - 1)/epochs))/2. It
+    acts on each element by itself, so that one for all parameters is the same as one for every block. The gradients
+    are those of `backprop`, or for dfa of `feedback_alignment` by `feedback` B_l (L, d, C). The batches of epoch i are
+    those of `training_batches` for (seed, i); with `random_targets` their labels are replaced by uniform classes from
+    the stream ("train/targets", i). A caller that wants the parameters of an epoch copies them before asking for the
+    next one. With `resume`, an earlier epoch's `state`, training goes on after that epoch, which is yielded first, bit
+    for bit as if it had not stopped.
+
+    Raises:
+        ValueError: for dfa without its feedback.
+    """
+    if rule == "dfa" and feedback is None:
+        raise ValueError("training by dfa needs its feedback matrices")
+    dtype = network.embed.weight.dtype
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    last = 0
+    if resume is not None:
+        last = int(resume["epoch"])
+        _restore(network, optimizer, schedule, resume)
+
+    def epoch_at(number: int, train_loss: float | None) -> Epoch:
+        return Epoch(number, train_loss, lambda: _state(network, optimizer, number, train_loss))
+
+    yield epoch_at(last, None if resume is None or not last else resume["train_loss"].item())
+    for epoch in range(last + 1, epochs + 1):
+        total = torch.zeros((), dtype=torch.float64, device=data.device)
+        targets = generator(seed, "train/targets", epoch)
+        for x, labels in training_batches(data, batch_size, seed, epoch):
+            y = labels
+            if random_targets:
+                y = torch.randint(data.num_classes, (len(labels),), generator=targets).to(data.device)
+            optimizer.zero_grad()
+            if feedback is None or rule == "bp":
+                loss = backprop(network, x.to(dtype), y)
+            else:
+                loss = feedback_alignment(network, x.to(dtype), y, feedback)
+            optimizer.step()
+            # Summed on the device: reading the loss here would make the device wait for every step.
+            total += loss * len(y)
+        schedule.step()
+        yield epoch_at(epoch, total.item() / len(data.y_train))
+
+
+def backprop(network: ResidualMLP, x: Tensor, y: Tensor) -> Tensor:
+    """Set each parameter's gradient to that of the mean cross-entropy, which is returned detached."""
+    loss = F.cross_entropy(network(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def feedback_alignment(network: ResidualMLP, x: Tensor, y: Tensor, feedback: Tensor) -> Tensor:
+    """Set each parameter's gradient to that of its own local loss, given the output error; returns the mean CE.
+
+    With e = softmax(logits) - onehot(y), a_l = e B_lᵀ and â = a/RMS(a) per sample: the head steps on its cross-entropy
+    at h_L; block l on mean_b ⟨F_l(h_l), â_l⟩, its gradient's norm clipped to 1; ``embed`` on mean_b ⟨embed(x), â_0⟩.
+    Every h is detached, so that one forward pass serves all: no loss reaches below its own part.
+    """
+    embedded = network.embed(x)
+    h, branches = embedded.detach(), []
+    for block in network.blocks:
+        branch = block(h)
+        branches.append(branch)
+        h = h + branch.detach() if network.residual_add else branch.detach()
+    logits = network.head(h)
+    loss = F.cross_entropy(logits, y)
+    error = output_error(logits, y)
+    credits = [normalise_credit(error @ matrix.T) / len(y) for matrix in feedback]
+    torch.autograd.backward([loss, embedded, *branches], [None, credits[0], *credits])
+    for block in network.blocks:
+        nn.utils.clip_grad_norm_(block.parameters(), 1.0)
+    return loss.detach()
+
+
+def resumable(network: ResidualMLP, state: Mapping[str, Tensor]) -> bool:
+    """Whether `state` is one that `train` of this version can go on from."""
+    parameters = dict(network.named_parameters())
+    wanted = {"epoch", "steps", "lr", "train_loss", *(f"network.{name}" for name in parameters)}
+    if not wanted <= state.keys():
+        return False
+    if state["epoch"]:
+        wanted |= {f"{moment}.{name}" for moment in MOMENTS for name in parameters}
+    fits = all(state[f"network.{name}"].shape == parameter.shape for name, parameter in parameters.items())
+    return wanted <= state.keys() and fits
+
+
+def _state(
+    network: ResidualMLP, optimizer: torch.optim.AdamW, epoch: int, train_loss: float | None
+) -> dict[str, Tensor]:
+    """Parameters as `network.{name}`, AdamW's moments as `{moment}.{name}`, and where the run stands."""
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    steps = torch.zeros(())
+    for name, parameter in network.named_parameters():
+        moments = optimizer.state[parameter]
+        if moments:  # none before the first step
+            steps = moments["step"]
+            state |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
+    return {name: tensor.detach().clone() for name, tensor in state.items()} | {
+        "epoch": torch.tensor(epoch),
+        "steps": steps.clone(),
+        "lr": torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64),
+        "train_loss": torch.tensor(math.nan if train_loss is None else train_loss, dtype=torch.float64),
+    }
+
+
+def _restore(
+    network: ResidualMLP,
+    optimizer: torch.optim.AdamW,
+    schedule: torch.optim.lr_scheduler.CosineAnnealingLR,
+    state: Mapping[str, Tensor],
+) -> None:
+    epoch = int(state["epoch"])
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(state[f"network.{name}"])
+            if epoch:
+                moments = {moment: state[f"{moment}.{name}"].to(parameter).clone() for moment in MOMENTS}
+                optimizer.state[parameter] = {"step": state["steps"].to(parameter.device).clone(), **moments}
+    # The schedule makes each step size of the one before: kept, it is the same to the last bit.
+    schedule.last_epoch = epoch
+    optimizer.param_groups[0]["lr"] = state["lr"].item()
+
+
+@torch.no_grad()
+def accuracy_and_loss(
+    network: ResidualMLP, data: ImageData, split: Literal["train", "test"] = "test", batch: int = 1024
+) -> tuple[float, float]:
+    """Fraction of images classified right, and mean cross-entropy, over a whole split: unaugmented, in file order."""
+    images, labels = (data.x_test, data.y_test) if split == "test" else (data.x_train, data.y_train)
+    dtype = network.embed.weight.dtype
+    correct, total = torch.zeros((2,), dtype=torch.float64, device=data.device)
+    for x, y in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
+        logits = network(normalise(x, data.mean, data.std).to(dtype))
+        correct += (logits.argmax(1) == y).sum()
+        total += F.cross_entropy(logits, y, reduction="sum")
+    return correct.item() / len(labels), total.item() / len(labels)

@@ -1,0 +1,148 @@
+"""Local updates: the direction in which each block steps on its own loss, given a credit.
+
+All directions are taken from one set of hiddens, before any step, and do not depend on the step size. With h_l and a_l
+detached, F = F_l(h_l) and â = a/RMS(a) per sample, block l steps on the gradient of
+
+=================  ===========================================================
+``inner_product``  mean_b ⟨F, a_l⟩
+``target_shift``   ½ mean_b ‖h_l + F - stopgrad(h_{l+1} - κ â_l)‖²
+``cosine``         mean_b cos(F, a_l)
+=================  ===========================================================
+
+(without the residual the prediction h_l + F is F alone), and the head on the gradient of
+CE_mean(out_head(out_ln(h_L)), y). A step is plain SGD, p <- p - η ∇.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from creditgrid.core.science.functional import FunctionalMLP
+from creditgrid.core.science.metrics import cross_entropy, rms
+from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.streams import generator
+
+UpdateRange = Literal["last1", "last2", "all"]
+NormMode = Literal["raw", "norm"]
+Rule = Literal["inner_product", "target_shift", "cosine"]
+
+OutputGradients: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+BLOCK_PARAMETERS = ("ln.weight", "ln.bias", "w1.weight", "w1.bias", "w2.weight", "w2.bias")
+HEAD_PARAMETERS = ("out_ln.weight", "out_ln.bias", "out_head.weight", "out_head.bias")
+
+
+def update_blocks(update_range: UpdateRange, num_blocks: int) -> range:
+    """The blocks of an update range: last1 = {L-1}, last2 = {L-2, L-1}, all; never more than there are."""
+    counts = {"last1": 1, "last2": 2, "all": num_blocks}
+    return range(max(0, num_blocks - counts[update_range]), num_blocks)
+
+
+def updated_parameters(blocks: Sequence[int], *, update_head: bool) -> list[str]:
+    """Names of the parameters that a local step moves, in state-dict order."""
+    of_blocks = [f"blocks.{layer}.{name}" for layer in blocks for name in BLOCK_PARAMETERS]
+    return [*of_blocks, *HEAD_PARAMETERS] if update_head else of_blocks
+
+
+def normalise_credit(credit: Tensor) -> Tensor:
+    """a / RMS(a) per sample, RMS(a) = sqrt(mean(a², -1)) + 1e-6: (…, d) -> (…, d)."""
+    return credit / rms(credit).unsqueeze(-1)
+
+
+def output_gradient(rule: Rule, branch: Tensor, credit: Tensor, kappa: float | None = None) -> Tensor:
+    """∂loss_l/∂F of a rule: F = F_l(h_l) (…, b, d) and a_l (…, b, d) -> (…, b, d); target_shift makes its own â_l.
+
+    Written out rather than differentiated: the target of ``target_shift`` lies so close to F that their difference in
+    single precision would lose most of its digits, and what remains of it is κ â.
+
+    Raises:
+        ValueError: for an unknown rule, or target_shift without ``kappa``.
+    """
+    samples = branch.shape[-2]
+    if rule == "inner_product":
+        return credit / samples
+    if rule == "target_shift":
+        if kappa is None:
+            raise ValueError("the rule target_shift needs its kappa")
+        return normalise_credit(credit) * (kappa / samples)
+    if rule == "cosine":
+        along, towards = F.normalize(branch, dim=-1), F.normalize(credit, dim=-1)
+        across = towards - (towards * along).sum(-1, keepdim=True) * along
+        length: Tensor = branch.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return across / (length * samples)
+    raise ValueError(f"unknown update rule {rule!r}: one of inner_product, target_shift, cosine")
+
+
+def local_direction(
+    network: ResidualMLP,
+    hiddens: Sequence[Tensor],
+    credits: Tensor,
+    y: Tensor,
+    blocks: Sequence[int],
+    *,
+    update_head: bool,
+    rule: Rule = "inner_product",
+    kappa: float | None = None,
+) -> dict[str, Tensor]:
+    """The gradients ∇ of the local losses by parameter name ("blocks.3.w1.weight", …); a step subtracts η ∇.
+
+    ``hiddens`` h_0 … h_L (b, d), ``y`` int64 (b,); ``credits`` (L, b, d), or those of the last layers alone, are used
+    as they are. The result holds the parameters of ``blocks`` and, with ``update_head``, those of ``out_ln`` and
+    ``out_head``. The network is neither changed nor marked: its parameters may be frozen or not.
+
+    Raises:
+        ValueError: for an unknown rule, or target_shift without ``kappa``.
+    """
+    names = updated_parameters(blocks, update_head=update_head)
+    parameters = {name: network.get_parameter(name).detach() for name in names}
+
+    def gradients_at(branches: Sequence[Tensor]) -> list[Tensor]:
+        return [
+            output_gradient(rule, branch, credits[layer - network.num_blocks], kappa)
+            for layer, branch in zip(blocks, branches, strict=True)
+        ]
+
+    return differentiate(parameters, network, hiddens, y, blocks, gradients_at)
+
+
+def differentiate(  # noqa: PLR0917
+    parameters: dict[str, Tensor],
+    network: ResidualMLP | FunctionalMLP,
+    hiddens: Sequence[Tensor],
+    y: Tensor,
+    blocks: Sequence[int],
+    output_gradients: OutputGradients,
+) -> dict[str, Tensor]:
+    """∇ of each of ``parameters``, which may be those of S networks side by side, (S, *shape).
+
+    ``output_gradients`` is given F_l(h_l) of each of ``blocks``, and says ∂loss_l/∂F_l. The head's gradient is of its
+    own mean cross-entropy, if its parameters are asked for. Blocks do not see each other: each starts at its h_l.
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    local = FunctionalMLP(leaves.__getitem__, network.num_blocks, network.residual_add)
+    with torch.enable_grad():
+        outputs = [local.branch(layer, hiddens[layer].detach()) for layer in blocks]
+        upstream = output_gradients([branch.detach() for branch in outputs])
+        if "out_head.weight" in leaves:
+            losses = cross_entropy(local.head(hiddens[-1].detach()), y).mean(-1)
+            outputs, upstream = [*outputs, losses], [*upstream, torch.ones_like(losses)]
+        # No parameter is in two losses, so each gradient is of its own.
+        gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream)
+    return dict(zip(leaves, gradients, strict=True))
+
+
+def noise(network: ResidualMLP, seed: int, step: int) -> Iterator[tuple[str, Tensor]]:
+    """Gaussian noise ξ of one local step for every parameter above the embedding, by name: N(0, 1) of its shape.
+
+    Drawn on the CPU from the stream ("step/noise", step), in state-dict order and for all of them, so that it depends
+    on neither the device nor on what is updated.
+    """
+    draws = generator(seed, "step/noise", step)
+    for name in updated_parameters(range(network.num_blocks), update_head=True):
+        parameter = network.get_parameter(name)
+        yield name, torch.randn(parameter.shape, generator=draws).to(parameter)

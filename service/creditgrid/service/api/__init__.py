@@ -1,0 +1,1 @@
+"""The HTTP front end: authentication, request bodies, problems, metrics and routes."""

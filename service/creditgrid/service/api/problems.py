@@ -1,0 +1,149 @@
+"""Errors over HTTP: every one is a problem document (RFC 9457), whoever raised it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from creditgrid.core.errors import (
+    ArtifactError,
+    ArtifactMissing,
+    BusyError,
+    CheckpointError,
+    ConflictError,
+    CreditGridError,
+    DatasetError,
+    NotFoundError,
+    PluginError,
+    QueryError,
+    RunnerError,
+    SpecError,
+)
+from creditgrid.core.spec.grid import pointer
+from creditgrid.core.wire import Problem, ProblemError
+from creditgrid.service.ledger.engine import reason
+
+MEDIA_TYPE = "application/problem+json"
+RETRY = {"Retry-After": "5"}
+
+
+STATUS: tuple[tuple[type[CreditGridError], int], ...] = (
+    (SpecError, 422),
+    (DatasetError, 422),
+    (CheckpointError, 422),
+    (NotFoundError, 404),
+    (ArtifactMissing, 404),
+    (ArtifactError, 500),
+    (ConflictError, 409),
+    (QueryError, 400),
+    (BusyError, 503),
+    (RunnerError, 503),
+    (PluginError, 500),
+    (CreditGridError, 500),
+)
+"""The status of each error; the first match counts."""
+
+
+def problem(status: int, detail: str, errors: list[ProblemError] | None = None) -> Problem:
+    """A problem document; the title is the status's phrase."""
+    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors or [])
+
+
+def problem_of(error: CreditGridError) -> Problem:
+    """The problem document of an error raised on purpose."""
+    status = next(status for kind, status in STATUS if isinstance(error, kind))
+    if isinstance(error, SpecError):
+        errors = [ProblemError(detail=fault.detail, pointer=fault.pointer) for fault in error.faults]
+        count = "one fault" if len(errors) == 1 else f"{len(errors)} faults"
+        return problem(status, f"the spec has {count}: {error}", errors)
+    return problem(status, str(error))
+
+
+def respond(document: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """The problem document as a response."""
+    body = document.model_dump_json(exclude_none=True)
+    return Response(body, status_code=document.status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ``app`` with a problem document."""
+    app.add_exception_handler(CreditGridError, _on_purpose)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(OperationalError, _without_ledger)
+    app.add_exception_handler(HTTPException, _http)
+
+
+async def _on_purpose(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, CreditGridError)
+    document = problem_of(error)
+    if document.status == 500:
+        structlog.get_logger("creditgrid").error("request failed", exc_info=error)
+    return respond(document, RETRY if document.status == 503 else None)
+
+
+async def _without_ledger(request: Request, error: Exception) -> Response:
+    structlog.get_logger("creditgrid").warning("the ledger is away", path=request.url.path, reason=reason(error))
+    detail = "the ledger cannot be read or written now: try again; the service's log says why"
+    return respond(problem(503, detail), RETRY)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = [_fault(item) for item in error.errors()]
+    return respond(problem(422, "; ".join(item.detail for item in errors), errors))
+
+
+def _fault(item: Mapping[str, Any]) -> ProblemError:
+    where, *path = item["loc"]
+    if where == "body":
+        if item["type"] == "json_invalid":
+            return ProblemError(detail=f"the body is not JSON: {item.get('ctx', {}).get('error', item['msg'])}")
+        name = f"{path[-1]}: " if path else ""
+        return ProblemError(detail=f"{name}{item['msg']}", pointer=pointer(*path))
+    return ProblemError(detail=f"{where} parameter {'.'.join(map(str, path))}: {item['msg']}")
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = str(error.detail)
+    if error.status_code == 404 and detail == HTTPStatus.NOT_FOUND.phrase:
+        detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"{request.method} is not possible here; use {allowed}"
+    return respond(problem(error.status_code, detail), error.headers)
+
+
+class LastResort:
+    """ASGI middleware: an error that nobody expected is logged with its traceback and answered without a word of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            structlog.get_logger("creditgrid").exception("request failed", path=scope["path"])
+            if started:  # half an answer is out: only cutting the connection tells the client that it is not whole
+                raise
+            detail = "an unexpected error; the service's log has its traceback under this request's id"
+            await respond(problem(500, detail))(scope, receive, send)

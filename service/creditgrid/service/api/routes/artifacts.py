@@ -1,0 +1,75 @@
+"""What tasks made."""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import Any, BinaryIO
+
+import structlog
+from fastapi import APIRouter, Header
+from fastapi.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from creditgrid.core.errors import ArtifactCorrupt
+from creditgrid.service.api.auth import PROTECTED
+from creditgrid.service.api.dependencies import ServicesDep
+
+MEDIA_TYPE = "application/vnd.safetensors"
+
+log = structlog.get_logger()
+
+
+class OpenFile(FileResponse):
+    """Serves what is open already, whatever becomes of its name meanwhile, and closes it."""
+
+    def __init__(self, file: BinaryIO, **options: Any) -> None:
+        super().__init__(f"/dev/fd/{file.fileno()}", stat_result=os.fstat(file.fileno()), **options)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See FileResponse."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+
+router = APIRouter(prefix=PROTECTED, tags=["artifacts"])
+
+
+@router.get(
+    "/artifacts/{key}",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {MEDIA_TYPE: {}}, "description": "A safetensors file"},
+        304: {"description": "Unchanged"},
+    },
+)
+def artifact(services: ServicesDep, key: str, if_none_match: str = Header("")) -> Response:
+    """An artifact's tensors. ``Repr-Digest`` (RFC 9530) is the SHA-256 that was recorded when they were written.
+
+    The file is read through and held against it before the first byte goes out: at gigabytes a second that costs less
+    than the sending, and after the first byte nothing could be taken back.
+    """
+    record = services.store.record(key)
+    etag = f'"{key}"'
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(record['sha256'])).decode()}:",
+    }
+    if etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+        return Response(status_code=304, headers=headers)
+    try:
+        file = services.store.open(key)
+    except ArtifactCorrupt as error:
+        log.warning("corrupt artifact asked for", key=key, error=str(error))
+        raise ArtifactCorrupt(f"{error}; the next task that needs it has it computed again") from error
+    return OpenFile(file, media_type=MEDIA_TYPE, filename=f"{key}.safetensors", headers=headers)
+
+
+@router.get("/artifacts/{key}/record")
+def record(services: ServicesDep, key: str) -> dict[str, Any]:
+    """What an artifact is: the payload its key is the SHA-256 of, tensor shapes, checksum and provenance."""
+    return services.store.record(key)

@@ -1,0 +1,18 @@
+"""Dry runs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Header
+
+from creditgrid.core.wire import PlanView
+from creditgrid.service.api.auth import PROTECTED
+from creditgrid.service.api.dependencies import ServicesDep
+from creditgrid.service.api.request_bodies import SPEC_BODY, BodyDep, parse_document
+
+router = APIRouter(prefix=PROTECTED, tags=["plans"])
+
+
+@router.post("/plans", openapi_extra=SPEC_BODY)
+def plan(services: ServicesDep, body: BodyDep, content_type: str = Header("")) -> PlanView:
+    """What a sweep would run: cells, tasks by kind, cached and new, and why each miss. Nothing is written."""
+    return services.planner.plan(parse_document(body, content_type))

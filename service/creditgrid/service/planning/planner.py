@@ -1,0 +1,165 @@
+"""Planning against what is there: a spec document becomes a plan, and a dry run becomes a view of it.
+
+What a stage left is looked up in the artifact store (the truth), what a cell left in the ledger, and so is what open
+sweeps are computing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.experiments.registry import registry
+from creditgrid.core.plan import Fate, Known, Plan, PlannedTask, resolve_datasets
+from creditgrid.core.spec.grid import MEASURE, Grid, SweepSpec, parse, validate
+from creditgrid.core.states import RESULT, State
+from creditgrid.core.task import Task
+from creditgrid.core.wire import Miss, PlanKind, PlanView
+from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.planning.plan_writer import NEVER_RUN
+from creditgrid.workers.artifacts import ArtifactStore
+
+REASONS: Mapping[Known, str] = {
+    Known.ABSENT: "never computed with these parameters",
+    Known.GONE: "computed before, but its artifact is gone",
+    Known.FAILED: "tried before and ended without a result",
+}
+
+
+class Planner:
+    """Plans specs against a ledger and a store; without a ledger (nothing was ever run) every cell is new."""
+
+    def __init__(self, ledger: Ledger | None, store: ArtifactStore, resolve: Callable[[str], DatasetRef]) -> None:
+        self._ledger, self._store, self._resolve = ledger, store, resolve
+
+    def prepare(self, document: Any, *earlier: Any) -> tuple[SweepSpec, Grid, Plan]:
+        """A validated spec and its plan, not yet walked through; ``earlier`` are the forms that it was extended from.
+
+        Raises:
+            SpecError: with a pointer to each fault.
+        """
+        grid = replace(self._grid(document), before=tuple(self._grid(form) for form in earlier))
+        datasets = resolve_datasets(grid, self._resolve)
+        return grid.spec, grid, Plan(grid, registry().kinds_of(grid.experiment), datasets, self.look_up)
+
+    def _grid(self, document: Any) -> Grid:
+        spec = parse(document)
+        experiment = registry().experiment(spec.experiment)
+        kinds = registry().kinds_of(experiment)
+        return validate(spec, experiment, (kinds.keys() - {experiment.measure.name}) | {MEASURE})
+
+    def plan(self, document: Any) -> PlanView:
+        """A dry run of a spec.
+
+        Raises:
+            SpecError: with a pointer to each fault.
+        """
+        spec, grid, plan = self.prepare(document)
+        fates: dict[str, Counter[Fate]] = defaultdict(Counter)
+        misses: dict[tuple[str, Known], tuple[int, Task]] = {}
+
+        def note(item: PlannedTask) -> None:
+            fates[item.task.kind][item.fate] += 1
+            if item.fate is Fate.NEW:
+                count, example = misses.get((item.task.kind, item.known), (0, item.task))
+                misses[item.task.kind, item.known] = count + 1, example
+
+        for cell in plan.cells():
+            note(cell.planned)
+        measure = grid.experiment.measure.name
+        fates.setdefault(measure, Counter())
+        for item in plan.stages():
+            note(item)
+        past = self._past()
+        calls = Counter(call.kind for call in plan.calls)
+        views = {kind: _kind_view(counts, calls[kind], past.get(kind)) for kind, counts in fates.items()}
+        cells = views.pop(measure)
+        run = [view for view in (cells, *views.values()) if view.new]
+        seconds = [view.estimated_seconds for view in run]
+        sizes = [view.estimated_bytes for view in run]
+        return PlanView(
+            name=spec.name,
+            experiment=spec.experiment,
+            cells=cells,
+            tasks=views,
+            groups=cells.calls,
+            misses=[
+                Miss(kind=kind, reason=REASONS[known], count=count, example=example.payload())
+                for (kind, known), (count, example) in misses.items()
+            ],
+            estimated_seconds=sum(s for s in seconds if s is not None) if None not in seconds else None,
+            estimated_bytes=sum(s for s in sizes if s is not None) if None not in sizes else None,
+        )
+
+    def look_up(self, tasks: Sequence[Task]) -> Mapping[str, Known]:
+        """What is known of these tasks."""
+        found: dict[str, Known] = {}
+        measures = {experiment.measure.name for experiment in registry().experiments.values()}
+        rest = []
+        for task in tasks:
+            if task.kind not in measures and self._store.has(task.key):
+                found[task.key] = Known.DONE
+            else:
+                rest.append(task)
+        if self._ledger is None or not rest:
+            return found
+        kinds = {task.key: task.kind for task in rest}
+        with self._ledger.read() as connection:
+            for piece in tables.chunks(kinds):
+                c = tables.tasks.c
+                rows = connection.execute(sa.select(c.key, c.state, c.call).where(c.key.in_(piece)))
+                for key, state, call in rows:
+                    if state == State.PENDING:
+                        found[key] = Known.SHARED
+                    elif state in RESULT:
+                        # An artifact that the ledger remembers and the store does not hold is gone.
+                        found[key] = Known.DONE if kinds[key] in measures else Known.GONE
+                    else:
+                        found[key] = Known.FAILED if call != NEVER_RUN else Known.ABSENT
+        return found
+
+    def _past(self) -> dict[str, tuple[float, float]]:
+        """Mean seconds and bytes of a task by kind, of what this ledger has seen."""
+        if self._ledger is None:
+            return {}
+        with self._ledger.read() as connection:
+            seconds = {
+                kind: total / max(size, 1)
+                for kind, total, size in connection.execute(
+                    sa.select(
+                        tables.calls.c.kind, sa.func.sum(tables.calls.c.seconds), sa.func.sum(tables.calls.c.size)
+                    )
+                    .where(tables.calls.c.state == State.SUCCEEDED)
+                    .group_by(tables.calls.c.kind)
+                )
+                if total is not None
+            }
+            sizes = {
+                row.kind: float(row.mean)
+                for row in connection.execute(
+                    sa.select(tables.tasks.c.kind, sa.func.avg(tables.tasks.c.bytes).label("mean"))
+                    .where(tables.tasks.c.bytes.is_not(None))
+                    .group_by(tables.tasks.c.kind)
+                )
+            }
+        return {kind: (mean, sizes.get(kind, 0.0)) for kind, mean in seconds.items()}
+
+
+def _kind_view(counts: Counter[Fate], calls: int, past: tuple[float, float] | None) -> PlanKind:
+    new = counts[Fate.NEW]
+    return PlanKind(
+        total=counts.total(),
+        cached=counts[Fate.CACHED],
+        shared=counts[Fate.SHARED],
+        new=new,
+        unneeded=counts[Fate.UNNEEDED],
+        calls=calls,
+        estimated_seconds=None if past is None else new * past[0],
+        estimated_bytes=None if past is None else round(new * past[1]),
+    )

@@ -1,0 +1,1 @@
+"""Answers for users: sweeps, cells, failures, summaries, rows and SQL. Changes nothing."""

@@ -1,0 +1,91 @@
+"""Which parts make a service: the one place where settings become objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from creditgrid.core.datasets import resolve
+from creditgrid.service.control import Control
+from creditgrid.service.ledger.engine import address
+from creditgrid.service.ledger.integrity import check_results
+from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.maintenance import Maintenance
+from creditgrid.service.planning.planner import Planner
+from creditgrid.service.reading.views import Views
+from creditgrid.service.results.table import Results
+from creditgrid.service.retention import Retention
+from creditgrid.service.scheduling.scheduler import Scheduler
+from creditgrid.service.services import Services
+from creditgrid.service.settings import Settings
+from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.runner import Runner
+
+
+def assemble(settings: Settings) -> Services:
+    """All parts over the data directory, which is made if it is not there; nothing is started yet.
+
+    Raises:
+        ConflictError: another service schedules over the ledger.
+        CreditGridError: ledger or results are damaged, do not belong together, or cannot be reached.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    store = _store(settings)
+    ledger = Ledger(_ledger_url(settings))
+    try:
+        ledger.lock()
+        results = Results(settings.data_dir.absolute() / "results", ledger.identity())
+        results.repair()
+        check_results(ledger, results)
+        return put_together(ledger, results, store, _runner(settings, store))
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def put_together(ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> Services:
+    """A service's parts over these."""
+    planner = Planner(ledger, store, resolve)
+    scheduler = Scheduler(ledger, results, store, runner)
+    control = Control(ledger, planner, results, scheduler)
+    retention = Retention(ledger, store, control.planning)
+    return Services(
+        scheduler,
+        control,
+        planner,
+        Views(ledger, results, scheduler),
+        results,
+        store,
+        retention,
+        Maintenance(results, retention),
+    )
+
+
+def planner(settings: Settings) -> Planner:
+    """A planner alone; a data directory that is not there is not made, and counts as empty."""
+    url = _ledger_url(settings)
+    there = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
+    return Planner(Ledger(url) if there else None, _store(settings), resolve)
+
+
+def _store(settings: Settings) -> ArtifactStore:
+    return ArtifactStore(settings.data_dir.absolute() / "artifacts")
+
+
+def _ledger_url(settings: Settings) -> sa.URL:
+    if settings.database_url is not None:
+        return address(settings.database_url.get_secret_value())
+    return sa.URL.create("sqlite", database=str(settings.data_dir.absolute() / "ledger.sqlite"))
+
+
+def _runner(settings: Settings, store: ArtifactStore) -> Runner:
+    # Imported where they are chosen: the Ray runner needs no torch in this process, the local one computes in it.
+    if settings.runner == "local":
+        from creditgrid.workers.local_runner import LocalRunner
+
+        return LocalRunner(store)
+    from creditgrid.workers.ray.runner import RayRunner
+
+    log = settings.data_dir.absolute() / "ray.log"
+    return RayRunner(store, log, settings.ray_address, settings.cpus, settings.gpus)

@@ -1,0 +1,308 @@
+"""Parameters that experiments share: what makes no sense together is refused with its place, whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.errors import SpecError
+from creditgrid.core.experiment import Experiment
+from creditgrid.core.experiments import credit_recovery, dynamics, exploitability, linesearch, snapshot_time
+from creditgrid.core.experiments.parameters import CreditParams, StepParams, TrainParams, enough_images, streams_seed
+from creditgrid.core.experiments.stages import STAGES
+from creditgrid.core.plan import Fate, Known, Plan
+from creditgrid.core.spec.grid import Grid, parse, validate
+from creditgrid.core.task import Task
+
+DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
+PROBING = [module.EXPERIMENT for module in (credit_recovery, exploitability, linesearch, snapshot_time)]
+EXPERIMENTS = [*PROBING, dynamics.EXPERIMENT]
+
+
+def name(blocks: int = 4, width: int = 256, inputs: int = 3072, classes: int = 10, digit: str = "a") -> str:
+    return f"L{blocks}-d{width}-D{inputs}-C{classes}-{digit * 64}"
+
+
+def base(experiment: Experiment) -> dict[str, Any]:
+    """What an experiment must be told."""
+    values: dict[str, Any] = {"dataset": "pictures", "method": "vec", "eta": 0.1}
+    required = {field for field, info in experiment.params.model_fields.items() if info.is_required()}
+    assert required <= values.keys()
+    return {field: value for field, value in values.items() if field in required}
+
+
+def grid(experiment: Experiment, fixed: Mapping[str, Any], **document: Any) -> Grid:
+    spec = {"name": "n", "experiment": experiment.name, "fixed": {**base(experiment), **fixed}, **document}
+    for axis in document.get("axes", {}):
+        spec["fixed"].pop(axis, None)
+    return validate(parse(spec), experiment, [kind.name for kind in (*STAGES, experiment.measure)])
+
+
+def faults(
+    experiment: Experiment, fixed: Mapping[str, Any], dataset: DatasetRef | None = DATASET, **document: Any
+) -> dict[str, str]:
+    datasets = None if dataset is None else {"pictures": dataset}
+    with pytest.raises(SpecError) as caught:
+        list(grid(experiment, fixed, **document).cells(datasets))
+    return {fault.pointer: fault.detail for fault in caught.value.faults}
+
+
+def fine(experiment: Experiment, fixed: Mapping[str, Any], dataset: DatasetRef | None = DATASET) -> None:
+    assert len(list(grid(experiment, fixed).cells(None if dataset is None else {"pictures": dataset}))) == 1
+
+
+def ids(experiment: Experiment) -> str:
+    return experiment.name
+
+
+# -- conflicts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=ids)
+def test_random_targets_are_for_dfa_alone(experiment: Experiment) -> None:
+    fine(experiment, {"random_targets": True, "train_rule": "dfa"})
+    fine(experiment, {"random_targets": False, "train_rule": "bp"})
+    detail = "random_targets is a flag of train_rule dfa, and train_rule is bp"
+    assert faults(experiment, {"random_targets": True}) == {"/fixed/random_targets": detail}
+    assert faults(experiment, {"train_rule": "bp"}, axes={"random_targets": [False, True]}) == {
+        "/axes/random_targets/1": detail
+    }
+
+
+@pytest.mark.parametrize("experiment", PROBING, ids=ids)
+def test_a_checkpoint_beyond_training_is_refused(experiment: Experiment) -> None:
+    fine(experiment, {"checkpoint_epoch": 5, "train_epochs": 5})
+    assert faults(experiment, {"train_epochs": 5}, axes={"checkpoint_epoch": [0, 6]}) == {
+        "/axes/checkpoint_epoch/1": "checkpoint_epoch 6 is beyond the end of training (train_epochs 5)"
+    }
+
+
+@pytest.mark.parametrize("experiment", PROBING, ids=ids)
+def test_an_imported_checkpoint_is_of_the_epoch_it_is_said_to_be_and_not_trained(experiment: Experiment) -> None:
+    fine(experiment, {"checkpoint": name()})
+    fine(experiment, {"checkpoint": name(), "checkpoint_epoch": 500})  # whatever train_epochs says
+    detail = "an imported checkpoint is not trained here: leave train_rule out"
+    assert faults(experiment, {"checkpoint": name(), "train_rule": "dfa"}) == {"/fixed/train_rule": detail}
+
+
+@pytest.mark.parametrize("experiment", PROBING, ids=ids)
+@pytest.mark.parametrize(
+    ("imported", "pointer", "detail"),
+    [
+        (name(blocks=3), "/fixed/num_blocks", "num_blocks is 4, and the imported checkpoint's is 3"),
+        (name(width=32), "/fixed/d_hidden", "d_hidden is 256, and the imported checkpoint's is 32"),
+        (
+            name(classes=7),
+            "/fixed/checkpoint",
+            "pictures has 10 classes, and the imported checkpoint tells 7 apart",
+        ),
+        (
+            name(inputs=784),
+            "/fixed/checkpoint",
+            "images of pictures have 3072 values, and the imported checkpoint takes 784",
+        ),
+    ],
+)
+def test_an_imported_checkpoint_fits_the_parameters_and_the_data(
+    experiment: Experiment, imported: str, pointer: str, detail: str
+) -> None:
+    shape = {"num_blocks": 4, "d_hidden": 256}
+    assert faults(experiment, {**shape, "checkpoint": imported}) == {pointer: detail}
+
+
+def test_a_shape_that_is_left_out_is_asked_for_where_it_may_be_given() -> None:
+    found = faults(linesearch.EXPERIMENT, {"checkpoint": name(blocks=3, width=32)})
+    assert found == {"/fixed": "num_blocks is 4, and the imported checkpoint's is 3"}
+    fine(linesearch.EXPERIMENT, {"checkpoint": name(blocks=3, width=32), "num_blocks": 3, "d_hidden": 32})
+
+
+def test_what_is_not_known_of_a_dataset_is_not_held_against_a_checkpoint() -> None:
+    vague = DatasetRef("pictures", "d" * 64, 5000, 100, None, None, {})
+    fine(linesearch.EXPERIMENT, {"checkpoint": name(inputs=5, classes=3)}, vague)
+    fine(linesearch.EXPERIMENT, {"checkpoint": name(inputs=5, classes=3)}, None)
+    assert set(faults(linesearch.EXPERIMENT, {"checkpoint": name(blocks=3)}, None)) == {"/fixed"}
+
+
+@pytest.mark.parametrize(
+    "wrong", ["checkpoint", name()[:-1], name()[:-1] + "G", "L0" + name()[2:], "L257" + name()[2:], " " + name(), ""]
+)
+@pytest.mark.parametrize("experiment", PROBING, ids=ids)
+def test_what_is_no_name_of_a_checkpoint_is_refused(experiment: Experiment, wrong: str) -> None:
+    assert set(faults(experiment, {"checkpoint": wrong})) == {"/fixed/checkpoint"}
+
+
+# -- enough images -------------------------------------------------------------------------------------------------
+
+
+def sized(images: int) -> DatasetRef:
+    return DatasetRef("pictures", "d" * 64, images, 100, 10, (3, 32, 32), {})
+
+
+@pytest.mark.parametrize(
+    ("experiment", "fixed", "needed", "pointer"),
+    [
+        # The same, the held-out and eight extra batches.
+        (credit_recovery.EXPERIMENT, {"batch_size": 20}, 200, "/fixed/batch_size"),
+        (linesearch.EXPERIMENT, {"batch_size": 20}, 200, "/fixed/batch_size"),
+        (linesearch.EXPERIMENT, {"step_batch_size": 30, "batch_size": 20}, 300, "/fixed/step_batch_size"),
+        (linesearch.EXPERIMENT, {"step_batch_size": 10, "batch_size": 600}, 100, "/fixed/step_batch_size"),
+        (snapshot_time.EXPERIMENT, {"batch_size": 20}, 200, "/fixed/batch_size"),
+        (snapshot_time.EXPERIMENT, {"batch_size": 20, "extra_batches": 8}, 200, "/fixed/batch_size"),
+        (snapshot_time.EXPERIMENT, {"batch_size": 20, "extra_batches": 9}, 220, "/fixed/extra_batches"),
+        (snapshot_time.EXPERIMENT, {"batch_size": 20, "extra_batches": 100}, 2040, "/fixed/extra_batches"),
+        (exploitability.EXPERIMENT, {"batch_size": 20}, 200, "/fixed/batch_size"),
+        # And k batches to step on.
+        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 5, "step_batch_size": 50}, 250, "/fixed/k"),
+        (exploitability.EXPERIMENT, {"batch_size": 20, "step_batch_size": 50}, 250, "/fixed"),
+        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 9}, 200, "/fixed/batch_size"),
+        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 11}, 220, "/fixed/k"),
+        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 17, "step_batch_size": 30}, 510, "/fixed/k"),
+        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 1024}, 20480, "/fixed/k"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Experiment) else None,
+)
+def test_a_cell_that_needs_more_images_than_there_are_is_refused(
+    experiment: Experiment, fixed: dict[str, Any], needed: int, pointer: str
+) -> None:
+    fine(experiment, fixed, sized(needed))
+    found = faults(experiment, fixed, sized(needed - 1))
+    assert set(found) == {pointer}
+    assert f"are {needed:,}, and the training set of pictures holds {needed - 1:,}" in found[pointer]
+    fine(experiment, fixed, None)  # not known yet, so not held against it
+
+
+def test_dynamics_takes_any_number_of_images() -> None:
+    fine(dynamics.EXPERIMENT, {"batch_size": 512}, sized(3))
+
+
+def test_enough_images_says_how_many_are_missing_where() -> None:
+    end = "images are 5,000, and the training set of pictures holds 4,999: ask for fewer or smaller batches"
+    assert list(enough_images(sized(4999), ("a", 10, 500), ("b", 1, 4999), ("c", 5, 1000))) == [
+        ("a", f"10 full batches of 500 {end}"),
+        ("c", f"5 full batches of 1,000 {end}"),
+    ]
+    assert list(enough_images(None, ("a", 10, 500))) == []
+
+
+# -- single values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("experiment", "field", "wrong"),
+    [
+        (exploitability.EXPERIMENT, "k", 0),
+        (exploitability.EXPERIMENT, "k", 1025),
+        (exploitability.EXPERIMENT, "kappa", 0.0),
+        (exploitability.EXPERIMENT, "clamp", 0.0),
+        (exploitability.EXPERIMENT, "clamp", "nothing"),
+        (exploitability.EXPERIMENT, "rule", "hebb"),
+        (exploitability.EXPERIMENT, "eval", "train"),
+        (exploitability.EXPERIMENT, "step_noise", -1e-9),
+        (exploitability.EXPERIMENT, "step_weight_decay", -1e-9),
+        (exploitability.EXPERIMENT, "step_batch_size", 0),
+        (snapshot_time.EXPERIMENT, "extra_batches", 1),
+        (snapshot_time.EXPERIMENT, "eta", -1.0),
+        (dynamics.EXPERIMENT, "logs_every", 0),
+        (dynamics.EXPERIMENT, "train_rule", "hebb"),
+        (credit_recovery.EXPERIMENT, "method", "gradient"),
+        (credit_recovery.EXPERIMENT, "batch_size", 0),
+        (credit_recovery.EXPERIMENT, "cb_source", "h_L"),
+        (credit_recovery.EXPERIMENT, "seed", -1),
+        (credit_recovery.EXPERIMENT, "seed", 2**63),
+    ],
+    ids=lambda value: value.name if isinstance(value, Experiment) else str(value),
+)
+def test_a_value_out_of_its_range_is_refused_where_it_stands(experiment: Experiment, field: str, wrong: Any) -> None:
+    assert set(faults(experiment, {field: wrong})) == {f"/fixed/{field}"}
+
+
+# -- what is shared ------------------------------------------------------------------------------------------------
+
+
+def test_seeds_of_the_streams() -> None:
+    assert streams_seed({"seed": 3, "probe_seed": None}) == 3
+    assert streams_seed({"seed": 3, "probe_seed": 0}) == 0
+    assert streams_seed({"seed": 3, "probe_seed": 9}) == 9
+
+
+@pytest.mark.parametrize(("step", "images"), [(None, 20), (20, 20), (7, 7), (50, 50)])
+def test_a_step_takes_the_batch_it_is_given_or_the_usual_one(step: int | None, images: int) -> None:
+    assert StepParams(dataset="d", method="dfa", batch_size=20, step_batch_size=step).step_images == images
+
+
+def test_a_cells_identity_is_every_parameter_but_the_datasets_name() -> None:
+    params = CreditParams(dataset="pictures", method="dfa")
+    assert params.identity() == {k: v for k, v in params.model_dump().items() if k != "dataset"}
+    assert set(TrainParams.model_fields) < set(CreditParams.model_fields) < set(StepParams.model_fields)
+
+
+# -- imported checkpoints ------------------------------------------------------------------------------------------
+
+
+def planned(lookup: dict[str, Known], fixed: dict[str, Any], **document: Any) -> tuple[Plan, int]:
+    experiment = credit_recovery.EXPERIMENT
+    kinds = {kind.name: kind for kind in (*STAGES, experiment.measure)}
+
+    def look_up(tasks: Any) -> dict[str, Known]:
+        return {task.key: lookup[which] for task in tasks if (which := told(task)) in lookup}
+
+    plan = Plan(grid(experiment, fixed, **document), kinds, {"pictures": DATASET}, look_up)
+    return plan, len(list(plan.cells()))
+
+
+def told(task: Task) -> str:
+    return str(task.params["name"]) if task.kind == "checkpoint" else task.kind
+
+
+HERE, LOST, NEVER = name(digit="1"), name(digit="2"), name(digit="3")
+LOOKUP = {HERE: Known.DONE, LOST: Known.GONE}
+
+
+def test_a_checkpoint_that_was_imported_is_planned_on() -> None:
+    plan, cells = planned(LOOKUP, {"checkpoint": HERE})
+    assert cells == 1
+    kinds = {item.task.kind for item in plan.stages()}
+    assert kinds == {"data", "probe", "checkpoint", "fit"}  # nothing is trained
+    assert not [call for call in plan.calls if call.kind == "checkpoint"]
+
+
+def test_a_checkpoint_that_is_gone_is_not_missed_when_every_row_is_there() -> None:
+    plan, cells = planned({"credit_recovery": Known.DONE, LOST: Known.GONE}, {"checkpoint": LOST})
+    assert cells == 1
+    assert {item.task.kind for item in plan.stages() if item.fate is Fate.UNNEEDED} >= {"checkpoint"}
+    assert not plan.calls
+
+
+@pytest.mark.parametrize(
+    ("fixed", "document", "pointers"),
+    [
+        ({"checkpoint": NEVER}, {}, {"/fixed/checkpoint": NEVER}),
+        ({"checkpoint": LOST}, {}, {"/fixed/checkpoint": LOST}),
+        ({}, {"axes": {"checkpoint": [None, NEVER, HERE]}}, {"/axes/checkpoint/1": NEVER}),
+        (
+            {},
+            {"axes": {"checkpoint": [HERE, NEVER, LOST], "method": ["dfa", "vec"]}},
+            {"/axes/checkpoint/1": NEVER, "/axes/checkpoint/2": LOST},
+        ),
+        ({}, {"axes": {"seed": [1, 2]}, "include": [{"checkpoint": NEVER}]}, {"/include/0/checkpoint": NEVER}),
+        ({}, {"include": [{"seed": 1}, {"checkpoint": NEVER}]}, {"/include/1/checkpoint": NEVER}),
+        (
+            {},
+            {"axes": {"checkpoint": [None, HERE]}, "include": [{"checkpoint": NEVER}]},
+            {"/include/0/checkpoint": NEVER},
+        ),
+        ({"checkpoint": HERE}, {"include": [{"checkpoint": NEVER}]}, {"/include/0/checkpoint": NEVER}),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_refused_with_its_place(
+    fixed: dict[str, Any], document: dict[str, Any], pointers: dict[str, str]
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        planned(LOOKUP, fixed, **document)[0].stages()
+    assert {fault.pointer: fault.detail for fault in caught.value.faults} == {
+        where: f"there is no checkpoint {which}: import it first (creditgrid import-checkpoint FILE)"
+        for where, which in pointers.items()
+    }

@@ -1,0 +1,253 @@
+"""Which databases a ledger lives in, and how their trouble is told."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from postgresql import Database, fresh_database
+from pydantic import SecretStr, ValidationError
+
+from creditgrid.core.errors import ConflictError, CreditGridError
+from creditgrid.service.ledger import engine, lock, tables
+from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.settings import Settings
+
+SECRET = "hunter2-hunter2"
+
+
+def add(ledger: Ledger, text: str = "{}") -> None:
+    with ledger.write() as connection:
+        tables.add_event(connection, "s", "t", text)
+
+
+def count(ledger: Ledger) -> int | None:
+    with ledger.read() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(tables.events))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    found = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Database]:
+    with fresh_database() as found:
+        yield found
+
+
+@pytest.fixture
+def remote(server: Database) -> Iterator[Ledger]:
+    found = Ledger(server.url)
+    yield found
+    found.close()
+
+
+# -- addresses -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_postgresql_by_any_of_its_names(scheme: str) -> None:
+    found = engine.address(f"{scheme}://u:{SECRET}@h:5/d?sslmode=require")
+    assert found.render_as_string(hide_password=False) == f"postgresql+psycopg://u:{SECRET}@h:5/d?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "not a database URL"),
+        (f"postgresql//u:{SECRET}@h/d", "not a database URL"),
+        (f"postgresql://u:{SECRET}@h:port/d", "not a database URL"),
+        (f"mysql://u:{SECRET}@h/d", "mysql is not a database that"),
+        (f"postgresql+asyncpg://u:{SECRET}@h/d", "postgresql://user"),
+        ("sqlite://", "is a file"),
+        ("sqlite:///:memory:", "is a file"),
+        ("sqlite:///file:x?mode=ro&uri=true", "without options"),
+    ],
+)
+def test_urls_that_are_refused_and_not_shown(url: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said) as caught:
+        Settings(database_url=SecretStr(url))
+    assert SECRET not in str(caught.value)
+
+
+def test_a_password_is_not_shown() -> None:
+    settings = Settings(database_url=SecretStr(f"postgres://u:{SECRET}@h/d"))
+    assert SECRET not in repr(settings)
+    with pytest.raises(
+        CreditGridError, match=r"postgresql://u:\*\*\*@127\.0\.0\.1:1/d cannot be used: .*refused"
+    ) as caught:
+        Ledger(f"postgresql://u:{SECRET}@127.0.0.1:1/d")
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == "psycopg":
+            raise ModuleNotFoundError("No module named 'psycopg'")
+        return known(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CreditGridError, match=r"pip install 'psycopg\[binary\]'"):
+        Ledger("postgresql://h/d")
+
+
+def test_a_file_name_may_hold_anything(tmp_path: Path) -> None:
+    folder = tmp_path / "a?b=c%20#d é"
+    folder.mkdir()
+    Ledger(sa.URL.create("sqlite", database=str(folder / "ledger.sqlite"))).close()
+    assert (folder / "ledger.sqlite").exists()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CreditGridError, match=r"nowhere.*cannot be used: unable to open"):
+        Ledger(f"sqlite:///{tmp_path / 'nowhere/ledger.sqlite'}")
+
+
+# -- trouble -------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk(ledger: Ledger) -> None:
+    add(ledger)
+    with ledger.write() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    for _ in range(3):
+        with pytest.raises(sa.exc.OperationalError, match="full"):
+            add(ledger, "x" * 100_000)
+    assert count(ledger) == 1
+    with ledger.write() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    add(ledger, "x" * 100_000)
+    assert count(ledger) == 2
+
+
+def test_a_file_that_can_only_be_read(ledger: Ledger) -> None:
+    with ledger.read() as connection:
+        connection.exec_driver_sql("PRAGMA query_only = on")
+    with pytest.raises(sa.exc.OperationalError, match="readonly"):
+        add(ledger)
+    assert count(ledger) == 0
+
+
+def test_a_pool_that_is_used_up(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise sa.exc.TimeoutError("QueuePool limit reached")
+
+    monkeypatch.setattr(ledger._engine.pool, "connect", busy)
+    with pytest.raises(sa.exc.OperationalError, match="QueuePool"):
+        add(ledger)
+
+
+def test_a_fault_of_ours_is_not_called_trouble(ledger: Ledger, remote: Ledger) -> None:
+    for found in (ledger, remote):
+        with pytest.raises(sa.exc.IntegrityError), found.write() as connection:
+            connection.execute(tables.meta.insert(), [{"name": "n", "value": "1"}, {"name": "n", "value": "2"}])
+    with pytest.raises(sa.exc.ProgrammingError), remote.read() as connection:
+        connection.exec_driver_sql("SELECT nonsense")
+
+
+def test_connections_that_are_cut(remote: Ledger, server: Database) -> None:
+    add(remote)
+    server.cut()
+    add(remote)  # those that wait in the pool are looked at before they are used
+    assert count(remote) == 2
+
+    def cut_while_writing() -> None:
+        with remote.write() as connection:
+            tables.add_event(connection, "s", "t", "{}")
+            server.cut()
+            tables.add_event(connection, "s", "t", "{}")
+
+    def cut_before_the_commit() -> None:
+        with remote.write() as connection:
+            tables.add_event(connection, "s", "t", "{}")
+            server.cut()
+
+    def cut_while_reading() -> None:
+        with remote.read() as connection:
+            server.cut()
+            connection.scalar(sa.select(tables.meta.c.value))
+
+    for step in (cut_while_writing, cut_before_the_commit, cut_while_reading):
+        with pytest.raises(sa.exc.OperationalError):
+            step()
+        assert count(remote) == 2
+
+
+def test_a_server_that_is_away(remote: Ledger, server: Database) -> None:
+    add(remote)
+    with server.away():
+        for _ in range(2):
+            with pytest.raises(sa.exc.OperationalError):
+                add(remote)
+            with pytest.raises(sa.exc.OperationalError):
+                count(remote)
+        with pytest.raises(CreditGridError, match="cannot be used"):
+            Ledger(server.url)
+    add(remote)
+    assert count(remote) == 2
+
+
+def test_a_server_that_can_only_be_read(remote: Ledger, server: Database) -> None:
+    with server.read_only():
+        with pytest.raises(sa.exc.OperationalError, match="read-only"):
+            add(remote)
+        assert count(remote) == 0
+    add(remote)
+
+
+# -- one scheduler -------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_was_lost_is_taken_again(remote: Ledger, server: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
+    remote.lock()
+    server.cut()
+    add(remote)
+    other = Ledger(server.url)
+    with pytest.raises(ConflictError, match=f"in use by the service with process id {os.getpid()} on"):
+        other.lock()
+
+
+def test_one_that_was_overtaken_writes_nothing_more(
+    remote: Ledger, server: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
+    remote.lock()
+    add(remote)
+    server.cut()
+    other = Ledger(server.url)
+    other.lock()  # the server has forgotten the first
+    add(other)
+    with pytest.raises(ConflictError, match="has taken over the ledger"):
+        add(remote)
+    monkeypatch.setattr(lock, "LOOK_EVERY_S", 0.0)
+    with pytest.raises(ConflictError, match="has taken over the ledger"):
+        add(remote)
+    assert count(remote) == 2
+    add(other)
+    other.close()
+
+
+def test_a_dead_servers_lock_is_waited_for(remote: Ledger, server: Database) -> None:
+    remote.lock()
+    with server.away():
+        began = time.monotonic()
+        with pytest.raises(sa.exc.OperationalError):
+            add(remote)
+        assert time.monotonic() - began < 30
+    add(remote)

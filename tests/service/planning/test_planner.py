@@ -1,0 +1,200 @@
+"""Planning against what is there: the ledger, the store, what open sweeps compute, and the dry run that shows it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sweeping import House, quick
+
+from creditgrid.core.datasets import resolve
+from creditgrid.core.errors import SpecError
+from creditgrid.core.plan import Known
+from creditgrid.core.states import State
+from creditgrid.core.task import Task
+from creditgrid.core.wire import PlanView
+from creditgrid.service.planning.planner import Planner
+from creditgrid.workers.artifacts import ArtifactStore
+
+NOOP: dict[str, Any] = {"name": "n", "experiment": "noop", "axes": {"x": [1, 2]}, "fixed": {"base": "ok"}}
+ISSUE: dict[str, Any] = {
+    "name": "the issue's grid",
+    "experiment": "linesearch",
+    "fixed": {"dataset": "digits", "train_epochs": 1, "fit_epochs": 1, "batch_size": 32},
+    "axes": {
+        "seed": [42, 43, 44],
+        "method": ["dfa", "scalar_cb", "vec", "oracle_bp"],
+        "update_range": ["last1", "last2", "all"],
+        "norm_mode": ["raw", "norm"],
+        "eta": {"logspace": [1e-5, 1e-2, 7]},
+    },
+}
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    with quick(monkeypatch):
+        made = House(tmp_path)
+        yield made
+        made.close()
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode(mode)
+
+
+def numbers(view: PlanView) -> dict[str, tuple[int, int, int, int, int, int]]:
+    """By kind: total, cached, shared, new, unneeded, calls."""
+    kinds = {"cells": view.cells, **view.tasks}
+    return {name: (k.total, k.cached, k.shared, k.new, k.unneeded, k.calls) for name, k in kinds.items()}
+
+
+def files(root: Path) -> set[Path]:
+    return set(root.rglob("*"))
+
+
+def test_a_dry_run_of_the_issues_grid_shows_its_tasks_and_writes_nothing(tmp_path: Path) -> None:
+    planner = Planner(None, ArtifactStore(tmp_path / "artifacts"), resolve)
+    view = planner.plan(ISSUE)
+    assert numbers(view) == {
+        "cells": (504, 0, 0, 504, 0, 3),
+        "data": (1, 0, 0, 1, 0, 1),
+        "probe": (3, 0, 0, 3, 0, 3),
+        "feedback": (3, 0, 0, 3, 0, 3),
+        "train": (3, 0, 0, 3, 0, 3),
+        "fit": (6, 0, 0, 6, 0, 6),
+    }
+    assert view.groups == 3
+    assert (view.name, view.experiment) == ("the issue's grid", "linesearch")
+    assert (view.estimated_seconds, view.estimated_bytes) == (None, None)
+    assert {miss.kind: miss.count for miss in view.misses} == {
+        "linesearch": 504, "data": 1, "probe": 3, "feedback": 3, "train": 3, "fit": 6,
+    }  # fmt: skip
+    assert all(miss.reason.startswith("never computed") for miss in view.misses)
+    (train,) = (miss.example for miss in view.misses if miss.kind == "train")
+    assert train["params"]["seed"] == 42
+    assert files(tmp_path) == set()
+
+
+def test_a_plan_follows_what_is_there(house: House) -> None:
+    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 0, 0, 1, 0, 1)}
+    sweep = house.submit(**NOOP)
+    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 0, 2, 0, 0, 0), "noop_base": (1, 0, 1, 0, 0, 0)}
+    house.step()
+    house.runner.work(next(iter(house.runner.calls)))
+    house.step()
+    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 0, 2, 0, 0, 0), "noop_base": (1, 1, 0, 0, 0, 0)}
+    house.drain()
+    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 2, 0, 0, 0, 0), "noop_base": (1, 1, 0, 0, 0, 0)}
+    wider = {**NOOP, "axes": {"x": [1, 2, 3]}}
+    assert numbers(house.planner.plan(wider)) == {"cells": (3, 2, 0, 1, 0, 1), "noop_base": (1, 1, 0, 0, 0, 0)}
+
+    (stage,) = house.views.tasks(sweep, None, "", 5)[0]
+    shutil.rmtree(house.store.path(stage.key))
+    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 2, 0, 0, 0, 0), "noop_base": (1, 0, 0, 0, 1, 0)}
+    view = house.planner.plan(wider)
+    assert numbers(view) == {"cells": (3, 2, 0, 1, 0, 1), "noop_base": (1, 0, 0, 1, 0, 1)}
+    (reason,) = (miss.reason for miss in view.misses if miss.kind == "noop_base")
+    assert "artifact" in reason
+
+
+def test_what_failed_is_new_and_says_so(house: House) -> None:
+    house.submit(**NOOP)
+    house.step()
+    house.runner.fail(next(iter(house.runner.calls)))
+    house.step(2)
+    view = house.planner.plan(NOOP)
+    assert numbers(view) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 0, 0, 1, 0, 1)}
+    assert {miss.reason for miss in view.misses} == {"tried before and ended without a result"}
+
+
+def test_estimates_come_from_what_was_measured(house: House) -> None:
+    sweep = house.submit(**NOOP)
+    house.drain()
+    (stage,) = house.views.tasks(sweep, None, "", 5)[0]
+    cached = house.planner.plan(NOOP)
+    assert (cached.estimated_seconds, cached.estimated_bytes) == (0, 0)
+    more = house.planner.plan({**NOOP, "axes": {"x": list(range(10, 110))}})
+    with house.ledger.read() as connection:
+        seconds = connection.exec_driver_sql("SELECT seconds / size FROM calls WHERE kind = 'noop'").scalar()
+    assert seconds is not None
+    assert more.estimated_seconds == pytest.approx(100 * seconds)
+    other = house.planner.plan({**NOOP, "fixed": {"base": "raise"}})
+    assert other.tasks["noop_base"].estimated_bytes == stage.bytes
+    unknown = house.planner.plan(ISSUE)
+    assert (unknown.estimated_seconds, unknown.estimated_bytes) == (None, None)
+
+
+def test_lookups_tell_every_kind_of_knowledge(house: House) -> None:
+    sweep = house.submit(**NOOP)
+    house.drain()
+    (stage,) = house.views.tasks(sweep, None, "", 5)[0]
+    done = [cell.key for cell in house.views.cells(sweep, None, -1, 5)[0]]
+    bad = house.submit(**{**NOOP, "fixed": {"base": "raise"}})
+    house.drain()
+    (failed,) = house.views.tasks(bad, None, "", 5)[0]
+    shared = [cell.key for cell in house.views.cells(house.submit(**{**NOOP, "axes": {"x": [9]}}), None, -1, 5)[0]]
+
+    def task(kind: str, key: str) -> Task:
+        return Task(kind, 1, {}, {}, key, key)
+
+    asked = [
+        task("noop_base", stage.key),
+        *(task("noop", key) for key in (*done, *shared)),
+        task("noop_base", failed.key),
+        task("noop", "0" * 64),
+    ]
+    assert house.planner.look_up(asked) == {
+        stage.key: Known.DONE,
+        **dict.fromkeys(done, Known.DONE),
+        **dict.fromkeys(shared, Known.SHARED),
+        failed.key: Known.FAILED,
+    }
+    shutil.rmtree(house.store.path(stage.key))
+    assert house.planner.look_up(asked[:1]) == {stage.key: Known.GONE}
+    assert house.planner.look_up([]) == {}
+
+
+def test_an_artifact_that_no_ledger_knows_is_used(tmp_path: Path, house: House) -> None:
+    house.submit(**NOOP)
+    house.drain()
+    planner = Planner(None, house.store, resolve)
+    assert numbers(planner.plan(NOOP)) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 1, 0, 0, 0, 0)}
+    other = House(tmp_path / "other") if (tmp_path / "other").mkdir() is None else None
+    assert other is not None
+    shutil.copytree(house.store.root, other.store.root)
+    sweep = other.submit(**NOOP)
+    other.drain()
+    assert other.counts(sweep) == {State.SUCCEEDED: 2}
+    assert [call.kind for call in other.runner.history] == ["noop"]
+    assert [stage.state for stage in other.views.tasks(sweep, None, "", 5)[0]] == [State.CACHED]
+    other.close()
+
+
+def test_resources_name_the_measurement_by_one_word(house: House) -> None:
+    for kind in ("measure", "noop_base", "train"):
+        house.planner.plan({**NOOP, "resources": {kind: {"cpu": 2}}})
+    for kind in ("noop", "linesearch", "trian"):
+        with pytest.raises(SpecError) as caught:
+            house.planner.plan({**NOOP, "resources": {kind: {"cpu": 2}}})
+        assert caught.value.faults[0].pointer == f"/resources/{kind}"
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer"),
+    [
+        (None, ""),
+        ({**NOOP, "experiment": "nope"}, "/experiment"),
+        ({**NOOP, "axes": {"x": [1], "seed": [1]}}, "/axes/seed"),
+        ({**ISSUE, "fixed": {**ISSUE["fixed"], "dataset": "nope"}}, "/fixed/dataset"),
+        ({**ISSUE, "fixed": {**ISSUE["fixed"], "dataset": "/nowhere/at/all"}}, "/fixed/dataset"),
+        ({**ISSUE, "fixed": {**ISSUE["fixed"], "checkpoint_epoch": 2}}, "/fixed/checkpoint_epoch"),
+    ],
+)
+def test_a_bad_spec_is_refused_with_its_place(house: House, document: Any, pointer: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        house.planner.plan(document)
+    assert [fault.pointer for fault in caught.value.faults] == [pointer]

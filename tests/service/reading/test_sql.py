@@ -1,0 +1,379 @@
+"""SQL is read only and bounded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from service_fakes import Fakes
+
+from creditgrid.core.errors import BusyError, QueryError
+from creditgrid.service.reading.sql import CONCURRENT, Sandbox
+
+TIMEOUT_S = 2.5
+ROWS = pa.table({"cell": ["a", "b", "c"], "experiment": ["linesearch"] * 3, "eta": [0.1, 0.2, 0.3]})
+
+
+def make(fakes: Fakes, timeout_s: float = TIMEOUT_S) -> Sandbox:
+    results: Any = fakes.results
+    views: Any = fakes.views
+    return Sandbox(results, views, timeout_s, memory="256MB", max_rows=1000)
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    fakes = Fakes(tmp_path_factory.mktemp("sandbox"))
+    fakes.results.set(ROWS)
+    fakes.control.submit({"name": "one", "experiment": "linesearch"})
+    sandbox = make(fakes)
+    sandbox.query("SELECT 1")  # its process is up before anything is timed
+    yield sandbox
+    sandbox.close()
+
+
+def children() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just ended
+            if "query_process" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+# -- what is accepted --
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT * FROM results", 3),
+        ("  select count(*) from results;  -- a comment", 1),
+        ("FROM results", 3),
+        ("TABLE results", 3),
+        ("VALUES (1), (2)", 2),
+        ("WITH q AS (SELECT eta FROM results) SELECT * FROM q WHERE eta > 0.15", 2),
+        ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT * FROM n", 5),
+        ("DESCRIBE results", 3),
+        ("SHOW TABLES", 1),
+        ("SUMMARIZE results", 3),
+        ("EXPLAIN SELECT * FROM results", 1),
+        ("EXPLAIN ANALYZE SELECT * FROM results", 1),
+        ("PIVOT results ON cell USING sum(eta)", 1),
+        ("SELECT * FROM cells", 3),
+        ("SELECT * FROM Sweeps JOIN CELLS ON Sweeps.id = cells.sweep", 3),
+        ("SELECT * FROM results, range(2)", 6),
+        ("SELECT * FROM results WHERE cell = 'DROP TABLE results; --'", 0),
+    ],
+)
+def test_reading(sandbox: Sandbox, sql: str, rows: int) -> None:
+    assert sandbox.query(sql).num_rows == rows
+
+
+def test_columns_keep_their_types(sandbox: Sandbox) -> None:
+    assert sandbox.query("SELECT * FROM results ORDER BY cell").equals(ROWS)
+
+
+def test_columns_of_one_name_are_told_apart(sandbox: Sandbox) -> None:
+    table = sandbox.query('SELECT a.cell, b.cell, 1 AS cell_1, 2 AS "q""x" FROM results a JOIN results b USING (eta)')
+    assert len(set(table.column_names)) == 4
+    assert table.column_names[0] == "cell"
+    assert sandbox.query("SELECT 1 AS x, 2 AS x, 3 AS x").to_pylist() == [{"x": 1, "x_1": 2, "x_2": 3}]
+
+
+def test_order_survives_conversion(sandbox: Sandbox) -> None:
+    # The interval column is converted to text, which wraps the query once more.
+    table = sandbox.query("SELECT i, to_days(1) AS d FROM range(1000) t(i) ORDER BY hash(i)")
+    plain = sandbox.query("SELECT i FROM range(1000) t(i) ORDER BY hash(i)")
+    assert table["i"].to_pylist() == plain["i"].to_pylist()
+    assert table["d"][0].as_py() == "1 day"
+
+
+def test_an_empty_table(tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path)
+    sandbox = make(fakes)
+    try:
+        table = sandbox.query("SELECT * FROM results")
+        assert (table.num_rows, table.schema) == (0, fakes.results.schema())
+        assert sandbox.query("SELECT count(*) AS n FROM sweeps").to_pylist() == [{"n": 0}]
+    finally:
+        sandbox.close()
+
+
+def test_a_delta_table(tmp_path: Path) -> None:
+    for _ in range(3):
+        write_deltalake(str(tmp_path / "t"), ROWS, mode="append", partition_by=["experiment"])
+    fakes = Fakes(tmp_path)
+    fakes.results.dataset = lambda: DeltaTable(str(tmp_path / "t")).to_pyarrow_dataset()  # type: ignore[method-assign]
+    sandbox = make(fakes)
+    try:
+        sql = "SELECT experiment, count(*) AS n, sum(eta) AS s FROM results WHERE eta > 0.15 GROUP BY 1"
+        (row,) = sandbox.query(sql).to_pylist()
+        assert (row["experiment"], row["n"], row["s"]) == ("linesearch", 6, pytest.approx(1.5))
+    finally:
+        sandbox.close()
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1; SELECT 2",
+        "",
+        " ; ",
+        "-- nothing",
+        "INSERT INTO results VALUES ('x', 'y', 1)",
+        "UPDATE results SET eta = 0",
+        "DELETE FROM results",
+        "DROP VIEW results",
+        "CREATE TABLE t (i INT)",
+        "CREATE MACRO m() AS 1",
+        "COPY results TO '/tmp/creditgrid-stolen.csv'",
+        "COPY (SELECT 1) TO '/tmp/creditgrid-stolen.csv'",
+        "ATTACH '/tmp/creditgrid-stolen.db'",
+        "EXPORT DATABASE '/tmp/creditgrid-stolen'",
+        "IMPORT DATABASE '/tmp'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET threads = 8",
+        "SET enable_external_access = true",
+        "RESET lock_configuration",
+        "PRAGMA database_list",
+        "CALL enable_logging()",
+        "PREPARE p AS SELECT 1",
+        "BEGIN",
+        "VACUUM",
+        "CHECKPOINT",
+        "USE memory",
+        "EXPLAIN DELETE FROM results",
+        "EXPLAIN ANALYZE COPY results TO '/tmp/creditgrid-stolen.csv'",
+        "/* */ EXPLAIN COPY results TO '/tmp/creditgrid-stolen.csv'",
+    ],
+)
+def test_writing_is_refused(sandbox: Sandbox, sql: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        sandbox.query(sql)
+    assert "one SELECT" in str(caught.value)
+    assert not list(Path("/tmp").glob("creditgrid-stolen*"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "read_csv('{}')",
+        "read_csv_auto('{}')",
+        "read_parquet('{}')",
+        "parquet_scan('{}')",
+        "parquet_metadata('{}')",
+        "read_json('{}')",
+        "read_text('{}')",
+        "read_blob('{}')",
+        "read_duckdb('{}')",
+        "sniff_csv('{}')",
+        "glob('{}*')",
+        "'{}'",
+        '"{}"',
+        "query('SELECT * FROM read_text(''{}'')')",
+        "query_table('{}')",
+        "json_execute_serialized_sql(json_serialize_sql('SELECT * FROM read_text(''{}'')'))",
+        "'https://example.com/x.parquet'",
+        "read_csv('https://example.com/x.csv')",
+        "read_parquet('s3://bucket/x.parquet')",
+        "enable_logging(storage='file', storage_config={{'path': '/tmp/creditgrid-stolen'}})",
+        "enable_profiling(save_location='/tmp/creditgrid-stolen')",
+    ],
+)
+def test_files_and_network_are_out_of_reach(sandbox: Sandbox, tmp_path: Path, source: str) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("name,value\nkey,open-sesame\n")
+    with pytest.raises(QueryError) as caught:
+        sandbox.query(f"SELECT * FROM {source.format(secret)}")
+    assert "open-sesame" not in str(caught.value)
+    assert not list(Path("/tmp").glob("creditgrid-stolen*"))
+
+
+def test_python_objects_are_out_of_reach(sandbox: Sandbox) -> None:
+    for name in ("request", "connection", "relation", "self", "tables", "ROWS", "fakes"):
+        with pytest.raises(QueryError, match="does not exist"):
+            sandbox.query(f"SELECT * FROM {name}")
+
+
+def test_secrets_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDITGRID_TOKEN", "correct-horse-battery")
+    fakes = Fakes(tmp_path)
+    fakes.results.set(ROWS)
+    sandbox = make(fakes)
+    try:
+        for sql in ("SELECT getenv('CREDITGRID_TOKEN')", "SELECT * FROM read_text('/proc/self/environ')"):
+            with pytest.raises(QueryError):
+                sandbox.query(sql)
+        for sql in ("FROM duckdb_settings()", "FROM duckdb_views()", "FROM duckdb_databases()", "EXPLAIN FROM results"):
+            told = str(sandbox.query(sql).to_pylist())
+            assert str(tmp_path) not in told
+            assert str(Path.home()) not in told
+        (child,) = children()[-1:]
+        assert not [name for name in child.environ() if name.startswith("CREDITGRID_")]
+    finally:
+        sandbox.close()
+
+
+def test_errors_point_into_the_query(sandbox: Sandbox) -> None:
+    with pytest.raises(QueryError, match="etta"):
+        sandbox.query("SELECT etta FROM results")
+    with pytest.raises(QueryError, match="syntax error"):
+        sandbox.query("SELECT FROM WHERE")
+    with pytest.raises(QueryError, match="Conversion"):
+        sandbox.query("SELECT cell::INT FROM results")
+
+
+# -- what is bounded --
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3",
+        "SELECT max(a.i * b.i % 7) FROM range(1000000) a(i), range(1000000) b(i)",
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+        "SELECT sleep_ms(60000)",
+        # One call of a function, which DuckDB itself would not interrupt:
+        "SELECT levenshtein(repeat('a', 300000), repeat('b', 300000))",
+    ],
+)
+def test_endless_queries_are_stopped(sandbox: Sandbox, sql: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(QueryError, match=f"longer than {TIMEOUT_S:g} s"):
+        sandbox.query(sql)
+    assert TIMEOUT_S - 0.5 < time.monotonic() - began < TIMEOUT_S + 2
+    assert sandbox.query("SELECT 42 AS x").to_pylist() == [{"x": 42}]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT repeat('x', 1000000000) || repeat('y', 1000000000) || repeat('z', 1000000000)",
+        "SELECT list(i) FROM range(1000000000) t(i)",
+        "SELECT range(1000000000)",
+        "SELECT string_agg(repeat('x', 1000), '') FROM range(10000000)",
+        "SELECT hash(i) AS h, count(*) FROM range(1000000000) t(i) GROUP BY h LIMIT 1",
+        "SELECT lpad('x', 2000000000, 'y')",
+    ],
+)
+def test_memory_is_bounded(sandbox: Sandbox, sql: str) -> None:
+    largest = 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not done.wait(0.02):
+            for child in children():
+                with suppress(psutil.Error):
+                    largest = max(largest, child.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with pytest.raises(QueryError, match=r"256MB of memory|longer than"):
+            sandbox.query(sql)
+    finally:
+        done.set()
+        watcher.join()
+    assert largest < 1.6e9
+    assert sandbox.query("SELECT 42 AS x").to_pylist() == [{"x": 42}]
+
+
+def test_rows_are_bounded(sandbox: Sandbox) -> None:
+    assert sandbox.query("SELECT * FROM range(1000)").num_rows == 1000
+    for sql in (
+        "SELECT * FROM range(1001)",
+        "SELECT * FROM range(100000000000)",
+        "SELECT * FROM results, range(10000)",
+    ):
+        with pytest.raises(QueryError, match=r"1,000 rows.*LIMIT"):
+            sandbox.query(sql)
+
+
+def test_bytes_are_bounded(sandbox: Sandbox) -> None:
+    with pytest.raises(QueryError, match=r"larger than|of memory"):
+        sandbox.query("SELECT repeat('x', 1000000) || i FROM range(900) t(i)")
+
+
+def test_queries_wait_their_turn(sandbox: Sandbox) -> None:
+    outcomes: list[str] = []
+
+    def ask(sql: str) -> None:
+        try:
+            sandbox.query(sql)
+            outcomes.append("answered")
+        except BusyError:
+            outcomes.append("busy")
+        except QueryError:
+            outcomes.append("stopped")
+
+    # As many endless ones as may run, and one that waits until they are stopped.
+    endless = "SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3"
+    threads = [threading.Thread(target=ask, args=(endless,)) for _ in range(CONCURRENT)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert len(children()) <= CONCURRENT
+    ask("SELECT 1")
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("stopped") == CONCURRENT
+    assert outcomes.count("answered") + outcomes.count("busy") == 1
+    assert sandbox.query("SELECT 1").num_rows == 1
+
+
+def test_a_process_that_died_is_replaced(sandbox: Sandbox) -> None:
+    sandbox.query("SELECT 1")
+    for child in children():
+        child.kill()
+        child.wait()
+    assert sandbox.query("SELECT 1").num_rows == 1
+
+
+def test_closing_ends_processes_and_queries(tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path)
+    sandbox = make(fakes, 30)
+    sandbox.query("SELECT 1")
+    before = set(children())
+    said: list[str] = []
+
+    def ask() -> None:
+        try:
+            sandbox.query("SELECT sleep_ms(60000)")
+        except QueryError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    sandbox.close()
+    thread.join()
+    assert time.monotonic() - began < 20  # of the 60 s that it would sleep
+    assert said == ["the service is stopping"]
+    assert len(set(children()) & before) < len(before)
+    with pytest.raises(QueryError, match="stopping"):
+        sandbox.query("SELECT 1")
+
+
+def test_a_query_process_ends_with_its_service(tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path)
+    sandbox = make(fakes)
+    sandbox.query("SELECT 1")
+    (process,) = sandbox._idle
+    assert process.stdin is not None
+    process.stdin.close()  # what the kernel does when the service is killed
+    assert process.wait(timeout=30) == 0
+    sandbox.close()

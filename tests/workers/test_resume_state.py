@@ -1,0 +1,270 @@
+"""Saves: where an interrupted run stood, kept now and then, whole or not at all, and gone when the run is through."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from creditgrid.core.task import Arrays, Saved
+from creditgrid.workers import resume_state as module
+from creditgrid.workers.resume_state import EVERY_S, FOLDER, SHARE, Saves, abandoned_drafts, kept_saves
+
+GROUP, LAST, OTHER = "a" * 64, "c" * 64, "b" * 64
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module.time, "monotonic", clock)
+    return clock
+
+
+def state(value: float, spend: Callable[[], None] = lambda: None) -> Saved:
+    def copy() -> Arrays:
+        spend()
+        return {"w": np.full((2, 3), value, dtype=np.float32), "epoch": np.asarray(int(value))}
+
+    return Saved(copy)
+
+
+def kept(root: Path, last: str = LAST) -> Mapping[str, Any] | None:
+    """What a new attempt at the group is offered."""
+    given = {"k": {"x": np.ones(1)}}
+    offered = Saves(root, GROUP, last).offer(given)
+    assert offered["k"] is given["k"]
+    return offered.get(GROUP)
+
+
+def value(root: Path, last: str = LAST) -> float | None:
+    found = kept(root, last)
+    return None if found is None else float(found["w"][0, 0])
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / FOLDER).iterdir()) if (root / FOLDER).exists() else []
+
+
+def saved(root: Path, number: float, last: str = LAST) -> Saves:
+    saves = Saves(root, GROUP, last)
+    saves.due()
+    saves.keep(state(number))
+    return saves
+
+
+def test_what_is_kept_is_offered_to_the_next_attempt_bit_for_bit(tmp_path: Path) -> None:
+    arrays = {
+        "f32": np.array([[1 / 3, -0.0], [np.nan, np.inf]], dtype=np.float32),
+        "lr": np.asarray(1e-3 / 7, dtype=np.float64),
+        "epoch": np.asarray(3, dtype=np.int64),
+        "none": np.zeros((0, 4), dtype=np.float32),
+    }
+    saves = Saves(tmp_path, GROUP, LAST)
+    saves.due()
+    saves.keep(Saved(lambda: arrays))
+    found = kept(tmp_path)
+    assert found is not None
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert found[name].tobytes() == array.tobytes()
+
+
+def test_nothing_is_offered_where_nothing_was_kept(tmp_path: Path) -> None:
+    given = {"k": {"x": np.ones(1)}}
+    assert Saves(tmp_path, GROUP, LAST).offer(given) is given
+    assert files(tmp_path) == []
+
+
+def test_each_call_has_its_own(tmp_path: Path) -> None:
+    saved(tmp_path, 1.0)
+    assert value(tmp_path, OTHER) is None
+    saved(tmp_path, 2.0, OTHER)
+    assert (value(tmp_path), value(tmp_path, OTHER)) == (1.0, 2.0)
+    Saves(tmp_path, GROUP, OTHER).drop()
+    assert (value(tmp_path), value(tmp_path, OTHER)) == (1.0, None)
+
+
+def test_a_later_save_replaces_the_earlier_and_leaves_no_other_file(tmp_path: Path) -> None:
+    saves = saved(tmp_path, 1.0)
+    saves.due()
+    saves.keep(state(2.0))
+    assert value(tmp_path) == 2.0
+    assert files(tmp_path) == [LAST]
+
+
+# -- how often -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_saved_no_more_often_than_every_so_many_seconds(tmp_path: Path, clock: Clock) -> None:
+    saves = Saves(tmp_path, GROUP, LAST)
+    times = []
+    for number in range(100):
+        before = value(tmp_path)
+        saves.keep(state(float(number)))
+        if value(tmp_path) != before:
+            times.append(clock.now - 1000)
+        clock.now += 0.25
+    assert times[0] == EVERY_S  # a short run is never saved
+    assert {later - earlier for earlier, later in itertools.pairwise(times)} == {EVERY_S}
+
+
+def test_a_slow_save_takes_no_more_than_its_share_of_the_time(tmp_path: Path, clock: Clock) -> None:
+    def spend() -> None:
+        clock.now += 3.0
+
+    saves = Saves(tmp_path, GROUP, LAST)
+    saves.due()
+    saves.keep(state(1.0, spend))
+    after = clock.now
+    for _ in range(1000):
+        clock.now += 0.5
+        saves.keep(state(2.0))
+        if value(tmp_path) == 2.0:
+            break
+    assert clock.now - after == pytest.approx(3.0 / SHARE)
+
+
+def test_the_state_is_not_copied_while_it_is_not_time(tmp_path: Path, clock: Clock) -> None:
+    def copied() -> None:
+        raise AssertionError("a copy costs time")
+
+    saves = Saves(tmp_path, GROUP, LAST)
+    saves.keep(state(1.0, copied))
+    clock.now += EVERY_S - 0.01
+    saves.keep(state(1.0, copied))
+    assert files(tmp_path) == []
+
+
+def test_after_an_artifact_the_next_save_is_due_once(tmp_path: Path, clock: Clock) -> None:
+    saves = Saves(tmp_path, GROUP, LAST)
+    saves.due()
+    saves.keep(state(1.0))
+    saves.keep(state(2.0))
+    assert value(tmp_path) == 1.0
+
+
+# -- damage --------------------------------------------------------------------------------------------------------
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+def no_tensors(content: bytes) -> bytes:
+    return hashlib.sha256(b"no tensors").hexdigest().encode() + b"no tensors"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flipped,
+        no_tensors,
+        lambda content: content[:-1],
+        lambda content: content[:100],
+        lambda content: content[:64],
+        lambda content: content + b"x",
+        lambda content: b"",
+        lambda content: b"0" * 64 + content[64:],
+        lambda content: content[64:],
+    ],
+    ids=["flipped", "no tensors", "cut", "short", "digest alone", "longer", "empty", "other digest", "no digest"],
+)
+def test_a_damaged_save_is_dropped_and_the_run_begins_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    saved(tmp_path, 1.0)
+    path = tmp_path / FOLDER / LAST
+    path.write_bytes(damage(path.read_bytes()))
+    given = {"k": {"x": np.ones(1)}}
+    assert Saves(tmp_path, GROUP, LAST).offer(given) == given
+    assert files(tmp_path) == []
+    saved(tmp_path, 2.0)
+    assert value(tmp_path) == 2.0
+
+
+def test_a_save_that_cannot_be_written_leaves_the_last_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    saves = saved(tmp_path, 1.0)
+    saves.due()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    saves.keep(state(2.0))
+    assert "No space left" in caplog.text
+    assert value(tmp_path) == 1.0
+    assert files(tmp_path) == [LAST]
+
+
+def test_a_state_that_cannot_be_copied_leaves_the_last_one_whole(tmp_path: Path) -> None:
+    saves = saved(tmp_path, 1.0)
+    saves.due()
+
+    def lost() -> Iterator[None]:
+        raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        saves.keep(Saved(lost))  # type: ignore[arg-type]
+    assert value(tmp_path) == 1.0
+    assert files(tmp_path) == [LAST]
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_dropped_is_gone_and_may_be_gone_already(tmp_path: Path) -> None:
+    saves = saved(tmp_path, 1.0)
+    saves.drop()
+    assert files(tmp_path) == []
+    assert value(tmp_path) is None
+    saves.drop()
+    Saves(tmp_path / "never", GROUP, LAST).drop()
+
+
+def test_what_is_kept_is_told_and_what_a_dead_writer_left_is_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (kept_saves(tmp_path), abandoned_drafts(tmp_path)) == ({}, [])
+    saved(tmp_path, 1)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(Path, "unlink", killed)  # so that nothing is cleaned up either
+        with pytest.raises(Killed):
+            saved(tmp_path, 2)
+    folder = tmp_path / FOLDER
+    (draft,) = (path for path in folder.iterdir() if path.name != LAST)
+    assert kept_saves(tmp_path) == {LAST: folder / LAST}
+    assert abandoned_drafts(tmp_path) == []  # this process is alive
+    assert abandoned_drafts(tmp_path, grace_s=-1.0) == []  # however long it takes
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    parts = draft.name.split("@")
+    parts[-2] = str(process.pid)
+    draft = draft.rename(draft.with_name("@".join(parts)))
+    assert abandoned_drafts(tmp_path) == [draft]
+    assert value(tmp_path) == 1

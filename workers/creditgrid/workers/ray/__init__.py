@@ -1,0 +1,1 @@
+"""Calls on a Ray cluster: the runner supervises a driver process, and only the driver imports ray."""

@@ -1,0 +1,116 @@
+"""Ends the largest call of a machine before its memory runs out.
+
+Ray watches the memory too, but ends the calls that began last, several at a time, until enough is free: beside one call
+that takes too much, all its younger neighbours go, each time it is tried. So every worker process of ours looks as
+well, at a limit a little below Ray's, and whoever finds it passed ends the one call that holds most. A worker may well
+end another's: while code that takes memory holds the interpreter, no thread of its own process can look.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from creditgrid.workers.ray.worker_process import end_process, title_of
+
+EVERY_S = 0.2
+MARGIN, LARGEST_MARGIN = 0.05, 4 * 2**30
+"""The limit lies below Ray's own by this share of the memory, so that Ray's is met only by what is faster than us; on
+large machines by these bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes in use and in total, of the machine or of the container."""
+
+    used: int
+    total: int
+
+
+def memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Memory:
+    """The memory as Ray measures it: the container's where that has a limit below the machine's; caches are free."""
+    lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
+    machine = {fields[0].rstrip(":"): 1024 * int(fields[1]) for fields in lines}
+    total = machine["MemTotal"]
+    for limit, used, prefix in (
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
+        ("memory.max", "memory.current", ""),
+    ):
+        found = (cgroup / limit).read_text().strip() if (cgroup / limit).is_file() else "max"
+        if found.isdigit() and int(found) < total:
+            stat = dict(line.split() for line in (cgroup / limit).with_name("memory.stat").read_text().splitlines())
+            cached = sum(int(stat[f"{prefix}{name}"]) for name in ("inactive_file", "active_file"))
+            return Memory(int((cgroup / used).read_text()) - cached, int(found))
+    return Memory(total - machine["MemAvailable"], total)
+
+
+def ray_limit(total: int, environment: Mapping[str, str]) -> float:
+    """Bytes in use above which Ray itself ends workers of a node started in this environment."""
+    limit = float(environment.get("RAY_memory_usage_threshold", "0.95")) * total
+    free = int(environment.get("RAY_min_memory_free_bytes", "-1"))
+    return max(limit, total - free) if free > 0 else limit
+
+
+def watched(environment: Mapping[str, str]) -> bool:
+    """Whether Ray's own watch is on, on a node started in this environment, and memory can be measured here."""
+    return sys.platform == "linux" and environment.get("RAY_memory_monitor_refresh_ms") != "0"
+
+
+class MemoryWatch(threading.Thread):
+    """Looks as long as its process lives.
+
+    Calls are the processes of the same parent whose title begins with ``title``. ``tell`` is given the process and a
+    line that says why it is ended, just before it is; or None if it was not after all.
+    """
+
+    def __init__(self, title: str, tell: Callable[[int, str | None], None]) -> None:
+        super().__init__(name="creditgrid-memory", daemon=True)
+        self._title, self._tell = title, tell
+        total = memory().total
+        self._limit = ray_limit(total, os.environ) - min(MARGIN * total, LARGEST_MARGIN)
+
+    def run(self) -> None:
+        """Look, again and again."""
+        while True:
+            time.sleep(EVERY_S)
+            self.look()
+
+    def look(self) -> None:
+        """End the largest call, if too much is in use."""
+        if memory().used <= self._limit:
+            return
+        sizes = self._sizes()
+        now = memory()  # once more: the largest may have ended while we looked for it
+        if not sizes or now.used <= self._limit:
+            return
+        (largest, title), size = max(sizes.items(), key=lambda item: item[1])
+        self._tell(
+            largest,
+            f"out of memory: its process {largest} held {size / 2**30:.1f} GiB, the most of all calls there, when "
+            f"{now.used / 2**30:.1f} of the {now.total / 2**30:.1f} GiB of its machine were in use",
+        )
+        if not end_process(largest, title):
+            self._tell(largest, None)  # another worker was faster, or it went on to another call meanwhile
+
+    def _sizes(self) -> dict[tuple[int, str], int]:
+        """Bytes of each call's own memory by process and title, shared objects left out; empty while one is ending."""
+        sizes: dict[tuple[int, str], int] = {}
+        for process in psutil.Process(os.getppid()).children():
+            place = Path("/proc") / str(process.pid)
+            try:
+                resident, shared = (int(field) for field in (place / "statm").read_text().split()[1:3])
+                title = title_of(process)
+            except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+                continue
+            if resident == 0:  # its memory is being given back, which takes a while: see what is free then
+                return {}
+            if title.startswith(self._title):
+                sizes[process.pid, title] = (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+        return sizes
