@@ -75,7 +75,9 @@ class SweepView(Wire):
     created_at: datetime
     finished_at: datetime | None = None
     paused: bool = Field(False, description="No call of it is begun until it is resumed; what runs, ends.")
-    eta_s: float | None = Field(None, description="Seconds left, from the measured durations; null while unknown.")
+    remaining_s: float | None = Field(
+        None, description="Seconds left, from the measured durations; null while unknown."
+    )
     conditions: list[Condition] = []
     active: list[Activity] = []
     spec: dict[str, Any] | None = Field(None, description="The spec as it was submitted; left out of lists.")

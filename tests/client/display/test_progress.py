@@ -53,7 +53,7 @@ def test_progress_shows_the_end(service, client, terminal: bool, monkeypatch: py
     monkeypatch.setattr(watch, "LONGEST_S", 0.3)
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, markup=False, highlight=False, color_system=None)
-    sweep = client.sweep(service.add(eta_s=30.0))
+    sweep = client.sweep(service.add(remaining_s=30.0))
     thread = finish_soon(service, sweep.id, State.FAILED)
     view = progress.show(sweep, console=console)
     thread.join()
@@ -82,7 +82,7 @@ def test_lines_are_few(service, client, monkeypatch: pytest.MonkeyPatch) -> None
     def change_each_time(id_: str) -> None:
         nonlocal asked
         asked += 1
-        service.sweeps[id_] = service.sweeps[id_].model_copy(update={"eta_s": float(asked)})
+        service.sweeps[id_] = service.sweeps[id_].model_copy(update={"remaining_s": float(asked)})
         if asked == 50:
             service.change(id_, State.SUCCEEDED)
 
@@ -92,7 +92,7 @@ def test_lines_are_few(service, client, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def held(kind: str, message: str, paused: bool = False) -> dict[str, Any]:
-    return {"eta_s": 30.0, "paused": paused, "conditions": [{"type": kind, "message": message}]}
+    return {"remaining_s": 30.0, "paused": paused, "conditions": [{"type": kind, "message": message}]}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def held(kind: str, message: str, paused: bool = False) -> dict[str, Any]:
     [
         (held("degraded", "the cluster is away"), "degraded: the cluster is away"),
         (held("paused", "nothing more begins", paused=True), "paused: nothing more begins"),
-        ({"eta_s": 30.0, "paused": True}, "paused"),
+        ({"remaining_s": 30.0, "paused": True}, "paused"),
         (held("unchanged", "nothing was changed"), "about 30 s left"),
     ],
 )
@@ -143,7 +143,7 @@ def test_bars_that_hear_nothing_say_so(service, client, monkeypatch: pytest.Monk
     monkeypatch.setattr(progress, "SILENT_S", -1.0)
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=160, color_system=None)
-    sweep = client.sweep(service.add(eta_s=30.0))
+    sweep = client.sweep(service.add(remaining_s=30.0))
     thread = finish_soon(service, sweep.id, State.SUCCEEDED)
     progress.show(sweep, console=console)
     thread.join()

@@ -139,7 +139,7 @@ def view(**fields: Any) -> SweepView:
             "counts": {"cached": 4, "running": 5, "failed": 1, "pending": 0},
             "tasks": {"train": {"succeeded": 2}},
             "created_at": datetime(2026, 1, 2, tzinfo=UTC),
-            "eta_s": 90.0,
+            "remaining_s": 90.0,
             "conditions": [{"type": "degraded", "message": "Ray is restarting"}],
             "active": [{"call": 7, "kind": "fit", "tasks": 2, "done": 3, "total": 60, "note": "loss 0.5"}],
         }

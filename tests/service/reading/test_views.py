@@ -61,7 +61,7 @@ def test_a_sweep_tells_what_was_asked_and_where_it_stands(house: House) -> None:
     assert (view.id, view.name, view.experiment, view.priority) == (sweep, "mine", "noop", 3)
     assert (view.state, view.cells, view.counts) == (State.PENDING, 2, {State.PENDING: 2})
     assert view.tasks == {"noop_base": {State.PENDING: 1}}
-    assert (view.active, view.conditions, view.finished_at, view.eta_s) == ([], [], None, None)
+    assert (view.active, view.conditions, view.finished_at, view.remaining_s) == ([], [], None, None)
     assert before.timestamp() - 1 <= view.created_at.timestamp() <= datetime.now(UTC).timestamp() + 1
     assert view.spec == {
         "name": "mine", "experiment": "noop", "axes": {"x": [1, 2]}, "fixed": {"base": "ok"}, "priority": 3,
@@ -69,7 +69,7 @@ def test_a_sweep_tells_what_was_asked_and_where_it_stands(house: House) -> None:
     house.drain()
     view = house.views.sweep(sweep)
     assert view.tasks == {"noop_base": {State.SUCCEEDED: 1}}
-    assert view.eta_s == 0.0
+    assert view.remaining_s == 0.0
     assert view.finished_at is not None
 
 
@@ -183,7 +183,7 @@ def test_the_time_left_comes_from_progress_and_from_what_was_measured(
     one, two = house.runner.calls
     house.runner.begin(one)
     house.step()
-    assert house.views.sweep(first).eta_s is None  # nothing is known of the other call
+    assert house.views.sweep(first).remaining_s is None  # nothing is known of the other call
     now += 10.0
     house.runner.say(Advanced(one, 1, 5, ""))
     house.runner.begin(two)
@@ -192,16 +192,16 @@ def test_the_time_left_comes_from_progress_and_from_what_was_measured(
     house.runner.say(Advanced(two, 1, 2, ""))
     house.step()
     # One is at it for 20 s and has four fifths to go, the other for 10 s and has one half to go; there are two cores.
-    assert house.views.sweep(first).eta_s == pytest.approx((20 * 4 + 10) / 2)
-    assert house.views.sweep(second).eta_s == house.views.sweep(first).eta_s
+    assert house.views.sweep(first).remaining_s == pytest.approx((20 * 4 + 10) / 2)
+    assert house.views.sweep(second).remaining_s == house.views.sweep(first).remaining_s
     assert [activity.call for activity in house.views.sweep(second).active] == [one, two]
     house.drain()
-    assert house.views.sweep(first).eta_s == 0.0
+    assert house.views.sweep(first).remaining_s == 0.0
     third = house.submit(axes={"group": [0], "x": list(range(10, 20))})
     with house.ledger.read() as connection:
         mean = connection.exec_driver_sql("SELECT sum(seconds) / sum(size) FROM calls WHERE seconds > 0").scalar()
     assert mean is not None
-    assert house.views.sweep(third).eta_s == pytest.approx(10 * mean / 2)
+    assert house.views.sweep(third).remaining_s == pytest.approx(10 * mean / 2)
     house.drain()
 
 

@@ -136,9 +136,9 @@ def _outlook(view: SweepView, since_s: float) -> list[str]:
     held_up = [f"{found.type}: {found.message}" for found in view.conditions if found.type in HOLDING]
     if view.paused and not any(found.type == PAUSED for found in view.conditions):
         held_up.append(PAUSED)
-    if held_up or view.eta_s is None:
+    if held_up or view.remaining_s is None:
         return held_up
-    return [f"about {duration(max(0.0, view.eta_s - since_s))} left"]
+    return [f"about {duration(max(0.0, view.remaining_s - since_s))} left"]
 
 
 class _Bars:

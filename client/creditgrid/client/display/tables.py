@@ -120,8 +120,8 @@ def sweep_view(view: SweepView) -> RenderableType:
         grid.add_row(
             "finished", f"{moment(view.finished_at)} ({duration((view.finished_at - view.created_at).total_seconds())})"
         )
-    if view.eta_s is not None and not view.state.finished and not view.paused:
-        grid.add_row("left", f"about {duration(view.eta_s)}")
+    if view.remaining_s is not None and not view.state.finished and not view.paused:
+        grid.add_row("left", f"about {duration(view.remaining_s)}")
     for condition in view.conditions:
         grid.add_row("note", Text(f"{condition.type}: {condition.message}", style="yellow"))
     for activity in view.active:

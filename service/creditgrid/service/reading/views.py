@@ -319,7 +319,7 @@ class Views:
             tasks=dict(stages),
             created_at=_time(row.created_at),
             finished_at=None if row.finished_at is None else _time(row.finished_at),
-            eta_s=0.0 if state.finished else self._eta(connection, opened, running),
+            remaining_s=0.0 if state.finished else self._eta(connection, opened, running),
             paused=row.paused,
             conditions=self._conditions(row),
             active=[running[call.id][0] for call in opened if call.id in running],
