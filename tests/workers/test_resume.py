@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiments.stages import TRAIN, data_task, feedback_task, run_feedback, train_task
+from creditgrid.core.experiments.stage_runs import run_feedback
+from creditgrid.core.experiments.stages import TRAIN, data_task, feedback_task, train_task
 from creditgrid.core.science import training
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.task import Arrays, Inputs, Output, Resources, Saved, Task

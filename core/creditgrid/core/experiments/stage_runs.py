@@ -1,0 +1,190 @@
+"""What a worker computes for each stage: generators that are given tasks of one group and yield their artifacts."""
+
+# ruff: noqa: ARG001
+# Each function imports torch itself, because plans load this module without it; all have the signature of a run.
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from creditgrid.core.errors import TaskError
+from creditgrid.core.task import Arrays, Inputs, Output, Progress, Saved, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from creditgrid.core.science.data import ImageData
+    from creditgrid.core.science.fitting import FitEpoch
+    from creditgrid.core.science.training import Epoch
+
+
+def run_data(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
+    """Decode each dataset where its ``source`` says it lies."""
+    from creditgrid.core.science.loading import load
+
+    for task in tasks:
+        yield Output(task.key, arrays=load(task.source))
+
+
+def run_probe(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
+    """Draw the fixed batches: ``x_same``, ``x_held``, ``x_extra`` of the training stream, ``x_test`` in file order.
+
+    ``x_steps``, the batches that rollouts step on, come from a further pass of that stream.
+    """
+
+    from creditgrid.core.science.data import normalise
+
+    for task in tasks:
+        data = _data(task, inputs, device)
+        size, seed = task.params["batch_size"], task.params["seed"]
+        x, y = _full_batches(data, size, seed, 0, 2 + task.params["extra"])
+        arrays = {
+            "x_same": x[0],
+            "y_same": y[0],
+            "x_held": x[1],
+            "y_held": y[1],
+            "x_extra": x[2:],
+            "y_extra": y[2:],
+            "x_test": normalise(data.x_test[:size], data.mean, data.std),
+            "y_test": data.y_test[:size],
+        }
+        if steps := task.params["steps"]:
+            arrays["x_steps"], arrays["y_steps"] = _full_batches(data, task.params["step_images"], seed, 1, steps)
+        yield Output(task.key, arrays=_arrays(arrays))
+
+
+def _full_batches(data: ImageData, size: int, seed: int, epoch: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first batches of one pass over the probe's stream: x (count, size, D), y (count, size)."""
+    import torch
+
+    from creditgrid.core.science.data import full_batches
+
+    batches = list(itertools.islice(full_batches(data, size, seed, epoch, stream="probe"), count))
+    if len(batches) < count:  # the plan has refused what a well-described data set does not hold
+        raise TaskError(
+            f"the probe needs {count} full batches of {size} images and the training set of "
+            f"{len(data.x_train):,} holds {len(batches)}: choose a smaller batch"
+        )
+    xs, ys = zip(*batches, strict=True)
+    return torch.stack(xs), torch.stack(ys)
+
+
+def run_feedback(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
+    """Draw ``B.0`` … ``B.{L-1}``, each (d, C)."""
+    import torch
+
+    from creditgrid.core.science.credit import feedback_matrices
+
+    for task in tasks:
+        classes = _data(task, inputs, torch.device("cpu")).num_classes
+        matrices = feedback_matrices(**task.params, num_classes=classes)
+        yield Output(task.key, arrays=_arrays({f"B.{layer}": matrix for layer, matrix in enumerate(matrices)}))
+
+
+def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output | Saved]:
+    """Train once for all checkpoints of one run, and keep the parameters at each asked epoch.
+
+    An interrupted run goes on after the last epoch that it saved.
+    """
+    from creditgrid.core.science.from_artifacts import feedback_stack, tensors
+    from creditgrid.core.science.network import ResidualMLP
+    from creditgrid.core.science.streams import generator
+    from creditgrid.core.science.training import accuracy_and_loss, resumable, train
+
+    first = tasks[0]
+    params = first.params
+    data = _data(first, inputs, device)
+    wanted = {task.params["epoch"]: task.key for task in tasks}
+    last = max(wanted)
+    network = ResidualMLP(
+        data.input_dim,
+        params["d_hidden"],
+        data.num_classes,
+        params["num_blocks"],
+        residual_add=params["residual_add"],
+        w2_std=params["w2_std"],
+        generator=generator(params["seed"], "init"),
+    ).to(device)
+    feedback = None
+    if "feedback" in first.parents:
+        feedback = feedback_stack(inputs[first.parents["feedback"]], device)
+    saved = tensors(inputs[first.group]) if first.group in inputs else None
+    if saved is not None and (not resumable(network, saved) or saved["epoch"] > min(wanted)):
+        saved = None  # of another version, or gone past an epoch that is wanted
+    run = train(
+        network,
+        data,
+        rule=params["rule"],
+        epochs=params["epochs"],
+        batch_size=params["batch_size"],
+        lr=params["lr"],
+        weight_decay=params["weight_decay"],
+        seed=params["seed"],
+        feedback=feedback,
+        random_targets=params["random_targets"],
+        resume=saved,
+    )
+    for number, at in enumerate(run):
+        if at.epoch in wanted:
+            accuracy, loss = accuracy_and_loss(network, data)
+            info = {"test_accuracy": accuracy, "test_loss": loss, "train_loss": at.train_loss}
+            yield Output(wanted[at.epoch], arrays=_arrays(network.state_dict()), info=info)
+        if at.epoch == last:
+            return
+        if number:
+            yield _saved(at)
+        yield Progress(at.epoch, last, _told(at.epoch, last, at.train_loss, resumed=saved is not None and not number))
+
+
+def _saved(at: Epoch) -> Saved:
+    return Saved(lambda: _arrays(at.state()))
+
+
+def _told(epoch: int, last: int, loss: float | None, *, resumed: bool) -> str:
+    note = f"resumed at epoch {epoch} of {last}" if resumed else f"epoch {epoch} of {last}"
+    return note if loss is None else f"{note}, training loss {loss:.4g}"
+
+
+def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
+    """Fit one estimator on a frozen checkpoint."""
+    from creditgrid.core.science.estimators import EstimatorNet
+    from creditgrid.core.science.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
+    from creditgrid.core.science.from_artifacts import restore_network
+    from creditgrid.core.science.streams import generator
+
+    for task in tasks:
+        data = _data(task, inputs, device)
+        network = restore_network(inputs[task.parents["checkpoint"]], device, residual_add=task.params["residual_add"])
+        options = {name: value for name, value in task.params.items() if name not in ("estimator", "residual_add")}
+        which, width = task.params["estimator"], network.d_hidden
+        s_dim = width if options.get("s_source") == "delta_L" else data.num_classes
+        estimator = EstimatorNet(
+            width,
+            s_dim,
+            1 if which == "scalar_cb" else width,
+            generator=generator(options["seed"], f"fit/{which}/init"),
+        ).to(device)
+        fits: dict[str, Callable[..., Iterator[FitEpoch]]] = {
+            "vec": fit_vec,
+            "scalar_cb": fit_scalar_cb,
+            "state_bridge": fit_state_bridge,
+        }
+        loss = None
+        for state in fits[which](estimator, network, data, **options):
+            loss = state.loss
+            note = _told(state.epoch, options["epochs"], None, resumed=False)
+            yield Progress(state.epoch, options["epochs"], note if loss is None else f"{note}, fitting loss {loss:.4g}")
+        yield Output(task.key, arrays=_arrays(estimator.state_dict()), info={"fit_loss": loss})
+
+
+def _data(task: Task, inputs: Inputs, device: torch.device) -> ImageData:
+    from creditgrid.core.science.from_artifacts import image_data
+
+    return image_data(inputs[task.parents["dataset"]], device)
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
+    # A copy: the caller goes on changing what it yielded (training goes on after a checkpoint).
+    return {name: tensor.detach().cpu().contiguous().numpy().copy() for name, tensor in tensors.items()}
