@@ -92,8 +92,8 @@ CORE_LIGHT = [
         "datasets", "errors", "experiment", "experiments.credit_recovery", "experiments.dynamics",
         "experiments.exploitability", "experiments.linesearch", "experiments.parameters", "experiments.registry",
         "experiments.snapshot_time", "experiments.stage_runs", "experiments.stages", "experiments.summaries",
-        "fingerprint", "plan", "rows", "science.imported", "spec.axes", "spec.extension", "spec.grid", "spec.text",
-        "states", "statistics", "task", "wire",
+        "fingerprint", "plan", "rows", "science.imported", "spec.axes", "spec.extension", "spec.faults", "spec.grid",
+        "spec.model", "spec.text", "spec.validation", "states", "statistics", "task", "wire",
     )
 ]  # fmt: skip
 
@@ -103,7 +103,8 @@ def test_planning_loads_nothing_heavy() -> None:
 from creditgrid.core.datasets import resolve
 from creditgrid.core.plan import Plan, resolve_datasets
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.spec.grid import parse, validate
+from creditgrid.core.spec.model import parse
+from creditgrid.core.spec.validation import validate
 known = registry()
 assert known.broken == {}
 experiment = known.experiment("linesearch")

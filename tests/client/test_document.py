@@ -12,7 +12,7 @@ import pytest
 
 from creditgrid.client.document import document
 from creditgrid.core.errors import SpecError
-from creditgrid.core.spec.grid import parse
+from creditgrid.core.spec.model import parse
 
 
 def test_numbers_of_numpy_and_sequences_become_plain() -> None:

@@ -10,8 +10,9 @@ import yaml
 
 from creditgrid.client.spec_file import load_spec
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.spec import grid as spec
+from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.text import parse_text
+from creditgrid.core.spec.validation import validate
 
 FOLDER = resources.files("creditgrid.client").joinpath("examples")
 
@@ -30,7 +31,7 @@ FOLDER = resources.files("creditgrid.client").joinpath("examples")
 def test_examples_are_valid(name: str, cells: int, seeds: int) -> None:
     document = load_spec(str(FOLDER / name))
     experiment = import_module(f"creditgrid.core.experiments.{document['experiment']}").EXPERIMENT
-    grid = spec.validate(spec.parse(document), experiment, kinds=registry().kinds_of(experiment))
+    grid = validate(parse(document), experiment, kinds=registry().kinds_of(experiment))
     found = list(grid.cells())
     assert len(found) == cells
     assert len({cell.seed for cell in found}) == seeds  # type: ignore[attr-defined]

@@ -16,7 +16,9 @@ from creditgrid.core.experiment import Experiment, Params, Summary
 from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.plan import LOOKUP_CHUNK, Fate, Known, Plan, PlannedCell, PlannedTask, resolve_datasets
-from creditgrid.core.spec.grid import Grid, parse, validate
+from creditgrid.core.spec.grid import Grid
+from creditgrid.core.spec.model import parse
+from creditgrid.core.spec.validation import validate
 from creditgrid.core.task import Task, TaskKind
 
 DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})

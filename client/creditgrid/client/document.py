@@ -14,7 +14,7 @@ from creditgrid.client.spec_file import load_spec
 from creditgrid.core.errors import Fault, SpecError
 
 Spec: TypeAlias = Mapping[str, Any] | BaseModel | str | Path
-"""A sweep spec: a mapping, a core.spec.SweepSpec, or the path of a YAML or JSON file."""
+"""A sweep spec: a mapping, a core.spec.model.SweepSpec, or the path of a YAML or JSON file."""
 
 
 def document(spec: Spec) -> dict[str, Any]:

@@ -8,7 +8,6 @@ The fingerprint says *what* the data are and never where they lie: a table copie
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -19,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from creditgrid.core.errors import DatasetError
+from creditgrid.core.errors import DatasetError, did_you_mean
 
 SPLITS = ("train", "test")
 # Goes up when the same bytes would be loaded differently: other pixels, order, labels or statistics.
@@ -75,8 +74,7 @@ def resolve(dataset: str) -> DatasetRef:
         return _parquet(dataset, path)
     if path != dataset or path.startswith(("~", ".")) or "/" in path:
         raise DatasetError(f"dataset path {path!r} is relative, and workers run elsewhere; give {_PARQUET}")
-    close = difflib.get_close_matches(dataset.lower(), PUBLIC_SETS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
+    hint = did_you_mean(dataset.lower(), PUBLIC_SETS, "; did you mean {!r}?") or "."
     raise DatasetError(f"unknown dataset {dataset!r}{hint} Accepted: {', '.join(PUBLIC_SETS)}, or {_PARQUET}")
 
 

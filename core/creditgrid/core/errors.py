@@ -20,7 +20,8 @@ Every message says what was wrong, where, and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -90,3 +91,9 @@ class BusyError(CreditGridError):
 
 class RunnerError(CreditGridError):
     """The cluster cannot be reached or started."""
+
+
+def did_you_mean(word: str, known: Iterable[str], question: str = " (did you mean {!r}?)") -> str:
+    """The ``question`` with the known word that is closest to ``word``; empty where none is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return question.format(close[0]) if close else ""

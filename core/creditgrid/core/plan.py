@@ -17,7 +17,8 @@ from typing import TypeAlias
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError
 from creditgrid.core.experiment import Params
-from creditgrid.core.spec.grid import Grid, pointer
+from creditgrid.core.spec.faults import pointer
+from creditgrid.core.spec.grid import Grid
 from creditgrid.core.task import Task, TaskKind
 
 LOOKUP_CHUNK = 1000
@@ -158,7 +159,7 @@ class Plan:
                 continue
             (name,) = task.params.values()  # what an imported artifact goes by, in the parameter called as its kind
             detail = f"there is no {task.kind} {name}: import it first (creditgrid import-{task.kind} FILE)"
-            fault = Fault(detail, self._grid.naming(task.kind, name))
+            fault = Fault(detail, self._grid.pointer_to(task.kind, name))
             faults.setdefault(fault.pointer, fault)
         if faults:
             raise SpecError(list(faults.values()))

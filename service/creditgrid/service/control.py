@@ -14,7 +14,8 @@ import structlog
 from creditgrid.core.errors import ConflictError, Fault, NotFoundError, SpecError
 from creditgrid.core.rows import schema
 from creditgrid.core.spec.extension import extended, forms, in_extension
-from creditgrid.core.spec.grid import MAX_CELLS, Grid
+from creditgrid.core.spec.grid import Grid
+from creditgrid.core.spec.model import MAX_CELLS
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Extension
 from creditgrid.service.ledger import tables

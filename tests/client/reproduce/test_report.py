@@ -23,7 +23,8 @@ from creditgrid.client.reproduce.comparison import Agreement, Comparison, Figure
 from creditgrid.client.reproduce.published import EXPERIMENTS, PUBLISHED, Column
 from creditgrid.client.reproduce.report import Settings, example, specs
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.spec import grid as core_spec
+from creditgrid.core.spec.model import parse
+from creditgrid.core.spec.validation import validate
 from creditgrid.core.states import State
 
 ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -190,7 +191,7 @@ def test_order_and_signs_against_the_obvious(ours: list[float], published: list[
 
 def cells(experiment: str, document: dict[str, Any]) -> list[Any]:
     found = import_module(f"creditgrid.core.experiments.{experiment}").EXPERIMENT
-    grid = core_spec.validate(core_spec.parse(document), found, kinds=registry().kinds_of(found))
+    grid = validate(parse(document), found, kinds=registry().kinds_of(found))
     return list(grid.cells())
 
 

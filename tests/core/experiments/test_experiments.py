@@ -17,7 +17,8 @@ from creditgrid.core.experiment import Experiment, Summary, Verdict
 from creditgrid.core.experiments import credit_recovery, dynamics, exploitability, linesearch, snapshot_time
 from creditgrid.core.experiments.stages import STAGES, step_batches
 from creditgrid.core.rows import columns
-from creditgrid.core.spec.grid import parse, validate
+from creditgrid.core.spec.model import parse
+from creditgrid.core.spec.validation import validate
 from creditgrid.core.task import Task
 
 DATASET = DatasetRef("pictures", "d" * 64, 50_000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import SpecError
 from creditgrid.core.experiments.linesearch import EXPERIMENT, LinesearchParams, cell, summarise
-from creditgrid.core.spec.grid import parse, validate
+from creditgrid.core.spec.model import parse
+from creditgrid.core.spec.validation import validate
 from creditgrid.core.task import Task
 
 DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})

@@ -14,7 +14,9 @@ from creditgrid.core.experiments import credit_recovery, dynamics, exploitabilit
 from creditgrid.core.experiments.parameters import CreditParams, StepParams, TrainParams, enough_images, streams_seed
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.plan import Fate, Known, Plan
-from creditgrid.core.spec.grid import Grid, parse, validate
+from creditgrid.core.spec.grid import Grid
+from creditgrid.core.spec.model import parse
+from creditgrid.core.spec.validation import validate
 from creditgrid.core.task import Task
 
 DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})

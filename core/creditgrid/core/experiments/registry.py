@@ -6,13 +6,12 @@ the others load, and asking for it says what is wrong with it.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
-from creditgrid.core.errors import Fault, PluginError, SpecError
+from creditgrid.core.errors import Fault, PluginError, SpecError, did_you_mean
 from creditgrid.core.experiment import Experiment, Params
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.rows import RESERVED, columns
@@ -42,8 +41,7 @@ class Registry:
         if name in self.broken:
             raise SpecError([Fault(f"the experiment {name!r} cannot be used: {self.broken[name]}", where)])
         known = sorted(self.experiments)
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(name, known)
         raise SpecError([Fault(f"there is no experiment {name!r}{hint}; there are {', '.join(known)}", where)])
 
     def kinds_of(self, experiment: Experiment) -> dict[str, TaskKind]:

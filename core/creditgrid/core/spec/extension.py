@@ -6,15 +6,14 @@ keep their numbers: those of each earlier form of the spec come first.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from creditgrid.core.errors import Fault, SpecError
+from creditgrid.core.errors import Fault, SpecError, did_you_mean
 from creditgrid.core.spec.axes import expand
-from creditgrid.core.spec.grid import pointer
+from creditgrid.core.spec.faults import pointer
 from creditgrid.core.wire import Extension
 
 
@@ -106,6 +105,5 @@ def _no_axis(name: str, axes: Mapping[str, Any], fixed: Mapping[str, Any]) -> st
             f"{name} is fixed in this sweep: its cells have one value of it; submit a sweep with others, which shares "
             "what this one has computed, or add cells by include"
         )
-    close = difflib.get_close_matches(name, axes, 1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    hint = did_you_mean(name, axes, " (did you mean {}?)")
     return f"this sweep has no axis {name!r}{hint}; it has {', '.join(axes) or 'none'}"

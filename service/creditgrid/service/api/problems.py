@@ -28,7 +28,7 @@ from creditgrid.core.errors import (
     RunnerError,
     SpecError,
 )
-from creditgrid.core.spec.grid import pointer
+from creditgrid.core.spec.faults import pointer
 from creditgrid.core.wire import Problem, ProblemError
 from creditgrid.service.ledger.engine import reason
 

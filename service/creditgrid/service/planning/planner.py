@@ -16,7 +16,9 @@ import sqlalchemy as sa
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.plan import Fate, Known, Plan, PlannedTask, resolve_datasets
-from creditgrid.core.spec.grid import MEASURE, Grid, SweepSpec, parse, validate
+from creditgrid.core.spec.grid import Grid
+from creditgrid.core.spec.model import MEASURE, SweepSpec, parse
+from creditgrid.core.spec.validation import validate
 from creditgrid.core.states import RESULT, State
 from creditgrid.core.task import Task
 from creditgrid.core.wire import Miss, PlanKind, PlanView

@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.spec.grid import MEASURE, SweepSpec
+from creditgrid.core.spec.model import MEASURE, SweepSpec
 from creditgrid.core.task import Resources, TaskKind
 
 
