@@ -91,7 +91,7 @@ CORE_LIGHT = [
     for name in (
         "datasets", "errors", "experiment", "experiments.credit_recovery", "experiments.dynamics",
         "experiments.exploitability", "experiments.linesearch", "experiments.parameters", "experiments.registry",
-        "experiments.snapshot_time", "experiments.stage_runs", "experiments.stages", "experiments.summaries",
+        "experiments.snapshot_time", "experiments.stage_runs", "experiments.stages", "experiments.summaries", "files",
         "fingerprint", "plan", "rows", "science.imported", "spec.axes", "spec.extension", "spec.faults", "spec.grid",
         "spec.model", "spec.text", "spec.validation", "states", "statistics", "task", "wire",
     )

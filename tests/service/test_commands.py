@@ -23,13 +23,13 @@ from creditgrid.service.commands import cli
 from creditgrid.service.ledger.ledger import Ledger
 
 TESTS = Path(__file__).resolve().parent.parent
-# What assembly makes is replaced by the stand-ins; everything else is the program itself.
+# What wiring makes is replaced by the stand-ins; everything else is the program itself.
 PROGRAM = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from service_fakes import Fakes
-from creditgrid.service import assembly
+from creditgrid.service import wiring
 wiring.assemble = lambda settings: Fakes(settings.data_dir).services()
 from creditgrid.service.commands import cli
 cli()

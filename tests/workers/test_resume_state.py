@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -207,7 +208,7 @@ def test_a_save_that_cannot_be_written_leaves_the_last_one_whole(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     saves.keep(state(2.0))
     assert "No space left" in caplog.text
     assert value(tmp_path) == 1.0

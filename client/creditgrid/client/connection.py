@@ -23,7 +23,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from creditgrid.client.errors import ApiError, BadSetting, CannotConnect, DamagedAnswer, UnexpectedAnswer, api_error
-from creditgrid.client.whole_file import whole_file
+from creditgrid.core.files import atomic_file
 from creditgrid.core.wire import Problem
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -136,7 +136,7 @@ class Connection:
 
         def fetch() -> None:
             with (
-                whole_file(target) as file,
+                atomic_file(target) as file,
                 self.stream(path, params=params, headers={"Accept": accept}, computing=True) as response,
             ):
                 found = hashlib.sha256()

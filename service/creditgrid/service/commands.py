@@ -24,6 +24,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from creditgrid.core.errors import ConflictError, CreditGridError
+from creditgrid.core.files import atomic_file
 from creditgrid.core.spec.text import parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES, PlanView
 from creditgrid.service import wiring
@@ -122,7 +123,8 @@ def _serve(settings: Settings, port_file: Path | None) -> None:
 
     def announce() -> None:
         if port_file is not None:
-            _write_whole(port_file, url)
+            with atomic_file(port_file) as file:
+                file.write(url.encode())
         typer.echo(f"CreditGrid is at {url} (API: {url}/docs, data: {settings.data_dir}). Ctrl-C stops it.")
 
     config = uvicorn.Config(
@@ -218,12 +220,6 @@ def _url(host: str, port: int) -> str:
     if address.is_unspecified:  # "all addresses" is none that can be connected to
         return f"http://{'127.0.0.1' if address.version == 4 else '[::1]'}:{port}"
     return f"http://{address}:{port}" if address.version == 4 else f"http://[{address}]:{port}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _as_text(view: PlanView) -> str:

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from creditgrid.core.files import sync, synced_file
 from creditgrid.core.task import Arrays
 from creditgrid.workers.temporary_names import GRACE_S, abandoned, temporary
 
@@ -110,9 +111,10 @@ class ArtifactStore:
         try:
             self._make_shelf(place.parent)
             draft.mkdir()
-            _write(draft / TENSORS, data)
-            _write(draft / RECORD, text.encode())
-            _sync(draft)
+            for name, content in ((TENSORS, data), (RECORD, text.encode())):
+                with synced_file(draft / name) as file:
+                    file.write(content)
+            sync(draft)
             try:
                 draft.rename(place)
             except OSError as error:
@@ -121,7 +123,7 @@ class ArtifactStore:
                 if not self.has(key):  # someone took away a part of what stood there: the rest makes room
                     self._set_aside(key, "its record is gone", _inode(place))
                     draft.rename(place)
-            _sync(place.parent)
+            sync(place.parent)
         except OSError as error:
             raise ArtifactError(
                 f"the artifact {key[:12]} cannot be written below {self.root}: {error}{_advice(error)}"
@@ -134,8 +136,7 @@ class ArtifactStore:
         if shelf.is_dir():
             return
         shelf.mkdir(parents=True, exist_ok=True)
-        _sync(self.root)
-        _sync(self.root.parent)
+        sync(self.root, self.root.parent)
 
     def record(self, key: str) -> dict[str, Any]:
         """The record beside the tensors.
@@ -308,18 +309,3 @@ def _inode(path: Path) -> int | None:
 
 def _contiguous(array: Any) -> Any:
     return np.ascontiguousarray(array) if array.ndim else array
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from creditgrid.core.files import atomic_file
 from creditgrid.core.task import Arrays, Inputs, Saved
 from creditgrid.workers.temporary_names import GRACE_S, abandoned, temporary
 
@@ -68,16 +68,9 @@ class Saves:
 
     def _write(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(temporary(".", self._path.name))
-        try:
-            with draft.open("wb") as file:
-                file.write(hashlib.sha256(data).hexdigest().encode())
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with atomic_file(self._path, temporary(".", self._path.name)) as file:
+            file.write(hashlib.sha256(data).hexdigest().encode())
+            file.write(data)
 
     def due(self) -> None:
         """Let the next save be kept whatever the time."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console, RenderableType
 
-from creditgrid.client.whole_file import whole_file
+from creditgrid.core.files import atomic_file
 from creditgrid.core.states import RESULT
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def print_json(value: object) -> None:
 def write_bytes(data: bytes, file: Path | None) -> None:
     """Write to ``file``, or to standard output."""
     if file is not None:
-        with whole_file(file) as target:
+        with atomic_file(file) as target:
             target.write(data)
         note(f"wrote {file} ({len(data):,} bytes)")
     else:

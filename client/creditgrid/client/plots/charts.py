@@ -14,7 +14,7 @@ from creditgrid.client.errors import BadSetting, PackageMissing
 from creditgrid.client.plots.labels import label_of
 from creditgrid.client.plots.layout import compose
 from creditgrid.client.plots.points import picture
-from creditgrid.client.whole_file import whole_file
+from creditgrid.core.files import atomic_file
 from creditgrid.core.wire import ChartView, ExperimentView
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def write(chart: alt.VConcatChart, path: Path, format: str) -> Path:
         data = vl_convert.vegalite_to_svg(spec, vl_version=version).encode()
     else:
         data = vl_convert.vegalite_to_html(spec, vl_version=version, bundle=True).encode()
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(data)
     return path
 

@@ -9,7 +9,6 @@ one compaction; only those may be found torn, and only those are set aside.
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import uuid
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from creditgrid.core.errors import CreditGridError
+from creditgrid.core.files import sync
 
 LOG = "_delta_log"
 LAST_CHECKPOINT = "_last_checkpoint"
@@ -94,19 +94,16 @@ class TableLog:
         path = self._commit_path(version)
         files = [self._path / unquote(add["path"]) for add in _of(_actions(path.read_bytes()), "add")]
         live = [file for file in files if file.exists()]  # a compaction may be over and its inputs vacuumed by now
-        _sync_files(live)
-        _sync_folders({file.parent for file in live} | {self._path})
-        _sync_files([path])
-        _sync_folders({self.folder})
+        folders = sorted({file.parent for file in live} | {self._path}, reverse=True)  # inner ones first
+        sync(*live, *folders, path, self.folder)
         if version == 0:
-            _sync_folders({self._path.parent})
+            sync(self._path.parent)
 
     def sync_checkpoints(self) -> None:
         """Put the checkpoints on the disk."""
         pointer = self.folder / LAST_CHECKPOINT
         checkpoints = [self._checkpoint_path(version) for version in self.checkpoints()]
-        _sync_files([*checkpoints, *([pointer] if pointer.exists() else [])])
-        _sync_folders({self.folder})
+        sync(*checkpoints, *([pointer] if pointer.exists() else []), self.folder)
 
     def trim(self) -> int:
         """Remove the commits and checkpoints that newer, synced checkpoints stand for; returns how many files.
@@ -210,7 +207,7 @@ class TableLog:
         aside = self._path / ASIDE
         aside.mkdir(exist_ok=True)
         path.rename(aside / f"{path.name}.{uuid.uuid4().hex[:8]}")
-        _sync_folders({aside, path.parent, self._path})
+        sync(aside, path.parent, self._path)
         return path.name
 
     # -- names -----------------------------------------------------------------------------------------------------
@@ -275,21 +272,3 @@ def _beyond(path: Path, why: str) -> CreditGridError:
         f"{path.parent.parent} from a backup; or move it and the ledger away and submit the sweeps again: "
         "the artifacts are found, and the cells are measured anew"
     )
-
-
-def _sync_files(paths: Iterable[Path]) -> None:
-    for path in paths:
-        _sync(path)
-
-
-def _sync_folders(paths: Iterable[Path]) -> None:
-    for path in sorted(paths, reverse=True):  # what is inside before what holds it
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
