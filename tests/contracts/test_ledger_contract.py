@@ -185,7 +185,7 @@ def test_a_ledger_of_another_schema_is_refused_and_left_alone(opened: Callable[[
         )
     with pytest.raises(CreditGridError, match=f"has schema {SCHEMA_VERSION + 1} and this version works with"):
         opened()
-    connected = sa.create_engine(engine.address(url))
+    connected = sa.create_engine(engine.parse_url(url))
     with connected.connect() as connection:
         assert connection.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.name == "schema")) == str(
             SCHEMA_VERSION + 1
@@ -230,7 +230,7 @@ def test_a_writer_that_is_killed_leaves_nothing_and_nobody_waiting(opened: Calla
     program = (
         "import sys; import sqlalchemy as sa\n"
         "from creditgrid.service.ledger.ledger import Ledger\n"
-        "from creditgrid.service.ledger.tables import meta\n"
+        "from creditgrid.service.ledger import tables\n"
         "ledger = Ledger(sys.argv[1])\n"
         "for n in range(10**9):\n"
         "    with ledger.write() as connection:\n"

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from creditgrid.service.ledger.engine import address
+from creditgrid.service.ledger.engine import parse_url
 
 MIN_TOKEN = 16
 """Characters; a shorter token could be guessed."""
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     @classmethod
     def _a_database(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            address(value.get_secret_value())
+            parse_url(value.get_secret_value())
         return value
 
     @field_validator("query_memory")

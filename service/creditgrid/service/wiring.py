@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from creditgrid.core.datasets import resolve
 from creditgrid.service.control import Control
-from creditgrid.service.ledger.engine import address
+from creditgrid.service.ledger.engine import parse_url
 from creditgrid.service.ledger.integrity import check_results
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.maintenance import Maintenance
@@ -75,7 +75,7 @@ def _store(settings: Settings) -> ArtifactStore:
 
 def _ledger_url(settings: Settings) -> sa.URL:
     if settings.database_url is not None:
-        return address(settings.database_url.get_secret_value())
+        return parse_url(settings.database_url.get_secret_value())
     return sa.URL.create("sqlite", database=str(settings.data_dir.absolute() / "ledger.sqlite"))
 
 

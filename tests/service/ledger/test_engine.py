@@ -57,7 +57,7 @@ def remote(server: Database) -> Iterator[Ledger]:
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_postgresql_by_any_of_its_names(scheme: str) -> None:
-    found = engine.address(f"{scheme}://u:{SECRET}@h:5/d?sslmode=require")
+    found = engine.parse_url(f"{scheme}://u:{SECRET}@h:5/d?sslmode=require")
     assert found.render_as_string(hide_password=False) == f"postgresql+psycopg://u:{SECRET}@h:5/d?sslmode=require"
 
 

@@ -113,7 +113,7 @@ def test_a_ledger_without_a_name(path: Path, name: str) -> None:
 def test_missing_tables_in_postgresql() -> None:
     with fresh_database() as found:
         Ledger(found.url).close()
-        connected = sa.create_engine(engine.address(found.url))
+        connected = sa.create_engine(engine.parse_url(found.url))
         tables.waits.drop(connected)
         connected.dispose()
         with pytest.raises(LedgerDamaged, match="no table 'waits'") as caught:

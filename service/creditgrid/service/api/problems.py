@@ -30,7 +30,7 @@ from creditgrid.core.errors import (
 )
 from creditgrid.core.spec.faults import pointer
 from creditgrid.core.wire import Problem, ProblemError
-from creditgrid.service.ledger.engine import reason
+from creditgrid.service.ledger.engine import short_message
 
 MEDIA_TYPE = "application/problem+json"
 RETRY = {"Retry-After": "5"}
@@ -91,7 +91,7 @@ async def _on_purpose(_request: Request, error: Exception) -> Response:
 
 
 async def _without_ledger(request: Request, error: Exception) -> Response:
-    structlog.get_logger("creditgrid").warning("the ledger is away", path=request.url.path, reason=reason(error))
+    structlog.get_logger("creditgrid").warning("the ledger is away", path=request.url.path, reason=short_message(error))
     detail = "the ledger cannot be read or written now: try again; the service's log says why"
     return respond(problem(503, detail), RETRY)
 

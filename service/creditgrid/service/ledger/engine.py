@@ -1,7 +1,7 @@
-"""What differs between the databases that a ledger may live in: SQLite and PostgreSQL.
+"""What differs between the two databases that can hold a ledger: SQLite and PostgreSQL.
 
-Both give the ledger the same: a reader sees one moment, whatever is written meanwhile; writers take turns, also those
-of other processes, and each sees what the one before it wrote; what is committed is on the disk.
+Both give the ledger the same guarantees: a reader sees one snapshot. Writers of all processes run one after the other,
+and each sees what the writers before it committed. What is committed is on the disk.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ import sqlalchemy as sa
 
 from creditgrid.core.errors import CreditGridError
 
-BUSY_S = 60
-"""A writer waits this long for its turn."""
-POSTGRES: Mapping[str, str | int] = {
+LOCK_TIMEOUT_S = 60
+"""How long a writer waits for the writers before it."""
+POSTGRESQL_OPTIONS: Mapping[str, str | int] = {
     "application_name": "creditgrid",
     "connect_timeout": 10,
-    # A server that has vanished is noticed in a minute, not in hours.
+    # A server that does not answer is noticed within a minute, not hours later.
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-"""How a PostgreSQL server is connected to, where the URL does not say otherwise."""
-POOL: Mapping[str, int] = {"pool_size": 8, "max_overflow": 56}
-"""Connections: more than requests are answered at a time, so that the scheduler never waits for one."""
-WRITERS_TURN = 0x63726564_67726964
+"""Options of a connection to a PostgreSQL server; those in the URL come first."""
+POOL_OPTIONS: Mapping[str, int] = {"pool_size": 8, "max_overflow": 56}
+"""More connections than the service answers requests at a time, so that the scheduler never waits for one."""
+WRITE_LOCK = 0x63726564_67726964
 """The advisory lock that a writing transaction holds (the letters of "credgrid")."""
-CANNOT_WRITE_HERE = "25006"  # read_only_sql_transaction: a server that has become, or still is, another one's standby
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+READ_ONLY_SQL_TRANSACTION = "25006"  # PostgreSQL's error code of a server that is the standby of another one
+CORRUPTION = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-class Prose(sa.types.TypeDecorator[str]):
-    """Text that nobody checked, such as a traceback: what a database may refuse is written as an escape."""
+class UncheckedText(sa.types.TypeDecorator[str]):
+    """Text from outside, such as a traceback: characters that a database may refuse are written as escapes."""
 
     impl = sa.Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
-        """Escape NUL, and the halves of characters that Python puts for bytes it cannot decode."""
+        """Escape NUL, and the surrogates that Python puts for bytes it cannot decode."""
         return value and value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
-def address(url: str | sa.URL) -> sa.URL:
+def parse_url(url: str | sa.URL) -> sa.URL:
     """The URL of a ledger, with its driver.
 
     Raises:
-        ValueError: for anything but a file of SQLite or a PostgreSQL server. The message does not repeat the URL, which
-            may hold a password.
+        ValueError: the URL names neither a SQLite file nor a PostgreSQL server. The message does not repeat the URL,
+            which may hold a password.
     """
     wanted = "give postgresql://user:password@host/database or sqlite:////path/to/ledger.sqlite"
     try:
@@ -63,26 +63,26 @@ def address(url: str | sa.URL) -> sa.URL:
     if found.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return found.set(drivername="postgresql+psycopg")
     if found.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise ValueError(f"{found.drivername} is not a database that a ledger can live in: {wanted}")
+        raise ValueError(f"{found.drivername} is not a database that can hold a ledger: {wanted}")
     if found.database in (None, "", ":memory:") or found.query or found.host:
         raise ValueError("a ledger in SQLite is a file: give sqlite:////path/to/ledger.sqlite, without options")
     return found
 
 
-def connect(url: sa.URL) -> sa.Engine:
-    """An engine whose transactions are as this module says; no connection is made yet.
+def create_engine(url: sa.URL) -> sa.Engine:
+    """An engine for ``read_transaction`` and ``write_transaction``. It does not connect yet.
 
     Raises:
         CreditGridError: the driver is not installed.
     """
     if url.get_backend_name() == "sqlite":
-        engine = sa.create_engine(url, pool_pre_ping=True, **POOL)
+        engine = sa.create_engine(url, pool_pre_ping=True, **POOL_OPTIONS)
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
-    options = {name: value for name, value in POSTGRES.items() if name not in url.query}
+    options = {name: value for name, value in POSTGRESQL_OPTIONS.items() if name not in url.query}
     try:
-        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=options, **POOL)
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=options, **POOL_OPTIONS)
     except ImportError as error:
         raise CreditGridError(
             f"a ledger in PostgreSQL needs the package psycopg ({error}): pip install 'psycopg[binary]'"
@@ -92,68 +92,84 @@ def connect(url: sa.URL) -> sa.Engine:
     return engine
 
 
-def file_of(engine: sa.Engine) -> Path | None:
-    """The file that a SQLite database lives in; None for a server."""
+def sqlite_file(engine: sa.Engine) -> Path | None:
+    """The file of a SQLite database; None for a server."""
     if engine.dialect.name != "sqlite":
         return None
     assert engine.url.database is not None
     return Path(engine.url.database).absolute()
 
 
-def name_of(engine: sa.Engine) -> str:
-    """The database as a person may be shown it: without a password."""
-    return str(file_of(engine) or engine.url.set(drivername="postgresql", query={}).render_as_string())
-
-
-def for_writing(connection: sa.Connection) -> None:
-    """Make the connection's next transaction a writer's."""
-    connection.execution_options(writes=True)
-
-
-def for_reading(connection: sa.Connection) -> None:
-    """Make the connection's next transaction see one moment. SQLite's do so by themselves."""
-    if connection.dialect.name == "postgresql":
-        connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+def display_name(engine: sa.Engine) -> str:
+    """The name of the database for messages and logs: without a password."""
+    return str(sqlite_file(engine) or engine.url.set(drivername="postgresql", query={}).render_as_string())
 
 
 @contextmanager
-def trouble() -> Iterator[None]:
-    """Tell everything that keeps the database from being used for a while as ``sa.exc.OperationalError``.
+def write_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that may write. It starts when all writers before it, also those of other processes, have ended.
 
-    That is: it cannot be reached, the connection was lost, the disk is full, the file or the server can only be read,
-    or another writer did not end in time. The transaction did not happen, but for one case: a connection that is lost
-    while the server answers a commit leaves open whether it did.
+    Raises:
+        OperationalError: the database cannot be used for a while, see ``_translated_errors``.
+    """
+    with _translated_errors(), engine.connect() as connection:
+        connection.execution_options(writes=True)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def read_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that sees one snapshot.
+
+    Raises:
+        OperationalError: the database cannot be used for a while, see ``_translated_errors``.
+    """
+    with _translated_errors(), engine.connect() as connection:
+        if connection.dialect.name == "postgresql":  # SQLite's transactions always do
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Raise ``sa.exc.OperationalError`` for everything that makes the database unusable for a while.
+
+    That is: it cannot be reached, the connection was lost, the disk is full, the file or server is read-only, or the
+    wait for another writer timed out. Nothing was committed, with one exception: when the connection is lost during a
+    commit, nobody knows whether the server has committed.
     """
     try:
         yield
     except sa.exc.OperationalError:
         raise
-    except sa.exc.TimeoutError as error:  # no connection of the pool became free
+    except sa.exc.TimeoutError as error:  # all connections of the pool are in use
         raise sa.exc.OperationalError(None, None, error) from error
     except sa.exc.DBAPIError as error:
-        refused = getattr(error.orig, "sqlstate", None) == CANNOT_WRITE_HERE
+        read_only = getattr(error.orig, "sqlstate", None) == READ_ONLY_SQL_TRANSACTION
         lost = error.connection_invalidated or isinstance(error, sa.exc.InterfaceError)
-        if not (lost or refused):
+        if not (lost or read_only):
             raise
         raise sa.exc.OperationalError(error.statement, error.params, error.orig or error) from error
 
 
-def is_damage(error: sa.exc.DBAPIError) -> bool:
-    """Whether SQLite says that the file is broken, or is no database."""
-    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in DAMAGED
+def is_corruption(error: sa.exc.DBAPIError) -> bool:
+    """Whether SQLite reports that the file is corrupt, or not a database."""
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in CORRUPTION
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong, in a line that holds neither the statement nor a password."""
+def short_message(error: BaseException) -> str:
+    """The error in one line, without the SQL statement and without a password."""
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
 def insert_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert many rows that all have the columns of the first, the fast way of each driver.
+    """Insert many rows, which all have the columns of the first, in the fastest way of each driver.
 
-    SQLite's takes parameters by position: the rows go to it as they are, which costs a fifth of SQLAlchemy's own way of
-    checking each row's names. PostgreSQL is given one array a column, and answers once, not for each row.
+    SQLite's driver takes parameters by position. This takes a fifth of the time of SQLAlchemy, which checks the names
+    of each row. PostgreSQL gets one array for each column, and answers once instead of once for each row.
     """
     names = list(rows[0])
     if connection.dialect.name == "sqlite":
@@ -168,36 +184,39 @@ def insert_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mappi
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where we say so, see _begin_sqlite
+    connection.isolation_level = None  # _begin_sqlite starts the transactions
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_S * 1000}", "temp_store=MEMORY"):
+    timeout = f"busy_timeout={LOCK_TIMEOUT_S * 1000}"
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", timeout, "temp_store=MEMORY"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes the lock at once: one that upgrades later can fail half-way.
+    # A writer takes the lock at the start: a reader that becomes a writer later may fail in the middle.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _configure_postgresql(connection: Any, _record: Any) -> None:
     connection.adapters.register_dumper(str, _text_without_nul())
-    # The server's own keep-alive: what a client held whose machine has gone is free again after a minute.
-    settings = f"SET lock_timeout = '{BUSY_S}s'; SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; "
-    connection.execute(settings + "SET tcp_keepalives_count = 3")
+    # The keep-alive of the server's side: it frees the locks of a client whose machine is gone after a minute.
+    connection.execute(
+        f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'; "
+        "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
+    )
     connection.commit()
 
 
 def _begin_postgresql(connection: sa.Connection) -> None:
-    # Statements see what was committed before they began (READ COMMITTED), and after this one nobody else commits.
+    # A statement sees what was committed before it started (READ COMMITTED); no other writer commits after this one.
     if connection.get_execution_options().get("writes", False):
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_TURN})")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
 
 
 @functools.cache
 def _text_without_nul() -> type:
-    """Text as PostgreSQL takes it: it has no NUL character, which paths of requests and names of sweeps may hold."""
+    """Replaces NUL, which PostgreSQL refuses in text. Paths of requests and names of sweeps may hold it."""
     from psycopg.types.string import StrDumper
 
     class TextDumper(StrDumper):

@@ -47,7 +47,7 @@ def check_pages(connection: sa.Connection) -> None:
     Raises:
         LedgerDamaged: the first fault that SQLite names.
     """
-    path = engine.file_of(connection.engine)
+    path = engine.sqlite_file(connection.engine)
     if path is None:
         return
     found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(1)")]
@@ -64,10 +64,10 @@ def check_tables(connection: sa.Connection, metadata: sa.MetaData) -> None:
     held = {table: {column["name"] for column in columns} for (_, table), columns in _columns(connection)}
     for table in metadata.sorted_tables:
         if table.name not in held:
-            raise damaged(engine.name_of(connection.engine), f"it has no table {table.name!r}")
+            raise damaged(engine.display_name(connection.engine), f"it has no table {table.name!r}")
         if lacking := [column.name for column in table.columns if column.name not in held[table.name]]:
             text = f"its table {table.name!r} has no column {lacking[0]!r}"
-            raise damaged(engine.name_of(connection.engine), text)
+            raise damaged(engine.display_name(connection.engine), text)
 
 
 def check_results(ledger: Ledger, results: Results) -> None:

@@ -34,10 +34,10 @@ class Ledger:
             LedgerDamaged: it is there and broken.
             CreditGridError: it cannot be reached, or another version made it.
         """
-        self._engine = engine.connect(engine.address(url))
+        self._engine = engine.create_engine(engine.parse_url(url))
         self._writing = threading.RLock()
         self._lock: Lock | None = None
-        self.name = engine.name_of(self._engine)
+        self.name = engine.display_name(self._engine)
         """Where it is, without a password."""
         with self._or_closed():
             self._open()
@@ -56,7 +56,7 @@ class Ledger:
             CreditGridError: that cannot be found out.
         """
         with self._or_closed():
-            file = engine.file_of(self._engine)
+            file = engine.sqlite_file(self._engine)
             if file is not None:
                 self._lock = FileLock(file)
                 return
@@ -73,12 +73,10 @@ class Ledger:
             OperationalError: the database cannot be written now.
             ConflictError: this process has scheduled over the ledger, and another one has taken over.
         """
-        with self._writing, engine.trouble(), self._engine.connect() as connection:
-            engine.for_writing(connection)
-            with connection.begin():
-                if self._lock is not None:
-                    self._lock.check(connection)
-                yield connection
+        with self._writing, engine.write_transaction(self._engine) as connection:
+            if self._lock is not None:
+                self._lock.check(connection)
+            yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -87,10 +85,8 @@ class Ledger:
         Raises:
             OperationalError: the database cannot be read now.
         """
-        with engine.trouble(), self._engine.connect() as connection:
-            engine.for_reading(connection)
-            with connection.begin():
-                yield connection
+        with engine.read_transaction(self._engine) as connection:
+            yield connection
 
     def identity(self) -> str:
         """A name of this ledger, fixed when it was made: what marks its commits in the results table."""
@@ -110,9 +106,9 @@ class Ledger:
             yield
         except sa.exc.DBAPIError as error:
             self.close()
-            if engine.is_damage(error):
-                raise damaged(self.name, engine.reason(error)) from error
-            raise CreditGridError(f"the ledger {self.name} cannot be used: {engine.reason(error)}") from error
+            if engine.is_corruption(error):
+                raise damaged(self.name, engine.short_message(error)) from error
+            raise CreditGridError(f"the ledger {self.name} cannot be used: {engine.short_message(error)}") from error
         except OSError as error:
             self.close()
             raise CreditGridError(f"the ledger {self.name} cannot be used: {error.strerror or error}") from error
@@ -121,7 +117,7 @@ class Ledger:
             raise
 
     def _open(self) -> None:
-        file = engine.file_of(self._engine)
+        file = engine.sqlite_file(self._engine)
         if file is not None:
             check_file(file)
         with self.read() as connection:

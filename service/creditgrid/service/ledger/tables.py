@@ -75,8 +75,8 @@ calls = sa.Table(
     sa.Column("batch", sa.Integer, index=True),  # the results batch that holds its rows, once one was begun
     sa.Column("seconds", sa.Float),
     sa.Column("host", sa.String),
-    sa.Column("error", engine.Prose),
-    sa.Column("traceback", engine.Prose),
+    sa.Column("error", engine.UncheckedText),
+    sa.Column("traceback", engine.UncheckedText),
     sa.Index("calls_ready", "sweep", "state", "waiting", "id"),
     sa.Index("calls_open", "state"),
     sa.Index("calls_kind", "kind", "state"),
