@@ -33,7 +33,7 @@ def test_faults_name_the_file(tmp_path: Path) -> None:
     assert str(path) in refusal(path)
     assert "that is a folder" in refusal(tmp_path)
     path.write_bytes(b"name: x\nname: y\n")
-    assert f"{path}: line 2, column 1: the key 'name' stands twice" in refusal(path)
+    assert f"{path}: line 2, column 1: the key 'name' is given twice" in refusal(path)
     path.write_bytes("name: é".encode("latin-1"))
     assert "byte 0xe9 at offset 6 is not UTF-8" in refusal(path)
     path.write_bytes(b"")

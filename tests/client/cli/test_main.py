@@ -232,7 +232,7 @@ def test_plan_without_a_service(run: Run, spec: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "case",
     [
-        (b"name: x\nname: y", "line 2, column 1: the key 'name' stands twice"),
+        (b"name: x\nname: y", "line 2, column 1: the key 'name' is given twice"),
         (b"name: \xff", "byte 0xff at offset 6 is not UTF-8"),
         (b"axes: {eta: [.nan]}", "/axes/eta/0: nan is not a finite number"),
         (b"a: &x [*x]", "anchors"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from creditgrid.core.errors import SpecError
 from creditgrid.core.spec import text as spec_text
-from creditgrid.core.spec.text import MAX_DEPTH, parse_text
+from creditgrid.core.spec.text import MAX_DEPTH, parse_json, parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES
 
 
@@ -68,6 +68,26 @@ def test_plain_words_follow_yaml_1_2(text: str, value: object) -> None:
 def test_nan_passes() -> None:
     assert math.isnan(parse_text(b"eta: .nan")["eta"])
     assert math.isnan(parse_text(b'{"eta": NaN}')["eta"])
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b'{"eta": NaN}', "NaN is not a JSON number"),
+        (b'{"eta": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"eta": 1,\n}', "not JSON: line 2, column 1"),
+        (b"eta: 1", "not JSON: line 1, column 1"),
+        (b"", "not JSON"),
+        (b"[" * 100_000, "nested deeper"),
+        (b'{"a": 1, "a": 2}', "'a' is given twice"),
+        (b"[" + b"9" * 5000 + b"]", "thousands of digits"),
+        (b'{"eta": "\xff"}', "byte 0xff at offset 9 "),
+    ],
+)
+def test_parse_json_reads_strict_json_only(data: bytes, complaint: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_json(data)
+    assert complaint in caught.value.faults[0].detail
 
 
 def test_a_whole_spec_is_read_as_written() -> None:
@@ -132,19 +152,20 @@ def test_yaml_documents_come_back(document: object) -> None:
         (b"a: 1\nb: &big [1]\nc: *big", ["line 2, column 4", "anchors and aliases"]),
         (b"a: *big", ["line 1, column 4", "anchors and aliases"]),
         (b"a: !!python/object:os.system x", ["line 1, column 4", "tags", "python/object"]),
-        (b"a: 1\nb:\n  c: 1\n  c: 2", ["line 4, column 3", "'c' stands twice", "line 3"]),
-        (b'{"a": {"b": 1, "b": 2}}', ["'b' stands twice"]),
+        (b"a: 1\nb:\n  c: 1\n  c: 2", ["line 4, column 3", "'c' is given twice", "line 3"]),
+        (b'{"a": {"b": 1, "b": 2}}', ["'b' is given twice"]),
         (b"1: x", ["line 1, column 1", "a key must be a string", "got 1"]),
         (b"null: x", ["a key must be a string"]),
         (b"? [a, b]\n: x", ["a key must be a string"]),
         (b"a: 1\n---\nb: 2", ["line 2", "second document"]),
-        (b"a: 1\nb: [1,\n2", ["line 4, column 1", "begins on line 2"]),
+        (b"a: 1\nb: [1,\n2", ["line 4, column 1", "starts on line 2"]),
         (b"a:\n\t- b", ["line 2, column 1", "cannot start any token"]),
         (b"a: 1\n b: 2", ["line 2", "not YAML"]),
         (b"a: \x00", ["not YAML", "control characters"]),
         (b'{"a": "\\ud800"}', ["half a character"]),
         (b"a: " + b"9" * 5000, ["line 1, column 4", "thousands of digits"]),
         (b"[" + b"9" * 5000 + b"]", ["thousands of digits"]),
+        (b"a: 0x1" + b"f" * 5000, ["thousands of digits"]),
     ],
 )
 def test_refused_with_the_place(data: bytes, parts: list[str]) -> None:

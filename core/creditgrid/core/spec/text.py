@@ -1,30 +1,33 @@
 """The text of a sweep spec, YAML 1.2 or JSON, read into plain values: dicts, lists, strings, numbers, booleans, None.
 
-What makes a spec ambiguous or dangerous is refused with its line and column: anchors and aliases (a few bytes can
-stand for gigabytes), tags, duplicate keys, keys that are not strings, more than one document, deep nesting. Plain words
-follow YAML 1.2's core schema: ``1e-5`` is a float, ``on``, ``no`` and dates are strings. Whether the values make
-sense is another's business: NaN and infinities pass, and are refused where they stand by ``spec.validate``.
+Whatever makes a spec ambiguous or dangerous is refused, in YAML with its line and column: anchors and aliases (a few
+bytes can become gigabytes), tags, duplicate keys, keys that are not strings, more than one document, deep nesting.
+Unquoted YAML words follow the core schema of YAML 1.2: ``1e-5`` is a float; ``on``, ``no`` and dates are strings. The
+values are checked later, in ``spec.validation``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from creditgrid.core.errors import Fault, SpecError
+from creditgrid.core.spec.faults import shown
 from creditgrid.core.wire import MAX_SPEC_BYTES
 
 MAX_DEPTH = 32
 """Lists and mappings inside each other; a spec needs five."""
+TOO_DEEP = f"lists and mappings are nested deeper than {MAX_DEPTH} levels"
 TOO_MANY_DIGITS = "a whole number has thousands of digits"
 
-# libyaml is ten times faster; the Python loader is there for platforms without it. Both read the same events.
+# libyaml is ten times faster; platforms without it use the Python loader. Both yield the same events.
 _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _INT = re.compile(r"[-+]?[0-9]+")
@@ -39,54 +42,86 @@ _WORDS: dict[str, bool | None] = {
 
 
 def parse_text(data: bytes) -> Any:
-    """The value that a YAML or JSON document holds; None for an empty one.
+    """The value that a YAML or JSON document holds; None for an empty one. NaN and infinities are accepted.
 
     Takes some seconds for the largest documents: call it off an event loop.
 
     Raises:
         SpecError: for text that is too long, not UTF-8, not YAML, or refused as above.
     """
+    text = _decoded(data)
+    if text.lstrip()[:1] in ("{", "["):
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+            return _parse_json(text)
+        # It may be a YAML flow mapping. If it is not, YAML's complaint has a line and a column too.
+    return _checked(_parse_yaml(text))
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that a JSON document holds. NaN and infinities, which are not JSON, are refused.
+
+    Raises:
+        SpecError: for text that is too long, not UTF-8, not JSON, or refused as above.
+    """
+    text = _decoded(data)
+    try:
+        return _parse_json(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise _refusal(f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise _refusal(TOO_DEEP) from error
+
+
+def _decoded(data: bytes) -> str:
     if len(data) > MAX_SPEC_BYTES:
         raise _refusal(f"the spec is {len(data):,} bytes long, more than the {MAX_SPEC_BYTES:,} that are read")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _refusal(
-            f"byte 0x{data[error.start]:02x} at offset {error.start:,} is not UTF-8: save the file as UTF-8"
+            f"byte 0x{data[error.start]:02x} at offset {error.start:,} is not UTF-8: encode the spec as UTF-8"
         ) from error
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            return _checked(json.loads(text, object_pairs_hook=_object))
-        except (json.JSONDecodeError, RecursionError):
-            pass  # it may be a YAML flow mapping; if it is not, YAML's complaint has a line and a column too
-        except ValueError as error:  # Python reads no integers of thousands of digits
-            raise _refusal(TOO_MANY_DIGITS) from error
-    return _parse_yaml(text)
 
 
-def _refusal(detail: str, pointer: str = "") -> SpecError:
-    return SpecError([Fault(detail, pointer)])
+def _parse_json(text: str, **options: Any) -> Any:
+    try:
+        return _checked(json.loads(text, object_pairs_hook=_object, **options))
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # Python reads no integers of thousands of digits
+        raise _refusal(TOO_MANY_DIGITS) from error
+
+
+def _refusal(detail: str) -> SpecError:
+    return SpecError([Fault(detail, "")])
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _refusal(f"{name} is not a JSON number, and a spec has only finite numbers")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise _refusal(f"the key {twice!r} stands twice in one object: keep one of them")
+        raise _refusal(f"the key {shown(twice)} is given twice in one object: keep one of them")
     return found
 
 
 def _checked(value: Any) -> Any:
-    """``value`` as JSON gave it, if it is no deeper, and its text no stranger, than in a YAML document."""
+    """The same value, if it is not nested too deeply and JSON can carry it."""
     level, depth = [value], 0
     while level := [child for item in level for child in _children(item)]:
         depth += 1
         if depth > MAX_DEPTH:
-            raise _refusal(f"lists and mappings are nested deeper than {MAX_DEPTH} levels")
+            raise _refusal(TOO_DEEP)
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise _refusal(f"{error.object[error.start]!r} is half a character: JSON escapes it as a pair") from error
+        half = error.object[error.start]
+        raise _refusal(f"{half!r} is half a character: JSON escapes it as a surrogate pair") from error
+    except ValueError as error:  # Python writes no integers of thousands of digits, but reads hexadecimal ones
+        raise _refusal(TOO_MANY_DIGITS) from error
     return value
 
 
@@ -99,11 +134,11 @@ def _children(item: Any) -> Iterator[Any]:
 
 @dataclass(slots=True)
 class _Open:
-    """A list or mapping that is being read; ``key`` is set while a mapping waits for its value."""
+    """An unfinished list or mapping; ``key`` is set while a mapping waits for its value."""
 
     value: list[Any] | dict[str, Any]
     key: str | None = None
-    lines: dict[str, int] = field(default_factory=dict)  # where each key stood
+    lines: dict[str, int] = field(default_factory=dict)  # the line of each key
 
     def add(self, item: Any, event: Any) -> None:
         if isinstance(self.value, list):
@@ -114,7 +149,8 @@ class _Open:
         elif not isinstance(item, str):
             raise _at(event, f"a key must be a string; got {item!r:.80}: put it in quotes")
         elif item in self.value:
-            raise _at(event, f"the key {item!r} stands twice (first on line {self.lines[item]}): keep one of them")
+            first = self.lines[item]
+            raise _at(event, f"the key {shown(item)} is given twice (first on line {first}): keep one of them")
         else:
             self.key = item
             self.lines[item] = event.start_mark.line + 1
@@ -138,14 +174,14 @@ def _parse_yaml(text: str) -> Any:
                 stack[-1].add(value, event)
                 stack.append(_Open(value))
                 if len(stack) > MAX_DEPTH + 1:
-                    raise _at(event, f"lists and mappings are nested deeper than {MAX_DEPTH} levels")
+                    raise _at(event, TOO_DEEP)
             elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
                 stack.pop()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        begun = f" that begins on line {error.context_mark.line + 1}" if error.context_mark else ""
-        context = f" ({error.context}{begun})" if error.context else ""
+        start = f" that starts on line {error.context_mark.line + 1}" if error.context_mark else ""
+        context = f" ({error.context}{start})" if error.context else ""
         raise _refusal(f"not YAML: {where}{error.problem or 'unreadable'}{context}") from error
     except yaml.YAMLError as error:  # characters that YAML does not allow
         raise _refusal(f"not YAML: {str(error).splitlines()[0]}") from error

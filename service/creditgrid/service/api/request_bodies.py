@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from creditgrid.core.errors import Fault, SpecError
-from creditgrid.core.spec.text import parse_text
+from creditgrid.core.spec.text import parse_json, parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES, Extension
 from creditgrid.service.api.problems import problem, respond
 
@@ -69,27 +67,6 @@ async def _drain(scope: Scope, receive: Receive) -> None:
             return
 
 
-def parse_json(body: bytes) -> Any:
-    """The document that UTF-8 JSON holds.
-
-    Raises:
-        SpecError: for other encodings, broken syntax, NaN and Infinity, and nesting too deep to read.
-    """
-    try:
-        text = body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        detail = f"byte {body[error.start]:#04x} at offset {error.start:,} is not UTF-8: send the spec as UTF-8"
-        raise _refusal(detail) from error
-    try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
-    except RecursionError as error:
-        raise _refusal("the body is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise _refusal(f"the body is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise _refusal(f"the body is not usable JSON: {error}") from error
-
-
 def parse_document(body: bytes, content_type: str) -> Any:
     """The document in a request body.
 
@@ -99,19 +76,11 @@ def parse_document(body: bytes, content_type: str) -> Any:
     """
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type in JSON_TYPES:
-        document = parse_json(body)
-    elif media_type in YAML_TYPES:
-        document = parse_text(body)
-    else:
-        accepted = ", ".join((*JSON_TYPES, *YAML_TYPES))
-        raise HTTPException(415, f"a spec is sent as one of {accepted}; got {content_type!r:.100}")
-    try:
-        json.dumps(document, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which nothing can store
-        raise _refusal("the body has a \\u escape that is half of a surrogate pair") from error
-    except RecursionError as error:
-        raise _refusal("the body is nested too deeply") from error
-    return document
+        return parse_json(body)
+    if media_type in YAML_TYPES:
+        return parse_text(body)
+    accepted = ", ".join((*JSON_TYPES, *YAML_TYPES))
+    raise HTTPException(415, f"a spec is sent as one of {accepted}; got {content_type!r:.100}")
 
 
 async def _body(request: Request) -> bytes:
@@ -119,23 +88,6 @@ async def _body(request: Request) -> bytes:
 
 
 BodyDep = Annotated[bytes, Depends(_body)]
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _refusal(f"the key {twice!r:.100} stands twice in one object")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise _refusal(f"{name} is no JSON number, and a spec has only finite ones")
-
-
-def _refusal(detail: str) -> SpecError:
-    return SpecError([Fault(detail, "")])
 
 
 def _by_hand(description: str, schema: dict[str, Any]) -> dict[str, Any]:
