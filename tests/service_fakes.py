@@ -30,8 +30,10 @@ from creditgrid.core.wire import (
     RetentionView,
     SummaryView,
     SweepView,
+    TaskDocument,
     TaskView,
 )
+from creditgrid.service.reading.rows import Rows
 from creditgrid.service.services import Services
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Capacity
@@ -47,6 +49,11 @@ class FakeLedger:
         self.keys: dict[str, list[str]] = {}
         self.events: list[EventView] = []
         self.lock = threading.Lock()
+
+    def sweep(self, sweep: str) -> SweepView:
+        if sweep not in self.sweeps:
+            raise NotFoundError(f"there is no sweep {sweep!r}")
+        return self.sweeps[sweep]
 
     def tell(self, sweep: str, kind: str, **data: Any) -> None:
         with self.lock:
@@ -151,9 +158,7 @@ class FakeControl:
         return view.paused is not paused
 
     def _state(self, sweep: str) -> State:
-        if sweep not in self.ledger.sweeps:
-            raise NotFoundError(f"there is no sweep {sweep!r}")
-        return self.ledger.sweeps[sweep].state
+        return self.ledger.sweep(sweep).state
 
 
 class FakePlanner:
@@ -183,23 +188,31 @@ def check(document: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
 
-class FakeViews:
+class FakeSweeps:
     def __init__(self, ledger: FakeLedger) -> None:
         self.ledger = ledger
 
-    def sweeps(self, state: State | None, after: str | None, limit: int) -> tuple[list[SweepView], str | None]:
+    def get(self, sweep: str) -> SweepView:
+        return self.ledger.sweep(sweep)
+
+    def page(self, state: State | None, after: str | None, limit: int) -> tuple[list[SweepView], str | None]:
         found = [view for view in reversed(self.ledger.sweeps.values()) if state in (None, view.state)]
         start = 0 if after is None else int(after)
         following = str(start + limit) if start + limit < len(found) else None
         return [view.model_copy(update={"spec": None}) for view in found[start : start + limit]], following
 
-    def sweep(self, sweep: str) -> SweepView:
-        if sweep not in self.ledger.sweeps:
-            raise NotFoundError(f"there is no sweep {sweep!r}")
-        return self.ledger.sweeps[sweep]
+    def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
+        self.ledger.sweep(sweep)
+        with self.ledger.lock:
+            return [event for event in self.ledger.events if event.sweep == sweep and event.id > after][:limit]
 
-    def cells(self, sweep: str, state: State | None, after: int, limit: int) -> tuple[list[CellView], int | None]:
-        self.sweep(sweep)
+
+class FakeCells:
+    def __init__(self, ledger: FakeLedger) -> None:
+        self.ledger = ledger
+
+    def page(self, sweep: str, state: State | None, after: int, limit: int) -> tuple[list[CellView], int | None]:
+        self.ledger.sweep(sweep)
         found = [
             CellView(index=index, key=key, state=State.SUCCEEDED, params={"eta": 0.1}, parents={})
             for index, key in enumerate(self.ledger.keys[sweep])
@@ -207,8 +220,13 @@ class FakeViews:
         ]
         return found[:limit], found[limit - 1].index if len(found) > limit else None
 
-    def tasks(self, sweep: str, state: State | None, after: str, limit: int) -> tuple[list[TaskView], str | None]:
-        self.sweep(sweep)
+
+class FakeTasks:
+    def __init__(self, ledger: FakeLedger) -> None:
+        self.ledger = ledger
+
+    def page(self, sweep: str, state: State | None, after: str, limit: int) -> tuple[list[TaskView], str | None]:
+        self.ledger.sweep(sweep)
         found = [
             TaskView(key=key, kind="train", state=State.CACHED, params={}, parents={}, attempt=1)
             for key in sorted(self.ledger.keys[sweep])
@@ -216,8 +234,16 @@ class FakeViews:
         ]
         return found[:limit], found[limit - 1].key if len(found) > limit else None
 
-    def failures(self, sweep: str) -> list[FailureView]:
-        self.sweep(sweep)
+    def get(self, key: str) -> TaskDocument:
+        raise NotFoundError(f"there is no task {key!r}")
+
+
+class FakeFailures:
+    def __init__(self, ledger: FakeLedger) -> None:
+        self.ledger = ledger
+
+    def of(self, sweep: str) -> list[FailureView]:
+        self.ledger.sweep(sweep)
         return [
             FailureView(
                 cause="boom",
@@ -232,22 +258,31 @@ class FakeViews:
             )
         ]
 
-    def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
-        self.sweep(sweep)
-        with self.ledger.lock:
-            return [event for event in self.ledger.events if event.sweep == sweep and event.id > after][:limit]
 
-    def summary(self, sweep: str) -> SummaryView:
-        self.sweep(sweep)
+class FakeSummaries:
+    def __init__(self, ledger: FakeLedger) -> None:
+        self.ledger = ledger
+
+    def of(self, sweep: str) -> SummaryView:
+        self.ledger.sweep(sweep)
         rows = [{"method": "dfa", "best_eta": 0.1}]
         return SummaryView(sweep=sweep, title="t", columns=["method"], rows=rows, verdicts=[], complete=False)
 
+
+class FakeSqlTables:
+    def __init__(self, ledger: FakeLedger, results: FakeResults) -> None:
+        self.ledger, self._results = ledger, results
+
+    def results(self) -> pa.Table | pads.Dataset:
+        dataset = self._results.dataset()
+        return self._results.schema().empty_table() if dataset is None else dataset
+
     def cell_index(self, sweep: str) -> pa.Table:
-        self.sweep(sweep)
+        self.ledger.sweep(sweep)
         keys = self.ledger.keys[sweep]
         return pa.table({"idx": pa.array(range(len(keys)), pa.int64()), "cell": pa.array(keys, pa.string())})
 
-    def cells_table(self) -> pa.Table:
+    def cells(self) -> pa.Table:
         rows = [
             {"sweep": sweep, "idx": index, "cell": key, "state": "succeeded"}
             for sweep, keys in self.ledger.keys.items()
@@ -256,7 +291,7 @@ class FakeViews:
         names = {"sweep": pa.string(), "idx": pa.int64(), "cell": pa.string(), "state": pa.string()}
         return pa.Table.from_pylist(rows, schema=pa.schema(list(names.items())))
 
-    def sweeps_table(self) -> pa.Table:
+    def sweeps(self) -> pa.Table:
         rows = [{"id": view.id, "name": view.name, "state": view.state.value} for view in self.ledger.sweeps.values()]
         return pa.Table.from_pylist(
             rows, schema=pa.schema([("id", pa.string()), ("name", pa.string()), ("state", pa.string())])
@@ -314,16 +349,19 @@ class Fakes:
         self.ledger = FakeLedger()
         self.scheduler = FakeScheduler(self.ledger)
         self.control = FakeControl(self.ledger)
-        self.views = FakeViews(self.ledger)
+        self.sweeps, self.cells, self.tasks = FakeSweeps(self.ledger), FakeCells(self.ledger), FakeTasks(self.ledger)
+        self.failures, self.summaries = FakeFailures(self.ledger), FakeSummaries(self.ledger)
         self.results = FakeResults(directory / "results")
+        self.sql_tables = FakeSqlTables(self.ledger, self.results)
         self.store = ArtifactStore(directory / "artifacts")
         self.retention = FakeRetention()
         self.maintenance = FakeMaintenance()
 
     def services(self) -> Services:
-        stores: Any = (self.results, self.store, self.retention, self.maintenance)
-        parts: Any = (self.scheduler, self.control, FakePlanner(), self.views)
-        return Services(*parts, *stores)
+        parts: dict[str, Any] = {**vars(self), "planner": FakePlanner()}
+        del parts["ledger"]
+        rows = Rows(parts["sweeps"], parts["sql_tables"], parts.pop("results"))
+        return Services(rows=rows, **parts)
 
 
 class AppClient:

@@ -119,7 +119,8 @@ class House:
         self.runner: Any = runner(self.store)
         parts = put_together(self.ledger, self.results, self.store, self.runner)
         self.scheduler, self.control = parts.scheduler, parts.control
-        self.planner, self.views = parts.planner, parts.views
+        self.planner, self.sweeps, self.cells, self.tasks = parts.planner, parts.sweeps, parts.cells, parts.tasks
+        self.failures, self.summaries, self.sql_tables = parts.failures, parts.summaries, parts.sql_tables
 
     def again(self) -> House:
         """Another service's over the same folder and ledger, after a crash of the first."""
@@ -150,7 +151,7 @@ class House:
                 self.runner.work(call)
             if self.state(sweep).finished:
                 return
-        raise AssertionError(f"there is no end: {self.views.sweep(sweep)}")
+        raise AssertionError(f"there is no end: {self.sweeps.get(sweep)}")
 
     def open_calls(self) -> list[int]:
         with self.ledger.read() as connection:
@@ -161,13 +162,13 @@ class House:
             return {row.id: State(row.state) for row in connection.execute(sa.select(tables.calls))}
 
     def state(self, sweep: str) -> State:
-        return self.views.sweep(sweep).state
+        return self.sweeps.get(sweep).state
 
     def counts(self, sweep: str) -> dict[State, int]:
-        return self.views.sweep(sweep).counts
+        return self.sweeps.get(sweep).counts
 
     def events(self, sweep: str) -> list[EventView]:
-        return self.views.events(sweep, 0, 10_000)
+        return self.sweeps.events(sweep, 0, 10_000)
 
     def event_types(self, sweep: str) -> list[str]:
         return [event.type for event in self.events(sweep)]
@@ -182,7 +183,7 @@ class House:
         deadline = time.monotonic() + within
         while not (state := self.state(sweep)).finished:
             assert self.scheduler.problem() is None, self.scheduler.problem()
-            assert time.monotonic() < deadline, self.views.sweep(sweep)
+            assert time.monotonic() < deadline, self.sweeps.get(sweep)
             time.sleep(0.02)
         return state
 
@@ -190,7 +191,7 @@ class House:
         """As ``wait``, through trouble that passes."""
         deadline = time.monotonic() + within
         while not (state := self.state(sweep)).finished:
-            assert time.monotonic() < deadline, (self.scheduler.problem(), self.views.sweep(sweep))
+            assert time.monotonic() < deadline, (self.scheduler.problem(), self.sweeps.get(sweep))
             time.sleep(0.02)
         return state
 
@@ -213,7 +214,7 @@ class House:
                 told = f"nobody will begin call {call.id} of {call.sweep} that {able} need: {states}"
                 assert not able or call.sweep in able, told
         for sweep in sweeps:
-            view = self.views.sweep(sweep.id)
+            view = self.sweeps.get(sweep.id)
             assert sum(view.counts.values()) == view.cells == sum(cell.sweep == sweep.id for cell in cells)
             events = self.events(sweep.id)
             assert [event.id for event in events] == sorted({event.id for event in events})
@@ -233,6 +234,15 @@ class House:
 
     def close(self) -> None:
         self.ledger.close()
+
+
+def pages(ask: Callable[[Any], tuple[list[Any], Any]], first: Any) -> list[list[Any]]:
+    found = []
+    after = first
+    while after is not None:
+        items, after = ask(after)
+        found.append(items)
+    return found
 
 
 @contextmanager

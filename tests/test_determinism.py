@@ -45,14 +45,12 @@ def run(settings: Settings, specs: dict[str, dict[str, Any]]) -> tuple[list[dict
         found = [services.control.submit({"name": name, "experiment": name, **specs[name]})[0] for name in specs]
         deadline = time.monotonic() + 240
         for sweep in found:
-            while not services.views.sweep(sweep).state.finished:
+            while not services.sweeps.get(sweep).state.finished:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            assert services.views.sweep(sweep).state == "succeeded", services.views.failures(sweep)
-        dataset = services.results.dataset()
-        assert dataset is not None
+            assert services.sweeps.get(sweep).state == "succeeded", services.failures.of(sweep)
         measured = {name for spec in specs for name in registry().experiment(spec).columns}
-        rows = dataset.to_table(columns=["cell", *sorted(measured)]).to_pylist()
+        rows = services.sql_tables.results().to_table(columns=["cell", *sorted(measured)]).to_pylist()
     finally:
         services.scheduler.stop(0)
     artifacts = {key: services.store.read(key) for key in sorted(services.store.keys())}

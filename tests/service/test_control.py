@@ -61,14 +61,14 @@ def test_a_paused_sweep_ends_what_runs_and_begins_nothing(house: House) -> None:
     house.runner.work(runs)
     house.step(3)
     assert not house.runner.calls
-    view = house.views.sweep(sweep)
+    view = house.sweeps.get(sweep)
     assert (view.paused, view.counts, view.state) == (True, {SUCCEEDED: 1, PENDING: 2}, RUNNING)
     assert [condition.type for condition in view.conditions] == ["paused"]
     assert not house.control.pause(sweep)
     assert house.control.resume(sweep)
     assert not house.control.resume(sweep)
     house.drain()
-    view = house.views.sweep(sweep)
+    view = house.sweeps.get(sweep)
     assert (view.paused, view.counts, view.conditions) == (False, {SUCCEEDED: 3}, [])
     types = house.event_types(sweep)
     assert types.count("sweep.paused") == types.count("sweep.resumed") == 1
@@ -132,7 +132,7 @@ def test_an_ended_sweep_is_neither_paused_nor_resumed_and_an_unknown_one_is_told
     sweep = house.submit(**groups(1))
     house.control.pause(sweep)
     house.control.cancel(sweep)
-    assert not house.views.sweep(sweep).paused
+    assert not house.sweeps.get(sweep).paused
     for ask in (house.control.pause, house.control.resume):
         with pytest.raises(ConflictError, match="has ended"):
             ask(sweep)
@@ -148,19 +148,19 @@ def test_an_ended_sweep_is_neither_paused_nor_resumed_and_an_unknown_one_is_told
 def test_an_extension_adds_cells_and_leaves_the_others(house: House) -> None:
     sweep = house.submit(axes={"x": [1, 2], "group": [0, 1]})
     house.drain()
-    before = house.views.cell_index(sweep).to_pylist()
+    before = house.sql_tables.cell_index(sweep).to_pylist()
     rows = {row["cell"]: row for row in house.rows()}
     assert house.control.extend(sweep, Extension(axes={"x": [3]}, include=[{"x": 9}])) == 3
     assert house.state(sweep) is PENDING
     assert house.counts(sweep) == {SUCCEEDED: 4, PENDING: 3}
     house.drain()
-    view = house.views.sweep(sweep)
+    view = house.sweeps.get(sweep)
     assert (view.counts, view.cells) == ({SUCCEEDED: 7}, 7)
     assert view.spec is not None
     assert view.spec["axes"] == {"x": [1, 2, 3], "group": [0, 1]}
     assert view.spec["include"] == [{"x": 9}]
-    assert house.views.cell_index(sweep).to_pylist()[:4] == before
-    found, _ = house.views.cells(sweep, None, -1, 100)
+    assert house.sql_tables.cell_index(sweep).to_pylist()[:4] == before
+    found, _ = house.cells.page(sweep, None, -1, 100)
     assert [(cell.params["x"], cell.params["group"]) for cell in found] == [
         (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1), (9, 0)
     ]  # fmt: skip
@@ -181,7 +181,7 @@ def test_a_running_sweep_is_extended_and_its_calls_run_on(house: House) -> None:
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 3}
     assert Counter(call.kind for call in house.runner.history) == {"noop_base": 1, "noop": 2}
-    (stage,) = house.views.tasks(sweep, None, "", 9)[0]
+    (stage,) = house.tasks.page(sweep, None, "", 9)[0]
     assert stage.state is SUCCEEDED  # as its sweep made it, though a part of the sweep came later
 
 
@@ -191,21 +191,21 @@ def test_extensions_add_up_and_a_retry_finds_each_cell_by_its_number(house: Hous
     house.control.extend(sweep, Extension(axes={"behaviour": ["raise"]}, include=[{"x": 7, "behaviour": "raise"}]))
     house.drain()
     assert sum(house.counts(sweep).values()) == 5
-    failed, _ = house.views.cells(sweep, FAILED, -1, 100)
+    failed, _ = house.cells.page(sweep, FAILED, -1, 100)
     assert sorted(cell.params["x"] for cell in failed) == [1, 2, 7]
-    before = house.views.cell_index(sweep).to_pylist()
+    before = house.sql_tables.cell_index(sweep).to_pylist()
     assert house.control.retry(sweep) == 3
     house.drain()
-    assert house.views.cell_index(sweep).to_pylist() == before
+    assert house.sql_tables.cell_index(sweep).to_pylist() == before
     assert house.counts(sweep) == {SUCCEEDED: 2, FAILED: 3}
 
 
 def test_an_extension_by_what_is_there_changes_nothing(house: House) -> None:
     sweep = house.submit(axes={"x": [1, 2]})
     house.drain()
-    view, events = house.views.sweep(sweep), house.event_types(sweep)
+    view, events = house.sweeps.get(sweep), house.event_types(sweep)
     assert house.control.extend(sweep, Extension(axes={"x": [2]})) == 0
-    assert house.views.sweep(sweep) == view
+    assert house.sweeps.get(sweep) == view
     assert house.event_types(sweep) == events
 
 
@@ -235,13 +235,13 @@ def test_an_extension_that_makes_no_sense_is_refused_whole(
     house: House, extension: dict[str, Any], pointer: str, text: str
 ) -> None:
     sweep = house.submit(axes={"x": [1, 2]}, fixed={"base": "ok"}, include=[{"x": 5}])
-    before = house.views.sweep(sweep)
+    before = house.sweeps.get(sweep)
     with pytest.raises(SpecError) as refused:
         house.control.extend(sweep, Extension.model_validate(extension))
     fault = refused.value.faults[0]
     assert fault.pointer == pointer
     assert text in fault.detail
-    assert house.views.sweep(sweep) == before
+    assert house.sweeps.get(sweep) == before
     house.drain()
 
 
@@ -332,7 +332,7 @@ def test_a_call_that_takes_too_long_is_stopped_tried_again_and_failed(
     house.step(2)
     assert not house.runner.calls
     assert house.counts(sweep) == {FAILED: 1}
-    (failure,) = house.views.failures(sweep)
+    (failure,) = house.failures.of(sweep)
     assert failure.cause == "timed out: noop took longer than 5 s, its timeout_s"
     assert failure.attempt == 2
     assert failure.command == f"creditgrid run-task {failure.key}"
@@ -362,9 +362,9 @@ def test_the_third_crash_of_a_cell_fails_it_alone(house: House) -> None:
             break
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 299, FAILED: 1}
-    (cell,), _ = house.views.cells(sweep, FAILED, -1, 10)
+    (cell,), _ = house.cells.page(sweep, FAILED, -1, 10)
     assert cell.params["x"] == guilty
-    (failure,) = house.views.failures(sweep)
+    (failure,) = house.failures.of(sweep)
     assert failure.cause == "the worker died (crash 3: it is not tried again)"
     assert failure.count == 1
     assert crashes == 4  # of the whole call twice, of a piece of ten cells, and of the cell alone
@@ -398,7 +398,7 @@ def test_what_was_skipped_is_counted_with_its_own_cause(house: House) -> None:
         axes={"x": [1, 2, 3]}, fixed={"base": "raise"}, include=[{"x": 4, "base": "ok", "behaviour": "raise"}]
     )
     house.drain()
-    stage, cell = sorted(house.views.failures(sweep), key=lambda failure: -failure.skipped)
+    stage, cell = sorted(house.failures.of(sweep), key=lambda failure: -failure.skipped)
     assert (stage.kind, stage.count, stage.skipped) == ("noop_base", 1, 3)
     assert (cell.kind, cell.count, cell.skipped) == ("noop", 1, 0)
     assert house.counts(sweep) == {SKIPPED: 3, FAILED: 1}
@@ -410,11 +410,11 @@ def test_a_sweep_that_stopped_at_its_failures_says_why_and_a_retry_begins_all_it
     house.step()
     house.runner.work(next(iter(house.runner.calls)))
     house.step(2)
-    view = house.views.sweep(sweep)
+    view = house.sweeps.get(sweep)
     assert view.counts == {FAILED: 1, CANCELLED: 1}
     assert [(c.type, c.message) for c in view.conditions] == [("stopped", "fail_fast: stopped at the first failure")]
     assert house.control.retry(sweep) == 2
-    assert house.views.sweep(sweep).conditions == []
+    assert house.sweeps.get(sweep).conditions == []
     house.drain()
 
 

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from creditgrid.service.control import Control
 from creditgrid.service.maintenance import Maintenance
 from creditgrid.service.planning.planner import Planner
-from creditgrid.service.reading.views import Views
-from creditgrid.service.results.table import Results
+from creditgrid.service.reading.cells import Cells
+from creditgrid.service.reading.failures import Failures
+from creditgrid.service.reading.rows import Rows
+from creditgrid.service.reading.sql_tables import SqlTables
+from creditgrid.service.reading.summary import Summaries
+from creditgrid.service.reading.sweeps import Sweeps
+from creditgrid.service.reading.tasks import Tasks
 from creditgrid.service.retention import Retention
 from creditgrid.service.scheduling.scheduler import Scheduler
 from creditgrid.workers.artifacts import ArtifactStore
@@ -21,8 +26,13 @@ class Services:
     scheduler: Scheduler
     control: Control
     planner: Planner
-    views: Views
-    results: Results
+    sweeps: Sweeps
+    cells: Cells
+    tasks: Tasks
+    failures: Failures
+    rows: Rows
+    summaries: Summaries
+    sql_tables: SqlTables
     store: ArtifactStore
     retention: Retention
     maintenance: Maintenance

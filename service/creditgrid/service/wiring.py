@@ -13,7 +13,13 @@ from creditgrid.service.ledger.integrity import check_results
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.maintenance import Maintenance
 from creditgrid.service.planning.planner import Planner
-from creditgrid.service.reading.views import Views
+from creditgrid.service.reading.cells import Cells
+from creditgrid.service.reading.failures import Failures
+from creditgrid.service.reading.rows import Rows
+from creditgrid.service.reading.sql_tables import SqlTables
+from creditgrid.service.reading.summary import Summaries
+from creditgrid.service.reading.sweeps import Sweeps
+from creditgrid.service.reading.tasks import Tasks
 from creditgrid.service.results.table import Results
 from creditgrid.service.retention import Retention
 from creditgrid.service.scheduling.scheduler import Scheduler
@@ -50,15 +56,21 @@ def put_together(ledger: Ledger, results: Results, store: ArtifactStore, runner:
     scheduler = Scheduler(ledger, results, store, runner)
     control = Control(ledger, planner, results, scheduler)
     retention = Retention(ledger, store, control.planning)
+    sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results)
     return Services(
-        scheduler,
-        control,
-        planner,
-        Views(ledger, results, scheduler),
-        results,
-        store,
-        retention,
-        Maintenance(results, retention),
+        scheduler=scheduler,
+        control=control,
+        planner=planner,
+        sweeps=sweeps,
+        cells=Cells(ledger),
+        tasks=Tasks(ledger),
+        failures=Failures(ledger),
+        rows=Rows(sweeps, sql_tables, results),
+        summaries=Summaries(sweeps, results, sql_tables),
+        sql_tables=sql_tables,
+        store=store,
+        retention=retention,
+        maintenance=Maintenance(results, retention),
     )
 
 

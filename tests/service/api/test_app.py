@@ -111,14 +111,14 @@ def test_a_client_that_goes_away_is_not_served_on(
 ) -> None:
     sweep = http.post("/v1/sweeps", json=SPEC).json()["id"]
     asked = 0
-    inner = fakes.views.events
+    inner = fakes.sweeps.events
 
     def counted(*arguments: object) -> object:
         nonlocal asked
         asked += 1
         return inner(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fakes.views, "events", counted)
+    monkeypatch.setattr(fakes.sweeps, "events", counted)
     with http.stream("GET", f"/v1/sweeps/{sweep}/events") as response:
         next(response.iter_lines())
         time.sleep(0.6)

@@ -172,7 +172,7 @@ def test_a_ledger_that_is_away(fakes: Fakes, client: AppClient, monkeypatch: pyt
     def away(*_: object) -> None:
         raise OperationalError("SELECT secret", {}, Exception("the server closed the connection"))
 
-    monkeypatch.setattr(fakes.views, "sweep", away)
+    monkeypatch.setattr(fakes.sweeps, "get", away)
     with structlog.testing.capture_logs() as logs:
         response = client.get("/v1/sweeps/s0001")
     assert "try again" in check(response, 503).detail

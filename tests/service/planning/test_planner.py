@@ -92,7 +92,7 @@ def test_a_plan_follows_what_is_there(house: House) -> None:
     wider = {**NOOP, "axes": {"x": [1, 2, 3]}}
     assert numbers(house.planner.plan(wider)) == {"cells": (3, 2, 0, 1, 0, 1), "noop_base": (1, 1, 0, 0, 0, 0)}
 
-    (stage,) = house.views.tasks(sweep, None, "", 5)[0]
+    (stage,) = house.tasks.page(sweep, None, "", 5)[0]
     shutil.rmtree(house.store.path(stage.key))
     assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 2, 0, 0, 0, 0), "noop_base": (1, 0, 0, 0, 1, 0)}
     view = house.planner.plan(wider)
@@ -114,7 +114,7 @@ def test_what_failed_is_new_and_says_so(house: House) -> None:
 def test_estimates_come_from_what_was_measured(house: House) -> None:
     sweep = house.submit(**NOOP)
     house.drain()
-    (stage,) = house.views.tasks(sweep, None, "", 5)[0]
+    (stage,) = house.tasks.page(sweep, None, "", 5)[0]
     cached = house.planner.plan(NOOP)
     assert (cached.estimated_seconds, cached.estimated_bytes) == (0, 0)
     more = house.planner.plan({**NOOP, "axes": {"x": list(range(10, 110))}})
@@ -131,12 +131,12 @@ def test_estimates_come_from_what_was_measured(house: House) -> None:
 def test_lookups_tell_every_kind_of_knowledge(house: House) -> None:
     sweep = house.submit(**NOOP)
     house.drain()
-    (stage,) = house.views.tasks(sweep, None, "", 5)[0]
-    done = [cell.key for cell in house.views.cells(sweep, None, -1, 5)[0]]
+    (stage,) = house.tasks.page(sweep, None, "", 5)[0]
+    done = [cell.key for cell in house.cells.page(sweep, None, -1, 5)[0]]
     bad = house.submit(**{**NOOP, "fixed": {"base": "raise"}})
     house.drain()
-    (failed,) = house.views.tasks(bad, None, "", 5)[0]
-    shared = [cell.key for cell in house.views.cells(house.submit(**{**NOOP, "axes": {"x": [9]}}), None, -1, 5)[0]]
+    (failed,) = house.tasks.page(bad, None, "", 5)[0]
+    shared = [cell.key for cell in house.cells.page(house.submit(**{**NOOP, "axes": {"x": [9]}}), None, -1, 5)[0]]
 
     def task(kind: str, key: str) -> Task:
         return Task(kind, 1, {}, {}, key, key)
@@ -170,7 +170,7 @@ def test_an_artifact_that_no_ledger_knows_is_used(tmp_path: Path, house: House) 
     other.drain()
     assert other.counts(sweep) == {State.SUCCEEDED: 2}
     assert [call.kind for call in other.runner.history] == ["noop"]
-    assert [stage.state for stage in other.views.tasks(sweep, None, "", 5)[0]] == [State.CACHED]
+    assert [stage.state for stage in other.tasks.page(sweep, None, "", 5)[0]] == [State.CACHED]
     other.close()
 
 

@@ -23,9 +23,8 @@ ROWS = pa.table({"cell": ["a", "b", "c"], "experiment": ["linesearch"] * 3, "eta
 
 
 def make(fakes: Fakes, timeout_s: float = TIMEOUT_S) -> Sandbox:
-    results: Any = fakes.results
-    views: Any = fakes.views
-    return Sandbox(results, views, timeout_s, memory="256MB", max_rows=1000)
+    sql_tables: Any = fakes.sql_tables
+    return Sandbox(sql_tables, timeout_s, memory="256MB", max_rows=1000)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def children() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):  # it has just ended
-            if "query_process" in " ".join(child.cmdline()):
+            if "sql_process" in " ".join(child.cmdline()):
                 found.append(child)
     return found
 

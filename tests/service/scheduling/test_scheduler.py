@@ -82,7 +82,7 @@ def test_a_sweep_goes_from_pending_over_running_to_succeeded(house: House, calls
     assert house.counts(sweep) == {RUNNING: 2}
     house.runner.say(Advanced(call, 1, 4, "half of a half"))
     house.step()
-    (active,) = house.views.sweep(sweep).active
+    (active,) = house.sweeps.get(sweep).active
     assert (active.call, active.kind, active.tasks, active.done, active.total, active.note) == (
         call, "noop", 2, 1, 4, "half of a half",
     )  # fmt: skip
@@ -108,7 +108,7 @@ def test_stages_run_before_the_cells_that_stand_on_them(house: House, calls: dic
     (base,) = calls
     house.runner.work(base)
     house.step()
-    (stage,) = house.views.tasks(sweep, None, "", 10)[0]
+    (stage,) = house.tasks.page(sweep, None, "", 10)[0]
     assert (stage.state, stage.bytes) == (SUCCEEDED, len(house.store.read(stage.key)))
     house.step()
     assert [call.kind for call in calls.values()] == ["noop", "noop"]
@@ -142,7 +142,7 @@ def test_a_sweep_of_old_and_new_cells_runs_the_new_ones(house: House) -> None:
 def test_a_cached_row_needs_no_stage_but_a_new_cell_makes_a_lost_one_again(house: House) -> None:
     first = house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     house.drain()
-    (stage,) = house.views.tasks(first, None, "", 10)[0]
+    (stage,) = house.tasks.page(first, None, "", 10)[0]
     house.store.path(stage.key).rename(house.root / "gone")
     assert house.state(house.submit(axes={"x": [1]}, fixed={"base": "ok"})) is CACHED
     second = house.submit(axes={"x": [1, 2]}, fixed={"base": "ok"})
@@ -242,7 +242,7 @@ def test_a_failed_call_fails_its_cells_and_leaves_the_rest(house: House, calls: 
     house.step(3)
     assert house.counts(sweep) == {FAILED: 2, SUCCEEDED: 4}
     assert house.state(sweep) is FAILED  # only when it is through
-    (failure,) = house.views.failures(sweep)
+    (failure,) = house.failures.of(sweep)
     assert (failure.cause, failure.kind, failure.count, failure.skipped) == ("ValueError: told to", "noop", 2, 0)
     assert failure.traceback == "Traceback\nValueError: told to"
 
@@ -260,7 +260,7 @@ def test_what_stands_on_a_failed_stage_is_skipped(house: House, calls: dict[int,
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 3, SKIPPED: 1}
     assert house.state(sweep) is FAILED
-    (failure,) = house.views.failures(sweep)
+    (failure,) = house.failures.of(sweep)
     assert (failure.kind, failure.count, failure.skipped) == ("noop_base", 1, 1)
     assert "call.skipped" in house.event_types(sweep)
 
@@ -300,7 +300,7 @@ def test_transient_failures_are_tried_again_after_a_pause_that_doubles(
     retried = [event.data for event in house.events(sweep) if event.type == "call.retried"]
     assert [data["attempt"] for data in retried] == [2, 3, 4]
     assert retried[0]["message"] == "1 noop failed (OSError: disk); attempt 2 in 10 s"
-    (failure,) = house.views.failures(sweep)
+    (failure,) = house.failures.of(sweep)
     assert failure.attempt == 4
 
 
@@ -321,7 +321,7 @@ def test_an_error_of_any_shape_is_told(house: House, calls: dict[int, Any], erro
         house.runner.fail(next(iter(calls)), transient=transient, error=error)
         house.step(2)
     assert house.state(sweep) is FAILED
-    assert house.views.failures(sweep)[0].cause in ("one", "failed")
+    assert house.failures.of(sweep)[0].cause in ("one", "failed")
 
 
 def test_artifacts_saved_before_a_failure_are_kept(house: House, calls: dict[int, Any]) -> None:
@@ -333,7 +333,7 @@ def test_artifacts_saved_before_a_failure_are_kept(house: House, calls: dict[int
     house.runner.poll(0)  # its end was never told
     house.runner.say(Failed(call.id, "WorkerCrashedError", "", True, None, (key,)))
     house.step()
-    assert [task.state for task in house.views.tasks(sweep, None, "", 5)[0]] == [SUCCEEDED]
+    assert [task.state for task in house.tasks.page(sweep, None, "", 5)[0]] == [SUCCEEDED]
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 1}
     assert [call.kind for call in house.runner.history] == ["noop_base", "noop"]
@@ -375,7 +375,7 @@ def test_diverged_cells_are_results(house: House) -> None:
     ]
     finished = next(event for event in house.events(sweep) if event.type == "call.finished")
     assert "1 with numbers that are not finite" in finished.data["message"]
-    assert sorted(cell.diverged for cell in house.views.cells(sweep, None, -1, 9)[0]) == [False, True]
+    assert sorted(cell.diverged for cell in house.cells.page(sweep, None, -1, 9)[0]) == [False, True]
 
 
 def test_a_call_of_a_package_that_is_gone_fails_alone(
@@ -422,14 +422,14 @@ def test_rows_with_another_type_of_a_column_fail_alone(house: House, calls: dict
     house.drain()
     assert (house.state(changed), house.state(sound)) == (FAILED, SUCCEEDED)
     assert house.scheduler.problem() is None
-    (failure,) = house.views.failures(changed)
+    (failure,) = house.failures.of(changed)
     assert failure.cause == "the column 'twice' is string here and double in the rows there are: rename it"
 
 
 def test_a_corrupt_artifact_is_made_again_while_its_cells_wait(house: House, calls: dict[int, Any]) -> None:
     first = house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     house.drain()
-    (stage,) = house.views.tasks(first, None, "", 5)[0]
+    (stage,) = house.tasks.page(first, None, "", 5)[0]
     (house.store.path(stage.key) / TENSORS).write_bytes(b"bad disk")
     local = LocalRunner(house.store)
     local.start()
@@ -444,7 +444,7 @@ def test_a_corrupt_artifact_is_made_again_while_its_cells_wait(house: House, cal
     (told,) = (event.data for event in house.events(sweep) if event.type == "artifact.lost")
     assert "SHA-256 differs" in told["message"]
     assert told["missing"] == [stage.key]
-    (again,) = house.views.tasks(sweep, None, "", 5)[0]
+    (again,) = house.tasks.page(sweep, None, "", 5)[0]
     assert (again.key, again.state) == (stage.key, SUCCEEDED)
     assert house.store.has(stage.key)
     local.stop()
@@ -461,7 +461,7 @@ def test_two_sweeps_share_what_both_need(house: House, calls: dict[int, Any]) ->
     house.runner.begin(next(iter(calls)))
     house.step()
     assert (house.state(one), house.state(two)) == (RUNNING, RUNNING)
-    assert len(house.views.sweep(two).active) == 1  # it is shown by both
+    assert len(house.sweeps.get(two).active) == 1  # it is shown by both
     house.drain()
     assert house.counts(one) == {SUCCEEDED: 4}
     assert house.counts(two) == {SUCCEEDED: 6}
@@ -664,14 +664,14 @@ def test_retry_begins_anew_what_failed_and_nothing_else(house: House, calls: dic
     house.control.cancel(sweep)
     house.step(2)
     assert house.counts(sweep) == {SUCCEEDED: 2, FAILED: 2, CANCELLED: 2}
-    before = house.views.cell_index(sweep).to_pylist()
+    before = house.sql_tables.cell_index(sweep).to_pylist()
     assert house.control.retry(sweep) == 2
     assert house.state(sweep) is PENDING
     assert house.counts(sweep) == {SUCCEEDED: 2, PENDING: 2, CANCELLED: 2}
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 4, CANCELLED: 2}
     assert house.state(sweep) is CANCELLED
-    assert house.views.cell_index(sweep).to_pylist() == before
+    assert house.sql_tables.cell_index(sweep).to_pylist() == before
     assert len(house.rows()) == 4
     assert house.event_types(sweep).count(TERMINAL_EVENT) == 2
     with pytest.raises(ConflictError, match=r"no cell .* has failed"):
@@ -685,12 +685,12 @@ def test_a_retry_runs_failed_stages_again_and_leaves_the_others(house: House, ca
     sweep = house.submit(axes={"x": [1, 2]}, fixed={"base": "ok"}, include=[{"x": 3, "base": "raise", "group": 9}])
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 2, SKIPPED: 1}
-    assert len(house.views.tasks(sweep, None, "", 9)[0]) == 2
+    assert len(house.tasks.page(sweep, None, "", 9)[0]) == 2
     house.control.retry(sweep)
     house.step()
     assert [call.tasks[0].params for call in calls.values()] == [{"base": "raise"}]
     house.drain()
-    stages = {stage.params["base"]: stage.state for stage in house.views.tasks(sweep, None, "", 9)[0]}
+    stages = {stage.params["base"]: stage.state for stage in house.tasks.page(sweep, None, "", 9)[0]}
     assert stages == {"ok": SUCCEEDED, "raise": FAILED}
     assert house.counts(sweep) == {SUCCEEDED: 2, SKIPPED: 1}
 
@@ -739,7 +739,7 @@ def test_a_call_that_brings_the_cluster_down_each_time_comes_to_an_end(house: Ho
         house.runner.lose("the Ray driver ended with status 1")
         house.step()
     assert house.state(sweep) is FAILED
-    assert house.views.failures(sweep)[0].cause == (
+    assert house.failures.of(sweep)[0].cause == (
         "the Ray driver ended with status 1; it ran at 10 such losses, and is not tried again"
     )
     house.step(3)
@@ -857,7 +857,7 @@ def test_a_crash_between_the_steps_of_a_commit_loses_and_repeats_no_row(
     rerun = {call.id for call in second.runner.history}
     durable = where in (after_the_append, within_the_end)
     assert rerun & {one, two} == (set() if durable else {one, two})  # what was in the table is not computed again
-    assert all(cell.diverged for cell in second.views.cells(sweep, None, -1, 100)[0])
+    assert all(cell.diverged for cell in second.cells.page(sweep, None, -1, 100)[0])
     second.check()
     second.close()
 
@@ -918,7 +918,7 @@ def test_a_table_that_cannot_be_written_is_tried_again_with_the_same_rows(
         assert len(batches) >= 2
         assert len(set(batches)) == 1
         assert "rows cannot be written to the results table" in (house.scheduler.problem() or "")
-        assert [condition.type for condition in house.views.sweep(sweep).conditions] == ["degraded"]
+        assert [condition.type for condition in house.sweeps.get(sweep).conditions] == ["degraded"]
         assert house.counts(sweep) == {RUNNING: 2, QUEUED: 2}
         house.runner.work(two)
         house.step(2)
@@ -1077,7 +1077,7 @@ def test_a_clock_that_is_set_back_does_not_keep_a_call_waiting(
     now = 1_000_000.0  # eleven days back
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 1}
-    view = house.views.sweep(sweep)
+    view = house.sweeps.get(sweep)
     assert view.finished_at is not None
     assert view.finished_at < view.created_at  # as the clock has it
 
@@ -1138,10 +1138,10 @@ def test_a_runner_in_trouble_is_told(house: House) -> None:
     sweep = house.submit(axes={"x": [1]})
     house.runner.degraded = "Ray is starting"
     assert house.scheduler.problem() == "Ray is starting"
-    assert house.views.sweep(sweep).conditions[0].message == "Ray is starting"
+    assert house.sweeps.get(sweep).conditions[0].message == "Ray is starting"
     house.runner.degraded = None
     house.drain()
-    assert house.views.sweep(sweep).conditions == []
+    assert house.sweeps.get(sweep).conditions == []
 
 
 def test_a_loss_with_nothing_in_flight_is_nothing(house: House) -> None:

@@ -150,30 +150,30 @@ class Sweeps(RuleBasedStateMachine):
     @rule(pick=PICK, on=st.booleans())
     def pause(self, pick: int, on: bool) -> None:
         sweep = self.sweeps[pick % len(self.sweeps)]
-        before = self.house.views.sweep(sweep)
+        before = self.house.sweeps.get(sweep)
         try:
             changed = self.house.control.pause(sweep) if on else self.house.control.resume(sweep)
         except ConflictError:
             assert before.state.finished
         else:
             assert changed is (before.paused is not on)
-            assert self.house.views.sweep(sweep).paused is on
+            assert self.house.sweeps.get(sweep).paused is on
 
     @precondition(lambda self: self.sweeps)
     @rule(pick=PICK, xs=st.lists(st.integers(0, 4), min_size=1, max_size=3, unique=True))
     def extend(self, pick: int, xs: list[int]) -> None:
         sweep = self.sweeps[pick % len(self.sweeps)]
-        before, numbered = self.house.views.sweep(sweep), self.house.views.cell_index(sweep).to_pylist()
+        before, numbered = self.house.sweeps.get(sweep), self.house.sql_tables.cell_index(sweep).to_pylist()
         try:
             added = self.house.control.extend(sweep, Extension(axes={"x": xs}))
         except ConflictError:
             assert before.state is State.CANCELLED
         else:
-            assert self.house.views.sweep(sweep).cells == before.cells + added
-            assert self.house.views.cell_index(sweep).to_pylist()[: len(numbered)] == numbered
+            assert self.house.sweeps.get(sweep).cells == before.cells + added
+            assert self.house.sql_tables.cell_index(sweep).to_pylist()[: len(numbered)] == numbered
 
     def keys_at(self, sweep: str, *states: State) -> set[str]:
-        return {cell.key for state in states for cell in self.house.views.cells(sweep, state, -1, 1000)[0]}
+        return {cell.key for state in states for cell in self.house.cells.page(sweep, state, -1, 1000)[0]}
 
     @rule()
     def kill(self) -> None:

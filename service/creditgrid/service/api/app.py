@@ -52,9 +52,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
 
     ``app.state.context.stopping`` ends open event streams: set it when the server is asked to stop.
     """
-    sandbox = Sandbox(
-        services.results, services.views, settings.query_timeout_s, settings.query_memory, settings.query_max_rows
-    )
+    sandbox = Sandbox(services.sql_tables, settings.query_timeout_s, settings.query_memory, settings.query_max_rows)
     context = Context(services, sandbox, Telemetry(services), threading.Event())
 
     @asynccontextmanager

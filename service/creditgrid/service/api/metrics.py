@@ -66,7 +66,7 @@ class _State(Collector):
         sweeps: Counter[State] = Counter()
         in_flight = 0
         for state in OPEN:
-            views, _ = self._services.views.sweeps(state, None, SWEEPS_COUNTED)
+            views, _ = self._services.sweeps.page(state, None, SWEEPS_COUNTED)
             sweeps[state] += len(views)
             for view in views:
                 cells.update(view.counts)

@@ -23,8 +23,7 @@ from creditgrid.service.reading.sql_process import NO_MEMORY, Request
 from creditgrid.service.settings import memory_bytes
 
 if TYPE_CHECKING:
-    from creditgrid.service.reading.views import Views
-    from creditgrid.service.results.table import Results
+    from creditgrid.service.reading.sql_tables import SqlTables
 
 CONCURRENT = 2
 """Queries that run at the same time; others wait."""
@@ -36,15 +35,14 @@ class Sandbox:
     """Runs queries, each in a process that is ended when it goes out of bounds.
 
     Args:
-        results: the results table, which queries read as ``results``.
-        views: the ledger, which they read as ``cells`` and ``sweeps``.
+        sql_tables: what queries read, as ``results``, ``cells`` and ``sweeps``.
         timeout_s: seconds until a query is stopped, and until one that waits for its turn gives up.
         memory: DuckDB's memory for one query, such as ``512MB``.
         max_rows: a result with more rows is refused.
     """
 
-    def __init__(self, results: Results, views: Views, timeout_s: float, memory: str, max_rows: int) -> None:
-        self._results, self._views = results, views
+    def __init__(self, sql_tables: SqlTables, timeout_s: float, memory: str, max_rows: int) -> None:
+        self._tables = sql_tables
         self._timeout_s, self._memory, self._max_rows = timeout_s, memory, max_rows
         self._slots = threading.BoundedSemaphore(CONCURRENT)
         self._lock = threading.Lock()
@@ -62,7 +60,7 @@ class Sandbox:
         if not self._slots.acquire(timeout=self._timeout_s):
             raise BusyError(f"other queries are running and none ended within {self._timeout_s:g} s: try again later")
         try:
-            return self._run(Request(sql, self._tables(sql), self._timeout_s, self._memory, self._max_rows))
+            return self._run(Request(sql, self._named(sql), self._timeout_s, self._memory, self._max_rows))
         finally:
             self._slots.release()
 
@@ -76,14 +74,13 @@ class Sandbox:
         for process in idle:
             _end(process)
 
-    def _tables(self, sql: str) -> Mapping[str, pa.Table | pads.Dataset]:
-        dataset = self._results.dataset()
-        tables = {"results": self._results.schema().empty_table() if dataset is None else dataset}
+    def _named(self, sql: str) -> Mapping[str, pa.Table | pads.Dataset]:
+        tables = {"results": self._tables.results()}
         words = set(re.findall(r"\w+", sql.lower()))
-        if "cells" in words:  # they come out of the ledger whole, so only when they are asked for
-            tables["cells"] = self._views.cells_table()
+        if "cells" in words:  # they come out of the ledger whole, so only when a query names them
+            tables["cells"] = self._tables.cells()
         if "sweeps" in words:
-            tables["sweeps"] = self._views.sweeps_table()
+            tables["sweeps"] = self._tables.sweeps()
         return tables
 
     def _run(self, request: Request) -> pa.Table:

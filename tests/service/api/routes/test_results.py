@@ -100,7 +100,7 @@ def test_an_experiment_that_is_not_installed_any_more(client: AppClient, fakes: 
 def test_rows_of_a_cell_are_ordered_by_layer_and_epoch(
     client: AppClient, fakes: Fakes, sweep: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import creditgrid.service.reading.sweep_rows as module
+    import creditgrid.service.reading.rows as module
 
     schema = pa.schema(
         [("cell", pa.string()), ("experiment", pa.string()), ("layer", pa.int64()), ("epoch", pa.int64())]

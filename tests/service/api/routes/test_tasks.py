@@ -31,7 +31,7 @@ def known(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
             raise NotFoundError(f"there is no task {key!r}")
         return DOCUMENT
 
-    monkeypatch.setattr(fakes.views, "task", task, raising=False)
+    monkeypatch.setattr(fakes.tasks, "get", task)
 
 
 @pytest.mark.usefixtures("known")
@@ -57,13 +57,13 @@ def test_every_task_of_a_sweep_is_known_as_it_was_planned(tmp_path: Path) -> Non
         for cell in cells:
             measure, below = noop.cell(noop.NoopParams(**cell), None)
             for task in (measure, *below):
-                found = house.views.task(task.key)
+                found = house.tasks.get(task.key)
                 assert (found.kind, found.version, found.params) == (task.kind, task.version, dict(task.params)), when
                 assert (found.parents, found.group, found.source) == (task.parents, task.group, dict(task.source))
         house.drain()
-    (failure,) = house.views.failures(sweep)
+    (failure,) = house.failures.of(sweep)
     assert failure.command == f"creditgrid run-task {failure.key}"
-    assert house.views.task(failure.key).kind == failure.kind == "noop"
+    assert house.tasks.get(failure.key).kind == failure.kind == "noop"
 
 
 def test_the_ledger_knows_no_other(tmp_path: Path) -> None:
@@ -71,4 +71,4 @@ def test_the_ledger_knows_no_other(tmp_path: Path) -> None:
     house.submit(axes={"x": [1]})
     for key in ("0" * 64, "", "%", "x" * 1000):
         with pytest.raises(NotFoundError, match="there is no task"):
-            house.views.task(key)
+            house.tasks.get(key)

@@ -38,9 +38,9 @@ async def events(
 ) -> StreamingResponse:
     """Every event from the beginning (or after the given id), then new ones as they come, until the sweep has ended."""
     position = _position(last_event_id) if last_event_id else after
-    views = context.services.views
+    sweeps = context.services.sweeps
     # One event at or after the position there must be, or the id was never given out.
-    known = await run_in_threadpool(views.events, sweep, max(position - 1, 0), 1)
+    known = await run_in_threadpool(sweeps.events, sweep, max(position - 1, 0), 1)
     if position > 0 and not known:
         raise HTTPException(
             400, f"event {position} is beyond the newest of sweep {sweep}: go on after one that it sent"
@@ -60,13 +60,13 @@ def _position(text: str) -> int:
 
 async def _stream(context: Context, sweep: str, after: int) -> AsyncIterator[str]:
     """Ends when the sweep has ended and nothing is left to tell, when the service stops, or with the client."""
-    views = context.services.views
+    sweeps = context.services.sweeps
     quiet_since = time.monotonic()
     # A finished sweep can be retried and finish again, so the terminal event ends the stream only if it still holds.
     may_be_over = True
     yield ": stream opened\n\n"
     while not context.stopping.is_set():
-        batch = await run_in_threadpool(views.events, sweep, after, BATCH)
+        batch = await run_in_threadpool(sweeps.events, sweep, after, BATCH)
         for event in batch:
             yield _message(event)
         if batch:
@@ -75,7 +75,7 @@ async def _stream(context: Context, sweep: str, after: int) -> AsyncIterator[str
             quiet_since = time.monotonic()
             continue
         if may_be_over:
-            if (await run_in_threadpool(views.sweep, sweep)).state.finished:
+            if (await run_in_threadpool(sweeps.get, sweep)).state.finished:
                 return
             may_be_over = False
         if time.monotonic() - quiet_since >= KEEP_ALIVE_S:

@@ -14,7 +14,6 @@ from creditgrid.core.wire import Query as SqlQuery
 from creditgrid.service.api.auth import PROTECTED
 from creditgrid.service.api.dependencies import ContextDep, ServicesDep
 from creditgrid.service.reading.formats import BATCH_ROWS, negotiate, stream
-from creditgrid.service.reading.sweep_rows import sweep_rows
 
 router = APIRouter(prefix=PROTECTED, tags=["results"])
 
@@ -29,7 +28,7 @@ ENCODED: dict[int | str, dict[str, Any]] = {
 def results(services: ServicesDep, sweep: str, format_: Format = None, accept: Accept = None) -> StreamingResponse:
     """The rows there are of a sweep's cells, in the order of the grid, with its experiment's columns."""
     wanted = negotiate(accept, format_)
-    return stream(sweep_rows(services.results, services.views, sweep), wanted, f"{sweep}-results")
+    return stream(services.rows.of(sweep), wanted, f"{sweep}-results")
 
 
 @router.post("/query", response_class=StreamingResponse, responses=ENCODED)

@@ -43,7 +43,7 @@ def submit(
     except ConflictError as error:  # what the Idempotency-Key draft asks for when the key comes with another body
         raise HTTPException(422, str(error)) from error
     response.headers["Location"] = f"/v1/sweeps/{sweep}"
-    return services.views.sweep(sweep)
+    return services.sweeps.get(sweep)
 
 
 @router.get("/sweeps")
@@ -52,14 +52,14 @@ def sweeps(
 ) -> Page[SweepView]:
     """Sweeps, the newest first."""
     after = None if cursor is None else str(pagination.decode_number(cursor))
-    items, following = services.views.sweeps(state, after, limit)
+    items, following = services.sweeps.page(state, after, limit)
     return Page(items=items, next=pagination.encode(following))
 
 
 @router.get("/sweeps/{sweep}")
 def sweep(services: ServicesDep, sweep: str) -> SweepView:
     """One sweep: its spec, its cells by state, what runs, and the time left."""
-    return services.views.sweep(sweep)
+    return services.sweeps.get(sweep)
 
 
 @router.get("/sweeps/{sweep}/cells")
@@ -68,7 +68,7 @@ def cells(
 ) -> Page[CellView]:
     """Cells in the order of the grid."""
     after = -1 if cursor is None else pagination.decode_number(cursor)
-    items, following = services.views.cells(sweep, state, after, limit)
+    items, following = services.cells.page(sweep, state, after, limit)
     return Page(items=items, next=pagination.encode(following))
 
 
@@ -78,20 +78,20 @@ def tasks(
 ) -> Page[TaskView]:
     """The tasks that the cells stand on, in the order of their keys."""
     after = "" if cursor is None else pagination.decode(cursor)
-    items, following = services.views.tasks(sweep, state, after, limit)
+    items, following = services.tasks.page(sweep, state, after, limit)
     return Page(items=items, next=pagination.encode(following))
 
 
 @router.get("/sweeps/{sweep}/failures")
 def failures(services: ServicesDep, sweep: str) -> Page[FailureView]:
     """What failed, grouped by cause, the most frequent first, with a traceback of each."""
-    return Page(items=services.views.failures(sweep))
+    return Page(items=services.failures.of(sweep))
 
 
 @router.get("/sweeps/{sweep}/summary")
 def summary(services: ServicesDep, sweep: str) -> SummaryView:
     """The experiment's table and verdicts over the rows that are there."""
-    return services.views.summary(sweep)
+    return services.summaries.of(sweep)
 
 
 @router.post("/sweeps/{sweep}/cancel")
@@ -116,7 +116,7 @@ def resume(services: ServicesDep, sweep: str) -> SweepView:
 def retry(services: ServicesDep, sweep: str) -> SweepView:
     """Begin the failed and skipped cells of an ended sweep anew, and what it stopped before; the others stay."""
     services.control.retry(sweep)
-    return services.views.sweep(sweep)
+    return services.sweeps.get(sweep)
 
 
 @router.post("/sweeps/{sweep}/extend", openapi_extra=EXTENSION_BODY)
@@ -128,7 +128,7 @@ def extend(services: ServicesDep, sweep: str, body: BodyDep, content_type: str =
 
 def _after(services: ServicesDep, sweep: str, changed: bool, why_not: str) -> SweepView:
     """The sweep as it is now, with a word on it where a request has changed nothing."""
-    view = services.views.sweep(sweep)
+    view = services.sweeps.get(sweep)
     if changed:
         return view
     unchanged = Condition(type="unchanged", message=f"nothing was changed: {why_not}")

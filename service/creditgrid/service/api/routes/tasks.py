@@ -14,4 +14,4 @@ router = APIRouter(prefix=PROTECTED, tags=["tasks"])
 @router.get("/tasks/{key}")
 def task(services: ServicesDep, key: str) -> TaskDocument:
     """One stage or cell: all that it takes to compute it again, given the artifacts of its parents."""
-    return services.views.task(key)
+    return services.tasks.get(key)

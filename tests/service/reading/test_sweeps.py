@@ -1,0 +1,108 @@
+"""Sweeps as they go over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sweeping import House, ScriptedRunner, pages
+
+from creditgrid.core.errors import NotFoundError
+from creditgrid.core.states import State
+from creditgrid.core.wire import TERMINAL_EVENT
+from creditgrid.workers.runner import Advanced
+
+
+def test_everything_of_an_unknown_sweep_is_not_found(house: House) -> None:
+    asks: list[Callable[[], Any]] = [
+        lambda: house.sweeps.get("nope"),
+        lambda: house.cells.page("nope", None, -1, 10),
+        lambda: house.tasks.page("nope", None, "", 10),
+        lambda: house.failures.of("nope"),
+        lambda: house.sweeps.events("nope", 0, 10),
+        lambda: house.summaries.of("nope"),
+        lambda: house.sql_tables.cell_index("nope"),
+    ]
+    for ask in asks:
+        with pytest.raises(NotFoundError, match="there is no sweep 'nope'"):
+            ask()
+
+
+def test_a_sweep_tells_what_was_asked_and_where_it_stands(house: House) -> None:
+    before = datetime.now(UTC)
+    sweep = house.submit(name="mine", axes={"x": [1, 2]}, fixed={"base": "ok"}, priority=3)
+    view = house.sweeps.get(sweep)
+    assert (view.id, view.name, view.experiment, view.priority) == (sweep, "mine", "noop", 3)
+    assert (view.state, view.cells, view.counts) == (State.PENDING, 2, {State.PENDING: 2})
+    assert view.tasks == {"noop_base": {State.PENDING: 1}}
+    assert (view.active, view.conditions, view.finished_at, view.remaining_s) == ([], [], None, None)
+    assert before.timestamp() - 1 <= view.created_at.timestamp() <= datetime.now(UTC).timestamp() + 1
+    assert view.spec == {
+        "name": "mine", "experiment": "noop", "axes": {"x": [1, 2]}, "fixed": {"base": "ok"}, "priority": 3,
+    }  # fmt: skip
+    house.drain()
+    view = house.sweeps.get(sweep)
+    assert view.tasks == {"noop_base": {State.SUCCEEDED: 1}}
+    assert view.remaining_s == 0.0
+    assert view.finished_at is not None
+
+
+def test_sweeps_are_listed_newest_first_in_pages(house: House) -> None:
+    made = [house.submit(axes={"x": [x]}) for x in range(5)]
+    house.control.cancel(made[1])
+    found = pages(lambda after: house.sweeps.page(None, after or None, 2), "")
+    assert [[view.id for view in page] for page in found] == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
+    assert all(view.spec is None for page in found for view in page)
+    assert [view.id for view in house.sweeps.page(State.CANCELLED, None, 9)[0]] == [made[1]]
+    house.drain()
+
+
+def test_events_go_on_after_the_last_one_seen(house: House) -> None:
+    sweep, other = house.submit(axes={"x": [1]}), house.submit(axes={"x": [2]})
+    house.drain()
+    events = house.sweeps.events(sweep, 0, 100)
+    assert [event.type for event in events][-1] == TERMINAL_EVENT
+    assert {event.sweep for event in events} == {sweep}
+    assert house.sweeps.events(sweep, events[0].id, 1) == [events[1]]
+    assert house.sweeps.events(sweep, events[-1].id, 10) == []
+    assert events[-1].data["counts"] == {"succeeded": 1}
+    assert {event.id for event in events}.isdisjoint(event.id for event in house.sweeps.events(other, 0, 100))
+    again = House(house.root)  # they are there after a restart
+    assert again.sweeps.events(sweep, 0, 100) == events
+    again.close()
+
+
+def test_the_time_left_comes_from_progress_and_from_what_was_measured(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr("creditgrid.service.scheduling.scheduler.time.monotonic", lambda: now)
+    first = house.submit(axes={"group": [0, 1], "x": [1]})
+    second = house.submit(axes={"group": [0, 1], "x": [1]})  # shares every call
+    house.step()
+    one, two = house.runner.calls
+    house.runner.begin(one)
+    house.step()
+    assert house.sweeps.get(first).remaining_s is None  # nothing is known of the other call
+    now += 10.0
+    house.runner.say(Advanced(one, 1, 5, ""))
+    house.runner.begin(two)
+    house.step()
+    now += 10.0
+    house.runner.say(Advanced(two, 1, 2, ""))
+    house.step()
+    # One is at it for 20 s and has four fifths to go, the other for 10 s and has one half to go; there are two cores.
+    assert house.sweeps.get(first).remaining_s == pytest.approx((20 * 4 + 10) / 2)
+    assert house.sweeps.get(second).remaining_s == house.sweeps.get(first).remaining_s
+    assert [activity.call for activity in house.sweeps.get(second).active] == [one, two]
+    house.drain()
+    assert house.sweeps.get(first).remaining_s == 0.0
+    third = house.submit(axes={"group": [0], "x": list(range(10, 20))})
+    with house.ledger.read() as connection:
+        mean = connection.exec_driver_sql("SELECT sum(seconds) / sum(size) FROM calls WHERE seconds > 0").scalar()
+    assert mean is not None
+    assert house.sweeps.get(third).remaining_s == pytest.approx(10 * mean / 2)
+    house.drain()
