@@ -13,7 +13,7 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Experiment
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.science.data import ImageData, normalise
-from creditgrid.core.science.from_artifacts import feedback_stack, restore_estimator, restore_network, tensors
+from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, fitted_estimator, tensors
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.task import Arrays, Output, Task
 
@@ -74,7 +74,7 @@ class Grid:
         }
         self._probes = {key: tensors(made[key]) for key in {task.parents["probe"] for task in self.tasks}}
         self._networks: dict[str, ResidualMLP] = {
-            key: restore_network(made[key], CPU, residual_add=True)
+            key: checkpoint_network(made[key], CPU, residual_add=True)
             for key in {task.parents["checkpoint"] for task in self.tasks}
         }
         self._sources = [self._source(task) for task in self.tasks]
@@ -84,7 +84,7 @@ class Grid:
         return Source(
             task.params["method"],
             () if feedback is None else tuple(feedback_stack(self._made[feedback], CPU)),
-            None if estimator is None else restore_estimator(self._made[estimator], CPU),
+            None if estimator is None else fitted_estimator(self._made[estimator], CPU),
             task.params["cb_source"] if task.params["method"] == "scalar_cb" else "e_T",
         )
 

@@ -12,7 +12,7 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import TaskError
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
 from creditgrid.core.experiments.parameters import TrainParams
-from creditgrid.core.experiments.summaries import grouped, over_seeds, told, varied
+from creditgrid.core.experiments.summaries import grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def cell(params: WeightSpectrumParams, dataset: DatasetRef | None) -> tuple[Task
     checkpoint = params.trained(dataset, params.checkpoint_epoch)  # the very task that other experiments name
     spectrum = SPECTRUM.task({}, {"checkpoint": checkpoint})  # of both matrices: cells over ``matrix`` share it
     task = MEASURE.task(params.identity(), {"spectrum": spectrum}, group=(spectrum.key,))
-    return task, params.stands_on(dataset, {"checkpoint": checkpoint, "spectrum": spectrum})
+    return task, params.ancestors(dataset, {"checkpoint": checkpoint, "spectrum": spectrum})
 
 
 def decompose(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Output]:
@@ -59,7 +59,7 @@ def decompose(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
         arrays = {}
         for matrix in ("w1", "w2"):
             weights = np.stack([checkpoint[f"blocks.{layer}.{matrix}.weight"] for layer in range(blocks)])
-            if not np.isfinite(weights).all():  # what a task raises is told as the cause of its cells' failure
+            if not np.isfinite(weights).all():  # what a task raises is reported as the cause of its cells' failure
                 raise TaskError(f"{matrix} is not finite: the training diverged, so choose a smaller lr")
             values = torch.linalg.svdvals(torch.from_numpy(weights).to(device, torch.float64))
             arrays[matrix] = values.cpu().numpy()
@@ -100,7 +100,7 @@ def verdict(lines: Sequence[Row], by: Sequence[str]) -> Verdict | None:
     if not found:
         return None
     mean, bound = sum(found) / len(found), lines[0]["d_hidden"] / 8
-    text = f"{told(dict(lines[0]), by)}mean stable rank {mean:.3g}, against {bound:.3g} = d/8"
+    text = f"{setting_prefix(lines[0], by)}mean stable rank {mean:.3g}, against {bound:.3g} = d/8"
     return Verdict("low-rank" if mean < bound else "full-rank", text, {"mean_stable_rank": mean, "bound": bound})
 
 

@@ -22,7 +22,7 @@ import torch
 
 from creditgrid.core.errors import CheckpointError
 from creditgrid.core.experiments.stages import checkpoint_task
-from creditgrid.core.science.from_artifacts import restore_network
+from creditgrid.core.science.from_artifacts import checkpoint_network
 from creditgrid.core.science.imported import CheckpointName, check
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.workers import importing
@@ -72,7 +72,7 @@ def test_a_state_dict_becomes_an_artifact(network: ResidualMLP, store: ArtifactS
     assert (view.num_blocks, view.d_hidden, view.input_dim, view.num_classes) == (2, 4, 6, 3)
     assert name == check({key: tensor.numpy() for key, tensor in network.state_dict().items()})
     arrays = store.load(view.key)
-    restored = restore_network(arrays, torch.device("cpu"), residual_add=True)
+    restored = checkpoint_network(arrays, torch.device("cpu"), residual_add=True)
     x = torch.randn(5, 6)
     assert torch.equal(restored(x), network(x))
     record = store.record(view.key)

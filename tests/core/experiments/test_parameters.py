@@ -249,13 +249,13 @@ def planned(lookup: dict[str, Known], fixed: dict[str, Any], **document: Any) ->
     kinds = {kind.name: kind for kind in (*STAGES, experiment.measure)}
 
     def look_up(tasks: Any) -> dict[str, Known]:
-        return {task.key: lookup[which] for task in tasks if (which := told(task)) in lookup}
+        return {task.key: lookup[which] for task in tasks if (which := known_as(task)) in lookup}
 
     plan = Plan(grid(experiment, fixed, **document), kinds, {"pictures": DATASET}, look_up)
     return plan, len(list(plan.cells()))
 
 
-def told(task: Task) -> str:
+def known_as(task: Task) -> str:
     return str(task.params["name"]) if task.kind == "checkpoint" else task.kind
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from creditgrid.core.experiment import Params
-from creditgrid.core.experiments.summaries import grouped, over_seeds, statistics, told, varied
+from creditgrid.core.experiments.summaries import grouped, over_seeds, setting_prefix, statistics, varied
 
 T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # Student's t by the number of values
 
@@ -126,8 +126,8 @@ def test_lines_come_in_order_and_hold_what_they_are_of() -> None:
 
 def test_what_distinguishes_a_line_is_told_in_words() -> None:
     line = {"num_blocks": 4, "lr": 0.001, "eta": None}
-    assert told(line, ["num_blocks", "lr"]) == "num_blocks 4, lr 0.001: "
-    assert told(line, []) == ""
+    assert setting_prefix(line, ["num_blocks", "lr"]) == "num_blocks 4, lr 0.001: "
+    assert setting_prefix(line, []) == ""
 
 
 def test_probes_of_one_seed_are_averaged_before_the_seeds() -> None:

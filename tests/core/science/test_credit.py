@@ -30,10 +30,10 @@ def _draw(*shape: int, index: int = 2) -> Tensor:
 
 
 def _randomise(module: torch.nn.Module, scale: float) -> None:
-    source = generator(1, "test")
+    draws = generator(1, "test")
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=scale)
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=scale)
 
 
 def _network(residual_add: bool = True) -> ResidualMLP:
@@ -198,11 +198,11 @@ def _side_by_side(residual_add: bool, count: int = 3) -> tuple[list[ResidualMLP]
     """Networks that differ in every parameter above the embedding, and all of them as one."""
     networks = [_network(residual_add) for _ in range(count)]
     for index, network in enumerate(networks):
-        source = generator(index, "apart")
+        draws = generator(index, "apart")
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 if not name.startswith("embed."):
-                    parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=0.2)
+                    parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=0.2)
     stacked = {name: torch.stack([n.state_dict()[name] for n in networks]) for name in networks[0].state_dict()}
     return networks, FunctionalMLP(stacked.__getitem__, L, residual_add)
 

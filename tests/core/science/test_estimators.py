@@ -15,10 +15,10 @@ from creditgrid.core.science.streams import generator
 def _estimator(out_dim: int = 6, d_hidden: int = 6, s_dim: int = 5) -> EstimatorNet:
     """A float64 estimator whose every parameter is random, so that a bias or a scale left out would show."""
     estimator = EstimatorNet(d_hidden, s_dim, out_dim, generator=generator(0, "test")).double()
-    source = generator(1, "test")
+    draws = generator(1, "test")
     with torch.no_grad():
         for parameter in estimator.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=0.1)
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=0.1)
     return estimator
 
 

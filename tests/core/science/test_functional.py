@@ -20,10 +20,10 @@ def _draw(*shape: int, index: int = 2) -> Tensor:
 
 def _network(index: int = 0, residual_add: bool = True) -> ResidualMLP:
     network = ResidualMLP(D, WIDTH, C, L, residual_add, 0.3, generator=generator(index, "test")).double()
-    source = generator(index, "perturbed")
+    draws = generator(index, "perturbed")
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=0.3)
     return network.requires_grad_(False)
 
 

@@ -31,10 +31,10 @@ X_SAME, X_HELD = _draw(5, D), _draw(3, D, index=3)
 
 def _network(residual_add: bool = True, num_blocks: int = L, perturbed: float = 0.3) -> ResidualMLP:
     network = ResidualMLP(D, WIDTH, C, num_blocks, residual_add, 0.3, generator=generator(0, "test")).double()
-    source = generator(1, "test")
+    draws = generator(1, "test")
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=perturbed)
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=perturbed)
     return network.requires_grad_(False)
 
 

@@ -16,10 +16,10 @@ Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 def _network(residual_add: bool = True, w2_std: float = 0.3) -> ResidualMLP:
     """A float64 network whose every parameter is random, so that a bias or a scale left out would show."""
     network = ResidualMLP(12, 6, 5, 3, residual_add, w2_std, generator=generator(0, "test")).double()
-    source = generator(1, "test")
+    draws = generator(1, "test")
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=0.3)
     return network
 
 
@@ -133,8 +133,8 @@ def test_an_unseeded_network_draws_what_a_plain_script_would() -> None:
 @pytest.mark.parametrize("seeded", [True, False])
 def test_initial_distributions(seeded: bool) -> None:
     torch.manual_seed(0)
-    source = generator(0, "init") if seeded else None
-    state = ResidualMLP(400, 300, 200, 2, w2_std=0.02, generator=source).state_dict()
+    draws = generator(0, "init") if seeded else None
+    state = ResidualMLP(400, 300, 200, 2, w2_std=0.02, generator=draws).state_dict()
     for name, fan_in in [("embed", 400), ("blocks.0.w1", 300), ("blocks.1.w1", 300), ("out_head", 300)]:
         bound = 1 / math.sqrt(fan_in)
         for tensor, tolerance in [(state[f"{name}.weight"], 0.01), (state[f"{name}.bias"], 0.15)]:

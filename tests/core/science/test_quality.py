@@ -31,10 +31,10 @@ def few(tiny_data: ImageData) -> ImageData:
 
 
 def _randomise(net: torch.nn.Module, scale: float) -> None:
-    source = generator(1, "test")
+    draws = generator(1, "test")
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=scale)
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=scale)
 
 
 def _network(residual_add: bool = True) -> ResidualMLP:
@@ -162,11 +162,11 @@ def _pearson(pairs: list[tuple[float, float]]) -> float:
 
 
 def rho_of(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch, seed: int) -> Any:
-    return quality.rho(network, quality.own_credits(network, sources, batch), batch, seed)
+    return quality.rho(network, quality.source_credits(network, sources, batch), batch, seed)
 
 
 def nudge_of(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> Any:
-    return quality.nudge(network, quality.own_credits(network, sources, batch), batch)
+    return quality.nudge(network, quality.source_credits(network, sources, batch), batch)
 
 
 @pytest.mark.parametrize("residual_add", [True, False])

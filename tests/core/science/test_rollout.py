@@ -38,10 +38,10 @@ MEASURED = {
 
 
 def _randomise(net: torch.nn.Module, scale: float) -> None:
-    source = generator(1, "test")
+    draws = generator(1, "test")
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=scale)
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=scale)
 
 
 def _network(residual_add: bool = True) -> ResidualMLP:

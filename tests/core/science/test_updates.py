@@ -28,10 +28,10 @@ def _draw(*shape: int, index: int = 2) -> Tensor:
 
 def _network(residual_add: bool = True) -> ResidualMLP:
     network = ResidualMLP(D, WIDTH, C, L, residual_add, 0.3, generator=generator(0, "test")).double()
-    source = generator(1, "test")
+    draws = generator(1, "test")
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=source, dtype=torch.float64), alpha=0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64), alpha=0.3)
     return network
 
 

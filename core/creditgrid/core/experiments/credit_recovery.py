@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.experiments.parameters import OF_THE_SOURCE, CreditParams, enough_images, streams_seed
+from creditgrid.core.experiments.parameters import METHOD_PARAMETERS, CreditParams, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task
-from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, told, varied
+from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -58,17 +58,17 @@ def cell(params: CreditRecoveryParams, dataset: DatasetRef | None) -> tuple[Task
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All methods on one checkpoint: gradients and central differences are computed once for all."""
     from creditgrid.core.science import quality
-    from creditgrid.core.science.credit_sources import restore, source_name
+    from creditgrid.core.science.credit_sources import network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import image_data
     from creditgrid.core.science.quality import defined, mean
 
     shared = tasks[0]
     data = image_data(inputs[shared.parents["data"]], device)
-    network, sources = quality.in_double(*restore(tasks, inputs, device))
+    network, sources = quality.in_double(*network_and_sources(tasks, inputs, device))
     size = shared.params["batch_size"]
     batches = list(quality.file_batches(network, data, size, quality.GAMMA_BATCHES))
     gammas = quality.gamma(network, sources, batches)
-    own = quality.own_credits(network, sources, batches[0])
+    own = quality.source_credits(network, sources, batches[0])
     rhos = quality.rho(network, own, batches[0], streams_seed(shared.params))
     nudges = quality.nudge(network, own, batches[0])
     errors = {
@@ -118,13 +118,13 @@ def summarise(rows: Sequence[Row]) -> Summary:
 def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
     """One for each setting of what else varies, where both scalar_cb and dfa were measured."""
     found = []
-    common = [name for name in others if name not in OF_THE_SOURCE]
+    common = [name for name in others if name not in METHOD_PARAMETERS]
     known = [line for line in table if line["gamma_mean"] is not None and line["rho_mean"] is not None]
     for lines in grouped(known, common).values():
         dfa = [line for line in lines if line["method"] == "dfa"]
         learned = [line for line in lines if line["method"] == "scalar_cb"]
         if dfa and learned:
-            found.append(_verdict(dfa, learned, told(lines[0], common)))
+            found.append(_verdict(dfa, learned, setting_prefix(lines[0], common)))
     return found
 
 

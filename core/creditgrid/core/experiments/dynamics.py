@@ -74,12 +74,12 @@ def cell(params: DynamicsParams, dataset: DatasetRef | None) -> tuple[Task, Sequ
     if params.train_rule == "dfa":
         parents["feedback"] = params.training_feedback(dataset)
     task = MEASURE.task(params.identity(), parents, source={"dataset": dataset.name})
-    return task, params.stands_on(dataset, parents)
+    return task, params.ancestors(dataset, parents)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Every logged epoch of each run, in one batched pass forward and back each, in double precision."""
-    from creditgrid.core.science.from_artifacts import feedback_stack, image_data, restore_network
+    from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, image_data
 
     for task in tasks:
         data = image_data(inputs[task.parents["data"]], device)
@@ -90,7 +90,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         rows: list[dict[str, float | None]] = []
         for number, epoch in enumerate(epochs):
             arrays = inputs[task.parents[f"epoch_{epoch}"]]
-            network = restore_network(arrays, device, residual_add=task.params["residual_add"]).double()
+            network = checkpoint_network(arrays, device, residual_add=task.params["residual_add"]).double()
             rows += ({"epoch": epoch, **row} for row in look(network, data, feedback))
             yield Progress(number + 1, len(epochs), f"epoch {epoch} of {epochs[-1]}")
         yield Output(task.key, rows=rows)

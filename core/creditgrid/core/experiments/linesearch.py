@@ -70,11 +70,11 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     """All cells of one checkpoint in one batched pass."""
     import torch
 
-    from creditgrid.core.science.credit_sources import credits_on, restore, source_name
+    from creditgrid.core.science.credit_sources import credits_on, network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import probe_batches
     from creditgrid.core.science.line_search import Step, line_search
 
-    network, sources = restore(tasks, inputs, device)
+    network, sources = network_and_sources(tasks, inputs, device)
     probe = probe_batches(inputs[tasks[0].parents["probe"]], device)
     x_same, y_same = probe["x_same"], probe["y_same"]
     with torch.no_grad():

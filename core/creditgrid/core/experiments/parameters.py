@@ -20,7 +20,7 @@ from creditgrid.core.task import Task, TaskKind
 MethodName = Literal["oracle_bp", "vec", "scalar_cb", "dfa", "state_bridge"]
 FITTED = ("vec", "scalar_cb", "state_bridge")
 """Methods that have an estimator."""
-OF_THE_SOURCE = (
+METHOD_PARAMETERS = (
     "oracle_reduction", "fit_epochs", "fit_lr", "vec_directions", "vec_eps", "cb_lambda", "cb_samples", "cb_sigma",
     "cb_ema", "cb_term_grad_weight", "cb_source",
 )  # fmt: skip
@@ -74,7 +74,7 @@ class TrainParams(Params):
             weight_decay=self.weight_decay,
         )
 
-    def stands_on(self, dataset: DatasetRef, parents: Mapping[str, Task]) -> tuple[Task, ...]:
+    def ancestors(self, dataset: DatasetRef, parents: Mapping[str, Task]) -> tuple[Task, ...]:
         """All tasks that a cell with these parents stands on, parents before children."""
         below = [data_task(dataset)]
         if self.train_rule == "dfa":
@@ -155,7 +155,7 @@ class CreditParams(TrainParams):
             return checkpoint_task(self.checkpoint)
         return self.trained(dataset, self.train_epochs if self.checkpoint_epoch is None else self.checkpoint_epoch)
 
-    def source(self, dataset: DatasetRef, checkpoint: Task) -> dict[str, Task]:
+    def credit_parents(self, dataset: DatasetRef, checkpoint: Task) -> dict[str, Task]:
         """What the credit stands on beside the checkpoint, by role: nothing, ``feedback`` or ``estimator``."""
         if self.method == "dfa":
             seed, blocks, width = streams_seed(self.__dict__), self.num_blocks, self.d_hidden
@@ -175,12 +175,12 @@ class CreditParams(TrainParams):
         one checkpoint and one probe are one group, and so are of one seed of the streams.
         """
         checkpoint = self.probed(dataset)
-        parents = {"checkpoint": checkpoint, "probe": probe, **self.source(dataset, checkpoint)}
+        parents = {"checkpoint": checkpoint, "probe": probe, **self.credit_parents(dataset, checkpoint)}
         if data:
             parents["data"] = data_task(dataset)
         group = (checkpoint.key, probe.key, self.residual_add)
         task = kind.task(self.identity(), parents, group=group, source={"dataset": dataset.name})
-        return task, self.stands_on(dataset, parents)
+        return task, self.ancestors(dataset, parents)
 
     def _fit_options(self) -> tuple[tuple[str, Any], ...]:
         options: dict[str, Any] = {

@@ -22,7 +22,7 @@ from creditgrid.core.experiments.stages import (
     probe_task,
     step_batches,
 )
-from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, told, varied
+from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -89,14 +89,14 @@ def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All cells of one checkpoint: one fused search, then one rollout for every range."""
-    from creditgrid.core.science.credit_sources import restore, source_name
+    from creditgrid.core.science.credit_sources import network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import image_data, probe_batches
     from creditgrid.core.science.rollout import Rollout, rollouts
     from creditgrid.core.science.training import accuracy_and_loss
     from creditgrid.core.science.updates import update_blocks
 
     shared = tasks[0]
-    network, sources = restore(tasks, inputs, device)
+    network, sources = network_and_sources(tasks, inputs, device)
     probe = probe_batches(inputs[shared.parents["probe"]], device)
     accuracy, _ = accuracy_and_loss(network, image_data(inputs[shared.parents["data"]], device))
     best = _search(tasks, network, probe, sources)
@@ -243,7 +243,7 @@ def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
         else:
             name = "need more data"
         shown = ", ".join(f"{change:+.3g} at epoch {epoch}" for epoch, change in sorted(measured.items()))
-        text = f"{told(lines[0], others)}vec's held-out loss changes by {shown}"
+        text = f"{setting_prefix(lines[0], others)}vec's held-out loss changes by {shown}"
         numbers = {f"dl_held_1_epoch_{epoch}": change for epoch, change in sorted(measured.items())}
         found.append(Verdict(name, text, numbers))
     return found

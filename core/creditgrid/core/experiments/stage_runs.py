@@ -151,12 +151,14 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     """Fit one estimator on a frozen checkpoint."""
     from creditgrid.core.science.estimators import EstimatorNet
     from creditgrid.core.science.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
-    from creditgrid.core.science.from_artifacts import restore_network
+    from creditgrid.core.science.from_artifacts import checkpoint_network
     from creditgrid.core.science.streams import generator
 
     for task in tasks:
         data = _data(task, inputs, device)
-        network = restore_network(inputs[task.parents["checkpoint"]], device, residual_add=task.params["residual_add"])
+        network = checkpoint_network(
+            inputs[task.parents["checkpoint"]], device, residual_add=task.params["residual_add"]
+        )
         options = {name: value for name, value in task.params.items() if name not in ("estimator", "residual_add")}
         which, width = task.params["estimator"], network.d_hidden
         s_dim = width if options.get("s_source") == "delta_L" else data.num_classes

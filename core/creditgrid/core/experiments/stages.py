@@ -122,7 +122,7 @@ def train_task(
 
 @lru_cache(_NAMES)
 def checkpoint_task(name: str) -> Task:
-    """An imported checkpoint; its name holds its shape and the SHA-256 of its content (see ``foreign``)."""
+    """An imported checkpoint; its name holds its shape and the SHA-256 of its content (see ``science.imported``)."""
     return CHECKPOINT.task({"name": name})
 
 

@@ -77,7 +77,7 @@ def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
     return list(runs.values()) if len(runs) > 1 else [[row] for row in rows]
 
 
-def told(line: Row, names: Sequence[str]) -> str:
+def setting_prefix(line: Row, names: Sequence[str]) -> str:
     """What distinguishes a line, in words: "num_blocks 4, lr 0.001: ", or nothing."""
     shown = ", ".join(f"{name} {line[name]}" for name in names)
     return f"{shown}: " if shown else ""

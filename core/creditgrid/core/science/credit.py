@@ -28,7 +28,7 @@ from creditgrid.core.science.network import Layers
 from creditgrid.core.science.streams import generator
 
 Method = Literal["oracle_bp", "dfa", "vec", "scalar_cb", "state_bridge"]
-SSource = Literal["e_T", "delta_L"]
+Signal = Literal["e_T", "delta_L"]
 Reduction = Literal["mean", "sum"]
 
 
@@ -63,7 +63,7 @@ def terminal_gradient(network: Layers, h_last: Tensor, y: Tensor) -> Tensor:
     return gradient
 
 
-def conditioning(s_source: SSource, network: Layers, h_last: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+def signal(s_source: Signal, network: Layers, h_last: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     """What a scalar value net is told of the outcome, s: e_T (b, C) or δ_L (b, d)."""
     return output_error(logits, y) if s_source == "e_T" else terminal_gradient(network, h_last, y)
 
@@ -77,7 +77,7 @@ def credits(
     *,
     feedback: Tensor | None = None,
     estimator: EstimatorNet | None = None,
-    s_source: SSource = "e_T",
+    s_source: Signal = "e_T",
     oracle_reduction: Reduction = "mean",
     first: int = 0,
 ) -> Tensor:
@@ -114,7 +114,7 @@ def credits(
     with torch.enable_grad():
         leaf = h.requires_grad_()
         if method == "scalar_cb":
-            values = estimator(leaf, t, conditioning(s_source, network, hiddens[-1], logits, y))
+            values = estimator(leaf, t, signal(s_source, network, hiddens[-1], logits, y))
         else:
             values = _head_loss(network, estimator(leaf, t, output_error(logits, y)), y)
         # The sum over layers and samples: each value depends on its own h alone, so the gradient is each one's own.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from creditgrid.core.science.credit import Method, Reduction, SSource, credits
+from creditgrid.core.science.credit import Method, Reduction, Signal, credits
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.from_artifacts import feedback_stack, restore_estimator, restore_network
+from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, fitted_estimator
 from creditgrid.core.task import Inputs, Task
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class CreditSource:
     method: Method
     feedback: Tensor | None = None
     estimator: EstimatorNet | None = None
-    s_source: SSource = "e_T"
+    s_source: Signal = "e_T"
     oracle_reduction: Reduction = "mean"
 
     def credits(self, network: Layers, hiddens: Sequence[Tensor], logits: Tensor, y: Tensor, first: int = 0) -> Tensor:
@@ -64,10 +64,14 @@ def source_name(task: Task) -> str:
     return f"{task.params['method']}/{origin}"
 
 
-def restore(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> tuple[ResidualMLP, dict[str, CreditSource]]:
+def network_and_sources(
+    tasks: Sequence[Task], inputs: Inputs, device: torch.device
+) -> tuple[ResidualMLP, dict[str, CreditSource]]:
     """What the measure tasks of one group share: the frozen network, and every source by name."""
     shared = tasks[0]
-    network = restore_network(inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"])
+    network = checkpoint_network(
+        inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"]
+    )
     return network, _sources(tasks, inputs, device)
 
 
@@ -81,7 +85,7 @@ def _sources(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> dic
         if "feedback" in task.parents:
             feedback = feedback_stack(inputs[task.parents["feedback"]], device)
         if "estimator" in task.parents:
-            estimator = restore_estimator(inputs[task.parents["estimator"]], device)
+            estimator = fitted_estimator(inputs[task.parents["estimator"]], device)
         found[name] = CreditSource(
             task.params["method"], feedback, estimator, task.params["cb_source"], task.params["oracle_reduction"]
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from creditgrid.core.science.credit import SSource, layer_times, output_error, terminal_gradient
+from creditgrid.core.science.credit import Signal, layer_times, output_error, terminal_gradient
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.metrics import cross_entropy
@@ -110,7 +110,7 @@ def fit_scalar_cb(
     sigma: float = 0.05,
     ema: float = 0.995,
     term_grad_weight: float = 1.0,
-    s_source: SSource = "e_T",
+    s_source: Signal = "e_T",
     seed: int,
 ) -> Iterator[FitEpoch]:
     """Fit a scalar value V in place, by Adam with gradient norms clipped to 1; yields epoch 0, then each finished one.
@@ -160,7 +160,7 @@ def scalar_cb_loss(
     sigma: float,
     temperature: float,
     term_grad_weight: float,
-    s_source: SSource,
+    s_source: Signal,
 ) -> Tensor:
     """The three terms that make V a value of the loss, consistent between layers:
 

@@ -12,7 +12,7 @@ from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.task import Arrays
 
 
-def restore_network(arrays: Arrays, device: torch.device, *, residual_add: bool) -> ResidualMLP:
+def checkpoint_network(arrays: Arrays, device: torch.device, *, residual_add: bool) -> ResidualMLP:
     """The frozen network of a checkpoint, in eval mode; its shape is read off its tensors.
 
     Raises:
@@ -29,7 +29,7 @@ def restore_network(arrays: Arrays, device: torch.device, *, residual_add: bool)
     return network.to(device).eval().requires_grad_(False)
 
 
-def restore_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:
+def fitted_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:
     """The frozen estimator of a fit; its shape is read off its tensors."""
     d_hidden, out_dim = len(arrays["ln.weight"]), len(arrays["net.6.bias"])
     s_dim = arrays["net.0.weight"].shape[1] - d_hidden - TIME_DIMS

@@ -64,7 +64,7 @@ def file_batches(network: ResidualMLP, data: ImageData, size: int, count: int | 
         yield Batch(hiddens, logits, y)
 
 
-def own_credits(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
+def source_credits(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
     """The credits of every source on a test batch, by its name: (L, b, d) each."""
     return credits_on(network, sources, batch.hiddens, batch.logits, batch.y)
 
@@ -75,13 +75,13 @@ def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Se
     for batch in batches:
         # The direction alone counts, and the sum's gradient is far from underflow.
         truth = credits("oracle_bp", network, batch.hiddens, batch.logits, batch.y, oracle_reduction="sum")
-        for name, own in own_credits(network, sources, batch).items():
+        for name, own in source_credits(network, sources, batch).items():
             totals[name] += cosine(own, truth).mean(-1).cpu()
     return {name: total / len(batches) for name, total in totals.items()}
 
 
 def rho(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
-    """rho_l of each source, given its `own_credits`: (L,); NaN where one side does not vary.
+    """rho_l of each source, given its `source_credits`: (L,); NaN where one side does not vary.
 
     The directions of layer l, v (M, b, d), are drawn on the CPU from the stream ("rho", l), in single precision.
     """
@@ -126,7 +126,7 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nudge(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """nudge_l of each source, given its `own_credits`, for each of NUDGE_ETAS: (L, 3)."""
+    """nudge_l of each source, given its `source_credits`, for each of NUDGE_ETAS: (L, 3)."""
     directions = unit(torch.stack(list(own.values())))  # (sources, L, b, d)
     etas = torch.tensor(NUDGE_ETAS).to(directions)
     found = torch.empty(len(own), network.num_blocks, len(NUDGE_ETAS), dtype=torch.float64)

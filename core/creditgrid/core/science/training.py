@@ -69,7 +69,7 @@ def train(
     last = 0
     if resume is not None:
         last = int(resume["epoch"])
-        _restore(network, optimizer, schedule, resume)
+        _load_state(network, optimizer, schedule, resume)
 
     def epoch_at(number: int, train_loss: float | None) -> Epoch:
         return Epoch(number, train_loss, lambda: _state(network, optimizer, number, train_loss))
@@ -155,7 +155,7 @@ def _state(
     }
 
 
-def _restore(
+def _load_state(
     network: ResidualMLP,
     optimizer: torch.optim.AdamW,
     schedule: torch.optim.lr_scheduler.CosineAnnealingLR,
