@@ -22,7 +22,7 @@ from safetensors.numpy import load, load_file
 
 from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from creditgrid.workers.artifacts import RECORD, TEMPORARY, TENSORS, ArtifactStore
-from creditgrid.workers.temporary_names import temporary
+from creditgrid.workers.temporary_names import temporary_name
 
 KEY = hashlib.sha256(b"a key").hexdigest()
 OTHER = hashlib.sha256(b"another").hexdigest()
@@ -412,7 +412,7 @@ def test_what_is_stored_is_told_with_size_and_last_use(store: ArtifactStore) -> 
 def test_what_dead_writers_left_is_told_from_what_is_being_written(store: ArtifactStore) -> None:
     saved(store)
     shelf = store.path(KEY).parent
-    here, dead = temporary(TEMPORARY, KEY), temporary(TEMPORARY, KEY).split("@")
+    here, dead = temporary_name(TEMPORARY, KEY), temporary_name(TEMPORARY, KEY).split("@")
     with subprocess.Popen(["true"]) as process:
         process.wait()
         dead[-2] = str(process.pid)

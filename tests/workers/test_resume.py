@@ -291,9 +291,9 @@ def test_a_run_goes_on_where_its_save_cannot_be_written(
 
 def test_a_save_of_another_version_is_not_gone_on_from(go: Go, batches: Batches, store: ArtifactStore) -> None:
     (wanted,) = checkpoints([LAST])
-    other = resume_state.Saves(store.root, wanted.group, wanted.key)
-    other.due()
-    other.keep(Saved(lambda: {"epoch": np.array(3), "weights": np.ones(2, np.float32)}))
+    other = resume_state.ResumeState(store.root, wanted.group, wanted.key)
+    other.save_next()
+    other.save(Saved(lambda: {"epoch": np.array(3), "weights": np.ones(2, np.float32)}))
     assert isinstance(go([wanted])[-1], Finished)
     assert batches.take() == list(range(1, LAST + 1))
 
@@ -315,7 +315,7 @@ def test_saved_arrays_hold_all_that_the_run_needs(go: Go, batches: Batches, stor
     (wanted,) = checkpoints([LAST])
     batches.lose = 4
     go([wanted])
-    arrays = resume_state.Saves(store.root, wanted.group, wanted.key).offer({})[wanted.group]
+    arrays = resume_state.ResumeState(store.root, wanted.group, wanted.key).restore({})[wanted.group]
     assert int(arrays["epoch"]) == 3
     assert int(arrays["steps"]) == 15  # 90 images in batches of 20
     names = {name.removeprefix("network.") for name in arrays if name.startswith("network.")}

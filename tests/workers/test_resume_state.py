@@ -1,4 +1,4 @@
-"""Saves: where an interrupted run stood, kept now and then, whole or not at all, and gone when the run is through."""
+"""Resume states: saved now and then, whole or absent, and deleted when the call has finished."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from creditgrid.core.task import Arrays, Saved
 from creditgrid.workers import resume_state as module
-from creditgrid.workers.resume_state import EVERY_S, FOLDER, SHARE, Saves, abandoned_drafts, kept_saves
+from creditgrid.workers.resume_state import EVERY_S, FOLDER, SHARE, ResumeState, abandoned_resume_states, resume_states
 
 GROUP, LAST, OTHER = "a" * 64, "c" * 64, "b" * 64
 
@@ -49,7 +49,7 @@ def state(value: float, spend: Callable[[], None] = lambda: None) -> Saved:
 def kept(root: Path, last: str = LAST) -> Mapping[str, Any] | None:
     """What a new attempt at the group is offered."""
     given = {"k": {"x": np.ones(1)}}
-    offered = Saves(root, GROUP, last).offer(given)
+    offered = ResumeState(root, GROUP, last).restore(given)
     assert offered["k"] is given["k"]
     return offered.get(GROUP)
 
@@ -63,11 +63,11 @@ def files(root: Path) -> list[str]:
     return sorted(path.name for path in (root / FOLDER).iterdir()) if (root / FOLDER).exists() else []
 
 
-def saved(root: Path, number: float, last: str = LAST) -> Saves:
-    saves = Saves(root, GROUP, last)
-    saves.due()
-    saves.keep(state(number))
-    return saves
+def saved(root: Path, number: float, last: str = LAST) -> ResumeState:
+    resume = ResumeState(root, GROUP, last)
+    resume.save_next()
+    resume.save(state(number))
+    return resume
 
 
 def test_what_is_kept_is_offered_to_the_next_attempt_bit_for_bit(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_what_is_kept_is_offered_to_the_next_attempt_bit_for_bit(tmp_path: Path)
         "epoch": np.asarray(3, dtype=np.int64),
         "none": np.zeros((0, 4), dtype=np.float32),
     }
-    saves = Saves(tmp_path, GROUP, LAST)
-    saves.due()
-    saves.keep(Saved(lambda: arrays))
+    resume = ResumeState(tmp_path, GROUP, LAST)
+    resume.save_next()
+    resume.save(Saved(lambda: arrays))
     found = kept(tmp_path)
     assert found is not None
     assert found.keys() == arrays.keys()
@@ -90,7 +90,7 @@ def test_what_is_kept_is_offered_to_the_next_attempt_bit_for_bit(tmp_path: Path)
 
 def test_nothing_is_offered_where_nothing_was_kept(tmp_path: Path) -> None:
     given = {"k": {"x": np.ones(1)}}
-    assert Saves(tmp_path, GROUP, LAST).offer(given) is given
+    assert ResumeState(tmp_path, GROUP, LAST).restore(given) is given
     assert files(tmp_path) == []
 
 
@@ -99,14 +99,14 @@ def test_each_call_has_its_own(tmp_path: Path) -> None:
     assert value(tmp_path, OTHER) is None
     saved(tmp_path, 2.0, OTHER)
     assert (value(tmp_path), value(tmp_path, OTHER)) == (1.0, 2.0)
-    Saves(tmp_path, GROUP, OTHER).drop()
+    ResumeState(tmp_path, GROUP, OTHER).delete()
     assert (value(tmp_path), value(tmp_path, OTHER)) == (1.0, None)
 
 
 def test_a_later_save_replaces_the_earlier_and_leaves_no_other_file(tmp_path: Path) -> None:
-    saves = saved(tmp_path, 1.0)
-    saves.due()
-    saves.keep(state(2.0))
+    resume = saved(tmp_path, 1.0)
+    resume.save_next()
+    resume.save(state(2.0))
     assert value(tmp_path) == 2.0
     assert files(tmp_path) == [LAST]
 
@@ -115,11 +115,11 @@ def test_a_later_save_replaces_the_earlier_and_leaves_no_other_file(tmp_path: Pa
 
 
 def test_a_run_is_saved_no_more_often_than_every_so_many_seconds(tmp_path: Path, clock: Clock) -> None:
-    saves = Saves(tmp_path, GROUP, LAST)
+    resume = ResumeState(tmp_path, GROUP, LAST)
     times = []
     for number in range(100):
         before = value(tmp_path)
-        saves.keep(state(float(number)))
+        resume.save(state(float(number)))
         if value(tmp_path) != before:
             times.append(clock.now - 1000)
         clock.now += 0.25
@@ -131,13 +131,13 @@ def test_a_slow_save_takes_no_more_than_its_share_of_the_time(tmp_path: Path, cl
     def spend() -> None:
         clock.now += 3.0
 
-    saves = Saves(tmp_path, GROUP, LAST)
-    saves.due()
-    saves.keep(state(1.0, spend))
+    resume = ResumeState(tmp_path, GROUP, LAST)
+    resume.save_next()
+    resume.save(state(1.0, spend))
     after = clock.now
     for _ in range(1000):
         clock.now += 0.5
-        saves.keep(state(2.0))
+        resume.save(state(2.0))
         if value(tmp_path) == 2.0:
             break
     assert clock.now - after == pytest.approx(3.0 / SHARE)
@@ -147,18 +147,18 @@ def test_the_state_is_not_copied_while_it_is_not_time(tmp_path: Path, clock: Clo
     def copied() -> None:
         raise AssertionError("a copy costs time")
 
-    saves = Saves(tmp_path, GROUP, LAST)
-    saves.keep(state(1.0, copied))
+    resume = ResumeState(tmp_path, GROUP, LAST)
+    resume.save(state(1.0, copied))
     clock.now += EVERY_S - 0.01
-    saves.keep(state(1.0, copied))
+    resume.save(state(1.0, copied))
     assert files(tmp_path) == []
 
 
 def test_after_an_artifact_the_next_save_is_due_once(tmp_path: Path, clock: Clock) -> None:
-    saves = Saves(tmp_path, GROUP, LAST)
-    saves.due()
-    saves.keep(state(1.0))
-    saves.keep(state(2.0))
+    resume = ResumeState(tmp_path, GROUP, LAST)
+    resume.save_next()
+    resume.save(state(1.0))
+    resume.save(state(2.0))
     assert value(tmp_path) == 1.0
 
 
@@ -193,7 +193,7 @@ def test_a_damaged_save_is_dropped_and_the_run_begins_anew(tmp_path: Path, damag
     path = tmp_path / FOLDER / LAST
     path.write_bytes(damage(path.read_bytes()))
     given = {"k": {"x": np.ones(1)}}
-    assert Saves(tmp_path, GROUP, LAST).offer(given) == given
+    assert ResumeState(tmp_path, GROUP, LAST).restore(given) == given
     assert files(tmp_path) == []
     saved(tmp_path, 2.0)
     assert value(tmp_path) == 2.0
@@ -202,28 +202,28 @@ def test_a_damaged_save_is_dropped_and_the_run_begins_anew(tmp_path: Path, damag
 def test_a_save_that_cannot_be_written_leaves_the_last_one_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saves = saved(tmp_path, 1.0)
-    saves.due()
+    resume = saved(tmp_path, 1.0)
+    resume.save_next()
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    saves.keep(state(2.0))
+    resume.save(state(2.0))
     assert "No space left" in caplog.text
     assert value(tmp_path) == 1.0
     assert files(tmp_path) == [LAST]
 
 
 def test_a_state_that_cannot_be_copied_leaves_the_last_one_whole(tmp_path: Path) -> None:
-    saves = saved(tmp_path, 1.0)
-    saves.due()
+    resume = saved(tmp_path, 1.0)
+    resume.save_next()
 
     def lost() -> Iterator[None]:
         raise RuntimeError("gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        saves.keep(Saved(lost))  # type: ignore[arg-type]
+        resume.save(Saved(lost))  # type: ignore[arg-type]
     assert value(tmp_path) == 1.0
     assert files(tmp_path) == [LAST]
 
@@ -232,18 +232,18 @@ def test_a_state_that_cannot_be_copied_leaves_the_last_one_whole(tmp_path: Path)
 
 
 def test_what_is_dropped_is_gone_and_may_be_gone_already(tmp_path: Path) -> None:
-    saves = saved(tmp_path, 1.0)
-    saves.drop()
+    resume = saved(tmp_path, 1.0)
+    resume.delete()
     assert files(tmp_path) == []
     assert value(tmp_path) is None
-    saves.drop()
-    Saves(tmp_path / "never", GROUP, LAST).drop()
+    resume.delete()
+    ResumeState(tmp_path / "never", GROUP, LAST).delete()
 
 
 def test_what_is_kept_is_told_and_what_a_dead_writer_left_is_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (kept_saves(tmp_path), abandoned_drafts(tmp_path)) == ({}, [])
+    assert (resume_states(tmp_path), abandoned_resume_states(tmp_path)) == ({}, [])
     saved(tmp_path, 1)
 
     class Killed(BaseException):
@@ -259,13 +259,13 @@ def test_what_is_kept_is_told_and_what_a_dead_writer_left_is_apart(
             saved(tmp_path, 2)
     folder = tmp_path / FOLDER
     (draft,) = (path for path in folder.iterdir() if path.name != LAST)
-    assert kept_saves(tmp_path) == {LAST: folder / LAST}
-    assert abandoned_drafts(tmp_path) == []  # this process is alive
-    assert abandoned_drafts(tmp_path, grace_s=-1.0) == []  # however long it takes
+    assert resume_states(tmp_path) == {LAST: folder / LAST}
+    assert abandoned_resume_states(tmp_path) == []  # this process is alive
+    assert abandoned_resume_states(tmp_path, grace_s=-1.0) == []  # however long it takes
     with subprocess.Popen(["true"]) as process:
         process.wait()
     parts = draft.name.split("@")
     parts[-2] = str(process.pid)
     draft = draft.rename(draft.with_name("@".join(parts)))
-    assert abandoned_drafts(tmp_path) == [draft]
+    assert abandoned_resume_states(tmp_path) == [draft]
     assert value(tmp_path) == 1

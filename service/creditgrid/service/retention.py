@@ -28,7 +28,7 @@ from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.workers.artifacts import ArtifactStore, Stored
-from creditgrid.workers.resume_state import abandoned_drafts, kept_saves
+from creditgrid.workers.resume_state import abandoned_resume_states, resume_states
 
 SAVES_KEPT_S = 24 * 3600.0
 """How long it is remembered where a call stood that was cancelled or failed: a retry may go on from there."""
@@ -136,13 +136,13 @@ class Retention:
 
     def _leftovers(self, corrupt_older_than_s: float | None) -> list[Leftover]:
         root = self._store.root
-        paths = [*self._store.leftovers(), *abandoned_drafts(root), *self._saves_of_calls_that_are_over()]
+        paths = [*self._store.leftovers(), *abandoned_resume_states(root), *self._saves_of_calls_that_are_over()]
         if corrupt_older_than_s is not None:
             paths += [path for path in self._store.corrupt() if _age(path) > corrupt_older_than_s]
         return [Leftover(path, _size(path)) for path in paths]
 
     def _saves_of_calls_that_are_over(self) -> list[Path]:
-        saves = kept_saves(self._store.root)
+        saves = resume_states(self._store.root)
         states: dict[str, str] = {}
         with self._ledger.read() as connection:
             for piece in tables.chunks(saves):

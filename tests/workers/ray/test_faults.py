@@ -23,7 +23,7 @@ from runner_kit import Kit, drivers
 
 from creditgrid.core.task import Resources, Task
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.ray.local_cluster import OwnCluster
+from creditgrid.workers.ray.local_cluster import LocalCluster
 from creditgrid.workers.ray.memory_watch import MARGIN, Memory, memory, ray_limit
 from creditgrid.workers.ray.runner import RayRunner
 from creditgrid.workers.runner import Advanced, Failed, Finished, Lost, Started
@@ -85,7 +85,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
     finally:
         runner.stop()
     assert drivers() == []
-    assert not OwnCluster(store.root).folder.exists()
+    assert not LocalCluster(store.root).folder.exists()
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_an_own_cluster_that_dies_is_noticed_and_made_anew(kit: Kit, victims: tu
     assert int(kit.store.load(fault("none", name="+".join(victims)).key)["sum"]) == 200_000
     assert sum(isinstance(item, Lost) for item in kit.seen) == 1
     assert alive(old) == []
-    assert len(list(OwnCluster(kit.store.root).folder.glob("session_2*"))) == 2  # this one, and the last one's logs
+    assert len(list(LocalCluster(kit.store.root).folder.glob("session_2*"))) == 2  # this one, and the last one's logs
 
 
 # -- a cluster joined by address -------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from safetensors.numpy import load, save
 from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from creditgrid.core.files import sync, synced_file
 from creditgrid.core.task import Arrays
-from creditgrid.workers.temporary_names import GRACE_S, abandoned, temporary
+from creditgrid.workers.temporary_names import GRACE_S, is_abandoned, temporary_name
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class ArtifactStore:
             sort_keys=True,
             allow_nan=False,
         )
-        draft = place.with_name(temporary(TEMPORARY, key))
+        draft = place.with_name(temporary_name(TEMPORARY, key))
         try:
             self._make_shelf(place.parent)
             draft.mkdir()
@@ -263,9 +263,9 @@ class ArtifactStore:
         for place in self._places():
             name = place.name
             if name.startswith(TEMPORARY):
-                left = abandoned(place, grace_s)
+                left = is_abandoned(place, grace_s)
             else:
-                left = name.startswith(REMOVED) or (not (place / RECORD).exists() and abandoned(place, grace_s))
+                left = name.startswith(REMOVED) or (not (place / RECORD).exists() and is_abandoned(place, grace_s))
             if left:
                 found.append(place)
         return found
@@ -278,7 +278,7 @@ class ArtifactStore:
             ArtifactError: when it cannot be moved.
         """
         place = self.path(key)
-        away = place.with_name(temporary(REMOVED, key))
+        away = place.with_name(temporary_name(REMOVED, key))
         try:
             place.rename(away)
         except FileNotFoundError:

@@ -25,7 +25,7 @@ from creditgrid.core.rows import table
 from creditgrid.core.task import Arrays, Inputs, Output, Progress, Saved, Task, TaskKind
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.provenance import device_name, host, software
-from creditgrid.workers.resume_state import Saves
+from creditgrid.workers.resume_state import ResumeState
 from creditgrid.workers.runner import Advanced, Call, Failed, Finished, Started
 
 PROGRESS_EVERY_S = 0.5
@@ -39,7 +39,7 @@ def execute(
     stored: dict[str, int] = {}
     yield Started(call.id, host(), device_name(device))
     began, began_at, told = time.perf_counter(), datetime.now(UTC), 0.0
-    saves = Saves(store.root, call.tasks[-1].group, call.tasks[-1].key)
+    resume = ResumeState(store.root, call.tasks[-1].group, call.tasks[-1].key)
     try:
         _settle(call, device)
         kind, experiment = _known(call)
@@ -52,9 +52,9 @@ def execute(
         tasks = {task.key: task for task in call.tasks if task.key not in stored}
         measured: list[tuple[Task, Output]] = []
         missing = set(tasks)
-        for item in run(list(tasks.values()), saves.offer(inputs), device) if tasks else ():
+        for item in run(list(tasks.values()), resume.restore(inputs), device) if tasks else ():
             if isinstance(item, Saved):
-                saves.keep(item)
+                resume.save(item)
                 continue
             if isinstance(item, Progress):
                 if time.perf_counter() - told >= PROGRESS_EVERY_S:
@@ -68,7 +68,7 @@ def execute(
             if item.arrays is not None:
                 provenance = _provenance(call, device, began, began_at) | {"info": _plain(item.info)}
                 stored[item.key] = store.save(item.key, tasks[item.key].payload(), item.arrays, provenance)
-                saves.due()
+                resume.save_next()
                 yield item.key, item.arrays
         if missing:
             raise TaskError(f"{call.kind} ended without a result for {len(missing)} of {len(tasks)} tasks")
@@ -76,11 +76,11 @@ def execute(
         diverged: list[str] = []
         if experiment is not None:
             rows, diverged = _rows(experiment, call, measured, _provenance(call, device, began, began_at))
-        saves.drop()
+        resume.delete()
         seconds = time.perf_counter() - began
         yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
     except Exception as error:  # whatever the task raised is its result: it goes to its cells with the traceback
-        saves.hand_on([task.key for task in call.tasks if task.key not in stored])
+        resume.hand_over([task.key for task in call.tasks if task.key not in stored])
         yield Failed(call.id, describe(error), traceback.format_exc(), transient(error), host(), tuple(stored))
     except SystemExit as error:  # the task would have ended its process
         text = f"SystemExit: the task asked its process to end with status {error.code}"

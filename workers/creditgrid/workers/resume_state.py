@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from creditgrid.core.files import atomic_file
 from creditgrid.core.task import Arrays, Inputs, Saved
-from creditgrid.workers.temporary_names import GRACE_S, abandoned, temporary
+from creditgrid.workers.temporary_names import GRACE_S, is_abandoned, temporary_name
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ SHARE = 0.05
 """… nor so often that saving takes more than this share of its time; but always after an artifact."""
 
 
-class Saves:
+class ResumeState:
     """What is saved of the call that makes the artifact ``last`` of a group, below the artifact store's root."""
 
     def __init__(self, root: Path, group: str, last: str) -> None:
@@ -37,7 +37,7 @@ class Saves:
         self._path = root / FOLDER / last
         self._next = time.monotonic() + EVERY_S
 
-    def offer(self, inputs: Inputs) -> Inputs:
+    def restore(self, inputs: Inputs) -> Inputs:
         """The inputs, with what an earlier attempt saved under the group's key if it is there whole."""
         try:
             content = self._path.read_bytes()
@@ -54,7 +54,7 @@ class Saves:
         self._path.unlink(missing_ok=True)  # damaged: the run begins anew, and loses nothing but time
         return inputs
 
-    def keep(self, saved: Saved) -> None:
+    def save(self, saved: Saved) -> None:
         """Replace what is kept, if it is time for that; where it cannot be written, the run goes on without."""
         began = time.monotonic()
         if began < self._next:
@@ -68,15 +68,15 @@ class Saves:
 
     def _write(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._path, temporary(".", self._path.name)) as file:
+        with atomic_file(self._path, temporary_name(".", self._path.name)) as file:
             file.write(hashlib.sha256(data).hexdigest().encode())
             file.write(data)
 
-    def due(self) -> None:
+    def save_next(self) -> None:
         """Let the next save be kept whatever the time."""
         self._next = 0.0
 
-    def hand_on(self, left: Sequence[str]) -> None:
+    def hand_over(self, left: Sequence[str]) -> None:
         """Let the next attempt find what is kept, which has just what is ``left`` to make."""
         if not left or left[-1] == self._path.name:
             return
@@ -87,7 +87,7 @@ class Saves:
         except OSError as error:
             log.warning("a save cannot be handed on, and the run begins anew: %s", error)
 
-    def drop(self) -> None:
+    def delete(self) -> None:
         """Forget what is kept: the run is through."""
         try:
             self._path.unlink(missing_ok=True)
@@ -95,14 +95,14 @@ class Saves:
             log.warning("a save that nothing needs any more cannot be removed: %s", error)
 
 
-def kept_saves(root: Path) -> dict[str, Path]:
+def resume_states(root: Path) -> dict[str, Path]:
     """The saves below an artifact store's root, by the key of the artifact that their call was to make last."""
     return {path.name: path for path in _files(root) if not path.name.startswith(".")}
 
 
-def abandoned_drafts(root: Path, grace_s: float = GRACE_S) -> list[Path]:
-    """Saves whose writer died over them."""
-    return [path for path in _files(root) if path.name.startswith(".") and abandoned(path, grace_s)]
+def abandoned_resume_states(root: Path, grace_s: float = GRACE_S) -> list[Path]:
+    """ResumeState whose writer died over them."""
+    return [path for path in _files(root) if path.name.startswith(".") and is_abandoned(path, grace_s)]
 
 
 def _files(root: Path) -> list[Path]:

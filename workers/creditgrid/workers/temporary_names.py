@@ -19,13 +19,13 @@ GRACE_S = 3600.0
 """No write takes longer than this: what is older was left behind, wherever its writer was."""
 
 
-def temporary(prefix: str, name: str) -> str:
+def temporary_name(prefix: str, name: str) -> str:
     """A new file name, with the marks of this process."""
     return "@".join((f"{prefix}{name}", *_machine(), str(os.getpid()), uuid.uuid4().hex))
 
 
-def abandoned(path: Path, grace_s: float = GRACE_S) -> bool:
-    """Whether nobody writes to the file or directory any more that was named by ``temporary``, or is gone."""
+def is_abandoned(path: Path, grace_s: float = GRACE_S) -> bool:
+    """Whether nobody writes to the file or directory any more that was named by ``temporary_name``, or is gone."""
     _, *machine, pid, _ = ["", "", "", *path.name.split("@")][-5:]
     if tuple(machine) == _machine() and pid.isdecimal():
         return not psutil.pid_exists(int(pid))

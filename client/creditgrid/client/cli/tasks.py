@@ -17,7 +17,7 @@ from creditgrid.client.cli.options import Output, OutputOption, Token, Url, cons
 from creditgrid.client.errors import BadSetting
 
 if TYPE_CHECKING:
-    from creditgrid.client.run_task import TaskRun
+    from creditgrid.client.local_task import TaskRun
 
 TOLD_EVERY_S = 2.0
 """Progress is told at most this often."""
@@ -46,8 +46,8 @@ def run_task(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Compute one task of a sweep on this machine: its rows, its artifact, or what it raises."""
-    from creditgrid.client import run_task as computing
     from creditgrid.client.local_service import ended_by_signals
+    from creditgrid.client.local_task import compute_task
 
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise BadSetting(f"--keep {keep}: the folder is not empty; name another one")
@@ -56,8 +56,8 @@ def run_task(
     )
     with ended_by_signals(), folder as name, open_client(url, token) as client:
         try:
-            run = computing.run_task(
-                client, key, Path(name), device=device.value, with_parents=with_parents, tell=_Told()
+            run = compute_task(
+                client, key, Path(name), device=device.value, with_parents=with_parents, on_progress=_Told()
             )
         except KeyboardInterrupt:
             note("stopped")

@@ -24,7 +24,7 @@ MARK = "CREDITGRID_RAY_FOLDER"
 """In the environment of the driver and of all that it starts. A process's number may be given anew, this may not."""
 
 
-class OwnCluster:
+class LocalCluster:
     """The Ray cluster that is started on this machine for one artifact store."""
 
     def __init__(self, store: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.ray.endpoints import refusal
-from creditgrid.workers.ray.local_cluster import OwnCluster
+from creditgrid.workers.ray.local_cluster import LocalCluster
 from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message
 
 START_TIMEOUT_S = 120.0
@@ -51,7 +51,7 @@ class RayRunner:
         gpus: int | None = None,
     ) -> None:
         self._address = address
-        self._own = OwnCluster(store.root)
+        self._own = LocalCluster(store.root)
         self._settings = {
             "store": str(store.root),
             "address": address,

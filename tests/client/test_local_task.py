@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from creditgrid.client import run_task
 from creditgrid.client.cli import main as cli
 from creditgrid.client.errors import PackageMissing, ParentGone, TaskRefused
+from creditgrid.client.local_task import compute_task
 from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import identity
 from creditgrid.core.wire import TaskDocument
@@ -251,7 +251,7 @@ def test_a_parent_that_fails_is_named(service, run: Run) -> None:
 def test_another_version_of_a_kind_is_refused(service, client, plugin: None, tmp_path: Path) -> None:
     key = put(service, "fates_make", {"value": 1}, version=2)
     with pytest.raises(TaskRefused, match="version 1 in this installation, and the task was made by version 2"):
-        run_task.run_task(client, key, tmp_path / "folder")
+        compute_task(client, key, tmp_path / "folder")
 
 
 def test_no_device_of_that_kind(service, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,9 +266,9 @@ def test_in_python(service, client, plugin: None, tmp_path: Path) -> None:
     service.gone.add(base)
     key = put(service, "fates", {"fate": "progress"}, base=base)
     with pytest.raises(ParentGone):
-        run_task.run_task(client, key, tmp_path / "folder")
+        compute_task(client, key, tmp_path / "folder")
     told: list[str] = []
-    found = run_task.run_task(client, key, tmp_path / "folder", with_parents=True, tell=told.append)
+    found = compute_task(client, key, tmp_path / "folder", with_parents=True, on_progress=told.append)
     assert told == ["fates: 3/1,000 as it should"]
     assert found.rows is not None
     assert found.rows.table["number"].to_pylist() == [2 + 1 / 3]
@@ -279,5 +279,5 @@ def test_a_light_installation_says_what_to_install(service, client, tmp_path: Pa
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
     with pytest.raises(PackageMissing, match=r"pip install 'creditgrid\[server\]'"):
-        run_task.run_task(client, "k", tmp_path)
+        compute_task(client, "k", tmp_path)
     assert service.log == []

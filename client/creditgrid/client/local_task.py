@@ -48,14 +48,14 @@ class TaskRun:
     traceback: str = ""
 
 
-def run_task(
+def compute_task(
     client: Client,
     key: str,
     folder: Path,
     *,
     device: str = "cpu",
     with_parents: bool = False,
-    tell: Callable[[str], None] = lambda _line: None,
+    on_progress: Callable[[str], None] = lambda _line: None,
 ) -> TaskRun:
     """Fetch what the task ``key`` needs from the service and compute it here; whatever it raises is in the outcome.
 
@@ -67,7 +67,7 @@ def run_task(
         folder: an empty one, for the parents' artifacts and for what is made.
         device: cpu or cuda.
         with_parents: compute first what the service does not have any more of what the task stands on.
-        tell: hears, in lines, how far the computation has come.
+        on_progress: called with a line on how far the computation has come.
 
     Raises:
         PackageMissing: where only the client is installed.
@@ -84,7 +84,7 @@ def run_task(
         shutil.rmtree(folder / INPUTS)  # so that the folder can be given again
         raise
     (folder / TASKS).write_text(json.dumps([task.model_dump() for task in tasks]))
-    return _compute(tasks, [*PROGRAM, str(folder.absolute()), "--device", device], tell)
+    return _compute(tasks, [*PROGRAM, str(folder.absolute()), "--device", device], on_progress)
 
 
 def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool) -> list[TaskDocument]:
@@ -112,7 +112,7 @@ def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool
     return order
 
 
-def _compute(tasks: list[TaskDocument], command: list[str], tell: Callable[[str], None]) -> TaskRun:
+def _compute(tasks: list[TaskDocument], command: list[str], on_progress: Callable[[str], None]) -> TaskRun:
     """Run the program to its end, whatever that is; it ends with this function."""
     at = tasks[-1]  # the task that is computed now
     known = {task.key: task for task in tasks}
@@ -130,7 +130,7 @@ def _compute(tasks: list[TaskDocument], command: list[str], tell: Callable[[str]
                 if last["type"] == "begun":
                     at = known[last["key"]]
                 elif last["type"] == "progress":
-                    tell(f"{last['kind']}: {last['done']:,}/{last['total']:,} {last['note']}".rstrip())
+                    on_progress(f"{last['kind']}: {last['done']:,}/{last['total']:,} {last['note']}".rstrip())
             status = process.wait()
         finally:
             _end(process)
