@@ -24,7 +24,6 @@ from creditgrid.client.errors import (
     SweepFailed,
     WaitTimeout,
 )
-from creditgrid.client.watch import updates
 from creditgrid.core.errors import SpecError
 from creditgrid.core.states import State
 from creditgrid.core.wire import Problem, TaskDocument
@@ -82,8 +81,8 @@ def test_many_events_make_few_requests(service, client) -> None:
         service.tell(sweep.id, "call.finished")
     seen = []
     started = time.monotonic()
-    for _view, events in updates(sweep):
-        seen += events
+    for update in sweep.updates():
+        seen += update.events
         if len(seen) == 300 or time.monotonic() - started > 5:
             break
     assert [event.id for event in seen] == list(range(10, 3010, 10))
@@ -97,10 +96,10 @@ def test_a_service_that_is_away_is_waited_for(service, client, pauses, monkeypat
     unavailable = Problem(title="Unavailable", status=503, detail="starting")
     service.faults.extend(["drop before"] * 60 + [unavailable] * 60)
     service.on_view = lambda id_: service.change(id_, State.SUCCEEDED)
-    heard: list[Exception] = []
-    views = [view.state for view, _ in updates(sweep, away=heard.append)]
-    assert views == [State.SUCCEEDED]
-    assert {type(error) for error in heard} == {CannotConnect, ApiError}
+    *away, last = sweep.updates()
+    assert {type(update.error) for update in away} == {CannotConnect, ApiError}
+    assert {update.view.state for update in away} == {State.RUNNING}
+    assert (last.view.state, last.error) == (State.SUCCEEDED, None)
     assert not service.faults
 
 
@@ -130,7 +129,7 @@ def test_without_events_it_polls(service, client, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(watch, "LONGEST_S", 0.3)
     sweep = client.sweep(service.add())
     service.events.clear()  # the stream breaks at once, again and again
-    views = [view.state for view, _ in islice(updates(sweep), 3)]
+    views = [update.view.state for update in islice(sweep.updates(), 3)]
     assert views == [State.RUNNING] * 3
 
 
@@ -171,7 +170,7 @@ def test_a_cancelled_sweep_is_through(service, client) -> None:
 def test_waiting_has_an_end(service, client) -> None:
     sweep = client.sweep(service.add())
     started = time.monotonic()
-    with pytest.raises(WaitTimeout, match="3 of 4 cells are through; it goes on") as caught:
+    with pytest.raises(WaitTimeout, match="3 of 4 cells are finished; the sweep continues") as caught:
         sweep.wait(timeout=0.4)
     assert isinstance(caught.value, TimeoutError)
     assert 0.4 <= time.monotonic() - started < 10

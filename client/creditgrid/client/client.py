@@ -7,9 +7,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from creditgrid.client.connection import Connection, check_digest, read
+from creditgrid.client.connection import Connection, check_digest, read, resource
 from creditgrid.client.document import Spec, document
 from creditgrid.client.errors import BadSetting, UnexpectedAnswer
 from creditgrid.client.result import Result
@@ -102,8 +101,7 @@ class Client:
         """
         if not id:
             raise BadSetting("a sweep's id is empty")
-        answer = self._connection.request("GET", f"/v1/sweeps/{quote(id, safe='')}")
-        return Sweep(self._connection, read(answer, SweepView))
+        return Sweep(self._connection, self._connection.get(SweepView, "sweeps", id))
 
     def sweeps(self, state: State | str | None = None, limit: int | None = None) -> Iterator[Sweep]:
         """Sweeps, the newest first; only those in one state, or at most ``limit``, if asked. Fetched page by page."""
@@ -112,7 +110,7 @@ class Client:
 
     def experiments(self) -> list[ExperimentView]:
         """The experiments that the service knows."""
-        return read(self._connection.request("GET", "/v1/experiments"), Page[ExperimentView]).items
+        return self._connection.get(Page[ExperimentView], "experiments").items
 
     def experiment(self, name: str) -> ExperimentView:
         """One experiment: its parameters as JSON Schema, and the columns it measures.
@@ -120,7 +118,7 @@ class Client:
         Raises:
             NotFound: if the service has none of this name.
         """
-        return read(self._connection.request("GET", f"/v1/experiments/{quote(name, safe='')}"), ExperimentView)
+        return self._connection.get(ExperimentView, "experiments", name)
 
     def query(self, sql: str) -> Result:
         """The rows of a SQL query over the table ``results`` and the views ``cells`` and ``sweeps``.
@@ -147,7 +145,7 @@ class Client:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        answer = self._connection.request("GET", self._artifact(key), computing=True)
+        answer = self._connection.request("GET", resource("artifacts", key), computing=True)
         data = answer.content
         check_digest(answer, hashlib.sha256(data).digest())
         try:
@@ -163,7 +161,7 @@ class Client:
             NotFound: if no artifact is stored under this key.
             DamagedAnswer: if what came is not what was stored.
         """
-        self._connection.download(self._artifact(key), Path(path), accept="application/octet-stream, */*")
+        self._connection.download(resource("artifacts", key), Path(path), accept="application/octet-stream, */*")
         return Path(path)
 
     def import_checkpoint(self, path: str | Path) -> CheckpointView:
@@ -178,7 +176,7 @@ class Client:
 
     def artifact_record(self, key: str) -> dict[str, Any]:
         """What an artifact was made of and how: the hashed payload, the parents' keys, the provenance."""
-        answer = self._connection.request("GET", f"{self._artifact(key)}/record")
+        answer = self._connection.request("GET", resource("artifacts", key, "record"))
         try:
             record = answer.json()
         except ValueError as error:
@@ -193,7 +191,7 @@ class Client:
         """
         if not key:
             raise BadSetting("a task's key is empty")
-        return read(self._connection.request("GET", f"/v1/tasks/{quote(key, safe='')}"), TaskDocument)
+        return self._connection.get(TaskDocument, "tasks", key)
 
     def gc(
         self, older_than_s: float | None = None, max_bytes: int | None = None, dry_run: bool = False
@@ -211,10 +209,6 @@ class Client:
         asked = RetentionRequest(older_than_s=older_than_s, max_bytes=max_bytes, dry_run=dry_run)
         answer = self._connection.request("POST", "/v1/gc", json=asked.model_dump(), computing=True)
         return read(answer, RetentionView)
-
-    @staticmethod
-    def _artifact(key: str) -> str:
-        return f"/v1/artifacts/{quote(key, safe='')}"
 
 
 def _importable(path: Path) -> Path:

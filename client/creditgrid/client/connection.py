@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -113,6 +114,10 @@ class Connection:
         response = self.persist(send)
         response.extensions["tries"] = tries
         return response
+
+    def get(self, model: type[Model], *steps: str, computing: bool = False) -> Model:
+        """The resource at ``steps`` as ``model``; raises as ``request`` and ``read`` do."""
+        return read(self.request("GET", resource(*steps), computing=computing), model)
 
     def upload(self, path: str, source: Path, media_type: str) -> httpx.Response:
         """The answer to the file ``source``, which is sent piece by piece, and from its start when the try is lost.
@@ -244,8 +249,18 @@ class Patience:
 
 
 def usual_url() -> str:
-    """Where the service is when nobody says."""
+    """The URL of the service if none is given."""
     return (os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
+
+
+def url_option(url: str) -> str:
+    """What a command about the service at ``url`` must end with: nothing if it is the usual one."""
+    return "" if url == usual_url() else f" --url {url}"
+
+
+def resource(*steps: str) -> str:
+    """A path of the API; a step cannot lead out of its place."""
+    return "/".join(("/v1", *(quote(step, safe="") for step in steps)))
 
 
 def read(response: httpx.Response, model: type[Model]) -> Model:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from creditgrid.client.connection import Connection, read
+from creditgrid.client.connection import Connection, read, resource
 from creditgrid.client.document import document
 from creditgrid.client.errors import BadSetting, Conflict, SweepFailed
 from creditgrid.client.events import EventStream
 from creditgrid.client.result import Result
+from creditgrid.client.watch import Update, updates
 from creditgrid.core.states import State
 from creditgrid.core.wire import (
     MEDIA_TYPES,
@@ -45,7 +45,7 @@ class Sweep:
     def __init__(self, connection: Connection, view: SweepView) -> None:
         self.connection = connection
         self.view = view
-        self._path = f"/v1/sweeps/{quote(view.id, safe='')}"
+        self._path = resource("sweeps", view.id)
 
     def __repr__(self) -> str:
         return f"Sweep({self.id!r}, {self.view.name!r}, {self.state})"
@@ -61,7 +61,7 @@ class Sweep:
 
     def refresh(self) -> SweepView:
         """Ask where the sweep stands."""
-        self.view = read(self.connection.request("GET", self._path), SweepView)
+        self.view = self.connection.get(SweepView, "sweeps", self.id)
         return self.view
 
     @property
@@ -69,9 +69,11 @@ class Sweep:
         """Why what was last asked of the sweep changed nothing; None if it did."""
         return next((found.message for found in self.view.conditions if found.type == UNCHANGED), None)
 
-    def is_finished(self) -> bool:
-        """Ask whether the sweep is through."""
-        return self.refresh().state.finished
+    def updates(self, timeout: float | None = None, patient: bool = True) -> Iterator[Update]:
+        """The view with the new events, again and again until the sweep is finished; see ``watch.updates``."""
+        for update in updates(self.connection, self.view, timeout, patient):
+            self.view = update.view
+            yield update
 
     def wait(self, progress: bool = False, timeout: float | None = None, raise_on_failure: bool = True) -> Sweep:
         """Wait until the sweep is through, and return it.
@@ -85,15 +87,12 @@ class Sweep:
             SweepFailed: if it failed.
             WaitTimeout: if it is not through in time.
         """
-        # Imported here because they need Rich, or this module.
-        from creditgrid.client.watch import updates
-
         if progress:
-            from creditgrid.client.display.progress import show
+            from creditgrid.client.display.progress import show  # imported here because it needs Rich
 
-            show(self, timeout=timeout)
+            show(self.view, self.updates(timeout), self.connection.url)
         else:
-            for _ in updates(self, timeout=timeout):
+            for _ in self.updates(timeout):
                 pass
         if raise_on_failure and self.state == State.FAILED:
             raise SweepFailed(self.view, self.failures())
@@ -133,8 +132,7 @@ class Sweep:
         """
         from creditgrid.client.plots.charts import charts
 
-        path = f"/v1/experiments/{quote(self.view.experiment, safe='')}"
-        experiment = read(self.connection.request("GET", path), ExperimentView)
+        experiment = self.connection.get(ExperimentView, "experiments", self.view.experiment)
         return charts(experiment, self.results().to_pylist(), name=name, fix=fix)
 
     def plot(
@@ -168,7 +166,7 @@ class Sweep:
 
     def summary(self) -> SummaryView:
         """The best settings, the verdicts, and the numbers they rest on."""
-        return read(self.connection.request("GET", f"{self._path}/summary", computing=True), SummaryView)
+        return self.connection.get(SummaryView, "sweeps", self.id, "summary", computing=True)
 
     def cells(self, state: State | str | None = None) -> Iterator[CellView]:
         """The cells, in order; only those in one state if asked. Fetched page by page."""
@@ -180,7 +178,7 @@ class Sweep:
 
     def failures(self) -> list[FailureView]:
         """Failures grouped by cause, with traceback."""
-        return read(self.connection.request("GET", f"{self._path}/failures"), Page[FailureView]).items
+        return self.connection.get(Page[FailureView], "sweeps", self.id, "failures").items
 
     def events(self, since: int | None = None) -> Iterator[EventView]:
         """Events as they happen, each once, until the sweep is through; lost connections are taken up again.
@@ -188,11 +186,11 @@ class Sweep:
         Args:
             since: the id of the last event that is already known; default: from the beginning.
         """
-        return self.event_stream(since).follow(self.is_finished)
+        return EventStream(self.connection, self.id, since).follow()
 
     def history(self) -> Iterator[EventView]:
         """The events until now."""
-        return self.event_stream().history()
+        return EventStream(self.connection, self.id).history()
 
     def cancel(self) -> Sweep:
         """Stop what runs and forget what waits; what is finished stays.
@@ -253,10 +251,6 @@ class Sweep:
         if not more["axes"] and not more["include"]:
             raise BadSetting("nothing to extend the sweep by: give values for an axis, or cells to include")
         return self._ask("extend", more)
-
-    def event_stream(self, since: int | None = None) -> EventStream:
-        """The stream below ``events()`` and ``history()``, for who wants to close it from another thread."""
-        return EventStream(self.connection, f"{self._path}/events", since)
 
     def _ask(self, verb: str, body: Mapping[str, Any] | None = None) -> Sweep:
         answer = self.connection.request("POST", f"{self._path}/{verb}", json=body, computing=True)

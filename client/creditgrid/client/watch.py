@@ -1,6 +1,6 @@
-"""Following a sweep: its events say when to look, and it is looked at now and then without them.
+"""Following a sweep until it is finished: its view is requested when events arrive, and at intervals.
 
-A service that was there and is away, because it or its machine is being started again, is waited for.
+A service that has answered before and does not answer now is waited for: it, or its machine, may be restarting.
 """
 
 from __future__ import annotations
@@ -8,60 +8,62 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from creditgrid.client.connection import UNAVAILABLE
+from creditgrid.client.connection import UNAVAILABLE, Connection
 from creditgrid.client.errors import ApiError, CannotConnect, WaitTimeout
+from creditgrid.client.events import EventStream
 from creditgrid.core.errors import CreditGridError
 from creditgrid.core.wire import EventView, SweepView
 
-if TYPE_CHECKING:
-    from creditgrid.client.sweep import Sweep
-
 SHORTEST_S = 0.25
-"""The service is asked no more often than this, however many events come."""
+"""The view is requested no more often than this, however many events arrive."""
 LONGEST_S = 2.0
-"""And no less often than this, should events not come through."""
+"""The view is requested at least this often, even without events."""
 AWAY_S = 900.0
 """A service that has answered before is waited for this long."""
 
 
+class Update(NamedTuple):
+    """The latest view, the new events, and the error if the service did not answer this time."""
+
+    view: SweepView
+    events: Sequence[EventView] = ()
+    error: CannotConnect | ApiError | None = None
+
+
 def updates(
-    sweep: Sweep,
-    timeout: float | None = None,
-    away: Callable[[CreditGridError], None] = lambda _error: None,
-    patient: bool = True,
-) -> Iterator[tuple[SweepView, list[EventView]]]:
-    """The sweep's view and the events since the last one, again and again until it is through.
+    connection: Connection, view: SweepView, timeout: float | None = None, patient: bool = True
+) -> Iterator[Update]:
+    """Updates of a sweep until it is finished.
 
     Args:
-        sweep: which one.
-        timeout: seconds until it is given up.
-        away: hears of each time that the service, which had answered before, could not be had.
-        patient: whether the service may come back, and is waited for.
+        view: the sweep's latest known view.
+        timeout: give up after this many seconds.
+        patient: whether to wait for a service that does not answer.
 
     Raises:
-        WaitTimeout: if it is not through after ``timeout`` seconds.
-        CannotConnect, ApiError: if the service is away, of a patient wait for longer than AWAY_S seconds.
+        WaitTimeout: if the sweep is not finished after ``timeout`` seconds.
+        CannotConnect, ApiError: if the service does not answer; with ``patient``, only after AWAY_S seconds.
     """
-    started = heard = time.monotonic()
-    reader = _Reader(sweep)
+    started = answered = time.monotonic()
+    reader = EventReader(connection, view.id)
     try:
         while True:
             asked = time.monotonic()
             try:
-                view = sweep.refresh()
+                view = connection.get(SweepView, "sweeps", view.id)
             except (CannotConnect, ApiError) as error:
-                if not patient or not _passes(error) or time.monotonic() - heard > AWAY_S:
+                if not patient or not _may_come_back(error) or time.monotonic() - answered > AWAY_S:
                     raise
                 if timeout is not None and time.monotonic() - started > timeout:
-                    raise _timed_out(sweep.view, started) from error
-                away(error)
+                    raise _timed_out(view, started) from error
+                yield Update(view, error=error)
                 time.sleep(SHORTEST_S)
                 continue
-            heard = time.monotonic()
-            yield view, reader.take()
+            answered = time.monotonic()
+            yield Update(view, reader.take())
             if view.state.finished:
                 return
             left = LONGEST_S if timeout is None else min(LONGEST_S, started + timeout - time.monotonic())
@@ -73,27 +75,27 @@ def updates(
         reader.stop()
 
 
-def _passes(error: CreditGridError) -> bool:
-    """Whether this is what a service looks like that is being started again."""
+def _may_come_back(error: CreditGridError) -> bool:
+    """Whether a service that is restarting causes this error."""
     return isinstance(error, CannotConnect) or (isinstance(error, ApiError) and error.problem.status in UNAVAILABLE)
 
 
-class _Reader:
-    """Reads a sweep's events in a thread of its own; where they do not come through, nothing is missed but haste."""
+class EventReader:
+    """Reads a sweep's events in a thread of its own. If they do not arrive, updates only come later."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep, self._stream = sweep, sweep.event_stream()
+    def __init__(self, connection: Connection, sweep: str) -> None:
+        self._stream = EventStream(connection, sweep)
         self._events: queue.Queue[EventView] = queue.Queue(maxsize=1000)
-        self._news, self._stopped = threading.Event(), threading.Event()
-        threading.Thread(target=self._read, name=f"events of {sweep.id}", daemon=True).start()
+        self._arrived, self._stopped = threading.Event(), threading.Event()
+        threading.Thread(target=self._read, name=f"events of {sweep}", daemon=True).start()
 
     def wait(self, seconds: float) -> None:
-        """Wait for news."""
-        self._news.wait(seconds)
+        """Wait until an event has arrived, at most ``seconds``."""
+        self._arrived.wait(seconds)
 
     def take(self) -> list[EventView]:
-        """The events since the last time."""
-        self._news.clear()
+        """The events since the last call."""
+        self._arrived.clear()
         return [self._events.get() for _ in range(self._events.qsize())]
 
     def stop(self) -> None:
@@ -105,16 +107,16 @@ class _Reader:
         try:
             while not self._stopped.is_set():
                 try:
-                    for event in self._stream.follow(self._sweep.is_finished):
+                    for event in self._stream.follow():
                         self._put(event)
                 except (CannotConnect, ApiError) as error:
-                    if not _passes(error):
+                    if not _may_come_back(error):
                         raise
-                self._stopped.wait(LONGEST_S)  # a sweep that is tried again has more events after a terminal one
+                self._stopped.wait(LONGEST_S)  # a sweep that is retried has more events after a terminal one
         except CreditGridError:
-            return  # without events the sweep is looked at in even intervals, and that one tells what is wrong
+            return  # the requests for the view raise it too
         except Exception:
-            if not self._stopped.is_set():  # else the connection was closed under it
+            if not self._stopped.is_set():  # otherwise the client was closed during the read
                 raise
 
     def _put(self, event: EventView) -> None:
@@ -123,7 +125,7 @@ class _Reader:
                 self._events.put(event, timeout=1.0)
             except queue.Full:
                 continue
-            self._news.set()
+            self._arrived.set()
             return
 
 
@@ -131,6 +133,6 @@ def _timed_out(view: SweepView, started: float) -> WaitTimeout:
     done = sum(n for state, n in view.counts.items() if state.finished)
     waited = time.monotonic() - started
     return WaitTimeout(
-        f"sweep {view.id} is {view.state} after {waited:.0f} s of waiting: {done} of {view.cells} cells are through; "
-        "it goes on"
+        f"sweep {view.id} is {view.state} after {waited:.0f} s of waiting: {done} of {view.cells} cells are finished; "
+        "the sweep continues"
     )

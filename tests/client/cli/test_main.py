@@ -99,10 +99,10 @@ def test_ctrl_c_on_watch_detaches(connected, run: Run, monkeypatch: pytest.Monke
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(watch._Reader, "wait", interrupt)
+    monkeypatch.setattr(watch.EventReader, "wait", interrupt)
     code, out, err = run("watch", "s1")
     assert (code, out) == (130, "")
-    assert err.endswith("sweep s1 goes on; come back with: creditgrid watch s1\n")
+    assert err.endswith("sweep s1 continues; watch it with: creditgrid watch s1\n")
 
 
 def test_ls(connected, run: Run) -> None:
@@ -364,7 +364,7 @@ def test_ctrl_c_on_run_stops_the_service(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(watch._Reader, "wait", interrupt)
+    monkeypatch.setattr(watch.EventReader, "wait", interrupt)
     code, _, err = run("run", spec)
     assert code == 130
     assert local.stopped == 1

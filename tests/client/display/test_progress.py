@@ -16,7 +16,9 @@ from rich.console import Console
 from creditgrid.client import watch
 from creditgrid.client.client import Client
 from creditgrid.client.display import progress
+from creditgrid.client.sweep import Sweep
 from creditgrid.core.states import State
+from creditgrid.core.wire import SweepView
 
 
 @given(st.dictionaries(st.sampled_from(list(State)), st.integers(0, 10**6)), st.integers(len(State), 200))
@@ -34,6 +36,10 @@ def test_a_bar_has_its_width_and_shows_every_state(counts: dict[State, int], wid
             share = width * sum(there[state] for state in states) / sum(there.values())
             assert lengths[colour] >= len(states)
             assert abs(lengths[colour] - share) <= len(there)
+
+
+def show(sweep: Sweep, console: Console, detachable: bool = True) -> SweepView:
+    return progress.show(sweep.view, sweep.updates(), sweep.connection.url, detachable=detachable, console=console)
 
 
 def finish_soon(service, sweep: str, state: State) -> threading.Thread:
@@ -55,7 +61,7 @@ def test_progress_shows_the_end(service, client, terminal: bool, monkeypatch: py
     console = Console(file=out, force_terminal=terminal, width=120, markup=False, highlight=False, color_system=None)
     sweep = client.sweep(service.add(remaining_s=30.0))
     thread = finish_soon(service, sweep.id, State.FAILED)
-    view = progress.show(sweep, console=console)
+    view = show(sweep, console)
     thread.join()
     assert view.state is State.FAILED
     text = out.getvalue()
@@ -87,7 +93,7 @@ def test_lines_are_few(service, client, monkeypatch: pytest.MonkeyPatch) -> None
             service.change(id_, State.SUCCEEDED)
 
     service.on_view = change_each_time
-    progress.show(sweep, console=Console(file=out, force_terminal=False))
+    show(sweep, Console(file=out, force_terminal=False))
     assert len(out.getvalue().splitlines()) == 2
 
 
@@ -113,7 +119,7 @@ def test_what_holds_a_sweep_up_stands_in_place_of_the_time_left(
     console = Console(file=out, force_terminal=terminal, width=160, markup=False, highlight=False, color_system=None)
     sweep = client.sweep(service.add(**fields))
     thread = finish_soon(service, sweep.id, State.SUCCEEDED)
-    progress.show(sweep, console=console)
+    show(sweep, console)
     thread.join()
     text = out.getvalue()
     assert said in text
@@ -129,11 +135,11 @@ def test_a_service_that_is_away_is_told_once(service, client, pauses, monkeypatc
     sweep = client.sweep(service.add())
     service.faults.extend(["drop before"] * 80)
     service.on_view = lambda id_: service.change(id_, State.SUCCEEDED)
-    progress.show(sweep, console=Console(file=out, force_terminal=False, width=20))
+    show(sweep, Console(file=out, force_terminal=False, width=20))
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[0].startswith(f"lost the connection to {service.url} (")
-    assert lines[0].endswith("; it is waited for")
+    assert lines[0].endswith("; waiting for it")
     assert lines[1] == f"{service.url} answers again"
     assert lines[2].startswith("succeeded: 4/4 cells")
 
@@ -145,7 +151,7 @@ def test_bars_that_hear_nothing_say_so(service, client, monkeypatch: pytest.Monk
     console = Console(file=out, force_terminal=True, width=160, color_system=None)
     sweep = client.sweep(service.add(remaining_s=30.0))
     thread = finish_soon(service, sweep.id, State.SUCCEEDED)
-    progress.show(sweep, console=console)
+    show(sweep, console)
     thread.join()
     text = out.getvalue()
     assert "nothing heard for 0." in text
@@ -161,10 +167,10 @@ def test_ctrl_c_detaches(service, client, detachable: bool, monkeypatch: pytest.
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(watch._Reader, "wait", interrupt)
+    monkeypatch.setattr(watch.EventReader, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        progress.show(sweep, detachable=detachable, console=Console(file=out, force_terminal=False, width=20))
-    said = f"sweep s1 goes on; come back with: creditgrid watch s1 --url {service.url}"
+        show(sweep, Console(file=out, force_terminal=False, width=20), detachable)
+    said = f"sweep s1 continues; watch it with: creditgrid watch s1 --url {service.url}"
     assert (said in out.getvalue()) is detachable
     assert service.sweeps["s1"].state is State.RUNNING
 
@@ -173,7 +179,7 @@ def test_the_way_back_names_the_service_only_if_needed(service, monkeypatch: pyt
     monkeypatch.setenv("CREDITGRID_URL", service.url + "/")
     service.add()
     with Client(service.url) as client:
-        assert progress.come_back(client.sweep("s1")) == "creditgrid watch s1"
+        assert progress.watch_command(client.sweep("s1").view, client.url) == "creditgrid watch s1"
 
 
 def test_wait_shows_progress_on_standard_error(service, client, capsys: pytest.CaptureFixture[str]) -> None:

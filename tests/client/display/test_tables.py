@@ -208,7 +208,7 @@ def test_failures() -> None:
     text = shown(tables.failures_text([failure], tracebacks=True))
     assert "fit: MemoryError (2 failed, 9 more skipped for it; attempt 3 on n1)" in text
     assert "Traceback\n[x]\n" in text
-    text = shown(tables.failures_text([failure], tracebacks=False, at=" --url http://here"))
+    text = shown(tables.failures_text([failure], tracebacks=False, option=" --url http://here"))
     assert "Traceback" not in text
     assert text.splitlines()[1] == "  run it here: creditgrid run-task k --url http://here"
 

@@ -485,13 +485,13 @@ def test_ctrl_c_leaves_the_sweeps_running(service, run: Run, monkeypatch: pytest
         raise KeyboardInterrupt
 
     service.on_view = lambda sweep: None
-    monkeypatch.setattr(watch._Reader, "wait", interrupt)
+    monkeypatch.setattr(watch.EventReader, "wait", interrupt)
     code, out, err = run(
         "--epochs", "3", "--only", "linesearch", "--only", "credit_recovery", "--url", service.url + "/"
     )
     assert (code, out) == (130, "")
-    told = "come back with: creditgrid reproduce --epochs 3 --only linesearch --only credit_recovery"
-    assert f"the sweeps go on (s1, s2); {told}\n" in err
+    command = "for the report run: creditgrid reproduce --epochs 3 --only linesearch --only credit_recovery"
+    assert f"the sweeps continue (s1, s2); {command}\n" in err
     assert service.posts("/v1/sweeps/s1/cancel") == []
 
 
@@ -500,5 +500,5 @@ def test_a_refused_spec_tells_of_the_sweeps_before_it(service, run: Run, spec_pr
     service.faults.extend(["none", spec_problem])
     code, _, err = run()
     assert code == 2
-    assert "the sweeps go on (s1)" in err
+    assert "the sweeps continue (s1)" in err
     assert "eta: must be finite" in err

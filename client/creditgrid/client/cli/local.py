@@ -62,7 +62,8 @@ def run(
         sweep = client.submit(sent)
         note(f"running {sweep.view.name}: {sweep.view.cells:,} cells, sweep {sweep.id}")
         try:
-            progress.show(sweep, detachable=False, patient=False)  # nobody would start that service again
+            # Nobody would start this service again, so it is not waited for.
+            progress.show(sweep.view, sweep.updates(patient=False), service.url, detachable=False)
         except KeyboardInterrupt:
             note("stopping; what is finished is kept: run it again to go on")
             raise
@@ -72,7 +73,7 @@ def run(
         else:
             console().print(summary_table(summary))
         if code := end_of(sweep.view):
-            note(progress.failed_text(sweep, tracebacks=True))
+            note(progress.failed_text(sweep.view, sweep.failures(), service.url, tracebacks=True))
             raise typer.Exit(code)
 
 

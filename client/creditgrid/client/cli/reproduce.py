@@ -70,7 +70,7 @@ def reproduce(
 
 def _run(client: Client, settings: Settings) -> dict[str, Sweep]:
     """Submit all sweeps at once, so that they share their stages, and wait for them one after the other."""
-    from creditgrid.client.connection import usual_url
+    from creditgrid.client.connection import url_option
     from creditgrid.client.display import progress
     from creditgrid.client.reproduce.report import specs
 
@@ -82,11 +82,11 @@ def _run(client: Client, settings: Settings) -> dict[str, Sweep]:
             sweeps[experiment] = client.submit(spec)
             note(f"submitted {experiment}: {sweeps[experiment].view.cells:,} cells, sweep {sweeps[experiment].id}")
         for sweep in sweeps.values():
-            progress.show(sweep, detachable=False)
+            progress.show(sweep.view, sweep.updates(), client.url, detachable=False)
     except (KeyboardInterrupt, CreditGridError):
         left = [sweep.id for sweep in sweeps.values() if not sweep.state.finished]
         if left:
-            at = "" if client.url == usual_url() else f" --url {client.url}"
-            note(f"the sweeps go on ({', '.join(left)}); come back with: {settings.command}{at}")
+            command = f"{settings.command}{url_option(client.url)}"
+            note(f"the sweeps continue ({', '.join(left)}); for the report run: {command}")
         raise
     return {experiment: sweeps[experiment] for experiment in settings.experiments}

@@ -36,7 +36,7 @@ def submit(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Submit a sweep. Prints its id."""
-    from creditgrid.client.display.progress import come_back
+    from creditgrid.client.display.progress import watch_command
 
     with open_client(url, token) as client:
         sweep = client.submit(spec)
@@ -44,11 +44,11 @@ def submit(
         if output is Output.TABLE:
             typer.echo(sweep.id)
         if watch:
-            _watch(sweep, output)
+            _watch(sweep, client.url, output)
         elif output is Output.JSON:
             print_json(sweep.view.model_dump(mode="json"))
         else:
-            note(f"watch it with: {come_back(sweep)}")
+            note(f"watch it with: {watch_command(sweep.view, client.url)}")
 
 
 def ls(
@@ -68,12 +68,12 @@ def ls(
 
 def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
     """Show where a sweep stands, its summary and its failures."""
-    from creditgrid.client.display.progress import at
+    from creditgrid.client.connection import url_option
     from creditgrid.client.display.tables import failures_text, summary_table, sweep_view
 
     with open_client(url, token) as client:
         found = client.sweep(sweep)
-        summary, failures = found.summary(), found.failures()
+        summary, failures, option = found.summary(), found.failures(), url_option(client.url)
     if output is Output.JSON:
         parts = {"sweep": found.view, "summary": summary}
         document = {name: part.model_dump(mode="json") for name, part in parts.items()}
@@ -86,24 +86,24 @@ def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: Out
         out.print(summary_table(summary))
     if failures:
         out.print()
-        out.print(failures_text(failures, tracebacks=False, at=at(found)))
-        note(f"tracebacks: creditgrid logs {found.id}{at(found)}")
+        out.print(failures_text(failures, tracebacks=False, option=option))
+        note(f"tracebacks: creditgrid logs {found.id}{option}")
 
 
 def watch(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
     """Show a sweep's progress until it is through. Ctrl-C ends the showing, not the sweep."""
     with open_client(url, token) as client:
-        _watch(client.sweep(sweep), output)
+        _watch(client.sweep(sweep), client.url, output)
 
 
-def _watch(sweep: Sweep, output: Output) -> None:
+def _watch(sweep: Sweep, url: str, output: Output) -> None:
     from creditgrid.client.display import progress
 
-    view = progress.show(sweep)
+    view = progress.show(sweep.view, sweep.updates(), url)
     if output is Output.JSON:
         print_json(view.model_dump(mode="json"))
     if code := end_of(view):
-        note(progress.failed_text(sweep))
+        note(progress.failed_text(view, sweep.failures(), url))
         raise typer.Exit(code)
 
 
@@ -115,7 +115,7 @@ def logs(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Print a sweep's events, one a line, then the failures with their tracebacks. JSON: one object a line."""
-    from creditgrid.client.display.progress import at
+    from creditgrid.client.connection import url_option
     from creditgrid.client.display.tables import failures_text
 
     with open_client(url, token) as client:
@@ -128,7 +128,7 @@ def logs(
             raise
         failures = found.failures()
     if output is Output.TABLE:
-        console().print(failures_text(failures, tracebacks=True, at=at(found)))
+        console().print(failures_text(failures, tracebacks=True, option=url_option(client.url)))
     else:
         for failure in failures:
             typer.echo(json.dumps({"type": "failure"} | failure.model_dump(mode="json"), ensure_ascii=False))

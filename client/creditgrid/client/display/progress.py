@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from creditgrid.client.connection import usual_url
+from creditgrid.client.connection import url_option
 from creditgrid.client.display.quantities import duration
 from creditgrid.client.display.tables import STYLES, counts_text, standing_text
-from creditgrid.client.watch import updates
-from creditgrid.core.errors import CreditGridError
+from creditgrid.client.watch import Update
 from creditgrid.core.states import RESULT, State
-from creditgrid.core.wire import EventView, SweepView
-
-if TYPE_CHECKING:
-    from creditgrid.client.sweep import Sweep
+from creditgrid.core.wire import EventView, FailureView, SweepView
 
 BAR_WIDTH = 40
 LINE_S = 5.0
@@ -37,67 +32,54 @@ MAX_ACTIVE = 4
 
 
 def show(
-    sweep: Sweep,
-    timeout: float | None = None,
-    detachable: bool = True,
-    console: Console | None = None,
-    patient: bool = True,
+    view: SweepView, updates: Iterable[Update], url: str, *, detachable: bool = True, console: Console | None = None
 ) -> SweepView:
-    """Show the sweep until it is through, and return its last view.
+    """Show a sweep until its updates end, and return its last view.
 
-    Ctrl-C ends the showing and not the sweep: it says how to come back, unless the service ends too (not
-    ``detachable``). A service that is away for a while, as when it is started again, is waited for if ``patient``.
+    Ctrl-C does not stop the sweep: the command to watch it again is shown, unless the service ends too (not
+    ``detachable``).
 
-    Raises:
-        WaitTimeout: if the sweep is not through after ``timeout`` seconds.
-        KeyboardInterrupt: after Ctrl-C.
+    Args:
+        view: the sweep's latest known view.
+        updates: of the sweep; what they raise ends the display.
+        url: of the service.
     """
     console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
-    display = _Bars(sweep.view, console) if console.is_terminal else _Lines(console)
-    gone = False
-
-    def away(error: CreditGridError) -> None:
-        nonlocal gone
-        if not gone:
-            display.say(f"{error}; it is waited for", "yellow")
-        gone = True
-
+    display = _Bars(view, console) if console.is_terminal else _Lines(console)
+    away = False
     try:
         with display:
-            for view, events in updates(sweep, timeout, away, patient):
-                if gone:
-                    display.say(f"{sweep.connection.url} answers again", "yellow")
-                    gone = False
-                display.update(view, events)
+            for update in updates:
+                view = update.view
+                if update.error is not None and not away:
+                    display.say(f"{update.error}; waiting for it", "yellow")
+                elif update.error is None and away:
+                    display.say(f"{url} answers again", "yellow")
+                away = update.error is not None
+                if not away:
+                    display.update(view, update.events)
     except KeyboardInterrupt:
         if detachable:
-            console.print(f"sweep {sweep.id} goes on; come back with: {come_back(sweep)}", soft_wrap=True)
+            console.print(f"sweep {view.id} continues; watch it with: {watch_command(view, url)}", soft_wrap=True)
         raise
-    return sweep.view
+    return view
 
 
-def failed_text(sweep: Sweep, tracebacks: bool = False) -> str:
-    """Why a sweep that is through is not a success: its causes, with their tracebacks or where those are."""
-    view = sweep.view
+def failed_text(view: SweepView, failures: Sequence[FailureView], url: str, tracebacks: bool = False) -> str:
+    """Why a finished sweep is not a success: its failures, with their tracebacks or the command that prints them."""
     without = sum(n for state, n in view.counts.items() if state not in RESULT)
     lines = [f"sweep {view.id} is {view.state}: {without:,} of {view.cells:,} cells have no result"]
     lines += [f"  {found.type}: {found.message}" for found in view.conditions]
-    for failure in sweep.failures():
+    for failure in failures:
         lines.append(f"  {failure.kind}: {failure.cause} ({failure.count:,} failed)")
-        lines += [failure.traceback] if tracebacks else [f"  its traceback: creditgrid logs {view.id}{at(sweep)}"]
-        lines += [f"  run it here: {failure.command}{at(sweep)}"]
+        lines += [failure.traceback] if tracebacks else [f"  its traceback: creditgrid logs {view.id}{url_option(url)}"]
+        lines += [f"  run it here: {failure.command}{url_option(url)}"]
     return "\n".join(lines)
 
 
-def come_back(sweep: Sweep) -> str:
-    """The command that watches ``sweep``; it names the service if it is not the usual one."""
-    return f"creditgrid watch {sweep.id}{at(sweep)}"
-
-
-def at(sweep: Sweep) -> str:
-    """What a command about ``sweep`` ends with: nothing where its service is the usual one, else where that is."""
-    url = sweep.connection.url
-    return "" if url == usual_url() else f" --url {url}"
+def watch_command(view: SweepView, url: str) -> str:
+    """The command that watches a sweep; it names the service if it is not the usual one."""
+    return f"creditgrid watch {view.id}{url_option(url)}"
 
 
 def bar(counts: Mapping[State, int], width: int = BAR_WIDTH) -> Text:
@@ -157,7 +139,7 @@ class _Bars:
     def say(self, text: str, style: str) -> None:
         self._live.console.print(text, style=style, soft_wrap=True)
 
-    def update(self, view: SweepView, events: list[EventView]) -> None:
+    def update(self, view: SweepView, events: Sequence[EventView]) -> None:
         for event in _told(events):
             self.say(_line(event), "red")
         self._view, self._heard = view, time.monotonic()
@@ -200,7 +182,7 @@ class _Lines:
     def say(self, text: str, style: str) -> None:
         self._console.print(text, style=style, soft_wrap=True)
 
-    def update(self, view: SweepView, events: list[EventView]) -> None:
+    def update(self, view: SweepView, events: Sequence[EventView]) -> None:
         for event in _told(events):
             self.say(_line(event), "")
         line = status_line(view)
@@ -209,7 +191,7 @@ class _Lines:
             self._last, self._at = line, time.monotonic()
 
 
-def _told(events: list[EventView]) -> list[EventView]:
+def _told(events: Sequence[EventView]) -> list[EventView]:
     return [event for event in events if event.type in TOLD]
 
 

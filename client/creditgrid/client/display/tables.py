@@ -155,10 +155,10 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
     return text if half_width is None else f"{text} ± {half_width:.2g}"
 
 
-def failures_text(failures: Sequence[FailureView], tracebacks: bool, at: str = "") -> RenderableType:
+def failures_text(failures: Sequence[FailureView], tracebacks: bool, option: str = "") -> RenderableType:
     """Each cause with its count, its traceback if asked, and the command that computes one such task here.
 
-    ``at`` ends the commands: where the service is, if it is not at the usual place.
+    ``option`` ends the commands: the service's URL if it is not the usual one.
     """
     lines = []
     for failure in failures:
@@ -168,7 +168,7 @@ def failures_text(failures: Sequence[FailureView], tracebacks: bool, at: str = "
         lines.append(Text(head, style="red"))
         if tracebacks and failure.traceback:
             lines.append(Text(failure.traceback.rstrip()))
-        lines.append(Text(f"  run it here: {failure.command}{at}", style="dim"))
+        lines.append(Text(f"  run it here: {failure.command}{option}", style="dim"))
         lines += [Text()] if tracebacks else []
     return Group(*lines)
 

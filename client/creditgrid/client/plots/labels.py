@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from creditgrid.client.plots.scales import COLOURS
+# Okabe & Ito (2008): eight colours that people with any kind of colour vision tell apart; the palest come last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 Combination: TypeAlias = tuple[Any, ...]
 """The values of several columns in one row."""

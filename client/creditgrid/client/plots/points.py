@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from creditgrid.client.errors import BadSetting
-from creditgrid.client.plots.labels import Values, is_number, label_of
-from creditgrid.client.plots.scales import COLOURS
+from creditgrid.client.plots.labels import COLOURS, Values, is_number, label_of
 from creditgrid.core.statistics import mean_std_ci
 from creditgrid.core.wire import AxisView, ChartView
 

@@ -7,13 +7,11 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from creditgrid.client.plots.labels import COLOURS, Values
+
 if TYPE_CHECKING:
     import altair as alt
 
-    from creditgrid.client.plots.labels import Values
-
-# Okabe & Ito (2008): eight colours that people with any kind of colour vision tell apart; the palest come last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 DASHES = ([1, 0], [7, 3], [2, 2], [10, 3, 2, 3], [5, 2, 1, 2, 1, 2], [12, 4], [4, 4])
 """One fewer than the colours, so that 56 pairs come before the first repeats."""
 SEPARATE = 10
