@@ -125,20 +125,24 @@ def test_json_is_the_view(service: Service, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("90m", 5400), ("12h", 43_200), ("7d", 604_800), ("2W", 1_209_600), ("0 s", 0)]
+    ("text", "seconds"),
+    [("90s", 90), ("90m", 5400), ("12h", 43_200), ("7d", 604_800), ("2W", 1_209_600), ("0 s", 0), ("0.5w", 302_400)],
 )
 def test_ages(text: str, seconds: float) -> None:
     assert seconds_in(text) == seconds
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("5B", 5), ("500MB", 5 * 10**8), ("20 gb", 2 * 10**10), ("1.5TB", 15 * 10**11), ("0.5KB", 500)]
+    ("text", "count"),
+    [("5B", 5), ("500MB", 5 * 10**8), ("20 gb", 2 * 10**10), ("1.5TB", 15 * 10**11), ("0.5KB", 500), ("2.01KB", 2010)],
 )
 def test_sizes(text: str, count: int) -> None:
     assert bytes_in(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "7", "d", "-7d", "7 years", "1e3s", "inf d", "7GB", "٧d"])
+@pytest.mark.parametrize(
+    "text", ["", "7", "d", "-7d", "7 years", "1e3s", "inf d", "7GB", "٧d", "1:30", "1d12h", "99999999999d"]
+)
 def test_what_is_no_age(service: Service, capsys: pytest.CaptureFixture[str], text: str) -> None:
     with pytest.raises(BadSetting, match="is no age: give a number"):
         seconds_in(text)
@@ -147,7 +151,7 @@ def test_what_is_no_age(service: Service, capsys: pytest.CaptureFixture[str], te
     assert service.asked == []
 
 
-@pytest.mark.parametrize("text", ["", "7", "GB", "-7GB", "7GiB", "7d", "7,5GB"])
+@pytest.mark.parametrize("text", ["", "7", "GB", "-7GB", "7GiB", "7d", "7,5GB", "7PB", "7K"])
 def test_what_is_no_size(service: Service, text: str) -> None:
     with pytest.raises(BadSetting, match="is no size: give a number"):
         bytes_in(text)

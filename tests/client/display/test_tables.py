@@ -54,8 +54,8 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (0, "0 B"),
-        (999, "999 B"),
+        (0, "0 Bytes"),
+        (999, "999 Bytes"),
         (1000, "1 kB"),
         (1_234_000, "1.23 MB"),
         (999_700, "1 MB"),

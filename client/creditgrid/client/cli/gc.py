@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from creditgrid.core.wire import RetentionView
 
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+# The libraries alone also read -7d, and 7 as seconds; or 7,5GB as 7 bytes, and 2.01KB as 2009.
+AGE = re.compile(r"\d+(?:\.\d+)?\s*[smhdw]", re.ASCII | re.IGNORECASE)
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?b)", re.ASCII | re.IGNORECASE)
 
 
 def gc(
@@ -56,10 +57,12 @@ def seconds_in(text: str) -> float:
     Raises:
         BadSetting: for anything but a number and s, m, h, d or w.
     """
-    number, unit = _amount(text)
-    if unit.lower() not in SECONDS:
+    from pytimeparse2 import parse
+
+    seconds = parse(text) if AGE.fullmatch(text.strip()) else None
+    if seconds is None:
         raise BadSetting(f"{text!r} is no age: give a number and s, m, h, d or w, such as 12h or 7d")
-    return number * SECONDS[unit.lower()]
+    return float(seconds)
 
 
 def bytes_in(text: str) -> int:
@@ -68,15 +71,12 @@ def bytes_in(text: str) -> int:
     Raises:
         BadSetting: for anything but a number and B, KB, MB, GB or TB.
     """
-    number, unit = _amount(text)
-    if unit.upper() not in BYTES:
+    from pydantic import ByteSize
+
+    found = SIZE.fullmatch(text.strip())
+    if found is None:
         raise BadSetting(f"{text!r} is no size: give a number and B, KB, MB, GB or TB, such as 500MB or 20GB")
-    return round(number * BYTES[unit.upper()])
-
-
-def _amount(text: str) -> tuple[float, str]:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
-    return (float(found[1]), found[2]) if found else (0.0, "")
+    return round(float(found[1]) * ByteSize.byte_sizes[found[2].lower()])
 
 
 def _table(view: RetentionView) -> Table:

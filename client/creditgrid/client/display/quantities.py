@@ -6,6 +6,8 @@ import json
 from datetime import datetime
 from typing import Any
 
+from humanize import naturalsize
+
 
 def duration(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``, ``3 d 4 h``."""
@@ -22,14 +24,8 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes, in decimal units: ``940 B``, ``1.2 MB``."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-    return f"{count / 1000:,.4g} TB"
+    """A number of bytes, in decimal units: ``940 Bytes``, ``1.2 MB``."""
+    return naturalsize(count, format="%.3g")
 
 
 def moment(at: datetime) -> str:
