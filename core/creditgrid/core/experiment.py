@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.task import Task, TaskKind
@@ -50,7 +51,7 @@ class Params(BaseModel):
 ColumnType: TypeAlias = Literal["float64", "int64", "string", "bool", "timestamp"]
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic_dataclass(frozen=True, slots=True)
 class Column:
     """One measured column of the results table: its type, and a sentence with its unit."""
 
@@ -58,7 +59,7 @@ class Column:
     description: str
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic_dataclass(frozen=True, slots=True)
 class Verdict:
     """What the numbers say: a word or two, a sentence, and the numbers it rests on. ``warning`` asks for attention."""
 
@@ -68,7 +69,7 @@ class Verdict:
     warning: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic_dataclass(frozen=True, slots=True)
 class Summary:
     """A small table for a person, and the verdicts."""
 
@@ -81,7 +82,7 @@ class Summary:
 Row: TypeAlias = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic_dataclass(frozen=True, slots=True)
 class Axis:
     """What a chart shows along one direction, titled with its unit: a column of the rows, or several.
 
@@ -95,7 +96,7 @@ class Axis:
     scale: Literal["linear", "log", "symlog"] = "linear"
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic_dataclass(frozen=True, slots=True)
 class Chart:
     """A picture of a sweep's rows, declared so that whoever has the rows can draw it.
 

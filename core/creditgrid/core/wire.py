@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from creditgrid.core.experiment import Chart, Column, Verdict
 from creditgrid.core.states import State
 
 Item = TypeVar("Item")
@@ -217,15 +218,6 @@ class PlanView(Wire):
     estimated_bytes: int | None = Field(None, description="New artifacts, from past sizes; null while unknown.")
 
 
-class VerdictView(Wire):
-    """What the numbers say, with the numbers it rests on."""
-
-    name: str
-    text: str
-    numbers: dict[str, float]
-    warning: bool = False
-
-
 class SummaryView(Wire):
     """A table for a person, and the verdicts; ``complete`` is false while cells are missing."""
 
@@ -233,34 +225,8 @@ class SummaryView(Wire):
     title: str
     columns: list[str]
     rows: list[dict[str, Any]]
-    verdicts: list[VerdictView]
+    verdicts: list[Verdict]
     complete: bool
-
-
-class ColumnView(Wire):
-    """A measured column."""
-
-    type: str
-    description: str
-
-
-class AxisView(Wire):
-    """What a chart shows along one direction."""
-
-    columns: list[str]
-    title: str
-    scale: Literal["linear", "log", "symlog"] = "linear"
-
-
-class ChartView(Wire):
-    """How rows of an experiment are drawn; core/experiment.py says what each part means."""
-
-    name: str
-    title: str
-    mark: Literal["line", "bar", "heatmap"]
-    x: AxisView
-    measures: list[AxisView]
-    series: list[str]
 
 
 class ExperimentView(Wire):
@@ -269,9 +235,9 @@ class ExperimentView(Wire):
     name: str
     title: str
     parameters: dict[str, Any]
-    columns: dict[str, ColumnView]
+    columns: dict[str, Column]
     kinds: list[str]
-    charts: list[ChartView] = []
+    charts: list[Chart] = []
     problem: str | None = None
 
 

@@ -23,7 +23,8 @@ from creditgrid.client.errors import BadSetting, NotFound, PackageMissing
 from creditgrid.client.plots.charts import charts, file_name, write
 from creditgrid.client.plots.labels import Values
 from creditgrid.client.plots.scales import COLOURS, linear_below, powers, scaled
-from creditgrid.core.wire import AxisView, ChartView, ExperimentView, SweepView
+from creditgrid.core.experiment import Axis, Chart
+from creditgrid.core.wire import ExperimentView, SweepView
 
 PARAMETERS: dict[str, Any] = {
     "seed": {"type": "integer"},
@@ -38,9 +39,7 @@ ETAS = (1e-4, 1e-3, 1e-2)
 SEEDS = (1, 2, 5)
 
 
-def chart(
-    mark: str = "line", x: Sequence[str] = ("eta",), series: Sequence[str] = ("method",), **fields: Any
-) -> ChartView:
+def chart(mark: str = "line", x: Sequence[str] = ("eta",), series: Sequence[str] = ("method",), **fields: Any) -> Chart:
     """A chart of the change of the loss."""
     values: dict[str, Any] = {
         "name": "change",
@@ -50,10 +49,10 @@ def chart(
         "measures": [{"columns": ["change"], "title": "change / nats"}],
         "series": series,
     }
-    return ChartView.model_validate(values | fields)
+    return Chart(**values | fields)
 
 
-def view(*declared: ChartView) -> ExperimentView:
+def view(*declared: Chart) -> ExperimentView:
     return ExperimentView(
         name="steps",
         title="Steps",
@@ -189,7 +188,7 @@ def test_diverged_rows_are_left_out_and_said_so() -> None:
 def test_what_has_no_place_on_a_log_axis_is_left_out_and_said_so() -> None:
     rows = [*grid(), *(row | {"eta": 0.0} for row in grid(["dfa"], [1])[:1])]
     rows[0:3] = [row | {"change": -1.0} for row in rows[0:3]]
-    log = chart(measures=[AxisView(columns=["change"], title="change", scale="log")])
+    log = chart(measures=[Axis(columns=["change"], title="change", scale="log")])
     found = spec(charts(view(log), rows)["change"])
     (points,) = found["datasets"].values()
     assert len(points) == 5
@@ -202,8 +201,8 @@ def test_what_has_no_place_on_a_log_axis_is_left_out_and_said_so() -> None:
 
 def test_columns_and_charts_without_a_value_are_left_out() -> None:
     rows = [row | {"other": None} for row in grid()]
-    both = chart(measures=[AxisView(columns=[name], title=name) for name in ("change", "other")])
-    empty = chart(name="empty", measures=[AxisView(columns=["other"], title="other")])
+    both = chart(measures=[Axis(columns=[name], title=name) for name in ("change", "other")])
+    empty = chart(name="empty", measures=[Axis(columns=["other"], title="other")])
     drawn = charts(view(both, empty), rows)
     assert list(drawn) == ["change"]
     assert len(panels(spec(drawn["change"]))) == 1
@@ -233,7 +232,7 @@ def test_what_follows_from_the_rest_has_no_panels() -> None:
 
 
 def test_columns_of_a_measure_share_its_scale_and_are_named() -> None:
-    both = chart(measures=[AxisView(columns=["change", "other"], title="nats", scale="symlog")])
+    both = chart(measures=[Axis(columns=["change", "other"], title="nats", scale="symlog")])
     found = spec(charts(view(both), grid())["change"])
     assert [heading(panel) for panel in panels(found)] == [["change"], ["other"]]
     domains = [e["y"]["scale"]["domain"] for e in encodings(found) if "y" in e]
@@ -372,7 +371,7 @@ def test_there_is_nothing_to_draw() -> None:
     with pytest.raises(BadSetting, match="the column nowhere, which the rows do not have"):
         charts(view(chart(series=["nowhere"])), grid())
     with pytest.raises(BadSetting, match="holds 'raw': not a number"):
-        charts(view(chart(measures=[AxisView(columns=["mode"], title="mode")])), grid())
+        charts(view(chart(measures=[Axis(columns=["mode"], title="mode")])), grid())
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

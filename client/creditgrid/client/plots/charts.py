@@ -14,8 +14,9 @@ from creditgrid.client.errors import BadSetting, PackageMissing
 from creditgrid.client.plots.labels import label_of
 from creditgrid.client.plots.layout import compose
 from creditgrid.client.plots.points import picture
+from creditgrid.core.experiment import Chart
 from creditgrid.core.files import atomic_file
-from creditgrid.core.wire import ChartView, ExperimentView
+from creditgrid.core.wire import ExperimentView
 
 if TYPE_CHECKING:
     import altair as alt
@@ -106,7 +107,7 @@ def _require_packages() -> None:
         raise PackageMissing(f'charts need {error.name}: pip install "creditgrid[plots]"') from error
 
 
-def _wanted(view: ExperimentView, name: str | None) -> list[ChartView]:
+def _wanted(view: ExperimentView, name: str | None) -> list[Chart]:
     if view.problem is not None:
         raise BadSetting(f"the experiment {view.name} cannot be used: {view.problem}")
     if not view.charts:

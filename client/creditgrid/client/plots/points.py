@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from creditgrid.client.errors import BadSetting
 from creditgrid.client.plots.labels import COLOURS, Values, is_number, label_of
+from creditgrid.core.experiment import Axis, Chart
 from creditgrid.core.statistics import mean_std_ci
-from creditgrid.core.wire import AxisView, ChartView
 
 Row: TypeAlias = Mapping[str, Any]
 AVERAGED = ("seed", "probe_seed")
@@ -45,7 +45,7 @@ class Point(NamedTuple):
 class Panel(NamedTuple):
     """One column of one measure, at one value of whatever else varies: ``heading`` has a "name = value" for each."""
 
-    measure: AxisView
+    measure: Axis
     column: str
     heading: tuple[str, ...]
     points: Sequence[Point]
@@ -60,7 +60,7 @@ class Picture:
     whole grid, ``across`` of them stand beside each other, one for each value of what varies fastest; else it is None.
     """
 
-    chart: ChartView
+    chart: Chart
     panels: Sequence[Panel]
     xs: Sequence[str] | None
     series: Values
@@ -74,7 +74,7 @@ class _Placed(NamedTuple):
     row: Row
 
 
-def picture(chart: ChartView, parameters: Mapping[str, Any], rows: Sequence[Row]) -> Picture:
+def picture(chart: Chart, parameters: Mapping[str, Any], rows: Sequence[Row]) -> Picture:
     """The panels and points of ``chart``.
 
     Args:
@@ -137,7 +137,7 @@ def picture(chart: ChartView, parameters: Mapping[str, Any], rows: Sequence[Row]
 
 
 def _place(
-    chart: ChartView, parameters: Mapping[str, Any], kept: Sequence[Row]
+    chart: Chart, parameters: Mapping[str, Any], kept: Sequence[Row]
 ) -> tuple[list[_Placed], list[str] | None, Values]:
     """The rows with their x and series; the labels along x, or None where x is a number."""
     series = Values.of(chart.series, [_take(row, chart.series) for row in kept], parameters)
@@ -156,7 +156,7 @@ def _place(
     return placed, None if names is None else list(names.values()), series
 
 
-def _along(chart: ChartView, row: Row) -> Any:
+def _along(chart: Chart, row: Row) -> Any:
     """Where a row stands along x: for a line one value, else the values of all columns; None for nowhere."""
     if chart.mark != "line":
         return _take(row, chart.x.columns)
@@ -186,7 +186,7 @@ def _panelled(placed: Sequence[_Placed], parameters: Mapping[str, Any]) -> tuple
     return panelled, counts[panelled[-1]]
 
 
-def _points(chart: ChartView, column: str, placed: Sequence[_Placed]) -> Iterator[Point]:
+def _points(chart: Chart, column: str, placed: Sequence[_Placed]) -> Iterator[Point]:
     """The points of one panel."""
     found: dict[tuple[float | str, int], dict[tuple[Any, ...], float]] = defaultdict(dict)
     for x, series, row in placed:
@@ -217,7 +217,7 @@ def _above_zero(panels: Sequence[Panel]) -> tuple[list[Panel], dict[str, int]]:
     return out, dict(hidden)
 
 
-def _averaged(chart: ChartView, panels: Sequence[Panel]) -> list[str]:
+def _averaged(chart: Chart, panels: Sequence[Panel]) -> list[str]:
     """What a point is, in words."""
     counts = {point.n for panel in panels for point in panel.points}
     if not counts:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from creditgrid.core.errors import PluginError
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.states import State
-from creditgrid.core.wire import SummaryView, VerdictView
+from creditgrid.core.wire import SummaryView
 from creditgrid.service.reading.sql_tables import SqlTables
 from creditgrid.service.reading.sweeps import Sweeps
 from creditgrid.service.results.table import Results
@@ -43,10 +43,7 @@ class Summaries:
             title=summary.title,
             columns=list(summary.columns),
             rows=[dict(row) for row in summary.rows],
-            verdicts=[
-                VerdictView(name=v.name, text=v.text, numbers=dict(v.numbers), warning=v.warning)
-                for v in summary.verdicts
-            ],
+            verdicts=list(summary.verdicts),
             complete=sum(n for state, n in view.counts.items() if state in (State.SUCCEEDED, State.CACHED))
             == view.cells,
         )

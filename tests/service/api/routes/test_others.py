@@ -64,7 +64,7 @@ def test_experiments_tell_their_charts(client: AppClient, monkeypatch: pytest.Mo
     found = registry_module.Registry({"linesearch": drawn}, known.kinds, {})
     monkeypatch.setattr("creditgrid.service.api.routes.experiments.registry", lambda: found)
     view = ExperimentView.model_validate_json(client.get("/v1/experiments/linesearch").text)
-    assert [chart.model_dump() for chart in view.charts] == [
+    assert [dataclasses.asdict(chart) for chart in view.charts] == [
         {
             "name": "change",
             "title": "Change",

@@ -5,9 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from creditgrid.core.errors import NotFoundError
-from creditgrid.core.experiment import Axis, Chart
 from creditgrid.core.experiments.registry import Registry, registry
-from creditgrid.core.wire import AxisView, ChartView, ColumnView, ExperimentView, Page
+from creditgrid.core.wire import ExperimentView, Page
 from creditgrid.service.api.auth import PROTECTED
 
 router = APIRouter(prefix=PROTECTED, tags=["experiments"])
@@ -37,22 +36,7 @@ def _view(known: Registry, name: str) -> ExperimentView:
         name=found.name,
         title=found.title,
         parameters=found.params.model_json_schema(),
-        columns={n: ColumnView(type=c.type, description=c.description) for n, c in found.columns.items()},
+        columns=dict(found.columns),
         kinds=list(known.kinds_of(found)),
-        charts=[_chart(chart) for chart in found.charts],
+        charts=list(found.charts),
     )
-
-
-def _chart(chart: Chart) -> ChartView:
-    return ChartView(
-        name=chart.name,
-        title=chart.title,
-        mark=chart.mark,
-        x=_axis(chart.x),
-        measures=[_axis(measure) for measure in chart.measures],
-        series=list(chart.series),
-    )
-
-
-def _axis(axis: Axis) -> AxisView:
-    return AxisView(columns=list(axis.columns), title=axis.title, scale=axis.scale)
