@@ -8,7 +8,7 @@ from importlib import import_module, resources
 import pytest
 import yaml
 
-from creditgrid.client.spec_file import load_spec
+from creditgrid.client.spec import load_spec
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.text import parse_text

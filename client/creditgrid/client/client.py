@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from creditgrid.client.connection import Connection, check_digest, read, resource
-from creditgrid.client.document import Spec, document
 from creditgrid.client.errors import BadSetting, UnexpectedAnswer
 from creditgrid.client.result import Result
+from creditgrid.client.spec import Spec, spec_document
 from creditgrid.client.sweep import Sweep, pages
 from creditgrid.core.states import State
 from creditgrid.core.wire import (
@@ -78,7 +78,7 @@ class Client:
             SpecError: for a spec that cannot be sent.
             InvalidRequest: for one that the service refuses, with a pointer to each fault.
         """
-        return read(self._connection.request("POST", "/v1/plans", json=document(spec), computing=True), PlanView)
+        return read(self._connection.request("POST", "/v1/plans", json=spec_document(spec), computing=True), PlanView)
 
     def submit(self, spec: Spec) -> Sweep:
         """Submit a sweep: a mapping, a SweepSpec, or the path of a YAML or JSON file.
@@ -90,7 +90,9 @@ class Client:
             InvalidRequest: for one that the service refuses, with a pointer to each fault.
         """
         headers = {"Idempotency-Key": str(uuid.uuid4())}
-        answer = self._connection.request("POST", "/v1/sweeps", json=document(spec), headers=headers, computing=True)
+        answer = self._connection.request(
+            "POST", "/v1/sweeps", json=spec_document(spec), headers=headers, computing=True
+        )
         return Sweep(self._connection, read(answer, SweepView))
 
     def sweep(self, id: str) -> Sweep:

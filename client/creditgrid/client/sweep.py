@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from creditgrid.client.connection import Connection, read, resource
-from creditgrid.client.document import document
 from creditgrid.client.errors import BadSetting, Conflict, SweepFailed
 from creditgrid.client.events import EventStream
 from creditgrid.client.result import Result
+from creditgrid.client.spec import spec_document
 from creditgrid.client.watch import Update, updates
 from creditgrid.core.states import State
 from creditgrid.core.wire import (
@@ -247,7 +247,7 @@ class Sweep:
             InvalidRequest: for what the service refuses, with a pointer to each fault.
             Conflict: if the sweep was cancelled.
         """
-        more = document({"axes": axes or {}, "include": include or []})
+        more = spec_document({"axes": axes or {}, "include": include or []})
         if not more["axes"] and not more["include"]:
             raise BadSetting("nothing to extend the sweep by: give values for an axis, or cells to include")
         return self._ask("extend", more)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from creditgrid.client.errors import BadSetting
-from creditgrid.client.spec_file import load_spec, resolve_datasets
+from creditgrid.client.spec import load_spec, resolve_datasets
 from creditgrid.core.errors import Fault, SpecError
 from creditgrid.core.spec.text import parse_text
 

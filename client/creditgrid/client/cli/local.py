@@ -51,10 +51,10 @@ def run(
     """Run a sweep to its end without a service: one is started for it, and stopped after it."""
     from creditgrid.client.display import progress
     from creditgrid.client.display.tables import summary_table
-    from creditgrid.client.document import document
     from creditgrid.client.local_service import LocalService, ended_by_signals, require_server
+    from creditgrid.client.spec import spec_document
 
-    sent = document(spec)
+    sent = spec_document(spec)
     require_server()
     arguments = [*(["--data-dir", str(data_dir)] if data_dir else []), *(["--runner", runner.value] if runner else [])]
     note("starting a service for this run …")
@@ -86,10 +86,10 @@ def plan(
 ) -> None:
     """Show what a sweep would compute and what is there already; without --url, needs no service."""
     from creditgrid.client.display.tables import plan_table
-    from creditgrid.client.document import document
     from creditgrid.client.local_service import plan_locally
+    from creditgrid.client.spec import spec_document
 
-    sent = document(spec)
+    sent = spec_document(spec)
     if url:
         with open_client(url, token) as client:
             view = client.plan(sent)
