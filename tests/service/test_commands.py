@@ -149,8 +149,7 @@ def test_databases_that_cannot_be_used(
 
 def test_two_data_directories_on_one_database(monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-    first = Ledger(url)
-    first.lock()
+    first = Ledger(url, lock=True)
     monkeypatch.setenv("CREDITGRID_DATABASE_URL", url)
     result = run("serve", "--port", "0", "--runner", "local", "--data-dir", str(tmp_path / "data"))
     assert result.exit_code == 2

@@ -38,9 +38,8 @@ def assemble(settings: Settings) -> Services:
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     store = _store(settings)
-    ledger = Ledger(_ledger_url(settings))
+    ledger = Ledger(_ledger_url(settings), lock=True)
     try:
-        ledger.lock()
         results = Results(settings.data_dir.absolute() / "results", ledger.identity())
         results.repair()
         check_results(ledger, results)

@@ -212,42 +212,43 @@ def test_a_server_that_can_only_be_read(remote: Ledger, server: Database) -> Non
 # -- one scheduler -------------------------------------------------------------------------------------------------
 
 
-def test_a_lock_that_was_lost_is_taken_again(remote: Ledger, server: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
-    remote.lock()
+@pytest.fixture
+def locked(server: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    monkeypatch.setattr(lock, "ACQUIRE_TIMEOUT_S", 0.2)
+    found = Ledger(server.url, lock=True)
+    yield found
+    found.close()
+
+
+def test_a_lock_that_was_lost_is_taken_again(locked: Ledger, server: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "CHECK_INTERVAL_S", 0.0)
     server.cut()
-    add(remote)
-    other = Ledger(server.url)
+    add(locked)
     with pytest.raises(ConflictError, match=f"in use by the service with process id {os.getpid()} on"):
-        other.lock()
+        Ledger(server.url, lock=True)
 
 
-def test_one_that_was_overtaken_writes_nothing_more(
-    remote: Ledger, server: Database, monkeypatch: pytest.MonkeyPatch
+def test_a_service_that_was_replaced_writes_nothing_more(
+    locked: Ledger, server: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
-    remote.lock()
-    add(remote)
+    add(locked)
     server.cut()
-    other = Ledger(server.url)
-    other.lock()  # the server has forgotten the first
+    other = Ledger(server.url, lock=True)  # the server has released the lock of the first
     add(other)
     with pytest.raises(ConflictError, match="has taken over the ledger"):
-        add(remote)
-    monkeypatch.setattr(lock, "LOOK_EVERY_S", 0.0)
+        add(locked)
+    monkeypatch.setattr(lock, "CHECK_INTERVAL_S", 0.0)
     with pytest.raises(ConflictError, match="has taken over the ledger"):
-        add(remote)
-    assert count(remote) == 2
+        add(locked)
+    assert count(locked) == 2
     add(other)
     other.close()
 
 
-def test_a_dead_servers_lock_is_waited_for(remote: Ledger, server: Database) -> None:
-    remote.lock()
+def test_a_locked_ledger_outlives_an_outage_of_its_server(locked: Ledger, server: Database) -> None:
     with server.away():
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(sa.exc.OperationalError):
-            add(remote)
-        assert time.monotonic() - began < 30
-    add(remote)
+            add(locked)
+        assert time.monotonic() - started < 30
+    add(locked)

@@ -102,12 +102,19 @@ def test_a_missing_column(path: Path) -> None:
     assert "'bytes'" in refused(path)
 
 
-@pytest.mark.parametrize("name", ["identity", "schema"])
-def test_a_ledger_without_a_name(path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DELETE FROM meta WHERE name = 'identity'", "'meta'"),
+        ("DELETE FROM alembic_version", "'alembic_version'"),
+        ("DROP TABLE alembic_version", "'alembic_version'"),
+    ],
+)
+def test_a_ledger_without_identity_or_revision(path: Path, statement: str, said: str) -> None:
     with sqlite3.connect(path) as connection:
-        connection.execute("DELETE FROM meta WHERE name = ?", [name])
+        connection.execute(statement)
     connection.close()
-    assert "'meta'" in refused(path)
+    assert said in refused(path)
 
 
 def test_missing_tables_in_postgresql() -> None:

@@ -48,7 +48,7 @@ def configure(format_: Literal["auto", "json", "console"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     # What other libraries say of every single step is not news: httpx and sqlalchemy log each call, uvicorn its phases.
-    for name in ("uvicorn.error", "httpx", "sqlalchemy", "asyncio"):
+    for name in ("uvicorn.error", "httpx", "sqlalchemy", "alembic", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

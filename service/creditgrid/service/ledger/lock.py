@@ -1,131 +1,132 @@
-"""One scheduler a ledger: what a service holds from its start to its end, however it ends.
+"""The lock of a ledger: one service schedules over it, and only this one migrates it.
 
-Two schedulers over one ledger would each run every call. The data directory is locked too (see ``commands``); this lock
-is for a database that two data directories name.
+Two services over one ledger would each run every call. ``commands`` locks the data directory as well. The ledger needs
+its own lock, because two data directories may name one database.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import socket
 import time
-import weakref
 from pathlib import Path
 from typing import Protocol
 
+import filelock
 import sqlalchemy as sa
 
 from creditgrid.core.errors import ConflictError
+from creditgrid.service.ledger import engine
+from creditgrid.service.ledger.tables import meta
 
-SCHEDULERS_PLACE = 0x63726564_73636864
-"""The advisory lock of the one that schedules (the letters of "credschd")."""
-PATIENCE_S = 3.0
-"""A server may take a moment to see that the one before has died."""
-LOOK_EVERY_S = 10.0
+SCHEDULER_LOCK = 0x63726564_73636864
+"""The advisory lock of the service that schedules (the letters of "credschd")."""
+ACQUIRE_TIMEOUT_S = 3.0
+"""A server may need a moment to notice that the owner before has died."""
+CHECK_INTERVAL_S = 10.0
+_OWNER = sa.select(meta.c.value).where(meta.c.name == "scheduler")
 
 
 class Lock(Protocol):
-    """The right to schedule."""
+    """A lock that this process holds."""
 
     def check(self, connection: sa.Connection) -> None:
-        """In a writer's transaction: the right is still ours.
+        """In a writing transaction: this process still holds the lock.
 
         Raises:
-            ConflictError: another service has it.
+            ConflictError: another service holds it.
         """
 
     def release(self) -> None:
-        """Give it back; a process that dies gives it back too."""
+        """Release the lock. The end of the process releases it too."""
 
 
-class FileLock:
-    """A lock beside a SQLite file, which the system takes back when the process ends."""
+class SqliteLock:
+    """A lock on a file beside the SQLite file."""
 
     def __init__(self, database: Path) -> None:
-        # Not the database itself: SQLite's own locks on it would be lost when another descriptor of it is closed.
-        file = os.open(database.with_name(f"{database.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._close = weakref.finalize(self, os.close, file)
+        # Not on the database itself: SQLite loses its own locks when another descriptor of the file is closed.
+        path = database.with_name(f"{database.name}.lock")
+        self._lock = filelock.FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(file, 100, 0).decode(errors="replace").strip() or "unknown"
-            self._close()
-            raise _in_use(str(database), f"process id {owner}") from error
-        os.truncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise _in_use(str(database), f"process id {path.read_text().strip() or 'unknown'}") from error
+        path.write_text(f"{os.getpid()}\n")
 
     def check(self, connection: sa.Connection) -> None:
-        """It cannot be lost."""
+        """The system cannot take the lock from a process that lives."""
 
     def release(self) -> None:
-        """Give it back."""
-        self._close()
+        """Release the lock."""
+        self._lock.release()
 
 
-class ServerLock:
-    """A PostgreSQL advisory lock, held by a connection of its own, and a name in the ledger, held against all comers.
+class PostgresqlLock:
+    """An advisory lock that a connection of its own holds, and the owner's name in the ledger.
 
-    The advisory lock is gone with its connection, so also when the server is started anew: a second service could then
-    begin while this one still runs. That is why whoever takes the lock writes its name into the ledger, and each of its
-    writing transactions reads it again (``check``): the one that was overtaken writes nothing any more and learns why.
-    The connection is looked at every ``LOOK_EVERY_S`` seconds of writing, and the lock taken again when it was lost.
+    The server releases an advisory lock when its connection is lost, also at a restart of the server. A second service
+    could then start while the first still runs. Therefore the owner writes its name into the ledger, and ``check``
+    reads it in each writing transaction. A service that was replaced writes nothing more and reports why. Every
+    ``CHECK_INTERVAL_S`` seconds ``check`` also tests the connection, and takes a lost lock again.
     """
 
-    def __init__(self, engine: sa.Engine, name: str, meta: sa.Table) -> None:
-        self._engine, self._database, self._meta = engine, name, meta
+    def __init__(self, database: sa.Engine) -> None:
+        self._engine, self._database = database, engine.display_name(database)
         self._name = f"process id {os.getpid()} on {socket.gethostname()} ({secrets.token_hex(8)})"
-        self._connection = self._take()
-        self._looked = time.monotonic()
-
-    def sign(self, connection: sa.Connection) -> None:
-        """Write the name into the ledger."""
-        connection.execute(self._meta.delete().where(self._meta.c.name == "scheduler"))
-        connection.execute(self._meta.insert().values(name="scheduler", value=self._name))
+        self._connection = self._acquire()
+        self._checked = time.monotonic()
+        try:
+            with engine.write_transaction(database) as connection:
+                connection.execute(meta.delete().where(meta.c.name == "scheduler"))
+                connection.execute(meta.insert().values(name="scheduler", value=self._name))
+        except BaseException:
+            self.release()
+            raise
 
     def check(self, connection: sa.Connection) -> None:
-        """In a writer's transaction: the name is still ours, and now and then: so is the advisory lock.
+        """In a writing transaction: the owner's name is still ours, and from time to time: so is the advisory lock.
 
         Raises:
-            ConflictError: another service has taken over.
+            ConflictError: another service has replaced this one.
         """
-        signed = connection.scalar(sa.select(self._meta.c.value).where(self._meta.c.name == "scheduler"))
-        if signed != self._name:
+        owner = connection.scalar(_OWNER)
+        if owner != self._name:
             raise ConflictError(
-                f"the service with {signed} has taken over the ledger {self._database} while the lock of this one was "
-                "lost with its connection: stop one of both"
+                f"the service with {owner} has taken over the ledger {self._database} while this service had lost its "
+                "lock with the connection: stop one of them"
             )
-        if time.monotonic() - self._looked >= LOOK_EVERY_S:
-            self._look()
+        if time.monotonic() - self._checked >= CHECK_INTERVAL_S:
+            self._check_connection()
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._connection.close()
 
-    def _look(self) -> None:
+    def _check_connection(self) -> None:
         try:
             self._connection.exec_driver_sql("SELECT 1")
         except sa.exc.DBAPIError:
             self._connection.close()
-            self._connection = self._take()
-        self._looked = time.monotonic()
+            self._connection = self._acquire()
+        self._checked = time.monotonic()
 
-    def _take(self) -> sa.Connection:
+    def _acquire(self) -> sa.Connection:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        connection.detach()  # the pool would hand it on, or count it
-        until = time.monotonic() + PATIENCE_S
-        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({SCHEDULERS_PLACE})").scalar():
-            if time.monotonic() >= until:
-                signed = connection.scalar(sa.select(self._meta.c.value).where(self._meta.c.name == "scheduler"))
+        connection.detach()  # the pool must neither reuse nor count it
+        deadline = time.monotonic() + ACQUIRE_TIMEOUT_S
+        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({SCHEDULER_LOCK})").scalar():
+            if time.monotonic() >= deadline:
+                owner = connection.scalar(_OWNER)
                 connection.close()
-                raise _in_use(self._database, str(signed or "an unknown process id"))
+                raise _in_use(self._database, str(owner or "an unknown process id"))
             time.sleep(0.1)
         return connection
 
 
-def _in_use(name: str, owner: str) -> ConflictError:
+def _in_use(database: str, owner: str) -> ConflictError:
     return ConflictError(
-        f"the ledger {name} is in use by the service with {owner}: stop that one, or give this one another "
-        "CREDITGRID_DATABASE_URL (a service has a ledger and a data directory of its own)"
+        f"the ledger {database} is in use by the service with {owner}: stop that service, or give this one another "
+        "CREDITGRID_DATABASE_URL (each service has its own ledger and data directory)"
     )

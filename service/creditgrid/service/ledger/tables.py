@@ -22,7 +22,6 @@ from creditgrid.core.states import FINISHED, OPEN, WITHOUT_RESULT, State, source
 from creditgrid.core.task import Task
 from creditgrid.service.ledger import engine
 
-SCHEMA_VERSION = 2
 LONGEST_PAUSE_S = 600.0
 """Between two attempts of a call; up to here the pause doubles."""
 CHUNK = 500

@@ -1,0 +1,213 @@
+"""A ledger has the schema of ``tables``, whether it is new or migrated; a schema of another version is refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from postgresql import fresh_database
+
+from creditgrid.core.errors import ConflictError, CreditGridError
+from creditgrid.core.states import State
+from creditgrid.service.ledger import engine, schema, tables
+from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.settings import Settings
+from creditgrid.service.wiring import planner
+
+NEXT = f"""
+import sqlalchemy as sa
+from alembic import op
+
+revision = "next"
+down_revision = "{schema.HEAD}"
+
+
+def upgrade() -> None:
+    op.add_column("sweeps", sa.Column("cost", sa.Integer))
+    op.execute("UPDATE sweeps SET cost = 10 * cells")
+"""
+"""A revision after the newest one. It adds a column and computes its values."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    with fresh_database() as found:
+        yield found.url
+
+
+def make_ledger(url: str) -> str:
+    """A closed ledger with one sweep; returns its identity."""
+    ledger = Ledger(url)
+    row = {"id": "s", "name": "n", "experiment": "e", "state": State.PENDING, "priority": 0, "spec": "{}", "cells": 7}
+    with ledger.write() as connection:
+        connection.execute(tables.sweeps.insert().values(**row, created_at=0.0))
+    identity = ledger.identity()
+    ledger.close()
+    return identity
+
+
+def query(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Rows of the database, read without a ledger."""
+    connected = sa.create_engine(engine.parse_url(url))
+    with connected.begin() as connection:
+        rows = [tuple(row) for row in connection.execute(sa.text(statement))]
+    connected.dispose()
+    return rows
+
+
+def revision_of(url: str) -> list[tuple[Any, ...]]:
+    return query(url, "SELECT version_num FROM alembic_version")
+
+
+def add_revision(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str = NEXT) -> None:
+    """From here on this version of CreditGrid has one more revision."""
+    package, _, name = schema.MIGRATIONS.partition(":")
+    shutil.copytree(str(files(package) / name), folder)
+    (folder / "versions/next.py").write_text(text)
+    monkeypatch.setattr(schema, "MIGRATIONS", str(folder))
+    monkeypatch.setattr(schema, "HEAD", "next")
+
+
+def difference(url: str) -> list[Any]:
+    """What alembic finds different between the database and ``tables``."""
+    connected = sa.create_engine(engine.parse_url(url))
+    with connected.connect() as connection:
+        found = compare_metadata(MigrationContext.configure(connection), tables.metadata)
+    connected.dispose()
+    return list(found)
+
+
+# -- a new ledger --------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_revision_is_the_head() -> None:
+    config = Config()
+    config.set_main_option("script_location", schema.MIGRATIONS)
+    assert ScriptDirectory.from_config(config).get_heads() == [schema.HEAD]
+
+
+def test_a_new_ledger_has_the_schema_of_the_tables(url: str) -> None:
+    Ledger(url).close()
+    assert difference(url) == []
+    assert revision_of(url) == [(schema.HEAD,)]
+
+
+def test_ids_of_a_new_ledger_are_never_used_again(tmp_path: Path) -> None:
+    """SQLite's AUTOINCREMENT, which alembic does not compare."""
+    url, plain = f"sqlite:///{tmp_path / 'ledger.sqlite'}", f"sqlite:///{tmp_path / 'plain.sqlite'}"
+    Ledger(url).close()
+    connected = sa.create_engine(plain)
+    tables.metadata.create_all(connected)
+    connected.dispose()
+    statement = "SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%' ORDER BY name"
+    assert query(url, statement) == query(plain, statement)
+    assert len(query(url, statement)) >= 3
+
+
+def test_opening_a_ledger_loads_no_alembic(url: str) -> None:
+    Ledger(url).close()
+    program = (
+        "import sys; from creditgrid.service.ledger.ledger import Ledger\n"
+        "Ledger(sys.argv[1]).close(); Ledger(sys.argv[1], lock=True).close()\n"
+        "sys.exit('alembic' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, url], check=True, timeout=60)
+
+
+# -- older and newer ledgers ---------------------------------------------------------------------------------------
+
+
+def test_an_older_ledger_is_migrated(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = make_ledger(url)
+    add_revision(monkeypatch, tmp_path / "migrations")
+    ledger = Ledger(url, lock=True)
+    assert ledger.identity() == identity
+    with ledger.write() as connection:
+        assert connection.execute(sa.text("SELECT id, cost FROM sweeps")).all() == [("s", 70)]
+        tables.add_event(connection, "s", "t", "{}")
+    ledger.close()
+    assert revision_of(url) == [("next",)]
+    Ledger(url).close()  # is as new as this version now
+
+
+def test_only_the_owner_of_the_lock_migrates(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_ledger(url)
+    head = schema.HEAD
+    running = Ledger(url, lock=True)
+    add_revision(monkeypatch, tmp_path / "migrations")
+    with pytest.raises(
+        CreditGridError, match=f"older schema {head}: start the service once, which migrates it to next"
+    ):
+        Ledger(url)
+    with pytest.raises(ConflictError, match="in use by the service with process id"):
+        Ledger(url, lock=True)
+    assert revision_of(url) == [(head,)]
+    with running.write() as connection:
+        tables.add_event(connection, "s", "t", "{}")
+    running.close()
+    Ledger(url, lock=True).close()
+    assert revision_of(url) == [("next",)]
+
+
+def test_a_plan_without_a_service_does_not_migrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, head = f"sqlite:///{tmp_path / 'ledger.sqlite'}", schema.HEAD
+    make_ledger(url)
+    add_revision(monkeypatch, tmp_path / "migrations")
+    with pytest.raises(CreditGridError, match=f"older schema {head}: start the service once"):
+        planner(Settings(data_dir=tmp_path))
+    assert revision_of(url) == [(head,)]
+
+
+def test_a_migration_that_fails_changes_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_ledger(url)
+    with monkeypatch.context() as patch:
+        add_revision(patch, tmp_path / "migrations", f"{NEXT}    op.execute('INSERT INTO nowhere VALUES (1)')\n")
+        with pytest.raises(CreditGridError, match=r"cannot be used: .*nowhere"):
+            Ledger(url, lock=True)
+    assert revision_of(url) == [(schema.HEAD,)]
+    assert difference(url) == []
+    Ledger(url, lock=True).close()
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_a_newer_ledger_is_refused_and_left_alone(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: bool
+) -> None:
+    make_ledger(url)
+    with monkeypatch.context() as patch:
+        add_revision(patch, tmp_path / "migrations")
+        Ledger(url, lock=True).close()
+    with pytest.raises(CreditGridError, match="use the version that made it, or another data directory") as caught:
+        Ledger(url, lock=lock)
+    assert f"has schema next, which this version does not know (its newest is {schema.HEAD})" in str(caught.value)
+    assert revision_of(url) == [("next",)]
+    assert query(url, "SELECT cost FROM sweeps") == [(70,)]
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_a_ledger_from_before_alembic_is_refused_and_left_alone(url: str, lock: bool) -> None:
+    connected = sa.create_engine(engine.parse_url(url))
+    tables.metadata.create_all(connected)
+    with connected.begin() as connection:
+        connection.execute(tables.meta.insert().values(name="schema", value="2"))
+    connected.dispose()
+    with pytest.raises(CreditGridError, match="use the version that made it, or another data directory") as caught:
+        Ledger(url, lock=lock)
+    assert "was made by a version whose ledgers cannot be migrated" in str(caught.value)
+    assert re.search("ledger.sqlite|creditgrid_", str(caught.value))
+    assert query(url, "SELECT * FROM meta") == [("schema", "2")]
