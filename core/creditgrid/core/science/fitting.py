@@ -1,16 +1,18 @@
-"""Fitting credit estimators on a frozen network, as generators: one step a batch of the augmented training stream.
+"""Fitting credit estimators on a frozen network: Protocols, section 5 (Estimators).
 
-Everything a batch needs is evaluated at once: all layers, all directions v_j and all noise draws ξ_k stand side by side
-in one tensor, (L, K, b, d) or (2, M, b, d), and go through a net in one call. Notation: hiddens h_0 … h_L of the
-network, depths t_l = l/L, e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L, CE per sample.
+A fit is a generator that yields each finished epoch; it takes one Adam step a batch of the augmented training stream.
+All that a batch needs is evaluated at once: the layers, the directions v_j and the noise draws ξ_k are dimensions of
+one tensor, (L, K, b, d) or (2, M, b, d), which passes through a net in one call. Notation: hidden states h_0 … h_L of
+the network, depths t_l = l/L, e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L, CE per sample.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NotRequired, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,40 +20,53 @@ from torch import Tensor, nn
 from creditgrid.core.science.credit import Signal, layer_times, output_error, terminal_gradient
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.metrics import cross_entropy
+from creditgrid.core.science.metrics import central_differences, cross_entropy
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.streams import generator
+
+BatchLoss: TypeAlias = Callable[[Tensor, Tensor, torch.Generator, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class FitEpoch:
     """A finished epoch of a fit; epoch 0 is the initialisation, which has no loss.
 
-    ``loss`` is the mean over the epoch's samples of the fitting loss each had just before its batch's step.
+    ``loss`` is the mean over the epoch's samples of the fitting loss, each taken just before its batch's step.
     """
 
     epoch: int
     loss: float | None
 
 
-def fit_vec(
+class FitOptions(TypedDict):
+    """The options of every fit; see `_fit`."""
+
+    epochs: int
+    batch_size: int
+    lr: NotRequired[float]
+    seed: int
+
+
+def _fit(
     estimator: EstimatorNet,
     network: ResidualMLP,
     data: ImageData,
+    loss_of: BatchLoss,
     *,
     epochs: int,
     batch_size: int,
     lr: float = 1e-3,
-    num_directions: int = 4,
-    eps: float = 1e-3,
     seed: int,
+    clip: bool = True,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Iterator[FitEpoch]:
-    """Fit a vector field A in place, by Adam with gradient norms clipped to 1; yields epoch 0, then each finished one.
+    """Fit ``estimator`` in place by Adam; yields epoch 0, then each finished epoch.
 
-    The batches are those of `training_batches` in the stream "fit"; each batch's layer comes from "fit/layer" and its
-    directions (M, b, d) from "fit/perturb", by epoch. See `vec_loss`; M is ``num_directions``.
+    The batches are those of `training_batches` in the stream "fit". ``loss_of`` is given a batch x (b, D), y (b,), and
+    the streams "fit/layer" and "fit/perturb" of the epoch. With ``clip``, gradient norms are clipped to 1.
     """
-    optimizer = torch.optim.Adam(estimator.parameters(), lr=lr, fused=True)
+    parameters = list(estimator.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
     dtype = network.embed.weight.dtype
     yield FitEpoch(0, None)
     for epoch in range(1, epochs + 1):
@@ -59,13 +74,35 @@ def fit_vec(
         perturb = generator(seed, "fit/perturb", epoch, device=data.device)
         total = torch.zeros((), dtype=torch.float64, device=data.device)
         for x, y in training_batches(data, batch_size, seed, epoch, stream="fit"):
-            layer = int(torch.randint(network.num_blocks, (), generator=layers))
-            shape = (num_directions, len(y), network.d_hidden)
-            directions = torch.randn(shape, generator=perturb, dtype=dtype, device=data.device)
-            loss = vec_loss(estimator, network, x.to(dtype), y, layer=layer, directions=directions, eps=eps)
-            _clipped_step(optimizer, estimator, loss)
+            loss = loss_of(x.to(dtype), y, layers, perturb)
+            optimizer.zero_grad()
+            loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+            if clip:
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            after_step()
             total += loss.detach() * len(y)
         yield FitEpoch(epoch, total.item() / len(data.y_train))
+
+
+def fit_vec(
+    estimator: EstimatorNet,
+    network: ResidualMLP,
+    data: ImageData,
+    *,
+    num_directions: int = 4,
+    eps: float = 1e-3,
+    **options: Unpack[FitOptions],
+) -> Iterator[FitEpoch]:
+    """Fit a vector field A in place by `vec_loss`, with M = ``num_directions`` directions for each sample."""
+
+    def loss_of(x: Tensor, y: Tensor, layers: torch.Generator, perturb: torch.Generator) -> Tensor:
+        layer = int(torch.randint(network.num_blocks, (), generator=layers))
+        shape = (num_directions, len(y), network.d_hidden)
+        directions = torch.randn(shape, generator=perturb, dtype=x.dtype, device=x.device)
+        return vec_loss(estimator, network, x, y, layer=layer, directions=directions, eps=eps)
+
+    return _fit(estimator, network, data, loss_of, **options)
 
 
 def vec_loss(
@@ -86,9 +123,7 @@ def vec_loss(
     with torch.no_grad():
         logits, hiddens = network(x, return_hidden=True)
         h, h_last = hiddens[layer], hiddens[-1]
-        shifted = torch.stack((torch.add(h, directions, alpha=eps), torch.add(h, directions, alpha=-eps)))
-        losses = cross_entropy(network.forward_from_layer(shifted, layer), y)
-        slopes = (losses[0] - losses[1]) / (2 * eps)
+        slopes = central_differences(network, h, y, layer, directions, eps=eps)
         depths = torch.full((2, 1), 1.0, dtype=h.dtype, device=h.device)
         depths[1] = layer / network.num_blocks
     terminal = terminal_gradient(network, h_last, y)
@@ -102,51 +137,42 @@ def fit_scalar_cb(
     network: ResidualMLP,
     data: ImageData,
     *,
-    epochs: int,
-    batch_size: int,
-    lr: float = 1e-3,
     temperature: float = 0.1,
     num_samples: int = 4,
     sigma: float = 0.05,
     ema: float = 0.995,
     term_grad_weight: float = 1.0,
     s_source: Signal = "e_T",
-    seed: int,
+    **options: Unpack[FitOptions],
 ) -> Iterator[FitEpoch]:
-    """Fit a scalar value V in place, by Adam with gradient norms clipped to 1; yields epoch 0, then each finished one.
+    """Fit a scalar value V in place by `scalar_cb_loss`, with K = ``num_samples`` noise draws for each state.
 
-    Its targets come from an exponential moving average of V, which starts as a copy and after every step becomes
-    ema · average + (1 - ema) · V. The batches are those of `training_batches` in the stream "fit", the noise
-    (L, K, b, d) comes from "fit/perturb", by epoch. See `scalar_cb_loss`; K is ``num_samples``, λ ``temperature``.
+    The targets come from an exponential moving average of V, which starts as a copy and after every step becomes
+    ema · average + (1 - ema) · V.
     """
-    optimizer = torch.optim.Adam(estimator.parameters(), lr=lr, fused=True)
     average = copy.deepcopy(estimator).requires_grad_(False)
-    dtype = network.embed.weight.dtype
-    yield FitEpoch(0, None)
-    for epoch in range(1, epochs + 1):
-        perturb = generator(seed, "fit/perturb", epoch, device=data.device)
-        total = torch.zeros((), dtype=torch.float64, device=data.device)
-        for x, y in training_batches(data, batch_size, seed, epoch, stream="fit"):
-            shape = (network.num_blocks, num_samples, len(y), network.d_hidden)
-            noise = torch.randn(shape, generator=perturb, dtype=dtype, device=data.device)
-            loss = scalar_cb_loss(
-                estimator,
-                average,
-                network,
-                x.to(dtype),
-                y,
-                noise=noise,
-                sigma=sigma,
-                temperature=temperature,
-                term_grad_weight=term_grad_weight,
-                s_source=s_source,
-            )
-            _clipped_step(optimizer, estimator, loss)
-            with torch.no_grad():
-                for slow, fast in zip(average.parameters(), estimator.parameters(), strict=True):
-                    slow.lerp_(fast, 1 - ema)
-            total += loss.detach() * len(y)
-        yield FitEpoch(epoch, total.item() / len(data.y_train))
+
+    def loss_of(x: Tensor, y: Tensor, _: torch.Generator, perturb: torch.Generator) -> Tensor:
+        shape = (network.num_blocks, num_samples, len(y), network.d_hidden)
+        return scalar_cb_loss(
+            estimator,
+            average,
+            network,
+            x,
+            y,
+            noise=torch.randn(shape, generator=perturb, dtype=x.dtype, device=x.device),
+            sigma=sigma,
+            temperature=temperature,
+            term_grad_weight=term_grad_weight,
+            s_source=s_source,
+        )
+
+    @torch.no_grad()
+    def update_average() -> None:
+        for slow, fast in zip(average.parameters(), estimator.parameters(), strict=True):
+            slow.lerp_(fast, 1 - ema)
+
+    return _fit(estimator, network, data, loss_of, after_step=update_average, **options)
 
 
 def scalar_cb_loss(
@@ -166,7 +192,7 @@ def scalar_cb_loss(
 
     mean_b (V(h_L, 1, s) - CE)² + (1/L) Σ_l mean_b (V(h_l, t_l, s) - V*_l)²
     + term_grad_weight · mean_b ‖∂V(h_L, 1, s)/∂h_L - δ_L‖²,
-    V*_l = -λ (logsumexp_k(-V_average(h_{l+1} + σ ξ_lk, t_{l+1}, s)/λ) - ln K), no gradient through it.
+    V*_l = -λ (logsumexp_k(-V_average(h_{l+1} + σ ξ_lk, t_{l+1}, s)/λ) - ln K), without a gradient.
 
     x (b, D), y (b,), noise ξ (L, K, b, d); s = e_T or δ_L; λ is ``temperature``.
     """
@@ -189,32 +215,14 @@ def scalar_cb_loss(
 
 
 def fit_state_bridge(
-    estimator: EstimatorNet,
-    network: ResidualMLP,
-    data: ImageData,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float = 1e-3,
-    seed: int,
+    estimator: EstimatorNet, network: ResidualMLP, data: ImageData, **options: Unpack[FitOptions]
 ) -> Iterator[FitEpoch]:
-    """Fit a predictor P of the terminal state in place, by Adam; yields epoch 0, then each finished one.
+    """Fit a predictor P of the terminal state in place by `state_bridge_loss`, without clipping."""
 
-    The batches are those of `training_batches` in the stream "fit". See `state_bridge_loss`.
-    """
-    optimizer = torch.optim.Adam(estimator.parameters(), lr=lr, fused=True)
-    parameters = list(estimator.parameters())
-    dtype = network.embed.weight.dtype
-    yield FitEpoch(0, None)
-    for epoch in range(1, epochs + 1):
-        total = torch.zeros((), dtype=torch.float64, device=data.device)
-        for x, y in training_batches(data, batch_size, seed, epoch, stream="fit"):
-            loss = state_bridge_loss(estimator, network, x.to(dtype), y)
-            optimizer.zero_grad()
-            loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += loss.detach() * len(y)
-        yield FitEpoch(epoch, total.item() / len(data.y_train))
+    def loss_of(x: Tensor, y: Tensor, *_: torch.Generator) -> Tensor:
+        return state_bridge_loss(estimator, network, x, y)
+
+    return _fit(estimator, network, data, loss_of, clip=False, **options)
 
 
 def state_bridge_loss(estimator: EstimatorNet, network: ResidualMLP, x: Tensor, y: Tensor) -> Tensor:
@@ -227,11 +235,3 @@ def state_bridge_loss(estimator: EstimatorNet, network: ResidualMLP, x: Tensor, 
     predicted: Tensor = estimator(h, layer_times(h), error)
     distance: Tensor = (predicted - h_last) / scale
     return distance.square().sum(-1).mean()
-
-
-def _clipped_step(optimizer: torch.optim.Optimizer, estimator: EstimatorNet, loss: Tensor) -> None:
-    parameters = list(estimator.parameters())
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from creditgrid.core.science.network import ResidualMLP
+
 
 def rms(a: Tensor) -> Tensor:
     """sqrt(mean(a², -1)) + 1e-6 over the last dim: (…, d) -> (…). The floor keeps a zero credit from dividing by 0."""
@@ -32,3 +34,15 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def correct(logits: Tensor, y: Tensor) -> Tensor:
     """Whether the largest logit is the label's: logits (…, b, C), y int64 (b,) -> bool (…, b)."""
     return logits.argmax(-1) == y
+
+
+def central_differences(
+    network: ResidualMLP, h: Tensor, y: Tensor, layer: int, directions: Tensor, *, eps: float
+) -> Tensor:
+    """(CE(h + ε v) - CE(h - ε v))/2ε of each sample's loss run forward from layer l = ``layer``: (M, b).
+
+    ``h`` are h_l (b, d), ``directions`` v (M, b, d), ``y`` int64 (b,).
+    """
+    shifted = torch.stack((torch.add(h, directions, alpha=eps), torch.add(h, directions, alpha=-eps)))
+    losses = cross_entropy(network.forward_from_layer(shifted, layer), y)
+    return (losses[0] - losses[1]) / (2 * eps)

@@ -27,7 +27,7 @@ from creditgrid.core.science.credit import credits, layer_times, output_error
 from creditgrid.core.science.credit_sources import CreditSource, credits_on
 from creditgrid.core.science.data import ImageData, normalise
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.metrics import cosine, cross_entropy, unit
+from creditgrid.core.science.metrics import central_differences, cosine, cross_entropy, unit
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.streams import generator
 
@@ -101,9 +101,7 @@ def _slopes(network: ResidualMLP, h: Tensor, y: Tensor, layer: int, v: Tensor) -
     """Central differences of the per-sample loss at h_l (b, d) along v (M, b, d): (M, b)."""
     found = []
     for some in torch.split(v, max(1, CHUNK_BYTES // (2 * h.numel() * h.element_size()))):
-        shifted = torch.stack((torch.add(h, some, alpha=RHO_EPS), torch.add(h, some, alpha=-RHO_EPS)))
-        losses = cross_entropy(network.forward_from_layer(shifted, layer), y)
-        found.append((losses[0] - losses[1]) / (2 * RHO_EPS))
+        found.append(central_differences(network, h, y, layer, some, eps=RHO_EPS))
     return torch.cat(found)
 
 
