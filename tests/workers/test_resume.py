@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.experiments.parameters import TrainParams
 from creditgrid.core.experiments.stage_runs import run_feedback
-from creditgrid.core.experiments.stages import TRAIN, data_task, feedback_task, train_task
+from creditgrid.core.experiments.stages import TRAIN, data_task, feedback_task
 from creditgrid.core.science import training
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.task import Arrays, Inputs, Output, Resources, Saved, Task
@@ -27,9 +28,9 @@ CPU = torch.device("cpu")
 TINY = DatasetRef("tiny", "d" * 64, 90, 60, 5, (3, 8, 8), {"package": "none"})
 LAST = 6
 RULES: list[dict[str, Any]] = [
-    {"rule": "bp", "random_targets": False},
-    {"rule": "dfa", "random_targets": False},
-    {"rule": "dfa", "random_targets": True},
+    {"train_rule": "bp", "random_targets": False},
+    {"train_rule": "dfa", "random_targets": False},
+    {"train_rule": "dfa", "random_targets": True},
 ]
 
 
@@ -76,19 +77,18 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
 
 def checkpoints(epochs: Sequence[int], **changes: Any) -> list[Task]:
     run: dict[str, Any] = {
-        "rule": "bp",
-        "random_targets": False,
+        "dataset": TINY.name,
         "seed": 3,
-        "epochs": LAST,
+        "train_epochs": LAST,
         "num_blocks": 2,
         "d_hidden": 12,
-        "residual_add": True,
         "w2_std": 0.1,
         "batch_size": 20,
         "lr": 3e-3,
         "weight_decay": 0.1,
     }
-    return [train_task(TINY, epoch=epoch, **{**run, **changes}) for epoch in epochs]
+    params = TrainParams(**run | changes)
+    return [params.trained(TINY, epoch) for epoch in epochs]
 
 
 @pytest.fixture

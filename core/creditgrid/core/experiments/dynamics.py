@@ -70,9 +70,7 @@ def cell(params: DynamicsParams, dataset: DatasetRef | None) -> tuple[Task, Sequ
     """
     assert dataset is not None  # the parameter is required, so the plan has resolved it
     parents = {f"epoch_{epoch}": params.trained(dataset, epoch) for epoch in params.logged()}
-    parents["data"] = data_task(dataset)
-    if params.train_rule == "dfa":
-        parents["feedback"] = params.training_feedback(dataset)
+    parents |= {"data": data_task(dataset), **params.training_feedback(dataset)}
     task = MEASURE.task(params.identity(), parents, source={"dataset": dataset.name})
     return task, params.ancestors(dataset, parents)
 

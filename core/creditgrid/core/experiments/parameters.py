@@ -18,14 +18,27 @@ from creditgrid.core.science.imported import CheckpointName
 from creditgrid.core.task import Task, TaskKind
 
 MethodName = Literal["oracle_bp", "vec", "scalar_cb", "dfa", "state_bridge"]
-FITTED = ("vec", "scalar_cb", "state_bridge")
-"""Methods that have an estimator."""
-METHOD_PARAMETERS = (
-    "oracle_reduction", "fit_epochs", "fit_lr", "vec_directions", "vec_eps", "cb_lambda", "cb_samples", "cb_sigma",
-    "cb_ema", "cb_term_grad_weight", "cb_source",
-)  # fmt: skip
-"""Parameters of one method or another: they may differ between methods that are compared."""
 FIT_EPOCHS = {"vec": 60, "scalar_cb": 100, "state_bridge": 100}
+FIT_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "vec": {"vec_directions": "num_directions", "vec_eps": "eps"},
+    "scalar_cb": {
+        "cb_lambda": "temperature",
+        "cb_samples": "num_samples",
+        "cb_sigma": "sigma",
+        "cb_ema": "ema",
+        "cb_term_grad_weight": "term_grad_weight",
+        "cb_source": "s_source",
+    },
+    "state_bridge": {},
+}
+"""For each method with an estimator its own parameters, and what its fit function calls them."""
+METHOD_PARAMETERS = (
+    "oracle_reduction",
+    "fit_epochs",
+    "fit_lr",
+    *(name for names in FIT_OPTIONS.values() for name in names),
+)
+"""Parameters of one method or another: they may differ between methods that are compared."""
 
 
 class TrainParams(Params):
@@ -58,32 +71,24 @@ class TrainParams(Params):
 
     def trained(self, dataset: DatasetRef, epoch: int) -> Task:
         """The checkpoint at ``epoch`` of this training run."""
-        return train_task(
-            dataset,
-            rule=self.train_rule,
-            random_targets=self.random_targets,
-            seed=self.seed,
-            epoch=epoch,
-            epochs=self.train_epochs,
-            num_blocks=self.num_blocks,
-            d_hidden=self.d_hidden,
-            residual_add=self.residual_add,
-            w2_std=self.w2_std,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-        )
+        run = tuple((option, self.__dict__[name]) for name, option in TRAIN_OPTIONS.items())
+        return train_task(dataset, run, epoch, **self.training_feedback(dataset))
+
+    def training_feedback(self, dataset: DatasetRef) -> dict[str, Task]:
+        """The feedback matrices of a training run by dfa, under the role ``feedback``; nothing for bp."""
+        return self.feedback(dataset, self.seed) if self.train_rule == "dfa" else {}
+
+    def feedback(self, dataset: DatasetRef, seed: int) -> dict[str, Task]:
+        """The feedback matrices of this network's shape, under their role."""
+        return {"feedback": feedback_task(dataset, seed=seed, num_blocks=self.num_blocks, d_hidden=self.d_hidden)}
 
     def ancestors(self, dataset: DatasetRef, parents: Mapping[str, Task]) -> tuple[Task, ...]:
-        """All tasks that a cell with these parents stands on, parents before children."""
-        below = [data_task(dataset)]
-        if self.train_rule == "dfa":
-            below.append(self.training_feedback(dataset))
-        return (*below, *parents.values())
+        """All tasks that a cell with these parents depends on, parents before children."""
+        return (data_task(dataset), *self.training_feedback(dataset).values(), *parents.values())
 
-    def training_feedback(self, dataset: DatasetRef) -> Task:
-        """The feedback matrices of a training run by dfa."""
-        return feedback_task(dataset, seed=self.seed, num_blocks=self.num_blocks, d_hidden=self.d_hidden)
+
+TRAIN_OPTIONS = {name: name.removeprefix("train_") for name in TrainParams.model_fields if name != "dataset"}
+"""The parameters of a training run, and what the network and the training call them."""
 
 
 class CreditParams(TrainParams):
@@ -156,15 +161,20 @@ class CreditParams(TrainParams):
         return self.trained(dataset, self.train_epochs if self.checkpoint_epoch is None else self.checkpoint_epoch)
 
     def credit_parents(self, dataset: DatasetRef, checkpoint: Task) -> dict[str, Task]:
-        """What the credit stands on beside the checkpoint, by role: nothing, ``feedback`` or ``estimator``."""
+        """What the credit depends on beside the checkpoint, by role: nothing, ``feedback`` or ``estimator``."""
         if self.method == "dfa":
-            seed, blocks, width = streams_seed(self.__dict__), self.num_blocks, self.d_hidden
-            return {"feedback": feedback_task(dataset, seed=seed, num_blocks=blocks, d_hidden=width)}
-        if self.method in FITTED:
-            options = self._fit_options()
-            residual = self.residual_add
-            return {"estimator": fit_task(dataset, checkpoint, self.method, options, residual_add=residual)}
-        return {}
+            return self.feedback(dataset, streams_seed(self.__dict__))
+        if self.method not in FIT_OPTIONS:
+            return {}
+        options = {
+            "epochs": FIT_EPOCHS[self.method] if self.fit_epochs is None else self.fit_epochs,
+            "batch_size": self.batch_size,
+            "lr": self.fit_lr,
+            "seed": self.seed,
+            **{option: self.__dict__[name] for name, option in FIT_OPTIONS[self.method].items()},
+        }
+        fit = fit_task(dataset, checkpoint, self.method, tuple(options.items()), residual_add=self.residual_add)
+        return {"estimator": fit}
 
     def measured(
         self, kind: TaskKind, dataset: DatasetRef, probe: Task, *, data: bool = True
@@ -181,26 +191,6 @@ class CreditParams(TrainParams):
         group = (checkpoint.key, probe.key, self.residual_add)
         task = kind.task(self.identity(), parents, group=group, source={"dataset": dataset.name})
         return task, self.ancestors(dataset, parents)
-
-    def _fit_options(self) -> tuple[tuple[str, Any], ...]:
-        options: dict[str, Any] = {
-            "epochs": FIT_EPOCHS[self.method] if self.fit_epochs is None else self.fit_epochs,
-            "batch_size": self.batch_size,
-            "lr": self.fit_lr,
-            "seed": self.seed,
-        }
-        if self.method == "vec":
-            options |= {"num_directions": self.vec_directions, "eps": self.vec_eps}
-        elif self.method == "scalar_cb":
-            options |= {
-                "temperature": self.cb_lambda,
-                "num_samples": self.cb_samples,
-                "sigma": self.cb_sigma,
-                "ema": self.cb_ema,
-                "term_grad_weight": self.cb_term_grad_weight,
-                "s_source": self.cb_source,
-            }
-        return tuple(options.items())
 
 
 class StepParams(CreditParams):

@@ -84,9 +84,9 @@ def run_feedback(tasks: Sequence[Task], inputs: Inputs, device: torch.device) ->
 
 
 def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output | Saved]:
-    """Train once for all checkpoints of one run, and keep the parameters at each asked epoch.
+    """Train once for all checkpoints of one run, and keep the parameters at each of their epochs.
 
-    An interrupted run goes on after the last epoch that it saved.
+    An interrupted run continues after the last epoch that it saved.
     """
     from creditgrid.core.science.from_artifacts import feedback_stack, tensors
     from creditgrid.core.science.network import ResidualMLP
@@ -94,38 +94,21 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
     from creditgrid.core.science.training import accuracy_and_loss, resumable, train
 
     first = tasks[0]
-    params = first.params
+    options = {name: value for name, value in first.params.items() if name != "epoch"}
+    shape = {name: options.pop(name) for name in ("d_hidden", "num_blocks", "residual_add", "w2_std")}
     data = _data(first, inputs, device)
     wanted = {task.params["epoch"]: task.key for task in tasks}
     last = max(wanted)
     network = ResidualMLP(
-        data.input_dim,
-        params["d_hidden"],
-        data.num_classes,
-        params["num_blocks"],
-        residual_add=params["residual_add"],
-        w2_std=params["w2_std"],
-        generator=generator(params["seed"], "init"),
+        data.input_dim, num_classes=data.num_classes, **shape, generator=generator(options["seed"], "init")
     ).to(device)
     feedback = None
     if "feedback" in first.parents:
         feedback = feedback_stack(inputs[first.parents["feedback"]], device)
     saved = tensors(inputs[first.group]) if first.group in inputs else None
     if saved is not None and (not resumable(network, saved) or saved["epoch"] > min(wanted)):
-        saved = None  # of another version, or gone past an epoch that is wanted
-    run = train(
-        network,
-        data,
-        rule=params["rule"],
-        epochs=params["epochs"],
-        batch_size=params["batch_size"],
-        lr=params["lr"],
-        weight_decay=params["weight_decay"],
-        seed=params["seed"],
-        feedback=feedback,
-        random_targets=params["random_targets"],
-        resume=saved,
-    )
+        saved = None  # of another version, or past an epoch that is wanted
+    run = train(network, data, **options, feedback=feedback, resume=saved)
     for number, at in enumerate(run):
         if at.epoch in wanted:
             accuracy, loss = accuracy_and_loss(network, data)

@@ -80,44 +80,16 @@ def feedback_task(dataset: DatasetRef, *, seed: int, num_blocks: int, d_hidden: 
 
 
 @lru_cache(_NAMES)
-def train_task(
-    dataset: DatasetRef,
-    *,
-    rule: str,
-    random_targets: bool,
-    seed: int,
-    epoch: int,
-    epochs: int,
-    num_blocks: int,
-    d_hidden: int,
-    residual_add: bool,
-    w2_std: float,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-) -> Task:
+def train_task(dataset: DatasetRef, run: tuple[tuple[str, Any], ...], epoch: int, feedback: Task | None = None) -> Task:
     """The checkpoint at ``epoch`` of one training run; all checkpoints of a run are one group.
 
-    A run by ``dfa`` stands on the feedback matrices of its seed.
+    ``run`` holds the arguments of the network and of its training by name. A run by ``dfa`` needs its ``feedback``.
     """
-    run = {
-        "rule": rule,
-        "random_targets": random_targets,
-        "seed": seed,
-        "epochs": epochs,
-        "num_blocks": num_blocks,
-        "d_hidden": d_hidden,
-        "residual_add": residual_add,
-        "w2_std": w2_std,
-        "batch_size": batch_size,
-        "lr": lr,
-        "weight_decay": weight_decay,
-    }
-    parents = {"dataset": data_task(dataset)}
-    if rule == "dfa":
-        parents["feedback"] = feedback_task(dataset, seed=seed, num_blocks=num_blocks, d_hidden=d_hidden)
-    group = (digest(run), *(parent.key for parent in parents.values()))
-    return TRAIN.task(run | {"epoch": epoch}, parents, group=group)
+    params, parents = dict(run), {"dataset": data_task(dataset)}
+    if feedback is not None:
+        parents["feedback"] = feedback
+    group = (digest(params), *(parent.key for parent in parents.values()))
+    return TRAIN.task(params | {"epoch": epoch}, parents, group=group)
 
 
 @lru_cache(_NAMES)
