@@ -40,9 +40,8 @@ class WeightSpectrumParams(TrainParams):
             yield "checkpoint_epoch", f"{self.checkpoint_epoch} is beyond the end of training ({self.train_epochs})"
 
 
-def cell(params: WeightSpectrumParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
+def cell(params: WeightSpectrumParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
     """The task that measures one cell, and what it stands on: parents before children."""
-    assert dataset is not None  # a required parameter: the plan has resolved it
     checkpoint = params.trained(dataset, params.checkpoint_epoch)  # the very task that other experiments name
     spectrum = SPECTRUM.task({}, {"checkpoint": checkpoint})  # of both matrices: cells over ``matrix`` share it
     task = MEASURE.task(params.identity(), {"spectrum": spectrum}, group=(spectrum.key,))

@@ -118,9 +118,10 @@ class Chart:
 class Experiment:
     """A kind of sweep.
 
-    ``cell`` names the measure task of one grid point, and all tasks that it stands on, parents before children;
-    ``measure.run`` yields one Output with rows for every cell. ``kinds`` are task kinds of its own, beside the shared;
-    ``charts`` are what its rows look like.
+    ``cell(params, dataset)`` names the measure task of one grid point, and all tasks that it depends on, parents before
+    children. Its ``dataset`` is the DatasetRef that the parameter of that name was resolved to; None for an experiment
+    without that parameter. ``measure.run`` yields one Output with rows for every cell. ``kinds`` are the experiment's
+    own task kinds, beside the shared ones. ``charts`` declare what its rows look like.
     """
 
     name: str
@@ -128,7 +129,7 @@ class Experiment:
     params: type[Params]
     columns: Mapping[str, Column]
     measure: TaskKind
-    cell: Callable[[Any, DatasetRef | None], tuple[Task, Sequence[Task]]]
+    cell: Callable[[Any, Any], tuple[Task, Sequence[Task]]]
     summarise: Callable[[Sequence[Row]], Summary]
     kinds: Sequence[TaskKind] = ()
     charts: Sequence[Chart] = ()

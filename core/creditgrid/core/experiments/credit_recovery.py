@@ -48,9 +48,8 @@ class CreditRecoveryParams(CreditParams):
         yield from enough_images(dataset, ("batch_size", 2 + EXTRA_BATCHES, self.batch_size))
 
 
-def cell(params: CreditRecoveryParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
+def cell(params: CreditRecoveryParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and the tasks it stands on."""
-    assert dataset is not None  # the parameter is required, so the plan has resolved it
     probe = probe_task(dataset, batch_size=params.batch_size, seed=streams_seed(params.__dict__))
     return params.measured(MEASURE, dataset, probe)
 

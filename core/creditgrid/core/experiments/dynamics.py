@@ -63,12 +63,11 @@ class DynamicsParams(TrainParams):
         return [*regular, self.train_epochs]
 
 
-def cell(params: DynamicsParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
+def cell(params: DynamicsParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
     """The measure task of one training run; its checkpoints at the logged epochs have the roles epoch_0, ….
 
     All of them are one call, and serve whatever else asks for a checkpoint of that run.
     """
-    assert dataset is not None  # the parameter is required, so the plan has resolved it
     parents = {f"epoch_{epoch}": params.trained(dataset, epoch) for epoch in params.logged()}
     parents |= {"data": data_task(dataset), **params.training_feedback(dataset)}
     task = MEASURE.task(params.identity(), parents, source={"dataset": dataset.name})

@@ -58,9 +58,8 @@ COLUMNS: Mapping[str, Column] = {
 }
 
 
-def cell(params: LinesearchParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
+def cell(params: LinesearchParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and the tasks it stands on."""
-    assert dataset is not None  # the parameter is required, so the plan has resolved it
     # The step's batch is the one that "same" is measured on, so the probe's batches are as large as the step's.
     probe = probe_task(dataset, batch_size=params.step_images, seed=streams_seed(params.__dict__))
     return params.measured(MEASURE, dataset, probe, data=False)

@@ -73,9 +73,8 @@ def _extra(params: SnapshotTimeParams) -> int:
     return max(EXTRA_BATCHES, params.extra_batches)
 
 
-def cell(params: SnapshotTimeParams, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
+def cell(params: SnapshotTimeParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and the tasks it stands on."""
-    assert dataset is not None  # the parameter is required, so the plan has resolved it
     probe = probe_task(
         dataset,
         batch_size=params.batch_size,
