@@ -21,6 +21,8 @@ for name in {ROOTS!r}:
     print(importlib.import_module("creditgrid." + name).__path__[0])
 from creditgrid.core.experiments.registry import registry
 print(*sorted(registry().experiments))
+from creditgrid.service.ledger.ledger import Ledger
+Ledger("sqlite:///ledger.sqlite").close()
 """
 
 
