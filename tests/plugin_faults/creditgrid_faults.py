@@ -47,6 +47,7 @@ def run(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Progress
                     time.sleep(0.1)
                     yield Progress(0, 1, "asleep")
             case "hog":
+                time.sleep(2)  # for its neighbours to start
                 taken = [torch.ones(STEP // 4) for _ in range(amount * 2**30 // STEP)]
                 time.sleep(20 + len(taken))
             case "array":

@@ -8,6 +8,7 @@ end another's: while code that takes memory holds the interpreter, no thread of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -96,8 +97,10 @@ class MemoryWatch(threading.Thread):
             f"out of memory: its process {largest} held {size / 2**30:.1f} GiB, the most of all calls there, when "
             f"{now.used / 2**30:.1f} of the {now.total / 2**30:.1f} GiB of its machine were in use",
         )
-        if not end_process(largest, title):
-            self._tell(largest, None)  # another worker was faster, or it went on to another call meanwhile
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # A process without a title has ended: another worker was faster, and the line is right.
+            if not end_process(largest, title) and title_of(psutil.Process(largest)):
+                self._tell(largest, None)  # it runs another call by now
 
     def _sizes(self) -> dict[tuple[int, str], int]:
         """Bytes of each call's own memory by process and title, shared objects left out; empty while one is ending."""
