@@ -14,7 +14,7 @@ from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Call, Failed, Finished, Message, Runner, Started
 
 START_S = 180.0
-SOON_S = 60.0
+SOON_S = 120.0
 """For everything that takes well under a second on an idle machine; CI's cores are busy."""
 
 
