@@ -80,7 +80,7 @@ UNFIT = {
     ),
     "a_kind_of_another": (
         'EXPERIMENT = changed(measure=kind("linesearch"))',
-        "the task kind 'linesearch' is taken: an experiment measures by a kind of its own",
+        "the task kind 'linesearch' is taken: an experiment measures with its own kind",
     ),
     "a_number": ("EXPERIMENT = 42", "creditgrid_a_number:EXPERIMENT of package creditgrid-a-number is a int"),
     "a_word_lost": ("", "AttributeError when creditgrid_a_word_lost:EXPERIMENT was imported"),

@@ -1,4 +1,4 @@
-"""A toy experiment for tests of specs, and documents to write for it."""
+"""A toy experiment for tests of specs, and strategies for its documents."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def steps_of(where: str) -> list[str]:
 
 
 def resolves(where: str, document: Any) -> bool:
-    """Whether the pointer leads somewhere, or to a key that is missing from an object that is there."""
+    """Whether the pointer leads to a value, or to a key that is missing from an existing object."""
     value = document
     for number, step in enumerate(steps := steps_of(where)):
         if isinstance(value, dict) and step in value:

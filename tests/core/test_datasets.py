@@ -81,7 +81,7 @@ def test_public_sets(
 
 
 def test_fingerprints_are_golden_and_distinct(directory: Path) -> None:
-    """They are in every key: one that changes by accident would throw every cached result away."""
+    """Every key depends on them: a change by accident would discard every cached result."""
     golden = {
         "cifar10": "fae1ff2f90deac09834aaeb79a49cede47d6efe641357e0f3021b9e420da471d",
         "digits": "da0581422b4f90931f2d9177ffba799fd0cc9009e980af8e68ff67e31f897a4b",
@@ -96,14 +96,14 @@ def test_fingerprints_are_golden_and_distinct(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "meant"), [("cifer10", "cifar10"), ("MNIST", "mnist"), ("fashionmnist", "fashion_mnist")]
 )
-def test_an_unknown_name_says_what_was_perhaps_meant_and_what_is_accepted(name: str, meant: str) -> None:
+def test_an_unknown_name_gets_a_suggestion_and_the_accepted_names(name: str, meant: str) -> None:
     message = _refused(name)
     assert message.startswith(f"unknown dataset {name!r}; did you mean {meant!r}?")
     assert ACCEPTED in message
 
 
 @pytest.mark.parametrize("name", ["imagenet21k-winter", ""])
-def test_an_unknown_name_like_no_other(name: str) -> None:
+def test_an_unknown_name_like_no_other_gets_no_suggestion(name: str) -> None:
     assert _refused(name).startswith(f"unknown dataset {name!r}. {ACCEPTED}")
 
 
@@ -122,7 +122,7 @@ def test_a_directory_of_parquet_tables(directory: Path, prefix: str) -> None:
     assert str(directory) not in ref.fingerprint
 
 
-def test_the_fingerprint_follows_the_content_and_not_the_place(directory: Path, tmp_path_factory: Any) -> None:
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(directory: Path, tmp_path_factory: Any) -> None:
     fingerprint = resolve(str(directory)).fingerprint
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for name in ("train.parquet", "test.parquet"):
@@ -149,7 +149,7 @@ def test_a_change_of_a_file_is_seen_at_once_and_planning_again_is_quick(cifar_or
 
 @pytest.fixture
 def cifar_or(request: pytest.FixtureRequest, directory: Path) -> Path:
-    """The real CIFAR-10 where there is one, else the little set."""
+    """The real CIFAR-10 if it is installed; the small set otherwise."""
     try:
         found: Path = request.getfixturevalue("cifar_dir")
     except pytest.skip.Exception:
@@ -294,7 +294,7 @@ def test_a_page_that_does_not_match_its_checksum(directory: Path) -> None:
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_still_a_good_table(directory: Path, data: st.DataObject) -> None:
-    """Nothing but DatasetError comes out, whatever bytes are overwritten or cut off."""
+    """Only DatasetError is raised, whatever bytes are overwritten or cut off."""
     path = directory / "train.parquet"
     good = path.read_bytes()
     content = bytearray(good)
@@ -312,7 +312,7 @@ def test_a_damaged_file_is_refused_or_still_a_good_table(directory: Path, data: 
         path.write_bytes(good)
 
 
-def test_planning_imports_neither_torch_nor_anything_to_decode_with(directory: Path) -> None:
+def test_planning_imports_neither_torch_nor_a_decoder(directory: Path) -> None:
     script = f"""
 import sys
 from creditgrid.core.datasets import resolve

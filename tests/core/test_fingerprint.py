@@ -1,4 +1,4 @@
-"""Canonical JSON and keys: one text for equal values, and nothing that JSON cannot fix exactly."""
+"""Canonical JSON and keys: equal values have one text, and a value without an exact text is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Colour(enum.StrEnum):
 
 
 def shuffled(value: Any, rng: random.Random) -> Any:
-    """An equal value whose objects were filled in another order."""
+    """An equal value with the keys of its objects in another order."""
     if isinstance(value, dict):
         items = [(name, shuffled(item, rng)) for name, item in value.items()]
         rng.shuffle(items)
@@ -38,7 +38,7 @@ def shuffled(value: Any, rng: random.Random) -> Any:
 
 
 def by_hand(value: Any) -> str:
-    """Canonical JSON once more, in the plainest way."""
+    """A second, plainer implementation of canonical JSON."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -72,13 +72,13 @@ def test_the_digest_is_sha256_of_the_text(value: Any) -> None:
     assert digest(value) == hashlib.sha256(by_hand(value).encode()).hexdigest()
 
 
-def test_types_that_print_alike_are_told_apart() -> None:
+def test_types_that_print_alike_have_different_texts() -> None:
     values = [1, 1.0, True, "1", None, "null", [1], [[1]], {"1": 1}, 0.0, -0.0, False, "", []]
     assert len({digest(value) for value in values}) == len(values)
 
 
 @given(VALUES, st.sampled_from([float("nan"), float("inf"), float("-inf")]), st.randoms(use_true_random=False))
-def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(value: Any, bad: float, rng: random.Random) -> None:
+def test_a_number_that_is_not_finite_is_refused_anywhere(value: Any, bad: float, rng: random.Random) -> None:
     for holder in (bad, [value, bad], {"a": value, "b": bad}, {"a": [{"b": [bad]}]}, (value, (bad,))):
         with pytest.raises(ValueError, match="cannot be part of an identity"):
             canonical_json(holder)
@@ -103,6 +103,6 @@ def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(value: Any, b
         [1, [object()]],
     ],
 )
-def test_what_json_cannot_fix_exactly_is_refused(value: Any) -> None:
+def test_a_value_without_an_exact_text_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="cannot be part of an identity"):
         canonical_json(value)

@@ -1,4 +1,4 @@
-"""Plans: every key computed once, parents first, and nothing that is there already."""
+"""Plans: every missing key is computed once, parents first, and nothing that exists is computed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_second_plan_of_it_finds_everything_cached() -> None:
     assert [cell.planned.task.key for cell in again] == [cell.planned.task.key for cell in cells]
 
 
-def test_rows_that_are_there_need_no_checkpoint() -> None:
+def test_rows_that_exist_need_no_checkpoint() -> None:
     cells, _, _ = plan_of(LINESEARCH, ISSUE_GRID)
     done = {cell.planned.task.key for cell in cells}
     _, below, plan = plan_of(LINESEARCH, ISSUE_GRID, lambda tasks: {t.key: Known.DONE for t in tasks if t.key in done})
@@ -117,7 +117,7 @@ def test_one_dataset_under_two_names_is_one_set_of_cells() -> None:
     assert [cell.index for cell in plan.cells()] == [0]
 
 
-# -- plans of a small made-up experiment, against what a plan must be ----------------------------------------------
+# -- plans of a toy experiment against the definition of a plan ------------------------------------------------------
 
 
 def run(tasks: Any, inputs: Any, device: Any) -> Any:
@@ -185,8 +185,8 @@ def test_every_missing_key_is_in_exactly_one_call_and_nothing_else_is(
     assert len(set(keys)) == len(keys)
     assert sorted(asked) == sorted(keys)  # each looked up once
 
-    # What is wanted, from the bottom up: a cell that has no result, and a stage that something wanted stands on, also
-    # where somebody else is at that: what it stands on may have failed since.
+    # Needed, from the bottom up: a cell without a result, and every stage that a needed task depends on. That holds
+    # also where another sweep computes the task: its parents may have failed meanwhile.
     tasks = {item.task.key: item.task for item in placed}
     undone = {key for key in keys if known[key] is not Known.DONE}
     wanted_keys = {cell.planned.task.key for cell in cells} & undone
@@ -214,7 +214,7 @@ def test_every_missing_key_is_in_exactly_one_call_and_nothing_else_is(
         assert call.size == len(computed) <= limits[call.kind]
         parents = {key for task in computed for key in task.parents.values()}
         assert call.waits_for == {key for key in parents if known[key] is not Known.DONE}
-    # No more calls than groups need.
+    # No more calls than the groups need.
     groups = Counter((tasks[key].kind, tasks[key].group) for key in new)
     assert len(plan.calls) == sum(-(-n // limits[kind]) for (kind, _), n in groups.items())
 
@@ -234,7 +234,7 @@ def test_only_some_cells_can_be_planned(indices: list[int], values: list[int]) -
     assert sum(call.size for call in plan.calls) == len(some)
 
 
-def test_lookups_come_in_pieces() -> None:
+def test_keys_are_looked_up_in_chunks() -> None:
     sizes: list[int] = []
 
     def lookup(tasks: Sequence[Task]) -> dict[str, Known]:
@@ -274,7 +274,7 @@ def test_an_experiment_without_images_asks_for_no_dataset() -> None:
     assert resolve_datasets(grid, lambda name: pytest.fail("asked")) == {}
 
 
-def test_every_dataset_that_cannot_be_used_is_pointed_at() -> None:
+def test_every_unusable_dataset_gets_a_pointer() -> None:
     def resolve(name: str) -> DatasetRef:
         raise DatasetError(f"no {name} here")
 

@@ -1,4 +1,4 @@
-"""Rows: typed columns for every parameter, and numbers that are not finite marked as such."""
+"""Rows: every parameter is a typed column, and numbers that are not finite are marked."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_line_searchs_columns_have_their_types() -> None:
         assert found.field(name).type == kind
 
 
-def test_a_row_becomes_a_line_of_the_table_with_nulls_for_what_it_lacks() -> None:
+def test_a_row_has_nulls_for_the_columns_it_lacks() -> None:
     at = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
     row = {"whole": 2**62, "real": 0.1, "word": "u", "flag": None, "loss": 1, "layer": 3, "started_at": at}
     made = table(WIDE, [row, {}])
@@ -79,14 +79,14 @@ BAD = [math.nan, math.inf, -math.inf, np.float32("nan"), np.float64("inf"), np.f
 
 @pytest.mark.parametrize("bad", BAD, ids=[f"{type(bad).__name__} {bad}" for bad in BAD])
 @pytest.mark.parametrize("column", ["loss", "layer"])
-def test_a_measured_number_that_is_not_finite_is_null_and_says_so(bad: Any, column: str) -> None:
+def test_a_measured_number_that_is_not_finite_is_null_and_marked(bad: Any, column: str) -> None:
     (row,) = table(WIDE, [{"whole": 1, column: bad}]).to_pylist()
     assert row[column] is None
     assert row["diverged"] is True
 
 
 @given(st.lists(st.floats() | st.none(), min_size=1, max_size=20))
-def test_diverged_says_exactly_whether_a_number_was_lost(losses: list[float | None]) -> None:
+def test_diverged_is_true_exactly_when_a_number_became_null(losses: list[float | None]) -> None:
     made = table(WIDE, [{"loss": loss} for loss in losses]).to_pylist()
     for loss, row in zip(losses, made, strict=True):
         lost = loss is not None and not math.isfinite(loss)
@@ -94,7 +94,7 @@ def test_diverged_says_exactly_whether_a_number_was_lost(losses: list[float | No
         assert row["loss"] == (None if lost else loss)
 
 
-def test_the_callers_row_is_left_as_it_is() -> None:
+def test_the_callers_row_is_not_changed() -> None:
     row = {"loss": math.nan}
     assert finite(row, WIDE.columns) == {"loss": None, "diverged": True}
     assert list(row) == ["loss"]

@@ -30,7 +30,7 @@ def test_the_t_quantile_against_scipy(degrees: int, level: float) -> None:
     assert t_quantile(degrees, level) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-9)
 
 
-def test_one_value_says_nothing_of_the_spread() -> None:
+def test_one_value_has_no_spread() -> None:
     assert mean_std_ci([1.5]) == (1, 1.5, None, None)
 
 

@@ -1,4 +1,4 @@
-"""Keys say what is computed: kind, version, parameters, parents; never where, and never with whom."""
+"""Keys name what is computed (kind, version, parameters, parents), never where, and never with which other tasks."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_the_key_is_the_digest_of_the_payload() -> None:
 
 
 @given(PARAMS, PARAMS)
-def test_keys_are_equal_just_when_parameters_are(left: dict[str, Any], right: dict[str, Any]) -> None:
+def test_keys_are_equal_exactly_when_parameters_are(left: dict[str, Any], right: dict[str, Any]) -> None:
     same = json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
     assert (KIND.task(left).key == KIND.task(right).key) == same
     backwards = dict(reversed(left.items()))
     assert KIND.task(backwards).key == KIND.task(left).key
 
 
-def test_everything_that_counts_changes_the_key() -> None:
+def test_everything_in_the_identity_changes_the_key() -> None:
     parent, other = KIND.task({"p": 1}), KIND.task({"p": 2})
     tasks = [
         KIND.task({"a": 1}),
@@ -59,7 +59,7 @@ def test_everything_that_counts_changes_the_key() -> None:
     assert len({task.key for task in tasks}) == len(tasks)
 
 
-def test_what_does_not_count_leaves_the_key_alone() -> None:
+def test_nothing_outside_the_identity_changes_the_key() -> None:
     plain = KIND.task({"a": 1})
     for task in (
         KIND.task({"a": 1}, source={"path": "/somewhere"}),
@@ -83,7 +83,7 @@ def test_without_a_group_a_task_is_alone() -> None:
     assert KIND.task({"a": 1}).group != KIND.task({"a": 2}).group
 
 
-def test_a_task_travels_by_pickle() -> None:
+def test_a_task_can_be_pickled() -> None:
     task = KIND.task({"a": 1}, {"x": KIND.task({})}, group=("g",), source={"path": "/p"})
     back = pickle.loads(pickle.dumps(task))
     assert back == task
@@ -91,6 +91,6 @@ def test_a_task_travels_by_pickle() -> None:
     assert (back.group, back.source) == (task.group, task.source)
 
 
-def test_a_parameter_that_json_cannot_fix_names_no_task() -> None:
+def test_a_parameter_without_an_exact_text_is_refused() -> None:
     with pytest.raises(ValueError, match="identity"):
         KIND.task({"a": float("nan")})

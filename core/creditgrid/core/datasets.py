@@ -1,9 +1,9 @@
 """Which datasets a sweep may name, and what identifies them.
 
-A dataset is one of a few public sets by name, or a directory of Parquet image tables by absolute path. Planning needs
-only what is here: a fingerprint, counts and where to load from. It reads a Parquet table once from end to end, so that
-a missing, damaged or mislabelled one is refused before anything runs, but it decodes no image and imports no torch.
-The fingerprint says *what* the data are and never where they lie: a table copied elsewhere keeps its results.
+A dataset is a public set by name, or a directory of Parquet image tables by absolute path. Planning needs its
+fingerprint, its counts and where to load it from. Planning reads each Parquet table once from end to end, so that a
+missing, damaged or mislabelled table is refused before anything runs; it decodes no image and imports no torch. The
+fingerprint identifies the content and never the path: results stay valid when a table is copied elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from creditgrid.core.errors import DatasetError, did_you_mean
 
 SPLITS = ("train", "test")
-# Goes up when the same bytes would be loaded differently: other pixels, order, labels or statistics.
+# Raise it when the same bytes would be loaded differently: other pixels, order, labels or statistics.
 LOADER_VERSION = 1
 MAX_CLASSES = 65_536
 
@@ -32,15 +32,15 @@ _PARQUET = "the absolute path of a directory with train*.parquet and test*.parqu
 
 @dataclass(frozen=True)
 class DatasetRef:
-    """A dataset as a plan knows it; `source` is what a worker loads it from and is no part of its identity."""
+    """A dataset as a plan knows it; `source` is where a worker loads it from, and is not part of its identity."""
 
     name: str
     fingerprint: str  # 64 hexadecimal digits
     num_train: int
     num_test: int
     num_classes: int | None
-    image_shape: tuple[int, int, int] | None  # (C, H, W), where it is known without decoding an image
-    source: Mapping[str, str] = field(compare=False)  # (and so no part of equality or hash)
+    image_shape: tuple[int, int, int] | None  # (C, H, W); None if only decoding an image would show it
+    source: Mapping[str, str] = field(compare=False)  # not part of equality or hash either
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ PUBLIC_SETS = {
 
 
 def resolve(dataset: str) -> DatasetRef:
-    """The dataset called `dataset`: a public set's name, or a directory's absolute path with or without `parquet:`.
+    """The dataset of this name: a public set's name, or a directory's absolute path with or without `parquet:`.
 
-    Raises DatasetError when there is no such set, or a table is missing, damaged or not one of labelled images.
+    Raises:
+        DatasetError: for an unknown name, and for a table that is missing, damaged or not of labelled images.
     """
     if dataset in PUBLIC_SETS:
         return _public(dataset)
@@ -84,7 +85,7 @@ def _public(name: str) -> DatasetRef:
     if public.package == "torchvision":
         root = os.environ.get("CREDITGRID_DATASETS") or "~/.cache/creditgrid/datasets"
         source["root"] = str(Path(root).expanduser().absolute())
-    # The content needs no hashing: torchvision verifies its files by MD5, and scikit-learn ships the digits.
+    # The name identifies the content: torchvision verifies its files by MD5, and scikit-learn ships the digits.
     fingerprint = hashlib.sha256(f"creditgrid public image set\0{name}\0{LOADER_VERSION}".encode()).hexdigest()
     return DatasetRef(
         name, fingerprint, public.num_train, public.num_test, public.num_classes, public.image_shape, source
@@ -101,7 +102,8 @@ def _parquet(name: str, path: str) -> DatasetRef:
 def parquet_files(directory: str | Path) -> dict[str, list[Path]]:
     """The files of "train" and "test" in name order, such as `train.parquet` or all of `train-00000-of-00002.parquet` …
 
-    Raises DatasetError where the directory cannot be read, a split has no file, or a sharded split is not whole.
+    Raises:
+        DatasetError: for a directory that cannot be read, a split without a file, and an incomplete set of shards.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(directory))
@@ -142,7 +144,9 @@ def labelled_images(path: Path) -> Iterator[tuple[int, list[bytes], list[int]]]:
     """Batches of one Parquet file in row order: (number of the first row, encoded images, labels).
 
     Every row of a batch has been checked: JPEG or PNG bytes by their signature, and a label from 0 to 65,535.
-    Raises DatasetError, naming the file and the row (from 0), where the file or a row of it is anything else.
+
+    Raises:
+        DatasetError: naming the file, and the row (from 0) that is not so.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -153,7 +157,7 @@ def labelled_images(path: Path) -> Iterator[tuple[int, list[bytes], list[int]]]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             image, label = _columns(path, file.schema_arrow)
             for batch in file.iter_batches(1024, columns=[f"{image}.bytes", label]):
-                # Plain Python from here on: handed a number to compare with, pyarrow goes and imports pandas.
+                # Plain Python from here: pyarrow imports pandas when it compares a column with a number.
                 images = pc.struct_field(batch.column(image), "bytes").to_pylist()
                 labels = batch.column(label).to_pylist()
                 for offset, pair in enumerate(zip(images, labels, strict=True)):
@@ -193,7 +197,7 @@ def _is_image_column(column: Any) -> bool:
 
 
 def _fault(image: bytes | None, label: int | None) -> str | None:
-    """What is wrong with a row, if anything is."""
+    """What is wrong with a row; None if nothing is."""
     if image is None:
         return "the image is null; expected JPEG or PNG bytes"
     if not image:
@@ -235,7 +239,7 @@ def _signed(split: str, path: Path) -> _File:
 
 @lru_cache(maxsize=64)
 def _inspect(files: tuple[_File, ...]) -> _Found:
-    """Reads every file to its end. Sizes and modification times are in the cache's key: a changed file is read anew."""
+    """Read every file to its end. The cache's key has sizes and modification times: a changed file is read again."""
     rows, largest = dict.fromkeys(SPLITS, 0), 0
     for file in files:
         for _, images, labels in labelled_images(file.path):

@@ -7,12 +7,12 @@ CreditGridError
 │   ├── ArtifactMissing
 │   └── ArtifactCorrupt
 ├── CheckpointError  a file is not the state dict of a residual MLP
-├── TaskError        a task cannot be computed from what it was given
+├── TaskError        a task cannot be computed from its inputs
 ├── PluginError      an experiment cannot be used, or its own code raised
 ├── QueryError       a SQL query is refused, fails, or takes too long
 ├── NotFoundError    no such sweep, cell, artifact or experiment
-├── ConflictError    the request does not fit the state that things are in
-├── BusyError        the service has as much to do of this as it takes on
+├── ConflictError    the request does not fit the present state
+├── BusyError        the service has too many requests of this kind; try again later
 └── RunnerError      the cluster cannot be reached or started
 
 Every message says what was wrong, where, and what to do.
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 
 class CreditGridError(Exception):
-    """Base of all errors raised on purpose; ``str(error)`` is fit for a person to read."""
+    """Base of all errors raised on purpose; ``str(error)`` is written for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,15 @@ class ArtifactMissing(ArtifactError):
 
 
 class ArtifactCorrupt(ArtifactError):
-    """What is stored under this key is not what was written."""
+    """The data stored under this key differ from what was written."""
 
 
 class CheckpointError(CreditGridError):
-    """What should become a checkpoint is not the state dict of a residual MLP."""
+    """A file is not the state dict of a residual MLP."""
 
 
 class TaskError(CreditGridError):
-    """A task cannot be computed from what it was given."""
+    """A task cannot be computed from its inputs."""
 
 
 class PluginError(CreditGridError):
@@ -82,11 +82,11 @@ class NotFoundError(CreditGridError):
 
 
 class ConflictError(CreditGridError):
-    """The request does not fit the state that things are in."""
+    """The request does not fit the present state."""
 
 
 class BusyError(CreditGridError):
-    """The service has as much to do of this as it takes on; a later try may succeed."""
+    """The service has too many requests of this kind; a later try may succeed."""
 
 
 class RunnerError(CreditGridError):

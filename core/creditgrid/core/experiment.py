@@ -1,8 +1,8 @@
-"""What an experiment is: parameters, tasks, columns, summary, verdict, declared in one file.
+"""An experiment: parameters, tasks, columns, summary and charts, declared in one file.
 
-A package registers one by an entry point in the group ``creditgrid.experiments`` and gets planning, caching, retries,
-results, summary, CLI and API for nothing. The file that declares it must import no torch at module level: plans are
-made on machines that have none.
+A package registers an experiment by an entry point in the group ``creditgrid.experiments``. Planning, caching, retries,
+results, summary, CLI and API then work for it. Its file must not import torch at module level: plans are also made on
+machines without torch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Params(BaseModel):
     """Base of an experiment's parameters: every field may be fixed, an axis, or left at its default.
 
     Fields are validated strictly (no strings for numbers) and unknown names are refused. A field that names a dataset
-    must be called ``dataset``: it is resolved to its content before tasks are named.
+    must be called ``dataset``: the dataset is resolved before tasks are named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @classmethod
     def of_valid(cls, values: dict[str, Any]) -> Self:
-        """The parameters with these values, every one of which has been validated alone; a cell costs a microsecond."""
+        """The parameters with these values, each already validated alone; this takes a microsecond a cell."""
         params = cls.__new__(cls)
         for name, value in (
             ("__dict__", values),
@@ -41,9 +41,9 @@ class Params(BaseModel):
         return params
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:  # noqa: ARG002
-        """Values that are fine alone and make no sense together, as (field to blame, what is wrong).
+        """Values that are valid alone and make no sense together, as (field to blame, what is wrong).
 
-        ``dataset`` is what the field of that name was resolved to, or None where the experiment has none.
+        ``dataset`` is the resolved dataset; None if the experiment has none, or before datasets are resolved.
         """
         return ()
 
@@ -61,7 +61,7 @@ class Column:
 
 @pydantic_dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the numbers say: a word or two, a sentence, and the numbers it rests on. ``warning`` asks for attention."""
+    """A conclusion: a word or two, a sentence, and the numbers that support it. ``warning`` asks for attention."""
 
     name: str
     text: str
@@ -84,11 +84,11 @@ Row: TypeAlias = Mapping[str, Any]
 
 @pydantic_dataclass(frozen=True, slots=True)
 class Axis:
-    """What a chart shows along one direction, titled with its unit: a column of the rows, or several.
+    """What a chart shows along one direction: one column of the rows, or several, and a title with the unit.
 
-    Several columns of a measure have panels of their own on one scale. Several along x are told together, as in
-    "target_shift, kappa = 0.1"; but a line stands at the first of them that is not null. ``symlog`` is a log scale on
-    both sides of 0, and linear near it.
+    Several columns of a measure have a panel each, on one scale. Several columns along x are one label, as in
+    "target_shift, kappa = 0.1"; a line takes the first of them that is not null. ``symlog`` is a log scale on both
+    sides of 0, and linear near 0.
     """
 
     columns: Sequence[str]
@@ -98,12 +98,12 @@ class Axis:
 
 @pydantic_dataclass(frozen=True, slots=True)
 class Chart:
-    """A picture of a sweep's rows, declared so that whoever has the rows can draw it.
+    """A picture of a sweep's rows, declared so that the client can draw it from the rows alone.
 
-    Every column of every measure has panels of its own. A ``line`` or ``bar`` is the mean over the seeds with its 95 %
-    interval, one line or one bar of a group for each value of ``series``; a ``heatmap`` has ``series`` upwards and the
-    mean as colour. Whatever else varies in the sweep has panels of its own too. A column that is the same on all rows
-    of a cell, such as a mean over its layers, counts once.
+    Every column of every measure has its own panels, and so has every other parameter that varies in the sweep. A
+    ``line`` or ``bar`` is the mean over the seeds with its 95 % interval: one line, or one bar of a group, for each
+    value of ``series``. A ``heatmap`` shows ``series`` upwards and the mean as colour. A column that is the same on all
+    rows of a cell, such as a mean over its layers, counts once.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Identity: the one place where a key is made.
+"""Identity: the only place where keys are made.
 
 A key says *what* is computed and never where: it is the SHA-256 of the canonical JSON of (kind, kind version,
-parameters, parents' keys). Anything that JSON cannot fix exactly raises instead of falling back to ``str``.
+parameters, parents' keys). A value without one exact JSON text is an error; nothing falls back to ``str``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _EXACT = frozenset((str, int, bool, type(None)))
 
 
 def _check(value: Any) -> None:
-    # Exact types: a subclass (numpy.float64, an enum) may print differently from one release to the next.
+    # Exact types: a subclass (numpy.float64, an enum) may print differently in the next release.
     kind = type(value)
     if kind in _EXACT:
         return
@@ -47,7 +47,7 @@ def _check(value: Any) -> None:
             if type(name) is not str:
                 raise TypeError(f"the object key {name!r} {_REFUSED}")
         for item in value.values():
-            if type(item) not in _EXACT:  # most are: a grid of a million cells comes through here
+            if type(item) not in _EXACT:  # most are exact, and a grid of a million cells is hashed here
                 _check(item)
     elif kind is list or kind is tuple:
         for item in value:

@@ -1,9 +1,9 @@
-"""The plan: a grid's cells as measure tasks, and the shared tasks they stand on, each once.
+"""The plan: a grid's cells as measure tasks, and the shared tasks they depend on, each once.
 
-Planning streams: a cell is named, looked up and handed on, so a plan of a million cells takes the memory of its keys
-and distinct stages. What has been computed before is ``done``; what another open sweep is computing is ``shared``; only
-what is ``new`` is put into calls. A stage is needed only while something missing stands on it, so a grid whose rows are
-all there runs nothing even if its checkpoints are gone.
+Planning streams: a cell is named, looked up and yielded, so a plan of a million cells takes the memory of its keys and
+distinct stages. A task that was computed before is ``done``; one that another open sweep computes is ``shared``; only
+``new`` tasks are put into calls. A stage is needed only if a missing task depends on it: a grid whose rows all exist
+runs nothing, even if its checkpoints are gone.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ LOOKUP_CHUNK = 1000
 class Known(enum.Enum):
     """What is known of a key before a sweep is planned."""
 
-    DONE = "done"  # its artifact or rows are there
+    DONE = "done"  # its artifact or rows exist
     SHARED = "shared"  # an open sweep is computing it
-    FAILED = "failed"  # it was tried and ended without a result
-    GONE = "gone"  # it was made once, and its artifact is no longer there
-    ABSENT = "absent"  # never asked for
+    FAILED = "failed"  # it finished without a result
+    GONE = "gone"  # it was computed once, and its artifact no longer exists
+    ABSENT = "absent"  # no sweep has requested it
 
 
 class Fate(enum.StrEnum):
@@ -41,7 +41,7 @@ class Fate(enum.StrEnum):
     CACHED = "cached"
     SHARED = "shared"
     NEW = "new"
-    UNNEEDED = "unneeded"  # missing, and nothing that is missing stands on it
+    UNNEEDED = "unneeded"  # missing, and no missing task depends on it
 
 
 Lookup: TypeAlias = Callable[[Sequence[Task]], Mapping[str, Known]]
@@ -49,7 +49,7 @@ Lookup: TypeAlias = Callable[[Sequence[Task]], Mapping[str, Known]]
 
 @dataclass(frozen=True, slots=True)
 class PlannedTask:
-    """A task, what becomes of it, and the call (numbered within the plan) that computes it if it is new."""
+    """A task, its fate, and the call (numbered within the plan) that computes it if it is new."""
 
     task: Task
     fate: Fate
@@ -68,7 +68,7 @@ class PlannedCell:
 
 @dataclass(slots=True)
 class PlannedCall:
-    """One call: the kind of its tasks and the keys they wait for (those that are not done)."""
+    """One call: the kind of its tasks, and the keys of the parents they wait for (those that are not done)."""
 
     number: int
     kind: str
@@ -83,7 +83,7 @@ class Plan:
         grid: the validated spec.
         kinds: every task kind by name.
         datasets: the datasets that the grid names, resolved.
-        lookup: what is known of keys; asked once a distinct task.
+        lookup: what is known of tasks; asked once for each distinct task.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Plan:
         self._ancestors: dict[str, Task] = {}
         self._known: dict[str, Known] = {}
         self._demanded: set[str] = set()  # direct parents of new cells
-        self._open: dict[tuple[str, str], PlannedCall] = {}  # the call that still takes tasks of a group
+        self._open: dict[tuple[str, str], PlannedCall] = {}  # by kind and group: the call that has room for more tasks
         self.calls: list[PlannedCall] = []
 
     def cells(self, only: Container[int] | None = None, besides: Iterable[str] = ()) -> Iterator[PlannedCell]:
-        """Every cell once, or those with an index in ``only``; none whose key is in ``besides``.
+        """Every cell once, or those with an index in ``only``; without cells whose key is in ``besides``.
 
         Raises:
             SpecError: for cells whose values make no sense together.
@@ -114,7 +114,7 @@ class Plan:
             known = self._look_up([task for _, _, task, _ in named])
             for index, params, task, _ in named:
                 packed = bytes.fromhex(task.key)
-                if packed in seen:  # two spellings of one cell; its key stands for both
+                if packed in seen:  # two spellings of one cell have one key
                     continue
                 seen.add(packed)
                 yield PlannedCell(index, params, self._place(task, known[task.key]))
@@ -123,7 +123,7 @@ class Plan:
         """Every distinct task below the cells, parents before children.
 
         Raises:
-            SpecError: when something missing stands on an artifact that is brought in from outside and is not there.
+            SpecError: when a missing task depends on an artifact that must be imported and does not exist.
         """
         needed: set[str] = set()
         for task in reversed(self._ancestors.values()):
@@ -151,13 +151,13 @@ class Plan:
             raise PluginError(f"{experiment.name}: cell() raised {type(error).__name__}: {error}") from error
 
     def _refuse_absent(self, needed: Container[str]) -> None:
-        """Raise SpecError for stages that are needed, that nothing computes, and that are not there."""
+        """Raise SpecError for needed stages that nothing computes and that do not exist."""
         faults: dict[str, Fault] = {}
         for task in self._ancestors.values():
             missing = task.key in needed and self._known[task.key] is not Known.DONE
             if not missing or self._kinds[task.kind].run is not None:
                 continue
-            (name,) = task.params.values()  # what an imported artifact goes by, in the parameter called as its kind
+            (name,) = task.params.values()  # the name of the imported artifact: its only parameter
             detail = f"there is no {task.kind} {name}: import it first (creditgrid import-{task.kind} FILE)"
             fault = Fault(detail, self._grid.pointer_to(task.kind, name))
             faults.setdefault(fault.pointer, fault)
@@ -172,7 +172,7 @@ class Plan:
         if known is Known.DONE:
             return PlannedTask(task, Fate.CACHED, known, None)
         if known is Known.SHARED:
-            self._demanded.update(task.parents.values())  # one of them may have failed since
+            self._demanded.update(task.parents.values())  # one of them may have failed meanwhile
             return PlannedTask(task, Fate.SHARED, known, None)
         kind = self._kinds[task.kind]
         call = self._open.get((task.kind, task.group))
@@ -189,7 +189,7 @@ class Plan:
 
 
 def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[str, DatasetRef]:
-    """Every dataset that the grid names, looked at once.
+    """Every dataset that the grid names, each resolved once.
 
     Raises:
         SpecError: pointing at each name that is unknown, missing or corrupt.

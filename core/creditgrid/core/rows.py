@@ -1,7 +1,7 @@
-"""Rows of the results table: their columns, their types, and what becomes of numbers that are not finite.
+"""Rows of the results table: their columns, their types, and how numbers that are not finite are stored.
 
 A row is one cell's result: the cell's key, every parameter as a typed column, the measured columns, and provenance.
-A measured float that is NaN or infinite is stored as null with ``diverged`` true, so that it can never win "best".
+A measured float that is NaN or infinite is stored as null with ``diverged`` true, so that it is never the best value.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> pa.Table
     whole = [name for name, column in experiment.columns.items() if column.type == "int64"]
     try:
         shaped = [finite(row, experiment.columns) for row in rows]
-        for name in whole:  # Arrow would cut the fraction off
+        for name in whole:  # Arrow would drop the fraction
             if any(isinstance(row.get(name), float) and not row[name].is_integer() for row in shaped):
                 raise ValueError(f"a row of {experiment.name} has a fraction in the whole-number column {name}")
         return pa.Table.from_pylist(shaped, schema=wanted)
@@ -87,11 +87,11 @@ def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> pa.Table
 def finite(row: Mapping[str, Any], measured: Iterable[str]) -> dict[str, Any]:
     """The row with each non-finite measured float as None, and ``diverged`` saying whether there was one."""
     out = dict(row)
-    # numbers.Real: numpy's float32 is no float.
-    lost = [name for name in measured if isinstance(out.get(name), numbers.Real) and not math.isfinite(out[name])]
-    for name in lost:
+    # numbers.Real: numpy's float32 is not a float.
+    nonfinite = [name for name in measured if isinstance(out.get(name), numbers.Real) and not math.isfinite(out[name])]
+    for name in nonfinite:
         out[name] = None
-    out["diverged"] = bool(lost)
+    out["diverged"] = bool(nonfinite)
     return out
 
 

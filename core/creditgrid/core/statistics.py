@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class SeedStatistics(NamedTuple):
-    """``std`` and ``ci95`` (the half-width) are None for fewer than two values: one seed says nothing of the spread."""
+    """``std`` and ``ci95`` (the half-width) are None for fewer than two values: one seed does not show the spread."""
 
     n: int
     mean: float
@@ -31,12 +31,12 @@ def mean_std_ci(values: Sequence[float]) -> SeedStatistics:
     return SeedStatistics(n, mean, std, t_quantile(n - 1) * std / math.sqrt(n))
 
 
-# Written out because a light client, which has no SciPy, tells intervals too; the tests hold it against SciPy's.
+# Written out because the light client computes intervals without SciPy; the tests compare it with SciPy's.
 def t_quantile(degrees: int, level: float = 0.95) -> float:
     """The t with P(|T| ≤ t) = ``level`` for Student's T with ``degrees`` ≥ 1 degrees of freedom.
 
-    P is a finite sum in θ = atan(t/√ν) for whole ν (Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and
-    26.7.4) and grows with θ, so bisection finds θ to the last digit.
+    For whole ν, P is a finite sum in θ = atan(t/√ν) (Abramowitz & Stegun, Handbook of Mathematical Functions, formulas
+    26.7.3 and 26.7.4). It grows with θ, so bisection finds θ to the last digit.
     """
     low, high = 0.0, math.pi / 2
     while low < (middle := (low + high) / 2) < high:
@@ -53,7 +53,7 @@ def _within(theta: float, degrees: int) -> float:
     odd = degrees % 2
     term = cosine if odd else 1.0
     total = 0.0
-    for k in range(2 + odd, degrees + 1, 2):  # each term is the one before times cos² θ · (k − 1)/k
+    for k in range(2 + odd, degrees + 1, 2):  # each term is the previous one times cos² θ · (k − 1)/k
         total += term
         term *= cosine * cosine * (k - 1) / k
     return 2 / math.pi * (theta + sine * total) if odd else sine * total

@@ -1,8 +1,8 @@
 """Tasks: units of execution, each with a key.
 
-A *kind* says how tasks are computed; a *task* says what. Tasks with the same group share inputs and shapes and are
-computed together by one call of their kind's ``run``; each still has a key, an artifact or rows, and a state of its
-own. ``run`` is a plain generator function that knows nothing of caching, retries or machines::
+A *kind* says how tasks are computed; a *task* says what. Tasks of one group share inputs and shapes, and one call of
+their kind's ``run`` computes them together. Each still has its own key, artifact or rows, and state. ``run`` is a plain
+generator function that knows nothing of caching, retries or machines::
 
     def run(tasks, inputs, device):
         for task in tasks:
@@ -10,7 +10,7 @@ own. ``run`` is a plain generator function that knows nothing of caching, retrie
             yield Output(task.key, arrays={"embed.weight": ...})      # an artifact, or
             yield Output(task.key, rows=[{"delta_loss_same": ...}])   # rows of the results table
 
-A long run may also yield ``Saved``: another attempt at the group then finds those arrays as ``inputs[group]``.
+A long run may also yield ``Saved``: the next attempt at the group then finds those arrays as ``inputs[group]``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 Arrays: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
 Inputs: TypeAlias = "Mapping[str, Arrays]"
-"""Artifacts of the parents by key, and by the group's key what an interrupted attempt saved; maybe read-only views."""
+"""Artifacts of the parents by key, and by the group's key the saved state of an earlier attempt; may be read-only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a call has come: ``done`` of ``total`` steps, in words for a person."""
+    """How far a call is: ``done`` of ``total`` steps, and a ``note`` for a person."""
 
     done: int
     total: int
@@ -42,7 +42,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one task made: tensors to keep as its artifact, or rows of the results table; ``info`` joins the tensors."""
+    """The output of one task: tensors for its artifact, with ``info`` about them, or rows of the results table."""
 
     key: str
     arrays: Arrays | None = None
@@ -52,14 +52,14 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Where a long run stands, for another attempt to go on from; ``state`` copies it, when it is time to keep it."""
+    """The state from which another attempt can continue a long run; ``state()`` copies it, when it is to be kept."""
 
     state: Callable[[], Arrays]
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one call asks of the cluster. GPUs may be fractions; without a GPU in the cluster they are ignored."""
+    """What one call needs of the cluster. GPUs may be fractions; a cluster without GPUs ignores them."""
 
     cpu: float = 1.0
     gpu: float = 0.0
@@ -69,8 +69,8 @@ class Resources:
 class Task:
     """One unit of execution.
 
-    ``params`` and the parents' keys are its identity. ``group`` names the tasks that one call may compute together;
-    ``source`` says where a worker finds foreign data and is no part of the identity.
+    ``params`` and the parents' keys are its identity. ``group`` names the tasks that one call may compute together.
+    ``source`` names the dataset or where to load it from; it is not part of the identity.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Task:
         return hash(self.key)
 
     def payload(self) -> dict[str, Any]:
-        """The hashed payload: what ``key`` is the SHA-256 of."""
+        """The hashed payload: ``key`` is its SHA-256."""
         return identity(self.kind, self.version, self.params, self.parents)
 
 
@@ -96,7 +96,7 @@ Run: TypeAlias = "Callable[[Sequence[Task], Inputs, torch.device], Iterator[Prog
 
 
 def identity(kind: str, version: int, params: Mapping[str, Any], parents: Mapping[str, str]) -> dict[str, Any]:
-    """The payload that a key is made of."""
+    """The payload that a key is the hash of."""
     return {"kind": kind, "version": version, "params": dict(params), "parents": dict(parents)}
 
 
@@ -109,9 +109,9 @@ def _group(kind: str, version: int, group: tuple[str | int, ...]) -> str:
 class TaskKind:
     """How tasks of one kind are computed.
 
-    ``version`` goes up when equal parameters begin to mean another result. ``max_group`` bounds the tasks in one call.
-    A kind without a ``run`` is never computed: its artifacts are brought in from outside. A call that takes longer than
-    ``timeout_s`` seconds is stopped and tried again, as after a lost worker; a spec's ``timeout_s`` comes before it.
+    Raise ``version`` when equal parameters give another result than before. ``max_group`` bounds the tasks in one call.
+    A kind without a ``run`` is never computed: its artifacts are imported. A call that takes longer than ``timeout_s``
+    seconds is stopped and retried, as after a lost worker; a spec's ``timeout_s`` takes precedence.
     """
 
     name: str
@@ -129,7 +129,7 @@ class TaskKind:
         group: tuple[str | int, ...] | None = None,
         source: Mapping[str, str] | None = None,
     ) -> Task:
-        """The task of this kind with these parameters; tasks with an equal ``group`` may share a call, no others."""
+        """The task of this kind with these parameters. Only tasks with an equal ``group`` may share a call."""
         keys = {role: parent.key for role, parent in (parents or {}).items()}
         key = digest(identity(self.name, self.version, params, keys))
         return Task(

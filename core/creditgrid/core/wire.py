@@ -1,4 +1,4 @@
-"""What goes over HTTP: the one set of models that service, client and command line share."""
+"""The models that go over HTTP, shared by service, client and command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Wire(BaseModel):
-    """Base of the models; unknown fields of a newer service are ignored by an older client."""
+    """Base of the models. An older client ignores unknown fields of a newer service."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,21 +38,21 @@ class Problem(Wire):
 
 
 class Page(Wire, Generic[Item]):
-    """One page of a list; ``next`` is an opaque cursor for the following one, null at the end."""
+    """One page of a list; ``next`` is an opaque cursor for the next page, null at the end."""
 
     items: list[Item]
     next: str | None = None
 
 
 class Condition(Wire):
-    """Something to know about a sweep beside its state."""
+    """Something to know about a sweep in addition to its state."""
 
     type: str
     message: str
 
 
 class Activity(Wire):
-    """A call that is running."""
+    """A running call: ``done`` of ``total`` steps."""
 
     call: int
     kind: str
@@ -63,7 +63,7 @@ class Activity(Wire):
 
 
 class SweepView(Wire):
-    """A sweep and where it stands; ``counts`` are cells by state and add up to ``cells``."""
+    """A sweep and its progress; ``counts`` are cells by state and add up to ``cells``."""
 
     id: str
     name: str
@@ -72,27 +72,27 @@ class SweepView(Wire):
     priority: int
     cells: int
     counts: dict[State, int]
-    tasks: dict[str, dict[State, int]] = Field(default={}, description="The stages below the cells, by kind and state.")
+    tasks: dict[str, dict[State, int]] = Field(default={}, description="Stages below the cells, by kind and state.")
     created_at: datetime
     finished_at: datetime | None = None
-    paused: bool = Field(False, description="No call of it is begun until it is resumed; what runs, ends.")
+    paused: bool = Field(False, description="No new call starts until the sweep is resumed; running calls finish.")
     remaining_s: float | None = Field(
-        None, description="Seconds left, from the measured durations; null while unknown."
+        None, description="Seconds left, estimated from measured durations; null while unknown."
     )
     conditions: list[Condition] = []
     active: list[Activity] = []
-    spec: dict[str, Any] | None = Field(None, description="The spec as it was submitted; left out of lists.")
+    spec: dict[str, Any] | None = Field(None, description="The spec with its extensions; left out of lists.")
 
 
 class CellView(Wire):
-    """One cell: its parameters, its key, and the artifacts its rows stand on, by role."""
+    """One cell: its parameters, its key, and the keys of the artifacts its rows depend on, by role."""
 
     index: int
     key: str
     state: State
     params: dict[str, Any]
     parents: dict[str, str]
-    diverged: bool = Field(False, description="A measured number is not finite; it is stored as null.")
+    diverged: bool = Field(False, description="A measured number is not finite, and is stored as null.")
     error: str | None = Field(None, description="Why there is no result, in one line.")
 
 
@@ -111,23 +111,23 @@ class TaskView(Wire):
 
 
 class FailureView(Wire):
-    """Failures with one cause."""
+    """Failures with the same cause."""
 
     cause: str
     kind: str
     count: int = Field(
-        description="Tasks or cells that failed of this cause; those it made skip are counted beside it."
+        description="Tasks or cells that failed for this cause; `skipped` counts those that could not run after it."
     )
     skipped: int
     traceback: str
     attempt: int
     host: str | None
     key: str = Field(description="One of the failed tasks.")
-    command: str = Field(description="Computes that task on this machine, and shows what it raises.")
+    command: str = Field(description="Computes that task on this machine and shows the error.")
 
 
 class TaskDocument(Wire):
-    """All that a machine needs to compute one task (a stage or a cell), given the artifacts of its parents."""
+    """What a machine needs to compute one task (a stage or a cell), besides the artifacts of its parents."""
 
     key: str
     kind: str
@@ -136,11 +136,11 @@ class TaskDocument(Wire):
     parents: dict[str, str]
     group: str
     source: dict[str, str]
-    cpu: float = Field(1.0, description="As many threads as its call is given, which has a part in the last digits.")
+    cpu: float = Field(1.0, description="The number of threads of its call, which affects the last digits.")
 
 
 class Extension(Wire):
-    """More cells for a sweep: values for axes that it has, and further included cells."""
+    """More cells for a sweep: values for its axes, and further included cells."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     axes: dict[str, Any] = Field(default={}, description="New values by axis: a list, or a generator as in a spec.")
@@ -148,29 +148,29 @@ class Extension(Wire):
 
 
 class RetentionRequest(Wire):
-    """Which artifacts may go: those unused for ``older_than_s``, and beyond ``max_bytes`` the longest unused."""
+    """Which artifacts to remove: those unused for ``older_than_s``, then the longest unused beyond ``max_bytes``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    older_than_s: float | None = Field(None, ge=0, description="Remove what nothing has used for so many seconds.")
+    older_than_s: float | None = Field(None, ge=0, description="Remove artifacts unused for this many seconds.")
     max_bytes: int | None = Field(None, ge=0, description="Then remove the longest unused until the rest fits.")
-    dry_run: bool = Field(False, description="Remove nothing, and tell what would be.")
+    dry_run: bool = Field(False, description="Remove nothing, and report what would be removed.")
 
 
 class RetentionView(Wire):
-    """What a retention run removed, or would remove, and what stays."""
+    """What a retention run removed, or would remove, and what it kept."""
 
     dry_run: bool
     removed: int
     removed_bytes: int
     kept: int
     kept_bytes: int
-    in_use: int = Field(description="Of those kept, how many an open sweep needs.")
-    leftovers: int = Field(description="Files of interrupted writes and of calls that are over.")
+    in_use: int = Field(description="How many of the kept artifacts an open sweep needs.")
+    leftovers: int = Field(description="Files of interrupted writes and of finished calls.")
     leftover_bytes: int
 
 
 class EventView(Wire):
-    """One event of a sweep; ids are durable and grow."""
+    """One event of a sweep; ids are durable and increase."""
 
     id: int
     sweep: str
@@ -184,7 +184,7 @@ TERMINAL_EVENT = "sweep.finished"
 
 
 class PlanKind(Wire):
-    """What a plan does with the tasks of one kind; ``calls`` compute the new ones."""
+    """What a plan does with the tasks of one kind; ``calls`` counts the calls for the new ones."""
 
     total: int
     cached: int
@@ -197,7 +197,7 @@ class PlanKind(Wire):
 
 
 class Miss(Wire):
-    """Why tasks of a kind will be computed."""
+    """Why tasks of one kind will be computed."""
 
     kind: str
     reason: str
@@ -214,7 +214,7 @@ class PlanView(Wire):
     tasks: dict[str, PlanKind]
     groups: int = Field(description="Calls that measure cells.")
     misses: list[Miss]
-    estimated_seconds: float | None = Field(None, description="From past durations on one worker; null while unknown.")
+    estimated_seconds: float | None = Field(None, description="From past durations, on one worker; null while unknown.")
     estimated_bytes: int | None = Field(None, description="New artifacts, from past sizes; null while unknown.")
 
 
@@ -242,7 +242,7 @@ class ExperimentView(Wire):
 
 
 class CheckpointView(Wire):
-    """An imported checkpoint: the ``name`` by which a spec calls for it, and the ``key`` of its artifact."""
+    """An imported checkpoint: the ``name`` to use in a spec, and the ``key`` of its artifact."""
 
     name: str
     key: str
@@ -265,7 +265,7 @@ MEDIA_TYPES: dict[str, str] = {
     "csv": "text/csv",
     "json": "application/json",
 }
-"""Formats of results, in order of preference, with the media type that asks for each."""
+"""Formats of results, in order of preference, with the media type of each."""
 MAX_SPEC_BYTES = 4 * 2**20
 """A larger spec is refused unread."""
 MAX_CHECKPOINT_BYTES = 2**30

@@ -188,7 +188,7 @@ class Control:
             try:
                 _, grid, plan = self._planner.prepare(document, *earlier)
                 self._refuse_misfit(grid)
-                first = sum(sum(1 for _ in form.cells()) for form in grid.before)
+                first = sum(sum(1 for _ in form.cells()) for form in grid.earlier)
                 with self._ledger.write() as connection:
                     if _sweep(connection, sweep).state == State.CANCELLED:
                         raise _cancelled(sweep)  # meanwhile

@@ -1,4 +1,4 @@
-"""The registry: experiments are found by entry point, and one that is unfit costs itself alone."""
+"""The registry: experiments are found by entry point, and an invalid one does not affect the others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def experiment(name: str, params: type[Params] = GoodParams, **changes: Any) -> 
 
 
 class Point:
-    """An entry point of a package called after it."""
+    """An entry point of a package with the same name."""
 
     def __init__(self, name: str, load: Callable[[], Any], package: str | None = None) -> None:
         self.name, self.value, self.load = name, f"{name}_package:EXPERIMENT", load
@@ -64,7 +64,7 @@ def test_this_installation_has_the_line_search_and_the_plugin_of_the_tests() -> 
     assert set(known.kinds_of(known.experiments["noop"])) == {*(kind.name for kind in STAGES), "noop", "noop_base"}
 
 
-def test_one_that_is_fit_is_found_with_its_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_experiment_is_found_with_its_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = TaskKind("own_stage", 1, run)
     one = experiment("one", kinds=(stage,))
     known = found(monkeypatch, Point("one", lambda: one))
@@ -117,8 +117,8 @@ UNFIT = [
     (lambda: experiment("good_by_another_name"), "registers 'bad' and declares 'good_by_another_name'"),
     (lambda: experiment("bad", UpperParams), "'X' is not lower_case_with_underscores"),
     (lambda: experiment("bad", columns={"a b": SCORE}), "'a b' is not lower_case_with_underscores"),
-    (lambda: experiment("bad", HostParams), "'host' is taken by every experiment's provenance"),
-    (lambda: experiment("bad", columns={"diverged": SCORE}), "'diverged' is taken by every experiment's provenance"),
+    (lambda: experiment("bad", HostParams), "'host' is reserved for the provenance of rows"),
+    (lambda: experiment("bad", columns={"diverged": SCORE}), "'diverged' is reserved for the provenance of rows"),
     (lambda: experiment("bad", columns={"x": SCORE}), "x is both a parameter and a measured column"),
     (lambda: experiment("bad", ListParams), "list[int] cannot be a column"),
     (lambda: experiment("bad", UnionParams), "cannot be a column"),
@@ -138,7 +138,7 @@ UNFIT = [
 
 
 @pytest.mark.parametrize(("load", "complaint"), UNFIT, ids=[complaint for _, complaint in UNFIT])
-def test_one_that_is_unfit_costs_itself_alone(
+def test_an_invalid_experiment_does_not_affect_the_others(
     monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any], complaint: str
 ) -> None:
     first, last = experiment("a"), experiment("z", columns={"other": SCORE})
@@ -169,15 +169,15 @@ THIEVES = [
 
 
 @pytest.mark.parametrize("load", THIEVES, ids=["column", "measure", "stage"])
-def test_no_package_takes_from_what_is_shipped(monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any]) -> None:
-    """However early in the alphabet its experiment is."""
+def test_no_package_replaces_a_shipped_column_or_kind(monkeypatch: pytest.MonkeyPatch, load: Callable[[], Any]) -> None:
+    """Not even with an experiment that comes first in the alphabet."""
     shipped = experiment("shipped")
     known = found(monkeypatch, Point("a", load), Point("shipped", lambda: shipped, "creditgrid"))
     assert known.experiments == {"shipped": shipped}
     assert "package a-package: " in known.broken["a"]
 
 
-def test_no_package_takes_a_name_that_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_package_replaces_a_shipped_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     shipped, other = experiment("same"), experiment("same", measure=TaskKind("other", 1, run))
     points = Point("same", lambda: other, "a-package"), Point("same", lambda: shipped, "creditgrid")
     known = found(monkeypatch, *points)
@@ -191,7 +191,7 @@ def test_one_package_may_share_a_stage_between_its_experiments(monkeypatch: pyte
     assert found(monkeypatch, Point("one", lambda: one), Point("two", lambda: two)).broken == {}
 
 
-def test_an_unknown_name_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_is_refused_with_the_known_names(monkeypatch: pytest.MonkeyPatch) -> None:
     known = found(monkeypatch, Point("linesearch", lambda: experiment("linesearch")))
     with pytest.raises(SpecError) as caught:
         known.experiment("linesaerch")

@@ -69,7 +69,7 @@ def test_range_of_fractions_stops_before_its_end(start: float, stop: float, step
             expand({"range": [start, stop, step]})
 
 
-def test_a_list_is_taken_as_it_is_written() -> None:
+def test_a_list_is_kept_as_written() -> None:
     values = ["a", 1, None, 0.5]
     assert expand(values) == values
 
@@ -105,6 +105,6 @@ def test_a_list_is_taken_as_it_is_written() -> None:
         ([0] * (MAX_AXIS_VALUES + 1), "1,000,001 values are more than the 1,000,000"),
     ],
 )
-def test_what_is_no_axis_is_refused_in_words(axis: Any, complaint: str) -> None:
+def test_invalid_axes_are_refused(axis: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         expand(axis)

@@ -1,4 +1,4 @@
-"""Pointers lead back to where they were made for."""
+"""A pointer leads to the value whose path it was made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from creditgrid.core.spec.faults import pointer
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))
-def test_pointers_escape_what_stands_in_keys(parts: list[str]) -> None:
+def test_pointers_escape_keys(parts: list[str]) -> None:
     nested: Any = "here"
     for part in reversed(parts):
         nested = {part: nested}

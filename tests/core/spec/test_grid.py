@@ -1,4 +1,4 @@
-"""Expansion of specs against the plainest possible one, and cells whose values make no sense together."""
+"""Expansion of specs against a second, plainer implementation, and cells whose values make no sense together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from creditgrid.core.experiment import Params
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
 
-# -- a second implementation, in the plainest way ------------------------------------------------------------------
+# -- a second, plainer implementation --------------------------------------------------------------------------------
 
 
 def by_hand(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(documents())
-def test_expansion_is_the_plain_one(document: dict[str, Any]) -> None:
+def test_expansion_equals_the_plain_one(document: dict[str, Any]) -> None:
     wanted = by_hand(document)
     if wanted:
         assert cells(document) == wanted
@@ -148,7 +148,7 @@ def test_a_zipped_axis_may_repeat_a_value_as_long_as_the_points_differ() -> None
     found = cells({"axes": {"a": [1, 2, 3], "b": [0.5, 0.5, 1.0]}, "zip": [["a", "b"]]})
     assert [(values["a"], values["b"]) for values in found] == [(1, 0.5), (2, 0.5), (3, 1.0)]
     repeated = {"axes": {"a": [1, 2, 1], "b": [0.5, 0.5, 0.5]}, "zip": [["a", "b"]]}
-    assert "stands twice" in faults(repeated)["/axes/a/2"]
+    assert "occurs twice" in faults(repeated)["/axes/a/2"]
 
 
 def test_a_spec_without_axes_is_one_cell_and_includes_alone_are_those_cells() -> None:
@@ -165,14 +165,14 @@ def test_equal_values_are_one_cell() -> None:
     assert cells({"fixed": {"a": 1, "b": 2}}) == cells({"fixed": {"a": 1, "b": 2.0}})
     (zero,) = cells({"fixed": {"a": 1, "b": -0.0}})
     assert json.dumps(zero["b"]) == "0.0"
-    assert "stands twice" in faults({"fixed": {"a": 1}, "axes": {"b": [0.0, -0.0]}})["/axes/b/1"]
+    assert "occurs twice" in faults({"fixed": {"a": 1}, "axes": {"b": [0.0, -0.0]}})["/axes/b/1"]
 
 
 # -- values that make no sense together ----------------------------------------------------------------------------
 
 
 class SizedParams(Params):
-    """A batch that one dataset may fill and another not."""
+    """A batch that is too large for some datasets."""
 
     dataset: str = "small"
     batch: int = 1
@@ -182,7 +182,7 @@ class SizedParams(Params):
             yield "batch", f"{dataset.name} holds {dataset.num_train}"
 
 
-def test_a_cell_is_held_against_its_own_dataset_where_that_is_known() -> None:
+def test_a_cell_is_checked_against_its_own_dataset_once_that_is_resolved() -> None:
     experiment = replace(TOY, params=SizedParams)
     document = {"name": "n", "experiment": "toy", "axes": {"dataset": ["small", "large"], "batch": [1, 5, 50]}}
     sized = validate(parse(document), experiment, ["toy"])
@@ -190,7 +190,7 @@ def test_a_cell_is_held_against_its_own_dataset_where_that_is_known() -> None:
     datasets = {name: DatasetRef(name, "d" * 64, n, 1, 2, None, {}) for name, n in (("small", 4), ("large", 10))}
     with pytest.raises(SpecError) as caught:
         list(sized.cells(datasets))
-    # One fault a place: what is too much for the small one comes first.
+    # One fault for each pointer: the small dataset comes first.
     assert {fault.pointer: fault.detail for fault in caught.value.faults} == {
         "/axes/batch/1": "small holds 4",
         "/axes/batch/2": "small holds 4",

@@ -1,4 +1,4 @@
-"""Documents that are no spec are refused before any experiment is asked."""
+"""Documents that are not a spec are refused, whatever the experiment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from creditgrid.core.spec.model import parse
 
 
 @pytest.mark.parametrize("document", [None, [], "spec", 3, [{"name": "n"}]])
-def test_what_is_no_object_is_no_spec(document: Any) -> None:
+def test_a_spec_is_an_object(document: Any) -> None:
     with pytest.raises(SpecError, match="a sweep spec is an object"):
         parse(document)
 
@@ -25,7 +25,7 @@ def test_missing_keys_are_named() -> None:
 
 
 @given(JSON)
-def test_anything_at_all_is_a_spec_or_a_spec_error(document: Any) -> None:
+def test_any_document_gives_a_spec_or_a_spec_error(document: Any) -> None:
     refused: list[Fault] = []
     try:
         parse(document)

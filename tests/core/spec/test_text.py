@@ -1,4 +1,4 @@
-"""YAML and JSON text of specs: what is read, and what is refused where."""
+"""YAML and JSON text of specs: what is read, and what is refused with which place."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def refusal(data: bytes) -> str:
         ("|\n  one\n  two\n", "one\ntwo\n"),
     ],
 )
-def test_plain_words_follow_yaml_1_2(text: str, value: object) -> None:
+def test_unquoted_words_follow_yaml_1_2(text: str, value: object) -> None:
     read = parse_text(f"key: {text}\n".encode()) if text != "-" else {"key": parse_text(b"key:\n- \n")["key"][0]}
     assert read == {"key": value}
     assert type(read["key"]) is type(value)
 
 
-def test_nan_passes() -> None:
+def test_parse_text_accepts_nan() -> None:
     assert math.isnan(parse_text(b"eta: .nan")["eta"])
     assert math.isnan(parse_text(b'{"eta": NaN}')["eta"])
 
@@ -195,5 +195,5 @@ def test_length_is_bounded() -> None:
 
 @given(st.binary(max_size=200) | st.text("{}[]:,-?&*!|>'\"%@#\n\t aA0.e~<=").map(str.encode))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
-    with contextlib.suppress(SpecError):  # any other exception is a fault of ours
+    with contextlib.suppress(SpecError):  # any other exception is a bug
         parse_text(data)

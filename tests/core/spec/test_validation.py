@@ -1,4 +1,4 @@
-"""What is refused, where, and in which words."""
+"""Faults of specs: their pointers and messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from creditgrid.core.spec.model import MAX_CELLS, MAX_RULES
         ({"fixed": {"a": 1}, "axes": {"a": [1]}}, "/axes/a", "both fixed and an axis"),
         ({"axes": {"a": []}}, "/axes/a", "empty"),
         ({"axes": {"a": 3}}, "/axes/a", "a list of values or a generator"),
-        ({"axes": {"a": [1, 2, 1]}}, "/axes/a/2", "1 stands twice on the axis (also at 0)"),
+        ({"axes": {"a": [1, 2, 1]}}, "/axes/a/2", "1 occurs twice on the axis (also at 0)"),
         ({"axes": {"a": [1, "2"]}}, "/axes/a/1", "valid integer; got '2'"),
         ({"axes": {"a": [1, True]}}, "/axes/a/1", "valid integer; got True"),
         ({"axes": {"a": [1, 2.0]}}, "/axes/a/1", "valid integer; got 2.0"),
@@ -86,7 +86,7 @@ from creditgrid.core.spec.model import MAX_CELLS, MAX_RULES
         ),
     ],
 )
-def test_each_fault_is_named_with_its_place(document: dict[str, Any], where: str, complaint: str) -> None:
+def test_each_fault_has_its_pointer_and_message(document: dict[str, Any], where: str, complaint: str) -> None:
     found = faults(document)
     assert where in found, found
     assert complaint in found[where]
@@ -107,7 +107,7 @@ def test_zipped_axes_count_once_towards_the_limit() -> None:
 def test_faults_are_bounded_and_the_rest_counted() -> None:
     found = faults({"axes": {"a": ["x"] * 10_000}})
     assert len(found) == MAX_FAULTS + 1
-    assert found[""] == "and 1 more"  # an axis is given up once there are too many
+    assert found[""] == "and 1 more"  # the rest of an axis with many faults is not checked
     conflicts = {"axes": {"a": [1], "d": [True], "c": ["w"]}, "include": [{"a": n, "d": True} for n in range(40)]}
     assert len(faults(conflicts)) <= MAX_FAULTS + 1
 
@@ -142,7 +142,7 @@ def test_the_full_document_is_valid() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda path: "/".join(map(str, path)))
-def test_no_number_that_is_not_finite_is_taken_anywhere(path: tuple[Any, ...], bad: float) -> None:
+def test_no_number_that_is_not_finite_is_accepted_anywhere(path: tuple[Any, ...], bad: float) -> None:
     document = replaced(FULL, path, bad)
     with pytest.raises(SpecError) as caught:
         list(grid(document).cells())
@@ -150,7 +150,7 @@ def test_no_number_that_is_not_finite_is_taken_anywhere(path: tuple[Any, ...], b
 
 
 @given(st.sampled_from([path for path in places(FULL) if path]), JSON)
-def test_any_other_value_anywhere_is_taken_or_refused_with_its_place(path: tuple[Any, ...], value: Any) -> None:
+def test_any_other_value_anywhere_is_accepted_or_refused_with_its_pointer(path: tuple[Any, ...], value: Any) -> None:
     document = replaced(FULL, path, value)
     made: list[str] = []
     refused: list[Fault] = []

@@ -1,7 +1,7 @@
-"""Every experiment and task kind that this installation knows, found by entry point.
+"""Every experiment and task kind of this installation, found by entry point.
 
-An experiment that cannot be used (its package raises at import, or what it declares is unfit) costs itself alone:
-the others load, and asking for it says what is wrong with it.
+An experiment that cannot be used (its package raises at import, or its declaration is invalid) does not affect the
+others. They load; a request for the broken one gets an error that says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from creditgrid.core.task import TaskKind
 
 ENTRY_POINTS = "creditgrid.experiments"
 OWN = "creditgrid"
-"""The package whose experiments come first: what another package takes of theirs is that package's fault."""
+"""The package whose experiments are loaded first: a package that uses one of their names is the broken one."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """What was found: experiments by name, task kinds by name, and for what could not be used the reason."""
+    """Experiments by name, task kinds by name, and by name why a broken experiment cannot be used."""
 
     experiments: dict[str, Experiment]
     kinds: dict[str, TaskKind]
@@ -70,7 +70,7 @@ def _add(found: Registry, point: EntryPoint) -> None:
     package = _package(point)
     try:
         experiment = point.load()
-    except (Exception, SystemExit) as error:  # a plugin may raise anything; it is named and the rest goes on
+    except (Exception, SystemExit) as error:  # a plugin may raise anything; the error names it, and the others load
         raise PluginError(
             f"package {package} raised {type(error).__name__} when {point.value} was imported: {error}"
         ) from error
@@ -87,12 +87,12 @@ def _add(found: Registry, point: EntryPoint) -> None:
 
 
 def _unfit(experiment: Experiment, found: Registry) -> str | None:
-    """What keeps the experiment from being used beside the others, if anything does."""
+    """Why the experiment cannot be used beside the others; None if it can."""
     if not issubclass(experiment.params, Params):
         return f"{experiment.params.__name__} is not a Params"
     decorators = experiment.params.__pydantic_decorators__
     if decorators.field_validators or decorators.validators or decorators.model_validators:
-        return f"{experiment.params.__name__} has validators, which single values do not pass through: use conflicts()"
+        return f"{experiment.params.__name__} has validators, which are not run for single values: use conflicts()"
     return _unfit_columns(experiment, found) or _unfit_kinds(experiment, found) or _unfit_charts(experiment)
 
 
@@ -102,14 +102,14 @@ def _unfit_columns(experiment: Experiment, found: Registry) -> str | None:
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
             return f"the column {name!r} is not lower_case_with_underscores"
         if name in RESERVED:
-            return f"the column {name!r} is taken by every experiment's provenance"
+            return f"the column {name!r} is reserved for the provenance of rows"
     if twice := sorted(fields & set(experiment.columns)):
         return f"{', '.join(twice)} is both a parameter and a measured column"
     try:
         types = columns(experiment)
     except TypeError as error:
         return str(error)
-    for other in found.experiments.values():  # one table holds the rows of all, and a column has one type
+    for other in found.experiments.values():  # one table holds the rows of all experiments, and a column has one type
         for name, column in columns(other).items():
             if types.get(name, column) != column:
                 return f"the column {name!r} is {types[name]} here and {column} in {other.name}: use another name"
@@ -121,7 +121,7 @@ def _unfit_kinds(experiment: Experiment, found: Registry) -> str | None:
     if len({kind.name for kind in kinds}) < len(kinds):
         return f"two of its task kinds have one name: {', '.join(sorted(kind.name for kind in kinds))}"
     if experiment.measure.name in found.kinds:
-        return f"the task kind {experiment.measure.name!r} is taken: an experiment measures by a kind of its own"
+        return f"the task kind {experiment.measure.name!r} is taken: an experiment measures with its own kind"
     measures = {other.measure.name for other in found.experiments.values()}
     for kind in kinds:
         if kind.name in measures or found.kinds.get(kind.name, kind) is not kind:

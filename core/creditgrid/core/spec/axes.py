@@ -1,4 +1,4 @@
-"""Axis values: a list as it is written, or one numeric generator expanded to a list.
+"""Axis values: a list as written, or a numeric generator expanded to a list.
 
 ========================  =====================================================================
 ``{linspace: [a, b, n]}``  n values from a to b, both included, evenly spaced
@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MAX_AXIS_VALUES = 1_000_000
-"""No axis is longer: it alone would be over the number of cells that a sweep may have."""
+"""The most values of an axis; more would exceed the number of cells that a sweep may have."""
 LARGEST = 1e100
-"""Numbers of a generator are no larger, so that differences and counts of them are finite too."""
+"""The largest number in a generator, so that differences and counts are finite too."""
 
 
 def expand(axis: Any) -> list[Any]:
@@ -72,7 +72,9 @@ def _linspace(name: str, arguments: Sequence[float]) -> list[float]:
 def _logspace(name: str, arguments: Sequence[float]) -> list[float]:
     first, last, count = _ends_and_count(name, arguments)
     if first <= 0 or last <= 0:
-        raise ValueError(f"logspace takes the first and the last value themselves, both above 0; got {list(arguments)}")
+        raise ValueError(
+            f"logspace takes the first and the last value, not exponents, both above 0; got {list(arguments)}"
+        )
     low, high = math.log(first), math.log(last)
     return _rounded(math.exp(low + (high - low) * i / max(count - 1, 1)) for i in range(count))
 

@@ -30,7 +30,7 @@ class Grid:
     factors: Sequence[Sequence[str]]  # axes that advance together, in the order of the spec
     exclude: Sequence[Mapping[str, Any]]
     include: Sequence[dict[str, Any]]
-    before: Sequence[Grid] = ()  # the earlier forms of an extended sweep, whose cells come first
+    earlier: Sequence[Grid] = ()  # the earlier forms of an extended sweep, whose cells come first
 
     def cells(self, datasets: Mapping[str, DatasetRef] | None = None) -> Iterator[Params]:
         """Each cell's parameters once, in the order of the axes (the last one fastest), then the included cells.
@@ -44,7 +44,7 @@ class Grid:
             SpecError: for cells whose values make no sense together.
             PluginError: when the experiment's own code raises.
         """
-        for grid in self.before:
+        for grid in self.earlier:
             yield from grid.cells(datasets)
         faults: dict[str, Fault] = {}
         points = [set(self._points(factor)) for factor in self.factors] if self.include else []

@@ -162,6 +162,6 @@ def _refuse_repeats(
         earlier = first.setdefault(canonical_json(point), index)
         if earlier != index:
             repeated = shown(point[0]) if len(factor) == 1 else f"{' with '.join(factor)} = {shown(point)}"
-            detail = f"{repeated} stands twice on the axis (also at {earlier})"
+            detail = f"{repeated} occurs twice on the axis (also at {earlier})"
             faults.append(Fault(detail, spec.axis_pointer(factor[0], index)))
             return

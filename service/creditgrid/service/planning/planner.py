@@ -46,7 +46,7 @@ class Planner:
         Raises:
             SpecError: with a pointer to each fault.
         """
-        grid = replace(self._grid(document), before=tuple(self._grid(form) for form in earlier))
+        grid = replace(self._grid(document), earlier=tuple(self._grid(form) for form in earlier))
         datasets = resolve_datasets(grid, self._resolve)
         return grid.spec, grid, Plan(grid, registry().kinds_of(grid.experiment), datasets, self.look_up)
 
