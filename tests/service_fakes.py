@@ -1,4 +1,4 @@
-"""Stand-ins for the parts behind the HTTP front end, and a synchronous client for an app without a socket."""
+"""Fakes of the parts behind the HTTP API, and a synchronous client for an app without a socket."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
 class FakeLedger:
-    """Sweeps and their events in memory, shared by the scheduler and the views below."""
+    """Sweeps and their events in memory; the fakes below share it."""
 
     def __init__(self) -> None:
         self.sweeps: dict[str, SweepView] = {}
@@ -55,7 +55,7 @@ class FakeLedger:
             raise NotFoundError(f"there is no sweep {sweep!r}")
         return self.sweeps[sweep]
 
-    def tell(self, sweep: str, kind: str, **data: Any) -> None:
+    def emit(self, sweep: str, kind: str, **data: Any) -> None:
         with self.lock:
             at = NOW + timedelta(seconds=len(self.events))
             self.events.append(EventView(id=len(self.events) + 1, sweep=sweep, at=at, type=kind, data=data))
@@ -64,7 +64,7 @@ class FakeLedger:
         view = self.sweeps[sweep]
         counts = {state: view.cells}
         self.sweeps[sweep] = view.model_copy(update={"state": state, "counts": counts, "finished_at": NOW})
-        self.tell(sweep, TERMINAL_EVENT, state=state)
+        self.emit(sweep, TERMINAL_EVENT, state=state)
 
 
 class FakeScheduler:
@@ -114,7 +114,7 @@ class FakeControl:
             spec=document,
         )
         self.ledger.keys[sweep] = [f"{digit}" * 64 for digit in "abc"]
-        self.ledger.tell(sweep, "sweep.created")
+        self.ledger.emit(sweep, "sweep.created")
         if idempotency is not None:
             self.replays[idempotency[0]] = idempotency[1], sweep
         return sweep, True
@@ -132,7 +132,7 @@ class FakeControl:
         if not self._state(sweep).finished:
             raise ConflictError(f"sweep {sweep} runs")
         self.ledger.sweeps[sweep] = self.ledger.sweeps[sweep].model_copy(update={"state": State.PENDING})
-        self.ledger.tell(sweep, "sweep.retried")
+        self.ledger.emit(sweep, "sweep.retried")
         return 1
 
     def pause(self, sweep: str) -> bool:
@@ -317,13 +317,7 @@ class FakeResults:
 
 
 class FakeRetention:
-    """Notes what is asked for."""
-
-    def __init__(self) -> None:
-        self.asked: list[RetentionRequest] = []
-
     def run(self, request: RetentionRequest) -> RetentionView:
-        self.asked.append(request)
         numbers = {"removed": 2, "removed_bytes": 2000, "kept": 3, "kept_bytes": 5000, "in_use": 1}
         return RetentionView(dry_run=request.dry_run, **numbers, leftovers=4, leftover_bytes=17)
 

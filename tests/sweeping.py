@@ -20,7 +20,7 @@ from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling import row_commits, scheduler
-from creditgrid.service.wiring import put_together
+from creditgrid.service.wiring import wire_services
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
 from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message, Runner, Started
@@ -117,7 +117,7 @@ class House:
         self.ledger = Ledger(self.url)
         self.results = Results(root / "results", self.ledger.identity())
         self.runner: Any = runner(self.store)
-        parts = put_together(self.ledger, self.results, self.store, self.runner)
+        parts = wire_services(self.ledger, self.results, self.store, self.runner)
         self.scheduler, self.control = parts.scheduler, parts.control
         self.planner, self.sweeps, self.cells, self.tasks = parts.planner, parts.sweeps, parts.cells, parts.tasks
         self.failures, self.summaries, self.sql_tables = parts.failures, parts.summaries, parts.sql_tables

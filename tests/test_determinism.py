@@ -10,7 +10,7 @@ import pytest
 
 from creditgrid.core.experiments.registry import registry
 from creditgrid.service.settings import Settings
-from creditgrid.service.wiring import assemble
+from creditgrid.service.wiring import create_services
 
 FIXED: dict[str, Any] = {"dataset": "digits", "d_hidden": 32, "num_blocks": 2, "train_epochs": 2, "fit_epochs": 1}
 METHODS = ["dfa", "scalar_cb", "vec", "state_bridge", "oracle_bp"]
@@ -39,7 +39,7 @@ PROGRAM: dict[str, dict[str, Any]] = {
 
 def run(settings: Settings, specs: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """What was measured in every row, and the artifacts by key, of sweeps run together in a new data directory."""
-    services = assemble(settings)
+    services = create_services(settings)
     services.scheduler.start()
     try:
         found = [services.control.submit({"name": name, "experiment": name, **specs[name]})[0] for name in specs]

@@ -1,12 +1,14 @@
-"""Fixtures of the HTTP front end's tests: an app over stand-ins for what is behind it."""
+"""Fixtures of the service's tests: an app over fakes, and the logging of the test process."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from service_fakes import AppClient, Fakes, serving
 
 from creditgrid.service.api.app import create_app
@@ -15,7 +17,7 @@ from creditgrid.service.settings import Settings
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's own CREDITGRID_… variables are none of a test's business."""
+    """Tests do not see a developer's own CREDITGRID_… variables."""
     for name in [name for name in os.environ if name.startswith("CREDITGRID_") and "TEST" not in name]:
         monkeypatch.delenv(name)
 
@@ -39,7 +41,18 @@ def client(fakes: Fakes, settings: Settings) -> Iterator[AppClient]:
 
 @pytest.fixture
 def sweep(client: AppClient) -> str:
-    """A sweep that runs."""
+    """A running sweep."""
     response = client.post("/v1/sweeps", json={"name": "one", "experiment": "linesearch"})
     assert response.status_code == 201
     return str(response.json()["id"])
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """Undoes what a test changes of the process's logging."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()

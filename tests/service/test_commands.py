@@ -23,14 +23,14 @@ from creditgrid.service.commands import cli
 from creditgrid.service.ledger.ledger import Ledger
 
 TESTS = Path(__file__).resolve().parent.parent
-# What wiring makes is replaced by the stand-ins; everything else is the program itself.
+# The services are fakes; everything else is the program itself.
 PROGRAM = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from service_fakes import Fakes
 from creditgrid.service import wiring
-wiring.assemble = lambda settings: Fakes(settings.data_dir).services()
+wiring.create_services = lambda settings: Fakes(settings.data_dir).services()
 from creditgrid.service.commands import cli
 cli()
 """
@@ -49,7 +49,7 @@ def command(*arguments: str) -> list[str]:
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a command in this process, whose logs and signals stay as they are."""
     monkeypatch.setattr(wiring, "planner", lambda settings: FakePlanner())
-    monkeypatch.setattr("creditgrid.service.commands.configure", lambda form: None)
+    monkeypatch.setattr("creditgrid.service.commands.configure_logging", lambda form: None)
     before = signal.getsignal(signal.SIGTERM)
 
     def invoke(*arguments: str, text: str | bytes | None = None) -> Result:

@@ -29,8 +29,8 @@ from creditgrid.core.spec.text import parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES, PlanView
 from creditgrid.service import wiring
 from creditgrid.service.api.app import create_app
-from creditgrid.service.api.problems import problem, problem_of
-from creditgrid.service.api.request_log import configure
+from creditgrid.service.api.problems import problem, problem_from_error
+from creditgrid.service.logging import configure_logging
 from creditgrid.service.settings import Settings
 
 REFUSED = 2
@@ -75,7 +75,7 @@ def serve(
         gpus=gpus,
         log_format=log_format,
     )
-    configure(settings.log_format)
+    configure_logging(settings.log_format)
     # uvicorn raises the signal that stopped it once more when it is through; here that means: exit, and well.
     signal.signal(signal.SIGTERM, _leave)
     try:
@@ -97,7 +97,7 @@ def plan(
         document = parse_text(_read(spec_file))
         view = wiring.planner(settings).plan(document)
     except CreditGridError as error:
-        found = problem_of(error)
+        found = problem_from_error(error)
         typer.echo(found.model_dump_json(indent=2, exclude_none=True))
         raise typer.Exit(REFUSED if found.status == 422 else 1) from error
     except OSError as error:
@@ -112,7 +112,7 @@ def _serve(settings: Settings, port_file: Path | None) -> None:
     except OSError as error:
         _refuse(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port")
     try:
-        app = create_app(wiring.assemble(settings), settings)
+        app = create_app(wiring.create_services(settings), settings)
     except CreditGridError as error:
         listener.close()
         typer.echo(f"creditgrid: {error}", err=True)

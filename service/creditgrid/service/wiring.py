@@ -29,7 +29,7 @@ from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Runner
 
 
-def assemble(settings: Settings) -> Services:
+def create_services(settings: Settings) -> Services:
     """All parts over the data directory, which is made if it is not there; nothing is started yet.
 
     Raises:
@@ -43,13 +43,13 @@ def assemble(settings: Settings) -> Services:
         results = Results(settings.data_dir.absolute() / "results", ledger.identity())
         results.repair()
         check_results(ledger, results)
-        return put_together(ledger, results, store, _runner(settings, store))
+        return wire_services(ledger, results, store, _runner(settings, store))
     except BaseException:
         ledger.close()
         raise
 
 
-def put_together(ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> Services:
+def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> Services:
     """A service's parts over these."""
     planner = Planner(ledger, store, resolve)
     scheduler = Scheduler(ledger, results, store, runner)

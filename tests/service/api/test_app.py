@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from service_fakes import Fakes, serving
+from sqlalchemy.exc import OperationalError
 
 from creditgrid.core.wire import MAX_SPEC_BYTES, TERMINAL_EVENT
 from creditgrid.service.api.app import create_app
@@ -82,13 +83,13 @@ def messages(response: httpx.Response) -> Iterator[tuple[int, str, float]]:
 
 def test_events_of_a_running_sweep_come_as_they_happen(http: httpx.Client, fakes: Fakes) -> None:
     sweep = http.post("/v1/sweeps", json=SPEC).json()["id"]
-    told: list[float] = []
+    emitted: list[float] = []
 
     def happen() -> None:
         for kind in ("call.started", "call.finished"):
             time.sleep(0.5)
-            told.append(time.monotonic())
-            fakes.ledger.tell(sweep, kind)
+            emitted.append(time.monotonic())
+            fakes.ledger.emit(sweep, kind)
         time.sleep(0.5)
         fakes.ledger.finish(sweep)
 
@@ -100,7 +101,7 @@ def test_events_of_a_running_sweep_come_as_they_happen(http: httpx.Client, fakes
         found = list(messages(response))  # ends by itself
     thread.join()
     assert [kind for _, kind, _ in found] == ["sweep.created", "call.started", "call.finished", TERMINAL_EVENT]
-    for at, (_, _, arrived) in zip(told, found[1:3], strict=True):
+    for at, (_, _, arrived) in zip(emitted, found[1:3], strict=True):
         assert arrived - at < 0.5 + 1  # the poll's quarter of a second, and a busy machine
     with http.stream("GET", f"/v1/sweeps/{sweep}/events", headers={"Last-Event-ID": str(found[1][0])}) as response:
         assert [number for number, _, _ in messages(response)] == [number for number, _, _ in found[2:]]
@@ -135,7 +136,21 @@ def test_silence_is_kept_alive(fakes: Fakes, app: FastAPI, monkeypatch: pytest.M
         sweep = client.post("/v1/sweeps", json=SPEC).json()["id"]
         with client.stream("GET", f"/v1/sweeps/{sweep}/events") as response:
             lines = response.iter_lines()
-            assert ": keep-alive" in (next(lines) for _ in range(12))
+            assert ": ping" in (next(lines) for _ in range(12))
+
+
+def test_a_stream_that_fails_is_cut_off(http: httpx.Client, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = http.post("/v1/sweeps", json=SPEC).json()["id"]
+
+    def unavailable(*_: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
+
+    with http.stream("GET", f"/v1/sweeps/{sweep}/events") as response:
+        lines = response.iter_lines()
+        next(lines)
+        monkeypatch.setattr(fakes.sweeps, "events", unavailable)
+        with pytest.raises(httpx.RemoteProtocolError):  # a normal end would mean that these are all the events
+            list(lines)
 
 
 def test_streams_end_when_the_service_stops(fakes: Fakes, app: FastAPI) -> None:
@@ -152,9 +167,9 @@ def test_streams_end_when_the_service_stops(fakes: Fakes, app: FastAPI) -> None:
         thread = threading.Thread(target=watch, args=(url, sweep))
         thread.start()
         time.sleep(0.5)
-        began = time.monotonic()
+        start = time.monotonic()
         app.state.context.stopping.set()  # what our server does first when it is asked to stop
-    assert time.monotonic() - began < 15  # of the 20 s that it would wait
+    assert time.monotonic() - start < 15  # of the 20 s that it would wait
     thread.join()
     assert ended.is_set()
 
@@ -193,10 +208,10 @@ def test_requests_are_answered_while_queries_run(http: httpx.Client) -> None:
         thread.start()
     slowest = 0.0
     for _ in range(20):
-        began = time.monotonic()
+        start = time.monotonic()
         assert http.get("/v1/sweeps").status_code == 200
-        slowest = max(slowest, time.monotonic() - began)
+        slowest = max(slowest, time.monotonic() - start)
         time.sleep(0.05)
     assert slowest < 2
-    assert not answers  # they are still at it, or wait for their turn; stopping the service ends them
+    assert not answers  # they are running or waiting; stopping the service ends them
     http.close()

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from creditgrid.core import errors
 from creditgrid.core.wire import MAX_SPEC_BYTES, Problem
 from creditgrid.service.api.app import create_app
-from creditgrid.service.api.problems import STATUS, BusyError, problem_of
+from creditgrid.service.api.problems import STATUS, problem_from_error
 from creditgrid.service.settings import Settings
 
 SPEC = {"name": "n", "experiment": "linesearch"}
@@ -39,12 +39,12 @@ def test_statuses_of_errors() -> None:
         errors.ConflictError("x"): 409,
         errors.QueryError("x"): 400,
         errors.RunnerError("x"): 503,
-        BusyError("x"): 503,
+        errors.BusyError("x"): 503,
         errors.TaskError("x"): 500,
     }
     for error, status in statuses.items():
-        assert problem_of(error).status == status
-    assert problem_of(next(iter(statuses))).errors[0].pointer == "/axes/eta"
+        assert problem_from_error(error).status == status
+    assert problem_from_error(next(iter(statuses))).errors[0].pointer == "/axes/eta"
     assert STATUS[-1][0] is errors.CreditGridError  # whatever is added to the tree has a status
 
 
@@ -81,7 +81,7 @@ def test_invalid_bodies_point_into_the_body(client: AppClient) -> None:
     assert "JSON" in check(client.post("/v1/query", content=b"{", headers=JSON), 422).detail
 
 
-def test_the_unexpected_is_logged_and_not_told(client: AppClient) -> None:
+def test_an_unexpected_error_is_logged_and_not_shown(client: AppClient) -> None:
     with structlog.testing.capture_logs() as logs:
         response = client.post("/v1/plans", json={"name": "crash", "experiment": "linesearch"})
     problem = check(response, 500)
@@ -93,7 +93,7 @@ def test_the_unexpected_is_logged_and_not_told(client: AppClient) -> None:
     assert entry["exc_info"]
 
 
-def test_corrupt_artifacts_are_said_plainly(client: AppClient, fakes: Fakes) -> None:
+def test_corrupt_artifacts_are_named(client: AppClient, fakes: Fakes) -> None:
     import numpy as np
 
     key = "ab" * 32
@@ -168,7 +168,7 @@ def test_data_that_is_missing(client: AppClient) -> None:
     )
 
 
-def test_a_ledger_that_is_away(fakes: Fakes, client: AppClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_that_is_unavailable(fakes: Fakes, client: AppClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object) -> None:
         raise OperationalError("SELECT secret", {}, Exception("the server closed the connection"))
 
@@ -178,7 +178,7 @@ def test_a_ledger_that_is_away(fakes: Fakes, client: AppClient, monkeypatch: pyt
     assert "try again" in check(response, 503).detail
     assert "SELECT" not in response.text
     assert int(response.headers["retry-after"]) > 0
-    (entry,) = [entry for entry in logs if entry["event"] == "the ledger is away"]
+    (entry,) = [entry for entry in logs if entry["event"] == "the ledger is unavailable"]
     assert entry["reason"] == "the server closed the connection"
 
 

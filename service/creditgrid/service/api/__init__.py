@@ -1,1 +1,1 @@
-"""The HTTP front end: authentication, request bodies, problems, metrics and routes."""
+"""The HTTP API: authentication, request bodies, problems, metrics and routes."""

@@ -1,10 +1,10 @@
-"""The HTTP application: parts, routes and middleware put together."""
+"""The HTTP application: its routes and middleware."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -14,13 +14,13 @@ from starlette.middleware import Middleware
 
 from creditgrid.core.wire import MAX_CHECKPOINT_BYTES, Problem
 from creditgrid.service.api import problems
-from creditgrid.service.api.auth import PROTECTED, Guard
-from creditgrid.service.api.checkpoint_import import Importer
+from creditgrid.service.api.auth import PROTECTED, AuthMiddleware
+from creditgrid.service.api.body_limit import BodyLimitMiddleware
+from creditgrid.service.api.checkpoint_import import CheckpointImporter
 from creditgrid.service.api.dependencies import Context
-from creditgrid.service.api.metrics import Measure, Telemetry, installed_version
-from creditgrid.service.api.problems import LastResort
-from creditgrid.service.api.request_bodies import BodyLimit
-from creditgrid.service.api.request_log import RequestLog
+from creditgrid.service.api.metrics import Metrics, MetricsMiddleware
+from creditgrid.service.api.problems import UnexpectedErrorMiddleware
+from creditgrid.service.api.request_log import RequestLogMiddleware
 from creditgrid.service.api.routes import (
     artifacts,
     checkpoints,
@@ -37,23 +37,25 @@ from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
 from creditgrid.service.settings import Settings
 
-DESCRIPTION = """Grids of credit-assignment experiments: submit a sweep, watch it, read its rows, ask SQL.
+DESCRIPTION = """Grids of credit-assignment experiments: submit a sweep, watch it, read its rows, query all rows by SQL.
 
-Errors are `application/problem+json` (RFC 9457). Lists are paged: pass `next` of a page as `cursor`."""
+Errors are `application/problem+json` (RFC 9457). Lists have pages: pass `next` of a page as `cursor`."""
 
 PROBLEM: dict[str, Any] = {
-    "description": "What is wrong",
+    "description": "A problem document",
     "content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
 }
 
 
 def create_app(services: Services, settings: Settings) -> FastAPI:
-    """The application over these services; it starts and stops the scheduler with itself.
+    """The application over these services. Its lifespan starts and stops the scheduler and the maintenance.
 
-    ``app.state.context.stopping`` ends open event streams: set it when the server is asked to stop.
+    Set ``app.state.context.stopping`` when the server must stop: it ends open event streams.
     """
     sandbox = Sandbox(services.sql_tables, settings.query_timeout_s, settings.query_memory, settings.query_max_rows)
-    context = Context(services, sandbox, Telemetry(services), threading.Event())
+    installed = _installed_version()
+    importer = CheckpointImporter(settings.data_dir, services.store.root)
+    context = Context(services, sandbox, Metrics(services, installed), importer)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -70,24 +72,30 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     app = FastAPI(
         title="CreditGrid",
         description=DESCRIPTION,
-        version=installed_version(),
+        version=installed,
         lifespan=lifespan,
         redirect_slashes=False,
         responses={"default": PROBLEM},
         middleware=[
-            Middleware(RequestLog),
-            Middleware(Measure, telemetry=context.telemetry),
-            Middleware(LastResort),
-            Middleware(Guard, token=settings.token),
-            Middleware(BodyLimit, uploads={PROTECTED + checkpoints.PATH: MAX_CHECKPOINT_BYTES}),
+            Middleware(RequestLogMiddleware),
+            Middleware(MetricsMiddleware, requests=context.metrics.requests),
+            Middleware(UnexpectedErrorMiddleware),
+            Middleware(AuthMiddleware, token=settings.token),
+            Middleware(BodyLimitMiddleware, uploads={PROTECTED + checkpoints.PATH: MAX_CHECKPOINT_BYTES}),
         ],
     )
     app.state.context = context
-    app.state.importer = Importer(settings.data_dir, services.store.root)
-    problems.install(app)
-    # The guard decides; this only tells readers of /docs where the token goes.
-    shown = [Depends(HTTPBearer(auto_error=False))]
+    problems.add_error_handlers(app)
+    # AuthMiddleware checks the token; this only shows in /docs where it goes.
+    bearer = [Depends(HTTPBearer(auto_error=False))]
     for module in (sweeps, tasks, events, plans, results, experiments, artifacts, checkpoints, retention):
-        app.include_router(module.router, dependencies=shown)
+        app.include_router(module.router, dependencies=bearer)
     app.include_router(health.router)
     return app
+
+
+def _installed_version() -> str:
+    try:
+        return version("creditgrid")
+    except PackageNotFoundError:  # the source tree is not installed
+        return "unknown"

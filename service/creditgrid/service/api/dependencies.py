@@ -1,4 +1,4 @@
-"""What routes are given: the parts of the service, and limits that they share."""
+"""What routes depend on: the parts of the service, and limits that requests share."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Annotated, cast
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
-from creditgrid.service.api.metrics import Telemetry
+from creditgrid.service.api.checkpoint_import import CheckpointImporter
+from creditgrid.service.api.metrics import Metrics
 from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
 
 QUERY_THREADS = 8
-"""Queries that hold a thread, running or waiting their turn; more of them wait without one."""
+"""Threads that serve queries; further queries wait without a thread."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One app's parts and what its requests share. ``stopping`` is set when open streams should end."""
+    """The parts of one app, which its requests share. ``stopping`` is set when open streams must end."""
 
     services: Services
     sandbox: Sandbox
-    telemetry: Telemetry
-    stopping: threading.Event
+    metrics: Metrics
+    importer: CheckpointImporter
+    stopping: threading.Event = field(default_factory=threading.Event)
     query_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(QUERY_THREADS))
 
 

@@ -1,11 +1,10 @@
-"""Numbers for Prometheus, in a registry of each app's own. Labels are route templates and states, never ids."""
+"""Prometheus metrics, in a registry of their own for each app. Labels are route templates and states, never ids."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -17,65 +16,49 @@ from creditgrid.core.states import OPEN, State
 from creditgrid.service.services import Services
 
 METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-SWEEPS_COUNTED = 1000
-"""Open sweeps whose cells a scrape adds up, at most, of each state."""
+MAX_SWEEPS = 1000
+"""Open sweeps that a scrape counts, at most, in each state."""
 
 
-class Telemetry:
+class Metrics:
     """The app's metrics."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, version: str) -> None:
         self.registry = prometheus.CollectorRegistry()
         self.requests = prometheus.Histogram(
             "creditgrid_http_request_seconds",
-            "Time to answer a request; of a stream, until it ended.",
+            "Time to answer a request; for a stream, until its end.",
             ["method", "route", "status"],
             registry=self.registry,
         )
         self.queries = prometheus.Histogram(
             "creditgrid_query_seconds", "Time of a SQL query.", ["outcome"], registry=self.registry
         )
-        build = prometheus.Info("creditgrid_build", "What runs.", registry=self.registry)
-        build.info({"version": installed_version()})
-        self.registry.register(_State(services))
+        build = prometheus.Info("creditgrid_build", "The version of the service.", registry=self.registry)
+        build.info({"version": version})
+        self.registry.register(_ServiceCollector(services))
 
     def exposition(self) -> tuple[bytes, str]:
         """The metrics in Prometheus' text format, and its content type."""
         return prometheus.generate_latest(self.registry), prometheus.CONTENT_TYPE_LATEST
 
 
-def installed_version() -> str:
-    """CreditGrid's version."""
-    try:
-        return version("creditgrid")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
-
-
-class _State(Collector):
-    """What the service is at, looked up when it is asked."""
+class _ServiceCollector(Collector):
+    """The state of the service, read at each scrape."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        return iter(())  # else the registry would look everything up to learn the names
+        return iter(())  # otherwise the registry would collect once to learn the names
 
     def collect(self) -> Iterator[Metric]:
-        cells: Counter[State] = Counter()
-        sweeps: Counter[State] = Counter()
-        in_flight = 0
-        for state in OPEN:
-            views, _ = self._services.sweeps.page(state, None, SWEEPS_COUNTED)
-            sweeps[state] += len(views)
-            for view in views:
-                cells.update(view.counts)
-                in_flight += len(view.active)
+        sweeps, cells, calls = self._open_sweeps()
         yield _by_state("creditgrid_open_sweeps", "Sweeps that have not ended, by state.", sweeps, OPEN)
         yield _by_state(
             "creditgrid_open_sweep_cells", "Cells of sweeps that have not ended, by state.", cells, tuple(State)
         )
-        yield GaugeMetricFamily("creditgrid_calls_running", "Calls that a process works on.", value=in_flight)
+        yield GaugeMetricFamily("creditgrid_calls_running", "Calls that are running.", value=calls)
         capacity = self._services.scheduler.capacity()
         for name, value in (("cpus", capacity.cpu), ("gpus", capacity.gpu), ("nodes", capacity.nodes)):
             yield GaugeMetricFamily(f"creditgrid_runner_{name}", f"The runner's {name}.", value=value)
@@ -85,8 +68,21 @@ class _State(Collector):
             "Artifacts that were found corrupt, were set aside, and have not been removed since.",
             value=len(self._services.store.corrupt()),
         )
-        yield _upkeep(self._services.maintenance.counts())
-        yield GaugeMetricFamily("creditgrid_ready", "1 while sweeps advance, else 0.", value=float(ready))
+        yield _maintenance(self._services.maintenance.counts())
+        yield GaugeMetricFamily("creditgrid_ready", "1 while sweeps advance, otherwise 0.", value=float(ready))
+
+    def _open_sweeps(self) -> tuple[Counter[State], Counter[State], int]:
+        """Open sweeps by state, their cells by state, and their running calls."""
+        sweeps: Counter[State] = Counter()
+        cells: Counter[State] = Counter()
+        calls = 0
+        for state in OPEN:
+            views, _ = self._services.sweeps.page(state, None, MAX_SWEEPS)
+            sweeps[state] += len(views)
+            for view in views:
+                cells.update(view.counts)
+                calls += len(view.active)
+        return sweeps, cells, calls
 
 
 def _by_state(name: str, text: str, counts: Counter[State], states: tuple[State, ...]) -> GaugeMetricFamily:
@@ -96,8 +92,8 @@ def _by_state(name: str, text: str, counts: Counter[State], states: tuple[State,
     return family
 
 
-def _upkeep(counts: Mapping[str, tuple[int, int]]) -> CounterMetricFamily:
-    text = "Upkeep of results and artifacts in the background: how often each duty was done, and how often it failed."
+def _maintenance(counts: Mapping[str, tuple[int, int]]) -> CounterMetricFamily:
+    text = "Background maintenance of results and artifacts: runs of each duty, done and failed."
     family = CounterMetricFamily("creditgrid_maintenance", text, labels=["duty", "outcome"])
     for duty, (done, failed) in counts.items():
         family.add_metric([duty, "done"], done)
@@ -105,28 +101,28 @@ def _upkeep(counts: Mapping[str, tuple[int, int]]) -> CounterMetricFamily:
     return family
 
 
-class Measure:
-    """ASGI middleware: times each request under its route's template."""
+class MetricsMiddleware:
+    """Measures the duration of each request under its route's template."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
-        self._app, self._requests = app, telemetry.requests
+    def __init__(self, app: ASGIApp, requests: prometheus.Histogram) -> None:
+        self._app, self._requests = app, requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        start = time.perf_counter()
         status = "none"
 
-        async def noted(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, send_and_note)
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(scope.get("route"), "path", "none")
-            self._requests.labels(method, route, status).observe(time.perf_counter() - began)
+            self._requests.labels(method, route, status).observe(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Errors over HTTP: every one is a problem document (RFC 9457), whoever raised it."""
+"""Every error over HTTP is a problem document (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ from creditgrid.core.wire import Problem, ProblemError
 from creditgrid.service.ledger.engine import short_message
 
 MEDIA_TYPE = "application/problem+json"
-RETRY = {"Retry-After": "5"}
-
+RETRY_LATER = {"Retry-After": "5"}
 
 STATUS: tuple[tuple[type[CreditGridError], int], ...] = (
     (SpecError, 422),
@@ -50,7 +49,7 @@ STATUS: tuple[tuple[type[CreditGridError], int], ...] = (
     (PluginError, 500),
     (CreditGridError, 500),
 )
-"""The status of each error; the first match counts."""
+"""The status of each error; the first class that matches counts."""
 
 
 def problem(status: int, detail: str, errors: list[ProblemError] | None = None) -> Problem:
@@ -58,8 +57,8 @@ def problem(status: int, detail: str, errors: list[ProblemError] | None = None) 
     return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors or [])
 
 
-def problem_of(error: CreditGridError) -> Problem:
-    """The problem document of an error raised on purpose."""
+def problem_from_error(error: CreditGridError) -> Problem:
+    """The problem document for an error that CreditGrid raised on purpose."""
     status = next(status for kind, status in STATUS if isinstance(error, kind))
     if isinstance(error, SpecError):
         errors = [ProblemError(detail=fault.detail, pointer=fault.pointer) for fault in error.faults]
@@ -68,38 +67,40 @@ def problem_of(error: CreditGridError) -> Problem:
     return problem(status, str(error))
 
 
-def respond(document: Problem, headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(document: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem document as a response."""
     body = document.model_dump_json(exclude_none=True)
     return Response(body, status_code=document.status, media_type=MEDIA_TYPE, headers=headers)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of ``app`` with a problem document."""
-    app.add_exception_handler(CreditGridError, _on_purpose)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(OperationalError, _without_ledger)
-    app.add_exception_handler(HTTPException, _http)
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer the errors of ``app`` with problem documents."""
+    app.add_exception_handler(CreditGridError, _creditgrid_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(OperationalError, _ledger_unavailable)
+    app.add_exception_handler(HTTPException, _http_error)
 
 
-async def _on_purpose(_request: Request, error: Exception) -> Response:
+async def _creditgrid_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, CreditGridError)
-    document = problem_of(error)
+    document = problem_from_error(error)
     if document.status == 500:
         structlog.get_logger("creditgrid").error("request failed", exc_info=error)
-    return respond(document, RETRY if document.status == 503 else None)
+    return problem_response(document, RETRY_LATER if document.status == 503 else None)
 
 
-async def _without_ledger(request: Request, error: Exception) -> Response:
-    structlog.get_logger("creditgrid").warning("the ledger is away", path=request.url.path, reason=short_message(error))
-    detail = "the ledger cannot be read or written now: try again; the service's log says why"
-    return respond(problem(503, detail), RETRY)
+async def _ledger_unavailable(request: Request, error: Exception) -> Response:
+    structlog.get_logger("creditgrid").warning(
+        "the ledger is unavailable", path=request.url.path, reason=short_message(error)
+    )
+    detail = "the ledger cannot be read or written now; try again later (the service's log has the reason)"
+    return problem_response(problem(503, detail), RETRY_LATER)
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid_request(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = [_fault(item) for item in error.errors()]
-    return respond(problem(422, "; ".join(item.detail for item in errors), errors))
+    return problem_response(problem(422, "; ".join(item.detail for item in errors), errors))
 
 
 def _fault(item: Mapping[str, Any]) -> ProblemError:
@@ -112,19 +113,19 @@ def _fault(item: Mapping[str, Any]) -> ProblemError:
     return ProblemError(detail=f"{where} parameter {'.'.join(map(str, path))}: {item['msg']}")
 
 
-async def _http(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = str(error.detail)
     if error.status_code == 404 and detail == HTTPStatus.NOT_FOUND.phrase:
-        detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+        detail = f"there is no route {request.url.path}; /docs lists the routes"
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is not possible here; use {allowed}"
-    return respond(problem(error.status_code, detail), error.headers)
+        detail = f"{request.method} is not allowed here; use {allowed}"
+    return problem_response(problem(error.status_code, detail), error.headers)
 
 
-class LastResort:
-    """ASGI middleware: an error that nobody expected is logged with its traceback and answered without a word of it."""
+class UnexpectedErrorMiddleware:
+    """Logs an unexpected error with its traceback; the response does not show the error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -132,18 +133,18 @@ class LastResort:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def watch(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, send_and_note)
         except Exception:
             if scope["type"] != "http":
                 raise
             structlog.get_logger("creditgrid").exception("request failed", path=scope["path"])
-            if started:  # half an answer is out: only cutting the connection tells the client that it is not whole
+            if started:  # part of the response is sent: only a closed connection shows the client that it is incomplete
                 raise
             detail = "an unexpected error; the service's log has its traceback under this request's id"
-            await respond(problem(500, detail))(scope, receive, send)
+            await problem_response(problem(500, detail))(scope, receive, send)

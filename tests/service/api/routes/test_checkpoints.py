@@ -173,7 +173,7 @@ def test_the_process_gets_the_file_and_no_secrets(
 
 def test_a_directory_that_cannot_be_written(client: AppClient, settings: Settings, reading: Path) -> None:
     settings.data_dir.write_text("in the way")
-    assert "cannot be kept" in refused(client, 500, content=b"x")
+    assert "cannot be stored" in refused(client, 500, content=b"x")
 
 
 @pytest.fixture

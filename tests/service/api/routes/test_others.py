@@ -50,7 +50,7 @@ def test_experiments(client: AppClient) -> None:
     assert page.next is None
 
 
-def test_experiments_tell_their_charts(client: AppClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiments_show_their_charts(client: AppClient, monkeypatch: pytest.MonkeyPatch) -> None:
     known = registry()
     chart = Chart(
         name="change",

@@ -221,8 +221,8 @@ def received(response: httpx.Response) -> list[dict[str, str]]:
 
 
 def test_events_of_an_ended_sweep(client: AppClient, fakes: Fakes, sweep: str) -> None:
-    fakes.ledger.tell("another", "not.ours")
-    fakes.ledger.tell(sweep, "call.finished", note="two\nlines")
+    fakes.ledger.emit("another", "not.ours")
+    fakes.ledger.emit(sweep, "call.finished", note="two\nlines")
     fakes.ledger.finish(sweep)
     messages = received(client.get(f"/v1/sweeps/{sweep}/events"))
     assert [(m["id"], m["event"]) for m in messages] == [
@@ -235,8 +235,8 @@ def test_events_of_an_ended_sweep(client: AppClient, fakes: Fakes, sweep: str) -
 
 
 @pytest.mark.parametrize(("after", "ids"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [3]), (3, [])])
-def test_events_go_on_after_an_id(client: AppClient, fakes: Fakes, sweep: str, after: int, ids: list[int]) -> None:
-    fakes.ledger.tell(sweep, "note")
+def test_events_continue_after_an_id(client: AppClient, fakes: Fakes, sweep: str, after: int, ids: list[int]) -> None:
+    fakes.ledger.emit(sweep, "note")
     fakes.ledger.finish(sweep)
     path = f"/v1/sweeps/{sweep}/events"
     by_header = received(client.get(path, headers={"Last-Event-ID": str(after)}))
@@ -254,7 +254,7 @@ def test_an_ended_sweep_that_was_retried_streams_on(client: AppClient, fakes: Fa
 
 def test_more_events_than_are_read_at_a_time(client: AppClient, fakes: Fakes, sweep: str) -> None:
     for _ in range(1200):
-        fakes.ledger.tell(sweep, "note")
+        fakes.ledger.emit(sweep, "note")
     fakes.ledger.finish(sweep)
     ids = [int(m["id"]) for m in received(client.get(f"/v1/sweeps/{sweep}/events"))]
     assert ids == list(range(1, 1203))

@@ -1,4 +1,4 @@
-"""What tasks made."""
+"""Artifacts: the tensors that tasks computed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MEDIA_TYPE = "application/vnd.safetensors"
 log = structlog.get_logger()
 
 
-class OpenFile(FileResponse):
-    """Serves what is open already, whatever becomes of its name meanwhile, and closes it."""
+class OpenFileResponse(FileResponse):
+    """Sends an open file, even if its name is removed meanwhile, and closes it."""
 
     def __init__(self, file: BinaryIO, **options: Any) -> None:
         super().__init__(f"/dev/fd/{file.fileno()}", stat_result=os.fstat(file.fileno()), **options)
@@ -49,8 +49,7 @@ router = APIRouter(prefix=PROTECTED, tags=["artifacts"])
 def artifact(services: ServicesDep, key: str, if_none_match: str = Header("")) -> Response:
     """An artifact's tensors. ``Repr-Digest`` (RFC 9530) is the SHA-256 that was recorded when they were written.
 
-    The file is read through and held against it before the first byte goes out: at gigabytes a second that costs less
-    than the sending, and after the first byte nothing could be taken back.
+    The service checks the whole file against it before it sends the first byte.
     """
     record = services.store.record(key)
     etag = f'"{key}"'
@@ -64,12 +63,12 @@ def artifact(services: ServicesDep, key: str, if_none_match: str = Header("")) -
     try:
         file = services.store.open(key)
     except ArtifactCorrupt as error:
-        log.warning("corrupt artifact asked for", key=key, error=str(error))
-        raise ArtifactCorrupt(f"{error}; the next task that needs it has it computed again") from error
-    return OpenFile(file, media_type=MEDIA_TYPE, filename=f"{key}.safetensors", headers=headers)
+        log.warning("a corrupt artifact was requested", key=key, error=str(error))
+        raise ArtifactCorrupt(f"{error}; it is computed again when a task next needs it") from error
+    return OpenFileResponse(file, media_type=MEDIA_TYPE, filename=f"{key}.safetensors", headers=headers)
 
 
 @router.get("/artifacts/{key}/record")
 def record(services: ServicesDep, key: str) -> dict[str, Any]:
-    """What an artifact is: the payload its key is the SHA-256 of, tensor shapes, checksum and provenance."""
+    """An artifact's record: the payload whose SHA-256 is the key, tensor shapes, checksum and provenance."""
     return services.store.record(key)

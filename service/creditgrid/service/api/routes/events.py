@@ -1,4 +1,4 @@
-"""A sweep's events as they come (server-sent events, WHATWG HTML §9.2)."""
+"""A sweep's events as they happen (server-sent events, WHATWG HTML, section 9.2)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from creditgrid.core.wire import TERMINAL_EVENT, EventView
+from creditgrid.core.wire import TERMINAL_EVENT
 from creditgrid.service.api.auth import PROTECTED
 from creditgrid.service.api.dependencies import Context, ContextDep
 
 POLL_S = 0.25
 KEEP_ALIVE_S = 15.0
 BATCH = 500
-"""Events that are read at a time."""
+"""Events that one query reads, at most."""
 LARGEST_ID = 2**63 - 1
 
 router = APIRouter(prefix=PROTECTED, tags=["sweeps"])
 
 
+# The route does not yield: FastAPI ends the stream of such a route normally when it raises, so a client could take a
+# part of the events for all of them.
 @router.get(
     "/sweeps/{sweep}/events",
     response_class=StreamingResponse,
@@ -33,56 +36,47 @@ router = APIRouter(prefix=PROTECTED, tags=["sweeps"])
 async def events(
     context: ContextDep,
     sweep: str,
-    after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="Begin after the event with this id.")] = 0,
+    after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="Start after the event with this id.")] = 0,
     last_event_id: Annotated[str | None, Header(description="As `after`; sent by a client that reconnects.")] = None,
-) -> StreamingResponse:
-    """Every event from the beginning (or after the given id), then new ones as they come, until the sweep has ended."""
-    position = _position(last_event_id) if last_event_id else after
-    sweeps = context.services.sweeps
-    # One event at or after the position there must be, or the id was never given out.
-    known = await run_in_threadpool(sweeps.events, sweep, max(position - 1, 0), 1)
+) -> EventSourceResponse:
+    """Every event from the first one (or after the given id), then new events as they happen, until the sweep ends."""
+    position = _event_id(last_event_id) if last_event_id else after
+    # A valid id is that of an event, or less than that of one.
+    known = await run_in_threadpool(context.services.sweeps.events, sweep, max(position - 1, 0), 1)
     if position > 0 and not known:
-        raise HTTPException(
-            400, f"event {position} is beyond the newest of sweep {sweep}: go on after one that it sent"
-        )
-    return StreamingResponse(
-        _stream(context, sweep, position),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+        raise HTTPException(400, f"sweep {sweep} has no event {position} yet: start after an event that it sent")
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(_stream(context, sweep, position), headers=headers)
 
 
-def _position(text: str) -> int:
+def _event_id(text: str) -> int:
     if text.isascii() and text.isdecimal() and int(text) <= LARGEST_ID:
         return int(text)
-    raise HTTPException(400, f"Last-Event-ID {text!r:.60} is not an event's id: a whole number")
+    raise HTTPException(400, f"Last-Event-ID {text!r:.60} is not the id of an event: a whole number")
 
 
-async def _stream(context: Context, sweep: str, after: int) -> AsyncIterator[str]:
-    """Ends when the sweep has ended and nothing is left to tell, when the service stops, or with the client."""
+async def _stream(context: Context, sweep: str, position: int) -> AsyncIterator[bytes]:
+    """Ends when the sweep is finished and all its events are sent, when the service stops, or with the client."""
     sweeps = context.services.sweeps
-    quiet_since = time.monotonic()
-    # A finished sweep can be retried and finish again, so the terminal event ends the stream only if it still holds.
-    may_be_over = True
-    yield ": stream opened\n\n"
+    last_sent = time.monotonic()
+    # A finished sweep can be retried and finish again, so after a terminal event the stream ends only if the sweep is
+    # still finished.
+    may_be_finished = True
+    yield format_sse_event(comment="stream opened")
     while not context.stopping.is_set():
-        batch = await run_in_threadpool(sweeps.events, sweep, after, BATCH)
+        batch = await run_in_threadpool(sweeps.events, sweep, position, BATCH)
         for event in batch:
-            yield _message(event)
+            yield format_sse_event(id=str(event.id), event=event.type, data_str=event.model_dump_json())
         if batch:
-            after = batch[-1].id
-            may_be_over = batch[-1].type == TERMINAL_EVENT
-            quiet_since = time.monotonic()
+            position = batch[-1].id
+            may_be_finished = batch[-1].type == TERMINAL_EVENT
+            last_sent = time.monotonic()
             continue
-        if may_be_over:
+        if may_be_finished:
             if (await run_in_threadpool(sweeps.get, sweep)).state.finished:
                 return
-            may_be_over = False
-        if time.monotonic() - quiet_since >= KEEP_ALIVE_S:
-            yield ": keep-alive\n\n"
-            quiet_since = time.monotonic()
+            may_be_finished = False
+        if time.monotonic() - last_sent >= KEEP_ALIVE_S:
+            yield KEEPALIVE_COMMENT
+            last_sent = time.monotonic()
         await asyncio.sleep(POLL_S)
-
-
-def _message(event: EventView) -> str:
-    return f"id: {event.id}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"

@@ -1,4 +1,4 @@
-"""What can be swept."""
+"""The installed experiments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(prefix=PROTECTED, tags=["experiments"])
 
 @router.get("/experiments")
 def experiments() -> Page[ExperimentView]:
-    """Every experiment of this installation, with its parameters as JSON Schema; broken ones say what is wrong."""
+    """Every installed experiment, with its parameters as JSON Schema; a broken one has a `problem`."""
     known = registry()
     return Page(items=[_view(known, name) for name in sorted({*known.experiments, *known.broken})])
 
@@ -24,7 +24,8 @@ def experiment(name: str) -> ExperimentView:
     """One experiment."""
     known = registry()
     if name not in known.experiments and name not in known.broken:
-        raise NotFoundError(f"there is no experiment {name!r}; there are {', '.join(sorted(known.experiments))}")
+        names = ", ".join(sorted(known.experiments))
+        raise NotFoundError(f"there is no experiment {name!r}; the experiments are {names}")
     return _view(known, name)
 
 

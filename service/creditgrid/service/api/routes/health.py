@@ -1,4 +1,4 @@
-"""Whether the service is there, whether it can work, and its numbers. Open to anyone who can reach it."""
+"""Liveness, readiness and metrics, without a token."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from creditgrid.service.api.dependencies import ContextDep, ServicesDep
-from creditgrid.service.api.problems import problem, respond
+from creditgrid.service.api.problems import RETRY_LATER, problem, problem_response
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers."""
+    """Liveness: the process answers."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", response_model=dict[str, str])
 def readyz(services: ServicesDep) -> Response:
-    """Sweeps advance; 503 with the reason when they do not."""
+    """Readiness: sweeps advance. Otherwise 503 with the reason."""
     reason = services.scheduler.problem()
     if reason is not None:
-        return respond(problem(503, reason), {"Retry-After": "5"})
+        return problem_response(problem(503, reason), RETRY_LATER)
     return JSONResponse({"status": "ready"})
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(context: ContextDep) -> Response:
-    """Prometheus metrics."""
-    text, media_type = context.telemetry.exposition()
+    """Metrics in Prometheus' text format."""
+    text, media_type = context.metrics.exposition()
     return Response(text, headers={"Content-Type": media_type})

@@ -1,4 +1,4 @@
-"""Dry runs."""
+"""Plans: what a sweep would run."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ router = APIRouter(prefix=PROTECTED, tags=["plans"])
 
 @router.post("/plans", openapi_extra=SPEC_BODY)
 def plan(services: ServicesDep, body: BodyDep, content_type: str = Header("")) -> PlanView:
-    """What a sweep would run: cells, tasks by kind, cached and new, and why each miss. Nothing is written."""
+    """What a sweep would run: cells and tasks by kind, cached or new, and the cause of each miss. Writes nothing."""
     return services.planner.plan(parse_document(body, content_type))

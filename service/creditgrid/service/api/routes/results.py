@@ -1,4 +1,4 @@
-"""Rows: of one sweep, and by SQL over all of them."""
+"""Result rows: those of one sweep, and SQL over all rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from creditgrid.service.reading.formats import BATCH_ROWS, negotiate, stream
 
 router = APIRouter(prefix=PROTECTED, tags=["results"])
 
-Format = Annotated[str | None, Query(alias="format", description="arrow, parquet, csv or json; goes before Accept.")]
-Accept = Annotated[str | None, Header(description="One of the media types of the answer.")]
+Format = Annotated[str | None, Query(alias="format", description="arrow, parquet, csv or json; overrides Accept.")]
+Accept = Annotated[str | None, Header(description="One of the response's media types.")]
 ENCODED: dict[int | str, dict[str, Any]] = {
     200: {"description": "Rows", "content": {media_type: {} for media_type in MEDIA_TYPES.values()}}
 }
@@ -26,7 +26,7 @@ ENCODED: dict[int | str, dict[str, Any]] = {
 
 @router.get("/sweeps/{sweep}/results", response_class=StreamingResponse, responses=ENCODED)
 def results(services: ServicesDep, sweep: str, format_: Format = None, accept: Accept = None) -> StreamingResponse:
-    """The rows there are of a sweep's cells, in the order of the grid, with its experiment's columns."""
+    """The rows of a sweep's finished cells, in the order of the grid, with its experiment's columns."""
     wanted = negotiate(accept, format_)
     return stream(services.rows.of(sweep), wanted, f"{sweep}-results")
 
@@ -37,11 +37,11 @@ async def query(
 ) -> StreamingResponse:
     """One SELECT over the table `results` (every row of every sweep) and the views `cells` and `sweeps`."""
     wanted = negotiate(accept, format_)
-    began = time.perf_counter()
+    start = time.perf_counter()
     outcome = "refused"
     try:
         table = await to_thread.run_sync(context.sandbox.query, body.sql, limiter=context.query_threads)
         outcome = "answered"
     finally:
-        context.telemetry.queries.labels(outcome).observe(time.perf_counter() - began)
+        context.metrics.queries.labels(outcome).observe(time.perf_counter() - start)
     return stream(table.to_reader(BATCH_ROWS), wanted, "query")

@@ -1,4 +1,4 @@
-"""Making room: artifacts that no open sweep needs go."""
+"""Retention: removal of artifacts that no open sweep needs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ router = APIRouter(prefix=PROTECTED, tags=["artifacts"])
 
 @router.post("/gc")
 def gc(services: ServicesDep, body: RetentionRequest) -> RetentionView:
-    """Remove artifacts by age and size, and what interrupted writes left; with `dry_run` only tell what would go.
+    """Remove artifacts by age and size, and temporary files of interrupted writes; with `dry_run` only report them.
 
-    Without `older_than_s` and `max_bytes` only leftovers go. Rows stay, and what a later sweep needs is computed again.
+    Without `older_than_s` and `max_bytes` it removes temporary files only. Rows stay. A later sweep computes again
+    what it needs.
     """
     return services.retention.run(body)

@@ -1,4 +1,4 @@
-"""Tasks of any sweep, by their keys."""
+"""Tasks of all sweeps, by key."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ router = APIRouter(prefix=PROTECTED, tags=["tasks"])
 
 @router.get("/tasks/{key}")
 def task(services: ServicesDep, key: str) -> TaskDocument:
-    """One stage or cell: all that it takes to compute it again, given the artifacts of its parents."""
+    """One task: all that is needed to compute it again, besides the artifacts of its parents."""
     return services.tasks.get(key)
