@@ -17,7 +17,6 @@ from typing import TypeAlias
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError
 from creditgrid.core.experiment import Params
-from creditgrid.core.spec.faults import pointer
 from creditgrid.core.spec.grid import Grid
 from creditgrid.core.task import Task, TaskKind
 
@@ -157,7 +156,7 @@ class Plan:
             missing = task.key in needed and self._known[task.key] is not Known.DONE
             if not missing or self._kinds[task.kind].run is not None:
                 continue
-            (name,) = task.params.values()  # the name of the imported artifact: its only parameter
+            (name,) = task.params.values()  # of the artifact; a spec gives it in the parameter named after the kind
             detail = f"there is no {task.kind} {name}: import it first (creditgrid import-{task.kind} FILE)"
             fault = Fault(detail, self._grid.pointer_to(task.kind, name))
             faults.setdefault(fault.pointer, fault)
@@ -194,25 +193,20 @@ def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[s
     Raises:
         SpecError: pointing at each name that is unknown, missing or corrupt.
     """
-    if "dataset" not in grid.experiment.params.model_fields:
+    parameter = grid.experiment.params.model_fields.get("dataset")
+    if parameter is None:
         return {}
-    named: dict[str, str] = {}
-    for index, name in enumerate(grid.axes.get("dataset", ())):
-        named.setdefault(name, pointer("axes", "dataset", index))
-    for index, entry in enumerate(grid.include):
-        if "dataset" in entry:
-            named.setdefault(entry["dataset"], pointer("include", index, "dataset"))
-    default = grid.experiment.params.model_fields["dataset"].default
+    names = [*grid.axes.get("dataset", ()), *(entry["dataset"] for entry in grid.include if "dataset" in entry)]
     if "dataset" in grid.fixed:
-        named.setdefault(grid.fixed["dataset"], pointer("fixed", "dataset"))
-    elif "dataset" not in grid.axes and isinstance(default, str):
-        named.setdefault(default, pointer("fixed", "dataset"))
+        names.append(grid.fixed["dataset"])
+    elif "dataset" not in grid.axes and isinstance(parameter.default, str):
+        names.append(parameter.default)
     found, faults = {}, []
-    for name, where in named.items():
+    for name in dict.fromkeys(names):
         try:
             found[name] = resolve(name)
         except DatasetError as error:
-            faults.append(Fault(str(error), where))
+            faults.append(Fault(str(error), grid.pointer_to("dataset", name)))
     if faults:
         raise SpecError(faults)
     return found

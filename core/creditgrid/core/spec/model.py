@@ -66,7 +66,7 @@ class SweepSpec(BaseModel):
     )
     max_failed: int | None = Field(None, ge=0, description="Stop the sweep when more cells than this have failed.")
     fail_fast: bool = Field(False, description="Stop the sweep at the first failure.")
-    priority: int = Field(0, ge=-1000, le=1000, description="Higher runs first.")
+    priority: int = Field(0, ge=-1000, le=1000, description="A sweep with a higher priority runs first.")
 
     def axis_pointer(self, name: str, index: int) -> str:
         """Where value ``index`` of an axis is written. Values of a generator are written only as the generator."""
