@@ -99,7 +99,7 @@ def test_an_imported_checkpoint_is_of_the_epoch_it_is_said_to_be_and_not_trained
         (
             name(classes=7),
             "/fixed/checkpoint",
-            "pictures has 10 classes, and the imported checkpoint tells 7 apart",
+            "pictures has 10 classes, and the imported checkpoint has 7",
         ),
         (
             name(inputs=784),

@@ -61,7 +61,7 @@ def test_names_are_read_as_they_are_written(blocks: int, d_hidden: int, input_di
     ],
 )
 def test_what_is_no_name(text: str) -> None:
-    with pytest.raises(ValueError, match="no name of an imported checkpoint"):
+    with pytest.raises(ValueError, match="not the name of an imported checkpoint"):
         CheckpointName.parse(text)
     with pytest.raises(ValidationError):
         TYPED.validate_python(text)

@@ -1,8 +1,8 @@
-"""Credit recovery: does an estimator recover the credit on frozen features?
+"""Credit recovery: does an estimator recover the credit on frozen features? Protocols, section 8 (The experiments).
 
-For each method, layer by layer on test images: does its credit point where the true gradient points (gamma), does it
-tell how the loss changes along random directions (rho), and does the loss fall when a hidden state is nudged along it
-(nudge)? A state bridge also says how well it predicts the terminal state.
+For each method and layer, on test images: does the credit point along the true gradient (gamma), does it predict how
+the loss changes along random directions (rho), and does the loss fall when a hidden state is nudged against it (nudge)?
+For a state bridge also: how well does it predict the terminal state?
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 MARGIN = 0.02
-"""scalar_cb's rho must exceed dfa's by this to be positive, and be above it at all to be marginal."""
+"""How far scalar_cb's rho must exceed dfa's for a positive verdict, and 0 for a marginal one."""
 GROUPED = ("method", "cb_source")
 PER_LAYER: Mapping[str, Column] = {
     "gamma": Column("float64", "Mean cosine of a_l with the gradient, over up to 10 test batches."),
@@ -49,13 +49,13 @@ class CreditRecoveryParams(CreditParams):
 
 
 def cell(params: CreditRecoveryParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
-    """The measure task of one cell, and the tasks it stands on."""
+    """The measure task of one cell, and its ancestors."""
     probe = probe_task(dataset, batch_size=params.batch_size, seed=streams_seed(params.__dict__))
     return params.measured(MEASURE, dataset, probe)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """All methods on one checkpoint: gradients and central differences are computed once for all."""
+    """All methods on one checkpoint, which share its gradients and central differences."""
     from creditgrid.core.science import quality
     from creditgrid.core.science.credit_sources import network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import image_data
@@ -106,7 +106,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
     whole = over_seeds([row for row in rows if row["layer"] == 0], by, MEANS)
     table: list[Row] = []
     for line in whole:
-        # Under the metrics' own names too, so that the means stand in one column with the layers.
+        # The means also have the metrics' own names, so that one column holds the means and the layers.
         own = {name.replace("_mean", ""): value for name, value in line.items() if "_mean" in name}
         table += [{**line, **own, "layer": None}, *layers[tuple(line[name] for name in by)]]
     shown = [*by, "layer", *PER_LAYER, "n", "diverged"]
@@ -115,7 +115,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
 
 
 def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
-    """One for each setting of what else varies, where both scalar_cb and dfa were measured."""
+    """One for each setting of the other axes, where both scalar_cb and dfa were measured."""
     found = []
     common = [name for name in others if name not in METHOD_PARAMETERS]
     known = [line for line in table if line["gamma_mean"] is not None and line["rho_mean"] is not None]

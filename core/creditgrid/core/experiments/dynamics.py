@@ -1,7 +1,7 @@
-"""Dynamics: how the residual stream and its gradients grow while a network is trained, by backprop and by alignment.
+"""Dynamics: how the residual stream and its gradients grow in training. Protocols, section 8 (The experiments).
 
-One row for each logged epoch and layer, all of it on the first 1,024 test images: how long the hidden states and their
-gradients are, how well the training's own feedback is aligned with the gradient (dfa), accuracy and loss.
+One row for each logged epoch and layer, measured on the first 1,024 test images: the norms of the hidden states and of
+their gradients, the alignment of the training's own feedback with the gradient (dfa), accuracy and loss.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from creditgrid.core.science.network import ResidualMLP
 
 IMAGES = 1024
-"""The first test images, on which everything is measured."""
+"""Everything is measured on the first images of the test set."""
 MAX_LOGGED = 1000
-"""Epochs that one cell logs: each is a checkpoint of its own."""
+"""Epochs that one cell may log: each is a checkpoint."""
 GROUPED = ("train_rule", "epoch", "layer")
 COLUMNS: Mapping[str, Column] = {
     "epoch": Column("int64", "Epoch of the checkpoint; 0 is the initialisation."),
@@ -42,7 +42,7 @@ COLUMNS: Mapping[str, Column] = {
 
 
 class DynamicsParams(TrainParams):
-    """Parameters of one training run that is looked at; each may be fixed or an axis."""
+    """Parameters of a measured training run; each may be fixed or an axis."""
 
     logs_every: int = Field(
         1,
@@ -64,9 +64,9 @@ class DynamicsParams(TrainParams):
 
 
 def cell(params: DynamicsParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
-    """The measure task of one training run; its checkpoints at the logged epochs have the roles epoch_0, ….
+    """The measure task of one training run, and its ancestors; the logged checkpoints have the roles epoch_0, ….
 
-    All of them are one call, and serve whatever else asks for a checkpoint of that run.
+    One call trains all of them, and other experiments share them.
     """
     parents = {f"epoch_{epoch}": params.trained(dataset, epoch) for epoch in params.logged()}
     parents |= {"data": data_task(dataset), **params.training_feedback(dataset)}
@@ -75,7 +75,7 @@ def cell(params: DynamicsParams, dataset: DatasetRef) -> tuple[Task, Sequence[Ta
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """Every logged epoch of each run, in one batched pass forward and back each, in double precision."""
+    """Every logged epoch of each run, by one batched forward and backward pass each, in double precision."""
     from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, image_data
 
     for task in tasks:
@@ -88,13 +88,15 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         for number, epoch in enumerate(epochs):
             arrays = inputs[task.parents[f"epoch_{epoch}"]]
             network = checkpoint_network(arrays, device, residual_add=task.params["residual_add"]).double()
-            rows += ({"epoch": epoch, **row} for row in look(network, data, feedback))
+            rows += ({"epoch": epoch, **row} for row in measure_checkpoint(network, data, feedback))
             yield Progress(number + 1, len(epochs), f"epoch {epoch} of {epochs[-1]}")
         yield Output(task.key, rows=rows)
 
 
-def look(network: ResidualMLP, data: ImageData, feedback: torch.Tensor | None) -> list[dict[str, float | None]]:
-    """The rows of one checkpoint, one for each layer 0…L; ``feedback`` (L, d, C) is what dfa trained it with."""
+def measure_checkpoint(
+    network: ResidualMLP, data: ImageData, feedback: torch.Tensor | None
+) -> list[dict[str, float | None]]:
+    """The rows of one checkpoint, one for each layer 0…L; dfa trained it with ``feedback`` (L, d, C)."""
     import torch
 
     from creditgrid.core.science.credit import credits, terminal_gradient
@@ -103,7 +105,7 @@ def look(network: ResidualMLP, data: ImageData, feedback: torch.Tensor | None) -
 
     batch = next(file_batches(network, data, IMAGES))
     hiddens, y = torch.stack(list(batch.hiddens)), batch.y
-    # The sum's gradient is each image's own; the mean's is 1/n of it.
+    # The gradient of the sum is that of each image; the gradient of the mean is 1/n of it.
     below = credits("oracle_bp", network, batch.hiddens, batch.logits, y, oracle_reduction="sum")
     gradients = torch.cat((below, terminal_gradient(network, batch.hiddens[-1], y).unsqueeze(0)))
     h_norms = hiddens.norm(dim=-1)

@@ -1,12 +1,12 @@
-"""Same-batch line search: does a step along a method's credit lower the loss on the batch it was computed on?
+"""Same-batch line search: does a step along a method's credit lower the loss on the batch that gave the credit?
 
-For each (method, update range, norm mode) one local update direction is computed on the probe's *same* batch, from
-hiddens taken once before any step; each step size moves the parameters along it (plain SGD), and the change of the
-loss is measured on that batch and on the *held* batch. The direction does not depend on the step size, so all cells of
-one checkpoint are one call: one direction each, all step sizes in one batched pass.
+For each (method, update range, norm mode) one local direction is computed on the probe's *same* batch, from hidden
+states before any step. Each step size moves the parameters along it (plain SGD), and the change of the loss is measured
+on that batch and on the *held* batch. The direction does not depend on the step size, so all cells of one checkpoint
+are one call: each direction once, and all step sizes in one batched pass. Protocols, section 8 (The experiments).
 """
 
-# torch is imported where it is used: plans are made on machines that have none.
+# Functions import torch where they use it: plans are made on machines that have none.
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 ORACLE_DESCENDS = -1e-6
-"""The oracle's best raw delta_loss_same must be below this, or the implementation is suspect."""
+"""If the oracle's best raw delta_loss_same is not below this, the implementation is suspect."""
 GROUPED = ("method", "update_range", "norm_mode")
-"""Every line of the summary is of one of each of these, at its best step size."""
+"""The summary has a line for each combination of these, at its best step size."""
 
 
 class LinesearchParams(StepParams):
@@ -59,16 +59,14 @@ COLUMNS: Mapping[str, Column] = {
 
 
 def cell(params: LinesearchParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
-    """The measure task of one cell, and the tasks it stands on."""
-    # The step's batch is the one that "same" is measured on, so the probe's batches are as large as the step's.
+    """The measure task of one cell, and its ancestors."""
+    # The step is taken on the same batch, so the probe's batches have the size of the step's.
     probe = probe_task(dataset, batch_size=params.step_images, seed=streams_seed(params.__dict__))
     return params.measured(MEASURE, dataset, probe, data=False)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All cells of one checkpoint in one batched pass."""
-    import torch
-
     from creditgrid.core.science.credit_sources import credits_on, network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import probe_batches
     from creditgrid.core.science.line_search import Step, line_search
@@ -76,9 +74,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     network, sources = network_and_sources(tasks, inputs, device)
     probe = probe_batches(inputs[tasks[0].parents["probe"]], device)
     x_same, y_same = probe["x_same"], probe["y_same"]
-    with torch.no_grad():
-        logits, hiddens = network(x_same, return_hidden=True)
-    credits = credits_on(network, sources, hiddens, logits, y_same)
+    credits = credits_on(network, sources, x_same, y_same)
     steps = [
         Step(
             source_name(task),
@@ -103,17 +99,17 @@ def _steps_head(params: Mapping[str, object]) -> bool:
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
-    """For each (method, range, norm): the step size with the lowest delta_loss_same, as mean over seeds.
+    """For each (method, range, norm): the step size with the lowest mean delta_loss_same over seeds.
 
-    Whatever else varies in the sweep, such as checkpoint_epoch, has lines of its own. Diverged cells never win.
+    Each setting of the other axes, such as checkpoint_epoch, has lines of its own. Diverged cells are never the best.
     """
     columns = [*GROUPED, *varied(LinesearchParams, rows, besides=(*GROUPED, "eta"))]
     table = []
     for values, some in grouped(rows, columns).items():
         by_eta = {eta: of_eta for (eta,), of_eta in grouped(some, ["eta"]).items()}
-        lost = sum(row["diverged"] for row in some)
-        line: Line = {**dict(zip(columns, values, strict=True)), "best_eta": None, "n": 0, "diverged": lost}
-        # A step size at which any seed diverged cannot be best: its mean would hide the seed that blew up.
+        diverged = sum(row["diverged"] for row in some)
+        line: Line = {**dict(zip(columns, values, strict=True)), "best_eta": None, "n": 0, "diverged": diverged}
+        # A step size at which a seed diverged cannot be the best: the mean over the others would hide that seed.
         whole = {
             eta: statistics(of_eta, COLUMNS)
             for eta, of_eta in by_eta.items()
@@ -151,7 +147,7 @@ CHARTS = (
         title="Loss change against step size",
         mark="line",
         x=Axis(("eta",), "step size η", "log"),
-        # One axis: "same" and "held" are compared, so their panels share a scale.
+        # One axis, so that the panels of "same" and "held" share a scale.
         measures=(Axis(("delta_loss_same", "delta_loss_held"), "loss change (nats)", "symlog"),),
         series=("method", "cb_source"),
     ),

@@ -1,7 +1,7 @@
-"""Parameters that experiments share, and the tasks that they name: a checkpoint, the source of a credit, a local step.
+"""Parameters that experiments share, and the tasks that they name: a training run, a credit, a local step.
 
-An experiment's parameter model derives from what it needs of these, so that equal settings name equal tasks and one
-sweep's checkpoints and estimators serve the others.
+The parameter model of an experiment inherits from one of these. So equal settings name equal tasks, and sweeps share
+checkpoints and estimators.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ FIT_OPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "state_bridge": {},
 }
-"""For each method with an estimator its own parameters, and what its fit function calls them."""
+"""For each method with an estimator: its parameters, and their names in its fit function."""
 METHOD_PARAMETERS = (
     "oracle_reduction",
     "fit_epochs",
     "fit_lr",
     *(name for names in FIT_OPTIONS.values() for name in names),
 )
-"""Parameters of one method or another: they may differ between methods that are compared."""
+"""Parameters of one method or another; they may differ between the methods in a comparison."""
 
 
 class TrainParams(Params):
-    """What names a training run."""
+    """Parameters of a training run: Protocols, section 3 (Training)."""
 
     dataset: str = Field(description="A dataset's name, or the absolute path of a folder of Parquet files.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of every random stream.")
@@ -66,7 +66,7 @@ class TrainParams(Params):
             yield "random_targets", f"random_targets is a flag of train_rule dfa, and train_rule is {self.train_rule}"
 
     def identity(self) -> dict[str, Any]:
-        """Every parameter, for the key of a cell; but the dataset, which is in it by content, through the parents."""
+        """Every parameter for the key of a cell, except the dataset: the parents' keys hold its content."""
         return {name: value for name, value in self.__dict__.items() if name != "dataset"}
 
     def trained(self, dataset: DatasetRef, epoch: int) -> Task:
@@ -75,7 +75,7 @@ class TrainParams(Params):
         return train_task(dataset, run, epoch, **self.training_feedback(dataset))
 
     def training_feedback(self, dataset: DatasetRef) -> dict[str, Task]:
-        """The feedback matrices of a training run by dfa, under the role ``feedback``; nothing for bp."""
+        """The feedback matrices of a training run by dfa, under their role; nothing for bp."""
         return self.feedback(dataset, self.seed) if self.train_rule == "dfa" else {}
 
     def feedback(self, dataset: DatasetRef, seed: int) -> dict[str, Task]:
@@ -88,11 +88,11 @@ class TrainParams(Params):
 
 
 TRAIN_OPTIONS = {name: name.removeprefix("train_") for name in TrainParams.model_fields if name != "dataset"}
-"""The parameters of a training run, and what the network and the training call them."""
+"""The parameters of a training run, and their names in the network and in the training."""
 
 
 class CreditParams(TrainParams):
-    """What names a checkpoint, the batches it is probed on, and the source of the credit."""
+    """Parameters of a checkpoint, its probe batches, and a credit: Protocols, sections 4 and 5."""
 
     probe_seed: int | None = Field(
         None, ge=0, lt=2**63, description="Seed of the probe's batches, of B_l and of perturbations; null: `seed`."
@@ -103,7 +103,7 @@ class CreditParams(TrainParams):
     checkpoint_epoch: int | None = Field(
         None,
         ge=0,
-        description="Epoch of the probed checkpoint; null: the last. Of an imported one: what it is said to be.",
+        description="Epoch of the probed checkpoint; null: the last. Of an imported one: its epoch, if known.",
     )
 
     method: MethodName = Field(description="Where the credit comes from.")
@@ -147,7 +147,7 @@ class CreditParams(TrainParams):
             return
         if dataset.num_classes is not None and dataset.num_classes != found.num_classes:
             has = f"{dataset.name} has {dataset.num_classes} classes"
-            yield "checkpoint", f"{has}, and the imported checkpoint tells {found.num_classes} apart"
+            yield "checkpoint", f"{has}, and the imported checkpoint has {found.num_classes}"
         if dataset.image_shape is not None:
             channels, height, width = dataset.image_shape
             if (pixels := channels * height * width) != found.input_dim:
@@ -155,13 +155,13 @@ class CreditParams(TrainParams):
                 yield "checkpoint", f"{has}, and the imported checkpoint takes {found.input_dim}"
 
     def probed(self, dataset: DatasetRef) -> Task:
-        """The checkpoint that is probed: an imported one, or one of the training run."""
+        """The probed checkpoint: an imported one, or one of the training run."""
         if self.checkpoint is not None:
             return checkpoint_task(self.checkpoint)
         return self.trained(dataset, self.train_epochs if self.checkpoint_epoch is None else self.checkpoint_epoch)
 
     def credit_parents(self, dataset: DatasetRef, checkpoint: Task) -> dict[str, Task]:
-        """What the credit depends on beside the checkpoint, by role: nothing, ``feedback`` or ``estimator``."""
+        """What the credit depends on besides the checkpoint, by role: nothing, ``feedback`` or ``estimator``."""
         if self.method == "dfa":
             return self.feedback(dataset, streams_seed(self.__dict__))
         if self.method not in FIT_OPTIONS:
@@ -179,10 +179,10 @@ class CreditParams(TrainParams):
     def measured(
         self, kind: TaskKind, dataset: DatasetRef, probe: Task, *, data: bool = True
     ) -> tuple[Task, tuple[Task, ...]]:
-        """The task that measures this cell, and all that it stands on.
+        """The task that measures this cell, and its ancestors.
 
-        Its parents are ``checkpoint``, ``probe``, the credit's source and, if asked for, the ``data`` set. Cells on
-        one checkpoint and one probe are one group, and so are of one seed of the streams.
+        Its parents are ``checkpoint``, ``probe``, those of the credit, and with ``data`` the dataset. Cells on one
+        checkpoint and one probe are one group, so they share the seed of the streams.
         """
         checkpoint = self.probed(dataset)
         parents = {"checkpoint": checkpoint, "probe": probe, **self.credit_parents(dataset, checkpoint)}
@@ -194,7 +194,7 @@ class CreditParams(TrainParams):
 
 
 class StepParams(CreditParams):
-    """How a local step is taken: its batch, and how its gradient is regularised."""
+    """Parameters of a local step: its batch, and the regularisation of its gradient."""
 
     step_batch_size: int | None = Field(
         None, ge=1, le=65_536, description="Images in a local step's batch; null: `batch_size`."
@@ -209,19 +209,19 @@ class StepParams(CreditParams):
 
 
 def streams_seed(params: Mapping[str, Any]) -> int:
-    """The seed of the probe's batches, of the feedback matrices and of perturbations, of a cell's parameters."""
+    """The seed of a cell's probe batches, feedback matrices and perturbations."""
     found = params["seed"] if params["probe_seed"] is None else params["probe_seed"]
     return int(found)
 
 
 def enough_blocks(update_range: str, num_blocks: int) -> Iterable[tuple[str, str]]:
-    """A fault where the range is of more blocks than there are."""
+    """A fault if the range has more blocks than the network."""
     if update_range == "last2" and num_blocks < 2:
         yield "update_range", "update_range last2 needs num_blocks of at least 2"
 
 
 def enough_images(dataset: DatasetRef | None, *needs: tuple[str, int, int]) -> Iterable[tuple[str, str]]:
-    """Faults of (field to blame, full batches, images a batch) that are more than the training set holds."""
+    """A fault for each of ``needs`` (field to blame, full batches, images a batch) that exceeds the training set."""
     for field, batches, size in needs:
         if dataset is not None and batches * size > dataset.num_train:
             wanted = f"{batches} full batches of {size:,} images are {batches * size:,}"

@@ -1,9 +1,9 @@
 """Snapshot time: is a held-out failure of local steps an artifact of late snapshots?
 
-For each method and checkpoint: the step size with the lowest 1-step loss on the same batch is searched, then five
-steps are taken at it with the credit computed anew, and both are measured on the same and on the held-out batch. How
-much of the gain carries over is PUR_k = -dl_held_k/-dl_same_k. The spread of the update directions over further batches
-says how much of a direction belongs to its batch.
+For each method and checkpoint: search the step size with the lowest loss on the same batch after one step, then take
+five steps at it, each with a new credit, and measure both on the same and on the held-out batch. PUR_k =
+-dl_held_k/-dl_same_k is the part of the gain that carries over. The spread of the update directions over further
+batches shows how much of a direction is specific to its batch. Protocols, section 8 (The experiments).
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ from pydantic import Field
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
 from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images, streams_seed
-from creditgrid.core.experiments.stages import (
-    EXTRA_BATCHES,
-    probe_task,
-    step_batches,
-)
+from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task, step_batches
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
@@ -33,10 +29,10 @@ if TYPE_CHECKING:
     from creditgrid.core.science.network import ResidualMLP
 
 ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-"""Step sizes that are searched."""
+"""Step sizes of the search."""
 STEPS = 5
 LATE, EARLY = 50, 20
-"""Epochs from which a snapshot is late, and up to which it is early."""
+"""A snapshot is late from epoch LATE on, and early up to epoch EARLY."""
 GROUPED = ("method", "checkpoint_epoch")
 COLUMNS: Mapping[str, Column] = {
     "test_accuracy": Column("float64", "Accuracy of the checkpoint on the whole test set, fraction."),
@@ -57,16 +53,13 @@ class SnapshotTimeParams(CreditParams):
 
     update_range: Literal["last1", "last2", "all"] = Field("last1", description="Blocks that take the steps.")
     eta: float | None = Field(None, ge=0, description="Step size; null: the best of 1e-5 … 1e-2, seven values.")
-    extra_batches: int = Field(4, ge=2, le=4096, description="Batches that update directions are compared over.")
+    extra_batches: int = Field(4, ge=2, le=4096, description="Batches over which update directions are compared.")
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         yield from super().conflicts(dataset)
         yield from enough_blocks(self.update_range, self.num_blocks)
         blamed = "extra_batches" if self.extra_batches > EXTRA_BATCHES else "batch_size"
-        yield from enough_images(
-            dataset,
-            (blamed, 2 + _extra(self), self.batch_size),
-        )
+        yield from enough_images(dataset, (blamed, 2 + _extra(self), self.batch_size))
 
 
 def _extra(params: SnapshotTimeParams) -> int:
@@ -74,7 +67,7 @@ def _extra(params: SnapshotTimeParams) -> int:
 
 
 def cell(params: SnapshotTimeParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
-    """The measure task of one cell, and the tasks it stands on."""
+    """The measure task of one cell, and its ancestors."""
     probe = probe_task(
         dataset,
         batch_size=params.batch_size,
@@ -87,7 +80,7 @@ def cell(params: SnapshotTimeParams, dataset: DatasetRef) -> tuple[Task, Sequenc
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """All cells of one checkpoint: one fused search, then one rollout for every range."""
+    """All cells of one checkpoint: one fused search, then one rollout for each range."""
     from creditgrid.core.science.credit_sources import network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import image_data, probe_batches
     from creditgrid.core.science.rollout import Rollout, rollouts
@@ -137,16 +130,12 @@ def _search(
     probe: Mapping[str, torch.Tensor],
     sources: Mapping[str, CreditSource],
 ) -> dict[str, tuple[float, StepResult]]:
-    """For each task the step size with the lowest loss on the same batch, and what one step of it does."""
-    import torch
-
+    """For each task the step size with the lowest loss on the same batch, and the result of one step."""
     from creditgrid.core.science.credit_sources import credits_on, source_name
     from creditgrid.core.science.line_search import Step, line_search
 
     x_same, y_same = probe["x_same"], probe["y_same"]
-    with torch.no_grad():
-        logits, hiddens = network(x_same, return_hidden=True)
-    credits = credits_on(network, sources, hiddens, logits, y_same)
+    credits = credits_on(network, sources, x_same, y_same)
     steps: dict[Step, int] = {}
     tried: dict[str, list[Step]] = {}
     for task in tasks:
@@ -159,8 +148,8 @@ def _search(
     found = line_search(network, x_same, y_same, probe["x_held"], probe["y_held"], credits, list(steps))
 
     def change(step: Step) -> float:
-        lowest = found[steps[step]].delta_loss_same
-        return lowest if math.isfinite(lowest) else math.inf  # one that diverges is never the best
+        delta = found[steps[step]].delta_loss_same
+        return delta if math.isfinite(delta) else math.inf  # a step that diverges is never the best
 
     chosen = {key: min(some, key=change) for key, some in tried.items()}
     return {key: (step.eta, found[steps[step]]) for key, step in chosen.items()}
@@ -173,9 +162,9 @@ def _spreads(
     sources: Mapping[str, CreditSource],
     blocks: range,
 ) -> dict[tuple[str, int], tuple[float, float]]:
-    """How much the update directions u of head and ``blocks`` differ between the first extra batches.
+    """The `_spread` of the update directions of head and ``blocks`` over the first extra batches.
 
-    Mean pairwise cosine, and mean ‖u - ū‖², by source and number of batches.
+    By credit source and number of batches.
     """
     import torch
 
@@ -210,8 +199,8 @@ def _pur(same: float, held: float) -> float | None:
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
-    """For each method and checkpoint, and whatever else varies, the means over seeds."""
-    # A checkpoint that is not named by its epoch is the last one.
+    """For each method and checkpoint, and each setting of the other axes, the means over seeds."""
+    # A checkpoint without an epoch is the last one.
     dated = [{**row, "checkpoint_epoch": _epoch(row)} for row in rows]
     others = varied(SnapshotTimeParams, dated, besides=GROUPED)
     table = over_seeds(dated, [*GROUPED, *others], COLUMNS)
@@ -223,12 +212,12 @@ def summarise(rows: Sequence[Row]) -> Summary:
 def _epoch(row: Row) -> int | None:
     if row["checkpoint_epoch"] is None and row["checkpoint"] is None:
         return int(row["train_epochs"])
-    epoch: int | None = row["checkpoint_epoch"]  # which of an imported checkpoint may not be known
+    epoch: int | None = row["checkpoint_epoch"]  # which is unknown for some imported checkpoints
     return epoch
 
 
 def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
-    """On ``vec``, one for each setting of what else varies."""
+    """On ``vec``, one for each setting of the other axes."""
     known = [line for line in table if line["checkpoint_epoch"] is not None and line["dl_held_1"] is not None]
     found = []
     for lines in grouped([line for line in known if line["method"] == "vec"], others).values():

@@ -1,7 +1,7 @@
-"""What a worker computes for each stage: generators that are given tasks of one group and yield their artifacts."""
+"""What a worker computes for each stage: generators that take the tasks of one group and yield their artifacts."""
 
 # ruff: noqa: ARG001
-# Each function imports torch itself, because plans load this module without it; all have the signature of a run.
+# Functions import torch where they use it, because plans load this module; all have the signature of a run.
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run_data(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """Decode each dataset where its ``source`` says it lies."""
+    """Decode each dataset from its task's ``source``."""
     from creditgrid.core.science.loading import load
 
     for task in tasks:
@@ -31,9 +31,8 @@ def run_data(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Ite
 def run_probe(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Draw the fixed batches: ``x_same``, ``x_held``, ``x_extra`` of the training stream, ``x_test`` in file order.
 
-    ``x_steps``, the batches that rollouts step on, come from a further pass of that stream.
+    ``x_steps``, the batches of rollouts, come from a further pass of that stream. Protocols, section 2 (Data).
     """
-
     from creditgrid.core.science.data import normalise
 
     for task in tasks:
@@ -62,7 +61,7 @@ def _full_batches(data: ImageData, size: int, seed: int, epoch: int, count: int)
     from creditgrid.core.science.data import full_batches
 
     batches = list(itertools.islice(full_batches(data, size, seed, epoch, stream="probe"), count))
-    if len(batches) < count:  # the plan has refused what a well-described data set does not hold
+    if len(batches) < count:  # only if the dataset's description is wrong: the plan checks the number of images
         raise TaskError(
             f"the probe needs {count} full batches of {size} images and the training set of "
             f"{len(data.x_train):,} holds {len(batches)}: choose a smaller batch"
@@ -118,16 +117,16 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
             return
         if number:
             yield _saved(at)
-        yield Progress(at.epoch, last, _told(at.epoch, last, at.train_loss, resumed=saved is not None and not number))
+        note = f"epoch {at.epoch} of {last}"
+        if saved is not None and not number:
+            note = f"resumed at {note}"
+        if at.train_loss is not None:
+            note += f", training loss {at.train_loss:.4g}"
+        yield Progress(at.epoch, last, note)
 
 
 def _saved(at: Epoch) -> Saved:
     return Saved(lambda: _arrays(at.state()))
-
-
-def _told(epoch: int, last: int, loss: float | None, *, resumed: bool) -> str:
-    note = f"resumed at epoch {epoch} of {last}" if resumed else f"epoch {epoch} of {last}"
-    return note if loss is None else f"{note}, training loss {loss:.4g}"
 
 
 def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
@@ -157,10 +156,10 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
             "state_bridge": fit_state_bridge,
         }
         loss = None
-        for state in fits[which](estimator, network, data, **options):
-            loss = state.loss
-            note = _told(state.epoch, options["epochs"], None, resumed=False)
-            yield Progress(state.epoch, options["epochs"], note if loss is None else f"{note}, fitting loss {loss:.4g}")
+        for at in fits[which](estimator, network, data, **options):
+            loss = at.loss
+            note = f"epoch {at.epoch} of {options['epochs']}"
+            yield Progress(at.epoch, options["epochs"], note if loss is None else f"{note}, fitting loss {loss:.4g}")
         yield Output(task.key, arrays=_arrays(estimator.state_dict()), info={"fit_loss": loss})
 
 
@@ -171,5 +170,5 @@ def _data(task: Task, inputs: Inputs, device: torch.device) -> ImageData:
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
-    # A copy: the caller goes on changing what it yielded (training goes on after a checkpoint).
+    # A copy: training continues after a checkpoint, and changes its tensors.
     return {name: tensor.detach().cpu().contiguous().numpy().copy() for name, tensor in tensors.items()}

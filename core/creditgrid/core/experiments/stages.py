@@ -23,11 +23,11 @@ from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import Resources, Task, TaskKind
 
 EXTRA_BATCHES = 8
-"""Batches of the probe beside the same and the held-out one."""
+"""Batches of a probe besides the same and the held-out one."""
 STEP_BATCHES = 8
-"""Batches of a probe for rollouts, unless more are asked for."""
+"""Batches of a probe for rollouts, unless a cell needs more."""
 
-_NAMES = 4096  # memoised names a stage; a plan with more distinct checkpoints than this only pays hashing again
+_NAMES = 4096  # memoised names a stage; a plan with more distinct checkpoints hashes some of them again
 
 DATA = TaskKind("data", 1, run_data)
 PROBE = TaskKind("probe", 1, run_probe)
@@ -54,18 +54,18 @@ def probe_task(
     steps: int = 0,
     step_images: int = 0,
 ) -> Task:
-    """The fixed batches; they depend on (dataset, batch size, probe seed) and on how many there are alone.
+    """The fixed batches of Protocols, section 2 (Data); only (dataset, batch size, seed) and their number decide them.
 
-    ``extra`` batches of ``batch_size`` beside the same and the held-out one; ``steps`` batches of ``step_images``.
+    ``extra`` batches of ``batch_size`` besides the same and the held-out one; ``steps`` batches of ``step_images``.
     """
     params = {"batch_size": batch_size, "seed": seed, "extra": extra, "steps": steps, "step_images": step_images}
     return PROBE.task(params, {"dataset": data_task(dataset)})
 
 
 def step_batches(dataset: DatasetRef, steps: int, images: int) -> int:
-    """How many step batches of so many images a probe holds for rollouts of so many steps.
+    """The number of batches of ``images`` that a probe holds for rollouts of ``steps`` steps.
 
-    Rounded up as far as the data set reaches, so that rollouts of different lengths share probes.
+    It is rounded up as far as the dataset allows, so that rollouts of different lengths share probes.
     """
     rounded = max(STEP_BATCHES, 1 << (steps - 1).bit_length())
     return max(steps, min(rounded, dataset.num_train // images))

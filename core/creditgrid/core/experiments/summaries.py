@@ -1,7 +1,7 @@
-"""Lines of a summary: means over seeds, with their spread and how many seeds they rest on.
+"""Lines of a summary: means over seeds, with their spread and the number of seeds.
 
-``seed`` and ``probe_seed`` are what is averaged over: where seeds vary, probes of one seed are averaged first, because
-they are no independent runs. Whatever else varies in a sweep has lines of its own.
+The means are over ``seed`` and ``probe_seed``: where seeds vary, probes of one seed are averaged first, because they
+are not independent runs. Each setting of the other axes has lines of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Line: TypeAlias = dict[str, Any]
 
 
 def varied(params: type[Params], rows: Sequence[Row], besides: Iterable[str] = ()) -> list[str]:
-    """The parameters that take more than one value in the rows, but the seeds and those named."""
+    """The parameters that take more than one value in the rows, except the seeds and those in ``besides``."""
     known = {*SEEDS, *besides}
     return [name for name in params.model_fields if name not in known and len({row[name] for row in rows}) > 1]
 
@@ -34,10 +34,9 @@ def grouped(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], lis
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str], metrics: Iterable[str]) -> list[Line]:
-    """One line for each distinct value of ``by``: for each metric its statistics over the rows, which differ in seeds.
+    """One line for each distinct value of ``by``: the statistics of each metric over the rows, which differ in seeds.
 
-    ``n`` counts the seeds that a line rests on. Rows that diverged are left out of the means and counted in
-    ``diverged``: a mean over the rest says so.
+    ``n`` is the number of seeds in the means. Rows that diverged are not in the means; ``diverged`` counts them.
     """
     lines = []
     for values, some in grouped(rows, by).items():
@@ -49,7 +48,7 @@ def over_seeds(rows: Sequence[Row], by: Sequence[str], metrics: Iterable[str]) -
 
 
 def statistics(rows: Sequence[Row], metrics: Iterable[str]) -> Line:
-    """Of each metric the mean under its own name, and with ``_std``, ``_ci95`` (half-width) and ``_n`` the rest.
+    """The mean of each metric under its own name, and the rest with ``_std``, ``_ci95`` (half-width) and ``_n``.
 
     Null where no row has the metric; the spread is null for a single value.
     """
@@ -70,7 +69,7 @@ def statistics(rows: Sequence[Row], metrics: Iterable[str]) -> Line:
 
 
 def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that are no independent runs, together: those of a seed, or where it does not vary each by itself."""
+    """The rows of each independent run: those of one seed, or each row alone if the seed does not vary."""
     runs: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
         runs[row.get("seed")].append(row)
@@ -78,6 +77,6 @@ def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def setting_prefix(line: Row, names: Sequence[str]) -> str:
-    """What distinguishes a line, in words: "num_blocks 4, lr 0.001: ", or nothing."""
+    """The line's values of ``names`` before a sentence about it: "num_blocks 4, lr 0.001: ", or nothing."""
     shown = ", ".join(f"{name} {line[name]}" for name in names)
     return f"{shown}: " if shown else ""

@@ -1,4 +1,4 @@
-"""Batched augmentation on the device: zero-pad, random crop, random horizontal flip, all on uint8 pixels."""
+"""Augmentation of Protocols, section 2 (Data): zero-pad, crop and flip a batch of uint8 images on the device."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def augment(images: Tensor, generator: Generator, pad: int = 4) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int = 4) -> Tensor:
-    """`augment` with its draws given: crop offsets top, left int64 (b,) into the padded images, and flips bool (b,)."""
+    """`augment` with given draws: crop offsets top, left int64 (b,) into the padded images, and flips bool (b,)."""
     batch, channels, height, width = images.shape
     padded = F.pad(images, (pad, pad, pad, pad))
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     columns = left[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
-    # One gather over flattened pixels, with one index per image and pixel that all channels share.
+    # One gather over flattened pixels: all channels share the index of an image's pixel.
     pixels = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(batch, 1, height * width)
     return padded.flatten(2).gather(2, pixels.expand(batch, channels, -1)).view_as(images)

@@ -1,6 +1,6 @@
-"""Credits: where the assigned gradient a_l of each hidden state comes from.
+"""Protocols, section 4 (Credit sources): a credit a_l (b, d) takes the place of the gradient of the loss at h_l.
 
-A credit a_l (b, d) stands for the gradient of the loss at h_l, the input of block l, l = 0…L-1.
+h_l is the input of block l, l = 0…L-1.
 
 ================  =============================================================================================
 ``oracle_bp``     ∂CE/∂h_l by backprop
@@ -35,7 +35,8 @@ Reduction = Literal["mean", "sum"]
 def feedback_matrices(seed: int, num_blocks: int, d_hidden: int, num_classes: int) -> Tensor:
     """The fixed matrices B_l of direct feedback alignment, N(0, 1)/sqrt(C): float32 (L, d, C) on the CPU.
 
-    B_l is drawn from the stream ("feedback", l), so that it does not depend on how many blocks there are.
+    B_l is drawn from the stream ("feedback", l), so it does not depend on the number of blocks. Protocols, section 3
+    (Training); the method is Nøkland's (2016, Direct Feedback Alignment Provides Learning in Deep Neural Networks).
     """
     draws = [
         torch.randn(d_hidden, num_classes, generator=generator(seed, "feedback", layer)) for layer in range(num_blocks)
@@ -46,8 +47,8 @@ def feedback_matrices(seed: int, num_blocks: int, d_hidden: int, num_classes: in
 def output_error(logits: Tensor, y: Tensor) -> Tensor:
     """e_T = softmax(logits) - onehot(y), detached: logits (…, b, C), y int64 (b,) -> (…, b, C).
 
-    The label's entry is minus the sum of the others: p - 1 would lose the digits of a confident sample's error, which
-    normalising a credit brings to light.
+    The label's entry is minus the sum of the others: p - 1 would lose most digits of a confident sample's error, and
+    a normalised credit would show it.
     """
     labels = y.expand(logits.shape[:-1]).unsqueeze(-1)
     others = logits.detach().softmax(-1).scatter(-1, labels, 0.0)
@@ -59,12 +60,12 @@ def terminal_gradient(network: Layers, h_last: Tensor, y: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = h_last.detach().requires_grad_()
         logits = network.head(leaf)
-        (gradient,) = torch.autograd.grad(logits, leaf, output_error(logits, y))  # ∂CE/∂logits, told precisely
+        (gradient,) = torch.autograd.grad(logits, leaf, output_error(logits, y))  # which is ∂CE/∂logits
     return gradient
 
 
 def signal(s_source: Signal, network: Layers, h_last: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """What a scalar value net is told of the outcome, s: e_T (b, C) or δ_L (b, d)."""
+    """The signal s that conditions a scalar value net: e_T (b, C) or δ_L (b, d), detached."""
     return output_error(logits, y) if s_source == "e_T" else terminal_gradient(network, h_last, y)
 
 
@@ -83,13 +84,13 @@ def credits(
 ) -> Tensor:
     """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d); or (L, S, b, d) of S networks side by side.
 
-    With ``first``, those of the layers from it on alone, (L - first, …): no credit needs the layers below it.
+    With ``first`` only a_first … a_{L-1}, (L - first, …): no credit needs the layers below it.
 
     ``hiddens`` h_0 … h_L, each (…, b, d), and ``logits`` (…, b, C) are those of ``network`` on the batch, ``y`` int64
     (b,) its labels. ``dfa`` needs ``feedback`` (L, d, C); ``vec``, ``scalar_cb`` and ``state_bridge`` need their fitted
-    ``estimator``, and ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` is of the loss that
-    ``oracle_bp`` differentiates: ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale at which
-    the learned estimators work.
+    ``estimator``, and ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` reduces the
+    loss that ``oracle_bp`` differentiates: ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale
+    at which the learned estimators work.
 
     Raises:
         ValueError: for an unknown method, or one whose feedback or estimator is missing.
@@ -117,7 +118,7 @@ def credits(
             values = estimator(leaf, t, signal(s_source, network, hiddens[-1], logits, y))
         else:
             values = _head_loss(network, estimator(leaf, t, output_error(logits, y)), y)
-        # The sum over layers and samples: each value depends on its own h alone, so the gradient is each one's own.
+        # Each value depends on its own h alone, so the gradient of the sum holds the gradient of each value.
         (gradient,) = torch.autograd.grad(values.sum(), leaf)
     return gradient
 
@@ -130,7 +131,7 @@ def layer_times(h: Tensor, first: int = 0) -> Tensor:
 
 
 def _head_loss(network: Layers, terminal: Tensor, y: Tensor) -> Tensor:
-    """CE of the head on predicted terminal states (L, b, d) or (L, S, b, d), of each sample in no promised order."""
+    """CE of the head on predicted terminal states (L, b, d) or (L, S, b, d), per sample, in any order."""
     if terminal.dim() == 3:
         return cross_entropy(network.head(terminal), y)
     # Each of S networks has a head of its own for its samples of every layer: (S, L b, d).
@@ -139,11 +140,11 @@ def _head_loss(network: Layers, terminal: Tensor, y: Tensor) -> Tensor:
 
 
 def _backprop(network: Layers, hiddens: Sequence[Tensor], terminal: Tensor, first: int) -> Tensor:
-    """Carry ∂CE/∂h_L (…, b, d) back through the blocks to ∂CE/∂h_l for l = first…L-1: (L - first, …, b, d)."""
+    """∂CE/∂h_l for l = first…L-1 by backprop of ``terminal``, ∂CE/∂h_L (…, b, d): (L - first, …, b, d)."""
     gradients = [terminal]
     for layer in reversed(range(first, network.num_blocks)):
         with torch.enable_grad():
             leaf = hiddens[layer].detach().requires_grad_()
-            (through,) = torch.autograd.grad(network.branch(layer, leaf), leaf, gradients[-1])
-        gradients.append(gradients[-1] + through if network.residual_add else through)
+            (of_branch,) = torch.autograd.grad(network.branch(layer, leaf), leaf, gradients[-1])
+        gradients.append(gradients[-1] + of_branch if network.residual_add else of_branch)
     return torch.stack(gradients[:0:-1])

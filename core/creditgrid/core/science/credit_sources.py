@@ -1,27 +1,24 @@
-"""Sources of credit, restored from what a measure task stands on: a method, with its feedback or its estimator."""
+"""Credit sources, made from the artifacts that a measure task needs: a method with its feedback or its estimator."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from creditgrid.core.science.credit import Method, Reduction, Signal, credits
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, fitted_estimator
+from creditgrid.core.science.network import Layers, ResidualMLP
 from creditgrid.core.task import Inputs, Task
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from creditgrid.core.science.network import Layers, ResidualMLP
 
 
 @dataclass(frozen=True)
 class CreditSource:
-    """A method and all that it needs to give credits on any batch; see `credits`."""
+    """A method, and what it needs to compute the credits of any batch; see `credits`."""
 
     method: Method
     feedback: Tensor | None = None
@@ -51,15 +48,15 @@ class CreditSource:
         return replace(self, feedback=feedback, estimator=estimator)
 
 
-def credits_on(
-    network: Layers, sources: Mapping[str, CreditSource], hiddens: Sequence[Tensor], logits: Tensor, y: Tensor
-) -> dict[str, Tensor]:
-    """The credits of every source on one batch, by its name: (L, b, d) each."""
+def credits_on(network: ResidualMLP, sources: Mapping[str, CreditSource], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The credits of every source on a batch x (b, D), y (b,), by the source's name: (L, b, d) each."""
+    with torch.no_grad():
+        logits, hiddens = network(x, return_hidden=True)
     return {name: source.credits(network, hiddens, logits, y) for name, source in sources.items()}
 
 
 def source_name(task: Task) -> str:
-    """What the credit of a measure task depends on beside the network and the batch: equal names, one source."""
+    """The name of a measure task's credit source; tasks of one group with equal names share the source."""
     origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params["oracle_reduction"]
     return f"{task.params['method']}/{origin}"
 
@@ -67,26 +64,20 @@ def source_name(task: Task) -> str:
 def network_and_sources(
     tasks: Sequence[Task], inputs: Inputs, device: torch.device
 ) -> tuple[ResidualMLP, dict[str, CreditSource]]:
-    """What the measure tasks of one group share: the frozen network, and every source by name."""
+    """The frozen network that the measure tasks of one group share, and all their credit sources by `source_name`."""
     shared = tasks[0]
-    network = checkpoint_network(
-        inputs[shared.parents["checkpoint"]], device, residual_add=shared.params["residual_add"]
-    )
-    return network, _sources(tasks, inputs, device)
-
-
-def _sources(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> dict[str, CreditSource]:
-    """Every distinct source of the tasks' credits, by `source_name`."""
-    found: dict[str, CreditSource] = {}
+    arrays = inputs[shared.parents["checkpoint"]]
+    network = checkpoint_network(arrays, device, residual_add=shared.params["residual_add"])
+    sources: dict[str, CreditSource] = {}
     for task in tasks:
-        if (name := source_name(task)) in found:
+        if (name := source_name(task)) in sources:
             continue
         feedback = estimator = None
         if "feedback" in task.parents:
             feedback = feedback_stack(inputs[task.parents["feedback"]], device)
         if "estimator" in task.parents:
             estimator = fitted_estimator(inputs[task.parents["estimator"]], device)
-        found[name] = CreditSource(
+        sources[name] = CreditSource(
             task.params["method"], feedback, estimator, task.params["cb_source"], task.params["oracle_reduction"]
         )
-    return found
+    return network, sources

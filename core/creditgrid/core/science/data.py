@@ -1,4 +1,4 @@
-"""Image data held on the device as uint8, and the batches drawn from it."""
+"""Image data on the device as uint8, and its batches: Protocols, section 2 (Data)."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def training_batches(
     data: ImageData, batch_size: int, seed: int, epoch: int, stream: str = "train"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of augmented, normalised training batches: x float32 (b, D), y int64 (b,), the last one maybe smaller.
+    """One epoch of augmented, normalised training batches: x float32 (b, D), y int64 (b,); the last may be smaller.
 
     The order is drawn on the CPU from the stream "{stream}/order", the crops and flips on the data's device from
-    "{stream}/augment", both indexed by the epoch: an epoch depends on no other.
+    "{stream}/augment", both indexed by the epoch: no epoch depends on another.
     """
     order = torch.randperm(len(data.y_train), generator=generator(seed, f"{stream}/order", epoch)).to(data.device)
     crops = generator(seed, f"{stream}/augment", epoch, device=data.device)
@@ -84,7 +84,7 @@ def training_batches(
 def full_batches(
     data: ImageData, batch_size: int, seed: int, epoch: int, stream: str = "train"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`training_batches` without a last batch that is smaller than `batch_size`."""
+    """`training_batches` without those smaller than `batch_size`."""
     for x, y in training_batches(data, batch_size, seed, epoch, stream):
         if len(y) == batch_size:
             yield x, y

@@ -1,4 +1,4 @@
-"""The one shape of network that all fitted credit estimators have."""
+"""The network that all fitted credit estimators share: Protocols, section 5 (Estimators)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class EstimatorNet(nn.Module):
     """A function of (h_l, t_l, s): [LN(h), embedded t, s], then 3 x (Linear -> GELU) of width 256, then Linear.
 
     ``out_dim`` d gives a vector field, ``out_dim`` 1 a scalar value whose last dim is squeezed away. t = l/L is the
-    depth of a hidden state (1 is the terminal one), s (``s_dim``) what is known about its outcome: e_T or δ_L.
-    Parameters have torch's default distributions, drawn from ``generator`` alone and on its device.
+    depth of a hidden state (1 is the terminal one), s (``s_dim``) is e_T or δ_L. Parameters have torch's
+    default distributions, drawn from ``generator`` alone and on its device.
     """
 
     def __init__(self, d_hidden: int, s_dim: int, out_dim: int, *, generator: torch.Generator) -> None:
@@ -46,7 +46,7 @@ class EstimatorNet(nn.Module):
             t = torch.full((), t, dtype=h.dtype, device=h.device)
         first = self.net[0]
         assert isinstance(first, nn.Linear)
-        # The first Linear of the concatenation, part by part: what layers and draws share is multiplied once.
+        # The first Linear acts on the concatenation part by part: what layers and draws share is multiplied once.
         of_h, of_t, of_s = torch.split(first.weight, [h.shape[-1], TIME_DIMS, s.shape[-1]], dim=1)
         shared = F.linear(time_embedding(t), of_t, first.bias) + F.linear(s, of_s)
         out: Tensor = self.net[1:](F.linear(self.ln(h), of_h) + shared)

@@ -1,4 +1,4 @@
-"""From the arrays of artifacts back to what they are of: networks, estimators, feedback and data, on a device."""
+"""Networks, estimators, feedback and data on a device, made from the arrays of their artifacts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from creditgrid.core.task import Arrays
 
 
 def checkpoint_network(arrays: Arrays, device: torch.device, *, residual_add: bool) -> ResidualMLP:
-    """The frozen network of a checkpoint, in eval mode; its shape is read off its tensors.
+    """The frozen network of a checkpoint, in eval mode; its tensors give its shape.
 
     Raises:
         TaskError: when the tensors are not those of a residual MLP.
     """
     d_hidden, input_dim = arrays["embed.weight"].shape
     blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
-    with torch.device("meta"):  # the parameters are assigned below: none is drawn
+    with torch.device("meta"):  # draws nothing: the parameters are assigned below
         network = ResidualMLP(input_dim, d_hidden, len(arrays["out_head.bias"]), len(blocks), residual_add=residual_add)
     try:
         network.load_state_dict(tensors(arrays), assign=True)
@@ -30,7 +30,7 @@ def checkpoint_network(arrays: Arrays, device: torch.device, *, residual_add: bo
 
 
 def fitted_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:
-    """The frozen estimator of a fit; its shape is read off its tensors."""
+    """The frozen estimator of a fit; its tensors give its shape."""
     d_hidden, out_dim = len(arrays["ln.weight"]), len(arrays["net.6.bias"])
     s_dim = arrays["net.0.weight"].shape[1] - d_hidden - TIME_DIMS
     estimator = EstimatorNet(d_hidden, s_dim, out_dim, generator=torch.Generator())

@@ -1,7 +1,7 @@
-"""The residual MLP as a function of its parameters: one set of them, or many side by side.
+"""The residual MLP as a function of its parameters: of one network, or of S networks side by side.
 
-Networks that differ only in their parameters, such as the candidates of a line search or the states of several
-rollouts, stand in one tensor (S, *shape) a parameter and go through batched matrix products together.
+Networks side by side differ only in their parameters, as the candidates of a line search or several rollouts do. Each
+parameter is one tensor (S, *shape), and batched matrix products compute all networks together.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from creditgrid.core.science.network import LAYER_NORM_EPS
 
 
 class FunctionalMLP:
-    """The network whose parameter of a name is ``parameter(name)``: all (shape), or all (S, *shape) side by side.
+    """The network with the parameters ``parameter(name)``: each of its plain shape, or each (S, *shape).
 
-    Asking only when a parameter is used lets a caller make it for that moment. Hidden states are (b, d), or (S, b, d)
-    side by side; states that all S networks share may be given as (b, d).
+    ``parameter`` is called when a parameter is used, so that a caller may compute it then. Hidden states are (b, d), or
+    (S, b, d) of networks side by side; states that all S networks share may be given as (b, d).
     """
 
     def __init__(self, parameter: Callable[[str], Tensor], num_blocks: int, residual_add: bool) -> None:

@@ -1,6 +1,6 @@
-"""Foreign checkpoints: the state dict of a residual MLP that some other program trained, and the name it goes by.
+"""Imported checkpoints: the state dict of a residual MLP that another program trained, and its name.
 
-The name tells everything a plan asks of a checkpoint, so that a sweep is planned without looking into the file::
+The name holds all that a plan needs to know of the checkpoint, so planning does not open the file::
 
     L4-d256-D3072-C10-0f3a…    blocks, hidden width, input dimension, classes, and the SHA-256 of the tensors
 
@@ -26,9 +26,9 @@ PATTERN = (
     r"^L([1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-6])-d([1-9][0-9]{0,8})-D([1-9][0-9]{0,8})-C([1-9][0-9]{0,8})"
     r"-([0-9a-f]{64})$"
 )
-"""What names look like; Python's regular expressions and pydantic's agree on it."""
+"""The form of a name; it means the same to Python's regular expressions and to pydantic's."""
 SHOWN = 3
-"""Tensors that a refusal names before it only counts them."""
+"""An error names this many tensors and counts the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class CheckpointName:
         """The name that ``text`` writes.
 
         Raises:
-            ValueError: for what is no such name.
+            ValueError: for a text that is no such name.
         """
         found = re.fullmatch(PATTERN, text)
         if found is None:
             raise ValueError(
-                f"{text!r:.120} is no name of an imported checkpoint: they look like L4-d256-D3072-C10- and 64 "
-                "hexadecimal digits, and importing prints them"
+                f"{text!r:.120} is not the name of an imported checkpoint: such names look like L4-d256-D3072-C10- and "
+                "64 hexadecimal digits, and the import prints them"
             )
         num_blocks, d_hidden, input_dim, num_classes = map(int, found.groups()[:4])
         return cls(num_blocks, d_hidden, input_dim, num_classes, found[5])
@@ -65,9 +65,9 @@ def check(arrays: Arrays) -> CheckpointName:
     """The name of the checkpoint with these tensors.
 
     Raises:
-        CheckpointError: when they are not those of a residual MLP in float32, saying which tensor is wrong and how.
+        CheckpointError: when they are not those of a residual MLP in float32; it names the tensor and its fault.
     """
-    import numpy as np  # here, because plans parse names without it
+    import numpy as np  # here, because plans read names without it
 
     num_blocks = _blocks(arrays)
     _same_names(arrays, _shapes(num_blocks, 1, 1, 1))
@@ -101,12 +101,12 @@ def _shapes(num_blocks: int, d_hidden: int, input_dim: int, num_classes: int) ->
 
 
 def _blocks(names: Iterable[str]) -> int:
-    """How many blocks the names tell of."""
+    """The number of blocks that the names belong to."""
     numbers = [int(found[1]) for name in names if (found := re.match(r"blocks\.([0-9]{1,9})\.", name))]
     if not numbers:
         raise CheckpointError(f"there is no tensor blocks.0.…, but {_some(names) or 'none at all'}: {_WANTED}")
     if max(numbers) >= MAX_BLOCKS:
-        raise CheckpointError(f"there is a block {max(numbers)}, and at most {MAX_BLOCKS} blocks (from 0) are taken")
+        raise CheckpointError(f"there is a block {max(numbers)}, and at most {MAX_BLOCKS} blocks (from 0) are accepted")
     return max(numbers) + 1
 
 

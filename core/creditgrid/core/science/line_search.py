@@ -1,14 +1,14 @@
 """The fused line search: every step size of every update direction, measured in a few batched passes.
 
-A serial search copies the network, takes one step, runs two batches through it and throws it away, once a step size.
-Here
+It measures the steps of Protocols, section 6 (Local updates). A serial search copies the network for each step size,
+takes one step and runs two batches. Here
 
-- hiddens and losses before the step are computed once, on the same and the held-out batch together;
-- a direction does not depend on the step size, nor block l's on the other blocks in the range, so each (credit, norm
+- hidden states and losses before the step are computed once, on the same and the held-out batch together;
+- a direction depends neither on the step size nor, in block l, on the other blocks of the range, so each (credit, norm
   mode) is differentiated once for all ranges;
-- blocks before the update range are frozen: a candidate starts from the hiddens that enter the range;
-- the candidates p - η ∇ of a direction are stacked over η, one block at a time, and both batches go through all of them
-  by batched matrix products.
+- blocks below the update range do not change, so a candidate starts from the hidden states that enter the range;
+- the candidates p - η ∇ of a direction are stacked over η, one block at a time, and batched matrix products run both
+  batches through all of them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from creditgrid.core.science.updates import (
 )
 
 CHUNK_BYTES = 32 * 2**20
-"""Memory that a chunk of candidates may take for weights and activations: within a CPU's caches, enough for a GPU."""
+"""Memory for the weights and activations of a chunk of candidates: within a CPU's caches, and enough for a GPU."""
 
 
 class Step(NamedTuple):
-    """One candidate: p - η (∇ + σ ξ + λ p) along the local direction ∇ that the credits of that name give."""
+    """One candidate: p - η (∇ + σ ξ + λ p), where ∇ is the local direction given by the credits named ``credits``."""
 
     credits: str
     update_range: UpdateRange
@@ -51,7 +51,7 @@ class Step(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a step did. Losses are mean cross-entropies in nats; a delta is after minus before."""
+    """The result of a step. Losses are mean cross-entropies in nats; a delta is after minus before."""
 
     loss_before_same: float
     loss_after_same: float
@@ -72,15 +72,15 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
     steps: Sequence[Step],
     noise_seed: int = 0,
 ) -> list[StepResult]:
-    """Measure each step on the batch that it was taken on ("same") and on a held-out one, in the order of ``steps``.
+    """Measure each step on the batch of its direction ("same") and on a held-out one, in the order of ``steps``.
 
     The batches are x (b, D) and y int64 (b,), and may differ in size; ``credits`` maps a name to credits (L, b, d) of
-    the same batch, from which alone all directions come. ``noise_seed`` is of the noise ξ that all steps share. Losses
-    are computed per sample in the network's dtype, differences and means in float64. Values that are not finite are
-    returned as they are; the network is left as it was.
+    the same batch. ``noise_seed`` is the seed of the noise ξ, which all steps share. Losses are computed per sample in
+    the network's dtype, differences and means in float64. Values that are not finite are returned as they are; the
+    network does not change.
 
     Raises:
-        KeyError: when a step names credits that are not given.
+        KeyError: when ``credits`` lacks the name of a step's credits.
     """
     if not steps:
         return []
@@ -90,7 +90,7 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
         logits, hiddens = network(torch.cat((x_same, x_held)), return_hidden=True)
     losses, hits = cross_entropy(logits, y).double(), correct(logits[:b], y_same).double()
 
-    # Steps that differ in eta alone share a direction and a range; directions are shared by ranges too.
+    # Steps that differ in eta alone share a direction and a range; ranges share directions too.
     groups: dict[Step, list[int]] = defaultdict(list)
     for position, step in enumerate(steps):
         groups[step._replace(eta=0.0)].append(position)
@@ -130,7 +130,7 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
 def _directions(
     network: ResidualMLP, hiddens: Sequence[Tensor], y: Tensor, credits: Mapping[str, Tensor], groups: Sequence[Step]
 ) -> dict[tuple[str, NormMode], dict[str, Tensor]]:
-    """One direction for each (credits, norm mode), over the widest range and with the head if any group steps it."""
+    """One direction for each (credits, norm mode): over the widest range, and with the head if any group steps it."""
     wanted: dict[tuple[str, NormMode], list[Step]] = defaultdict(list)
     for group in groups:
         wanted[group.credits, group.norm_mode].append(group)
@@ -156,7 +156,7 @@ def _regularised(
 
 
 def _candidates(network: ResidualMLP, direction: Mapping[str, Tensor], etas: Tensor) -> FunctionalMLP:
-    """The networks p - η ∇ for S step sizes η, side by side; a parameter is made when it is used."""
+    """The networks p - η ∇ for S step sizes η, side by side; each parameter is computed when it is used."""
 
     def stepped(name: str) -> Tensor:
         parameter = network.get_parameter(name).detach()

@@ -16,7 +16,7 @@ from creditgrid.core.errors import DatasetError
 Array: TypeAlias = np.ndarray[Any, Any]
 Images: TypeAlias = tuple[Array, Array]  # uint8 (N, C, H, W), int64 (N,)
 
-# The constants the field has always used for CIFAR-10; every other set is normalised by its own.
+# Protocols, section 2 (Data); every other set is normalised by its own statistics.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
@@ -63,7 +63,7 @@ def _statistics(images: Array) -> tuple[Array, Array]:
         pixels = images[start : start + step]
         sums += pixels.sum(axis=(0, 2, 3), dtype=np.int64)
         squares += np.square(pixels, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)  # 255² fits 16 bits
-    # n Σx² - (Σx)² in Python's integers, which neither overflow nor cancel.
+    # n Σx² - (Σx)² in Python's integers: exact, without overflow.
     spreads = [count * int(square) - int(total) ** 2 for total, square in zip(sums, squares, strict=True)]
     for channel, spread in enumerate(spreads):
         if spread == 0:
@@ -80,7 +80,7 @@ def _parquet(directory: Path, fingerprint: str) -> tuple[Images, Images]:
 
 
 def _decoded(paths: Sequence[Path], shape: tuple[int, ...] | None) -> Images:
-    """Every image and label of some Parquet files; all images must have `shape` (C, H, W), or else the first one's."""
+    """Every image and label of some Parquet files; all images have `shape` (C, H, W), or else that of the first."""
     images, labels = [], []
     for path in paths:
         for first_row, encoded, classes in labelled_images(path):
@@ -103,8 +103,8 @@ def _decoded(paths: Sequence[Path], shape: tuple[int, ...] | None) -> Images:
 def _pixels(content: bytes) -> Array:
     """A decoded JPEG or PNG, uint8 (C, H, W) with one or three channels.
 
-    By Pillow, though torchvision decodes JPEG in half the time: its decoders are on their way out, and many a damaged
-    PNG makes them end the whole process.
+    Pillow decodes it, though torchvision decodes JPEG in half the time: torchvision deprecates its decoders, and many a
+    damaged PNG makes them end the process.
     """
     from PIL import Image
 
@@ -132,7 +132,7 @@ def _digits() -> tuple[Images, Images]:
 
 
 def _torchvision(name: str, root: Path) -> tuple[Images, Images]:
-    """A torchvision set from `root`, downloaded only where it is not there yet."""
+    """A torchvision set from `root`, downloaded if it is not there yet."""
     from torchvision import datasets
 
     make: Callable[[bool, bool], Any] = {

@@ -1,4 +1,4 @@
-"""Per-sample measures that several modules share; each formula is found here once."""
+"""Per-sample measures that several modules share, each formula once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from creditgrid.core.science.network import ResidualMLP
 
 
 def rms(a: Tensor) -> Tensor:
-    """sqrt(mean(a², -1)) + 1e-6 over the last dim: (…, d) -> (…). The floor keeps a zero credit from dividing by 0."""
+    """sqrt(mean(a², -1)) + 1e-6 over the last dim: (…, d) -> (…). The floor prevents a division by 0."""
     return a.square().mean(-1).sqrt() + 1e-6
 
 

@@ -1,4 +1,4 @@
-"""The residual MLP whose hidden states the credits are about."""
+"""The residual MLP whose hidden states receive the credits: Protocols, section 1 (Network)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class ResidualMLP(nn.Module):
     With `residual_add=False` the skip is left out: h_{l+1} = F_l(h_l).
 
     `w2.weight` is drawn from N(0, w2_std²) and `w2.bias` is 0; every other parameter has torch's default distribution.
-    Without a `generator` the draws come from torch's global random state, exactly as in a plain script; with one they
-    come from it alone, on its device, and the global state is left as it was.
+    Without a `generator` the draws come from torch's global random state, exactly as in a plain script. With one they
+    come from it alone, on its device, and the global state does not change.
     """
 
     def __init__(  # noqa: PLR0917 (researchers' scripts pass these by position)
@@ -109,7 +109,7 @@ def linear(fan_in: int, fan_out: int, generator: torch.Generator | None) -> nn.L
     """A Linear with torch's default initialisation: weight and bias uniform in ±1/sqrt(fan_in)."""
     if generator is None:
         return nn.Linear(fan_in, fan_out)
-    # nn.Linear's own initialisation knows only the global random state, so it is skipped.
+    # nn.Linear's own initialisation uses only the global random state, so it is skipped.
     linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device=generator.device)
     bound = 1 / math.sqrt(fan_in)
     nn.init.uniform_(linear.weight, -bound, bound, generator=generator)

@@ -1,4 +1,4 @@
-"""How good a credit is, layer by layer: does it point where the gradient points, and does the loss follow it?
+"""The quality of a credit, layer by layer: Protocols, section 7 (Measurements of credit quality).
 
 ===========  =======================================================================================================
 ``gamma_l``  mean over the batch of cos(a_l, ∂CE/∂h_l), averaged over up to GAMMA_BATCHES test batches
@@ -8,9 +8,9 @@
              downhill
 ===========  =======================================================================================================
 
-rho and nudge are of the first test batch. What does not depend on the credit (the gradients, the central differences)
-is computed once for all sources. Networks and sources come in double precision (`in_double`): in single precision the
-rounding of a loss, over 2ε, would be all that rho shows of a weak credit.
+rho and nudge are measured on the first test batch. All sources share what does not depend on the credit: the gradients
+and the central differences. Networks and sources are in double precision (`in_double`): in single precision, rounding
+errors of the loss, divided by 2ε, would dominate the rho of a weak credit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science.credit import credits, layer_times, output_error
-from creditgrid.core.science.credit_sources import CreditSource, credits_on
+from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.data import ImageData, normalise
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.metrics import central_differences, cosine, cross_entropy, unit
@@ -36,11 +36,11 @@ RHO_DIRECTIONS = 32
 RHO_EPS = 1e-3
 NUDGE_ETAS = (0.001, 0.003, 0.01)
 CHUNK_BYTES = 4 * 2**20
-"""Memory that shifted hidden states may take for one activation: a few of them are within a CPU's caches."""
+"""Memory for one activation of the shifted hidden states: a CPU's caches hold a few of that size."""
 
 
 def in_double(network: ResidualMLP, sources: Mapping[str, CreditSource]) -> tuple[ResidualMLP, dict[str, CreditSource]]:
-    """Copies of a network and of its sources of credit, in double precision."""
+    """Copies of a network and of its credit sources, in double precision."""
     return copy.deepcopy(network).double(), {name: source.double() for name, source in sources.items()}
 
 
@@ -54,7 +54,7 @@ class Batch:
 
 
 def file_batches(network: ResidualMLP, data: ImageData, size: int, count: int | None = None) -> Iterator[Batch]:
-    """The first ``count`` batches of the test set, or all: in file order, unaugmented, the last one maybe smaller."""
+    """The first ``count`` batches of the test set, or all: in file order, unaugmented; the last may be smaller."""
     end = len(data.y_test) if count is None else count * size
     pairs = zip(torch.split(data.x_test[:end], size), torch.split(data.y_test[:end], size), strict=True)
     for images, y in pairs:
@@ -66,14 +66,14 @@ def file_batches(network: ResidualMLP, data: ImageData, size: int, count: int | 
 
 def source_credits(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
     """The credits of every source on a test batch, by its name: (L, b, d) each."""
-    return credits_on(network, sources, batch.hiddens, batch.logits, batch.y)
+    return {name: source.credits(network, batch.hiddens, batch.logits, batch.y) for name, source in sources.items()}
 
 
 def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """gamma_l of each source, mean over the batches of the mean over the samples: (L,)."""
     totals = {name: torch.zeros(network.num_blocks, dtype=torch.float64) for name in sources}
     for batch in batches:
-        # The direction alone counts, and the sum's gradient is far from underflow.
+        # Only the direction counts, and the sum's gradient is far from underflow.
         truth = credits("oracle_bp", network, batch.hiddens, batch.logits, batch.y, oracle_reduction="sum")
         for name, own in source_credits(network, sources, batch).items():
             totals[name] += cosine(own, truth).mean(-1).cpu()
@@ -106,12 +106,12 @@ def _slopes(network: ResidualMLP, h: Tensor, y: Tensor, layer: int, v: Tensor) -
 
 
 def defined(rho: Tensor) -> list[float | None]:
-    """rho_l of one source as numbers, None where it is not defined because one side does not vary."""
+    """rho_l of one source as numbers, None where one side does not vary."""
     return [None if math.isnan(value) else value for value in rho.tolist()]
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean over layers; None where a layer has no value."""
+    """The mean over layers; None if a layer has no value."""
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if len(there) == len(values) else None
 

@@ -1,9 +1,9 @@
-"""Rollouts: several local steps in a row, each on the next batch with the credit computed anew.
+"""Rollouts: several steps of Protocols, section 6 (Local updates), in a row, each on the next batch by a new credit.
 
-A serial rollout copies the network and steps it, once a cell. Here the rollouts of one checkpoint stand side by side:
-their parameters are one tensor (S, *shape) each, a step is one batched forward pass, one credit for each source and one
-backward pass for all, and rollouts that differ in their length alone are one, measured on its way. Layers below the
-first updated block never change: hidden states that enter it are computed once.
+A serial rollout copies the network and steps it, once a cell. Here the networks of one checkpoint's rollouts are side
+by side, one tensor (S, *shape) for each parameter: a step is one batched forward pass, one credit for each source, and
+one backward pass for all. Rollouts that differ only in their length are one rollout, measured at each length. Layers
+below the first updated block never change, so the hidden states that enter it are computed once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from creditgrid.core.science.updates import (
 )
 
 CHUNK_BYTES = 64 * 2**20
-"""Memory that a chunk of rollouts may take for parameters and their gradients."""
+"""Memory for the parameters and gradients of a chunk of rollouts."""
 
 
 class Rollout(NamedTuple):
@@ -62,14 +62,14 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
 ) -> dict[str, Tensor]:
     """Mean cross-entropies along each rollout, on each batch of ``measured_on``: float64 (S, k + 1) by its name.
 
-    With ``measured_after`` only after those numbers of steps, one column each: (S, len(measured_after)).
+    Column i is the loss after i steps; with ``measured_after``, after those numbers of steps: (S, len(measured_after)).
 
-    Step i = 0…k-1 is taken on x_steps[i] (n, D), y_steps[i] (n,): hiddens, credit and the gradients of all ``blocks``
-    and of the head come from one forward pass of the network as it then stands; estimators and feedback are frozen.
-    Column 0 is the loss before any step. Rollouts do not see each other: one that diverges harms no other.
+    Step i = 0…k-1 is taken on x_steps[i] (n, D), y_steps[i] (n,): hidden states, credits and the gradients of all
+    ``blocks`` and of the head come from one forward pass of the current network; estimators and feedback are frozen.
+    Rollouts are independent: one that diverges does not affect another.
 
     Raises:
-        KeyError: when a rollout names a source that is not given.
+        KeyError: when ``sources`` lacks the source of a rollout.
         ValueError: for an unknown rule, or target_shift without its kappa.
     """
     after = range(len(x_steps) + 1) if measured_after is None else measured_after
@@ -78,7 +78,7 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
     with torch.no_grad():
         entering = {name: network(x, return_hidden=True)[1][first] for name, (x, _) in measured_on.items()}
         below = torch.stack(network(x_steps, return_hidden=True)[1][: first + 1], dim=1)  # (k, first + 1, n, d)
-    # Rollouts of one source stand next to each other, so that its credits are one call on a slice.
+    # Rollouts of one source are neighbours, so one call on a slice computes their credits.
     order = sorted(range(len(wanted)), key=lambda position: wanted[position].source)
     names = updated_parameters(blocks, update_head=True)
     for chunk in _chunks(network, names, x_steps.shape[1], order):
@@ -133,7 +133,7 @@ class _Stack:
         blocks: Sequence[int],
         drawn: Mapping[str, Tensor],
     ) -> None:
-        """One local step of every network on one batch; ``below`` is h_0 … h_first (first + 1, n, d), alike in all."""
+        """One local step of every network on one batch; ``below`` is h_0 … h_first (first + 1, n, d), equal in all."""
         first = len(below) - 1
         hiddens = [h.expand(len(self._wanted), *h.shape) for h in below]
         hiddens += self._network.hiddens(hiddens[-1], first)[1:]
@@ -164,7 +164,7 @@ class _Stack:
             parameter.addcmul_(gradient, self._eta.view(shape), value=-1)
 
     def _runs(self) -> Iterator[tuple[str, slice]]:
-        """The sources in order, each with the networks that it gives credit to."""
+        """The sources in order, each with the networks that step by its credits."""
         start = 0
         for stop in range(1, len(self._wanted) + 1):
             name = self._wanted[start].source
@@ -180,7 +180,7 @@ class _Stack:
             alike[rollout.rule, rollout.kappa, rollout.norm_mode].append(position)
         for (rule, kappa, norm_mode), positions in alike.items():
             own = credit[positions]
-            if norm_mode == "norm" and rule != "target_shift":  # which normalises by itself, and twice is not once
+            if norm_mode == "norm" and rule != "target_shift":  # which normalises by itself; twice differs from once
                 own = normalise_credit(own)
             out[positions] = output_gradient(rule, branch[positions], own, kappa)
         return out

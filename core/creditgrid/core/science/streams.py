@@ -1,8 +1,8 @@
-"""Named random streams: every draw of a cell comes from a generator named after what it is for.
+"""Named random streams (Protocols, section 2 (Data)): each purpose of a cell's draws has a generator of its own.
 
-A stream is identified by the cell's seed, a name ("init", "train/order", "estimator") and any number of indices (an
-epoch, a layer). Its seed is a hash of those, so a stream depends on nothing else: adding an axis, a worker or another
-stream changes no number drawn here, and torch's global random state is neither read nor advanced.
+A stream is identified by the cell's seed, a name ("init", "train/order") and any number of indices (an epoch, a layer).
+Its seed is a hash of these alone, so adding an axis, a worker or another stream changes no number drawn here. torch's
+global random state is neither read nor advanced.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training by backprop or direct feedback alignment, as a generator: the caller takes what it wants at each epoch."""
+"""Training by backprop or direct feedback alignment, as a generator of epochs: Protocols, section 3 (Training)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Epoch:
     """A finished epoch; epoch 0 is the initialisation, which has no training loss.
 
-    `train_loss` is the mean over the epoch's samples of the cross-entropy each had just before its batch's step.
-    `state` copies all that a run needs to go on from here: the parameters, AdamW's moments and the epoch.
+    `train_loss` is the mean over the epoch's samples of the cross-entropy, each taken just before its batch's step.
+    `state` copies all that a run needs to resume from here: the parameters, AdamW's moments and the epoch.
     """
 
     epoch: int
@@ -50,13 +50,13 @@ def train(
 ) -> Iterator[Epoch]:
     """Train `network` in place; yields epoch 0 before any step, then each finished epoch.
 
-    AdamW (betas 0.9 and 0.999, eps 1e-8); the step size of epoch i = 1…epochs is lr (1 + cos(π (i - 1)/epochs))/2. It
-    acts on each element by itself, so that one for all parameters is the same as one for every block. The gradients
-    are those of `backprop`, or for dfa of `feedback_alignment` by `feedback` B_l (L, d, C). The batches of epoch i are
-    those of `training_batches` for (seed, i); with `random_targets` their labels are replaced by uniform classes from
-    the stream ("train/targets", i). A caller that wants the parameters of an epoch copies them before asking for the
-    next one. With `resume`, an earlier epoch's `state`, training goes on after that epoch, which is yielded first, bit
-    for bit as if it had not stopped.
+    AdamW (betas 0.9 and 0.999, eps 1e-8); the step size of epoch i = 1…epochs is lr (1 + cos(π (i - 1)/epochs))/2.
+    AdamW acts on each element separately, so one for all parameters equals one for each block. The gradients are those
+    of `backprop`, or for dfa of `feedback_alignment` by `feedback` B_l (L, d, C). The batches of epoch i are those of
+    `training_batches` for (seed, i); with `random_targets`, uniform classes from the stream ("train/targets", i)
+    replace their labels. A caller that wants the parameters of an epoch copies them before it requests the next one.
+    With `resume`, an earlier epoch's `state`, that epoch is yielded first, and training continues bit for bit as if it
+    had not stopped.
 
     Raises:
         ValueError: for dfa without its feedback.
@@ -102,11 +102,11 @@ def backprop(network: ResidualMLP, x: Tensor, y: Tensor) -> Tensor:
 
 
 def feedback_alignment(network: ResidualMLP, x: Tensor, y: Tensor, feedback: Tensor) -> Tensor:
-    """Set each parameter's gradient to that of its own local loss, given the output error; returns the mean CE.
+    """Set each parameter's gradient to that of its local loss, by direct feedback alignment; returns the mean CE.
 
     With e = softmax(logits) - onehot(y), a_l = e B_lᵀ and â = a/RMS(a) per sample: the head steps on its cross-entropy
     at h_L; block l on mean_b ⟨F_l(h_l), â_l⟩, its gradient's norm clipped to 1; ``embed`` on mean_b ⟨embed(x), â_0⟩.
-    Every h is detached, so that one forward pass serves all: no loss reaches below its own part.
+    Every h is detached: no loss reaches below its own part, so one forward pass serves all.
     """
     embedded = network.embed(x)
     h, branches = embedded.detach(), []
@@ -125,7 +125,7 @@ def feedback_alignment(network: ResidualMLP, x: Tensor, y: Tensor, feedback: Ten
 
 
 def resumable(network: ResidualMLP, state: Mapping[str, Tensor]) -> bool:
-    """Whether `state` is one that `train` of this version can go on from."""
+    """Whether `train` of this version can resume from `state`."""
     parameters = dict(network.named_parameters())
     wanted = {"epoch", "steps", "lr", "train_loss", *(f"network.{name}" for name in parameters)}
     if not wanted <= state.keys():
@@ -139,7 +139,7 @@ def resumable(network: ResidualMLP, state: Mapping[str, Tensor]) -> bool:
 def _state(
     network: ResidualMLP, optimizer: torch.optim.AdamW, epoch: int, train_loss: float | None
 ) -> dict[str, Tensor]:
-    """Parameters as `network.{name}`, AdamW's moments as `{moment}.{name}`, and where the run stands."""
+    """Parameters as `network.{name}`, AdamW's moments as `{moment}.{name}`, and how far the run is."""
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     steps = torch.zeros(())
     for name, parameter in network.named_parameters():
@@ -168,7 +168,7 @@ def _load_state(
             if epoch:
                 moments = {moment: state[f"{moment}.{name}"].to(parameter).clone() for moment in MOMENTS}
                 optimizer.state[parameter] = {"step": state["steps"].to(parameter.device).clone(), **moments}
-    # The schedule makes each step size of the one before: kept, it is the same to the last bit.
+    # The schedule computes each step size from the one before: the saved one keeps the run bit for bit.
     schedule.last_epoch = epoch
     optimizer.param_groups[0]["lr"] = state["lr"].item()
 

@@ -1,6 +1,6 @@
-"""Local updates: the direction in which each block steps on its own loss, given a credit.
+"""Protocols, section 6 (Local updates): the direction of each block's step on its own loss, given a credit.
 
-All directions are taken from one set of hiddens, before any step, and do not depend on the step size. With h_l and a_l
+All directions come from one set of hidden states, before any step, and do not depend on the step size. With h_l and a_l
 detached, F = F_l(h_l) and â = a/RMS(a) per sample, block l steps on the gradient of
 
 =================  ===========================================================
@@ -38,7 +38,7 @@ HEAD_PARAMETERS = ("out_ln.weight", "out_ln.bias", "out_head.weight", "out_head.
 
 
 def update_blocks(update_range: UpdateRange, num_blocks: int) -> range:
-    """The blocks of an update range: last1 = {L-1}, last2 = {L-2, L-1}, all; never more than there are."""
+    """The blocks of an update range: last1 = {L-1}, last2 = {L-2, L-1}, all; at most all blocks."""
     counts = {"last1": 1, "last2": 2, "all": num_blocks}
     return range(max(0, num_blocks - counts[update_range]), num_blocks)
 
@@ -55,10 +55,10 @@ def normalise_credit(credit: Tensor) -> Tensor:
 
 
 def output_gradient(rule: Rule, branch: Tensor, credit: Tensor, kappa: float | None = None) -> Tensor:
-    """∂loss_l/∂F of a rule: F = F_l(h_l) (…, b, d) and a_l (…, b, d) -> (…, b, d); target_shift makes its own â_l.
+    """∂loss_l/∂F of a rule: F = F_l(h_l) (…, b, d) and a_l (…, b, d) -> (…, b, d); target_shift computes â_l.
 
-    Written out rather than differentiated: the target of ``target_shift`` lies so close to F that their difference in
-    single precision would lose most of its digits, and what remains of it is κ â.
+    The formulas replace a differentiation: the target of ``target_shift`` is so close to F that their difference, κ â,
+    would lose most of its digits in single precision.
 
     Raises:
         ValueError: for an unknown rule, or target_shift without ``kappa``.
@@ -93,7 +93,7 @@ def local_direction(
 
     ``hiddens`` h_0 … h_L (b, d), ``y`` int64 (b,); ``credits`` (L, b, d), or those of the last layers alone, are used
     as they are. The result holds the parameters of ``blocks`` and, with ``update_head``, those of ``out_ln`` and
-    ``out_head``. The network is neither changed nor marked: its parameters may be frozen or not.
+    ``out_head``. The network does not change; its parameters may be frozen or not.
 
     Raises:
         ValueError: for an unknown rule, or target_shift without ``kappa``.
@@ -120,8 +120,8 @@ def differentiate(  # noqa: PLR0917
 ) -> dict[str, Tensor]:
     """∇ of each of ``parameters``, which may be those of S networks side by side, (S, *shape).
 
-    ``output_gradients`` is given F_l(h_l) of each of ``blocks``, and says ∂loss_l/∂F_l. The head's gradient is of its
-    own mean cross-entropy, if its parameters are asked for. Blocks do not see each other: each starts at its h_l.
+    ``output_gradients`` maps F_l(h_l) of each of ``blocks`` to ∂loss_l/∂F_l. If ``parameters`` holds the head's, their
+    gradient is that of the mean cross-entropy. Blocks are independent: each starts at its h_l.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
     local = FunctionalMLP(leaves.__getitem__, network.num_blocks, network.residual_add)
@@ -131,7 +131,7 @@ def differentiate(  # noqa: PLR0917
         if "out_head.weight" in leaves:
             losses = cross_entropy(local.head(hiddens[-1].detach()), y).mean(-1)
             outputs, upstream = [*outputs, losses], [*upstream, torch.ones_like(losses)]
-        # No parameter is in two losses, so each gradient is of its own.
+        # No parameter is in two losses, so each gradient is that of its own loss.
         gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream)
     return dict(zip(leaves, gradients, strict=True))
 
@@ -139,8 +139,8 @@ def differentiate(  # noqa: PLR0917
 def noise(network: ResidualMLP, seed: int, step: int) -> Iterator[tuple[str, Tensor]]:
     """Gaussian noise ξ of one local step for every parameter above the embedding, by name: N(0, 1) of its shape.
 
-    Drawn on the CPU from the stream ("step/noise", step), in state-dict order and for all of them, so that it depends
-    on neither the device nor on what is updated.
+    It is drawn on the CPU from the stream ("step/noise", step), in state-dict order and for all parameters, so it
+    depends neither on the device nor on the updated parameters.
     """
     draws = generator(seed, "step/noise", step)
     for name in updated_parameters(range(network.num_blocks), update_head=True):
