@@ -18,12 +18,12 @@ from creditgrid.core.errors import ArtifactError
 from creditgrid.core.rows import table
 from creditgrid.service import maintenance as module
 from creditgrid.service.maintenance import LONGEST_PAUSE_S, QUERY_GRACE_S, Maintenance
-from creditgrid.service.results import table as results_module
+from creditgrid.service.results import upkeep
 from creditgrid.service.results.table import Results
 
 
 class Part:
-    """Results and retention in one: notes what is asked, and fails when it is told to."""
+    """Upkeep and retention in one: notes what is asked, and fails when it is told to."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -148,12 +148,12 @@ def test_a_stop_before_a_start_is_a_stop() -> None:
 
 
 def test_a_table_stays_small_while_batches_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results_module, "LEVELS", ((0, 2**20, 6),))
-    monkeypatch.setattr(results_module, "CHECKPOINT_EVERY", 6)
+    monkeypatch.setattr(upkeep, "LEVELS", ((0, 2**20, 6),))
+    monkeypatch.setattr(upkeep, "CHECKPOINT_EVERY", 6)
     monkeypatch.setattr(module, "QUERY_GRACE_S", 0.3)
     path = tmp_path / "results"
     results, part = Results(path, "ledger"), Part()
-    parts: Any = (results, part)
+    parts: Any = (upkeep.Upkeep(results), part)
     maintenance = Maintenance(*parts)
     for duty in maintenance._duties:
         duty.every_s = 0.01

@@ -22,7 +22,7 @@ from creditgrid.core.errors import ArtifactError
 from creditgrid.core.states import State
 from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.ledger import tables
-from creditgrid.service.retention import SAVES_KEPT_S, Retention
+from creditgrid.service.retention import RESUME_STATES_KEPT_S, Retention
 from creditgrid.workers.artifacts import CORRUPT, RECORD, TEMPORARY, TENSORS
 from creditgrid.workers.resume_state import FOLDER
 
@@ -286,12 +286,12 @@ def test_saves_go_when_no_call_will_use_them_again(retention: Retention, house: 
         }
     done = save_of(house, by_state[State.SUCCEEDED])
     needed = save_of(house, by_state[State.PENDING], age=99 * DAY)
-    for_a_retry = save_of(house, by_state[State.CANCELLED], age=SAVES_KEPT_S / 2)
-    unknown = save_of(house, KEYS[0], age=SAVES_KEPT_S + 60)
+    for_a_retry = save_of(house, by_state[State.CANCELLED], age=RESUME_STATES_KEPT_S / 2)
+    unknown = save_of(house, KEYS[0], age=RESUME_STATES_KEPT_S + 60)
     torn = save_of(house, f".{KEYS[1]}-torn", age=7200)
     assert retention.tidy() == 3
     assert [path.exists() for path in (done, needed, for_a_retry, unknown, torn)] == [False, True, True, False, False]
-    make_old(for_a_retry, SAVES_KEPT_S + 60)
+    make_old(for_a_retry, RESUME_STATES_KEPT_S + 60)
     assert both(house, retention).leftovers == 1
     assert not for_a_retry.exists()
     assert needed.exists()
@@ -336,7 +336,7 @@ def test_files_that_cannot_be_deleted_are_told_and_go_the_next_time(
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", refuse)
-        with pytest.raises(ArtifactError, match=r"cannot be removed: .*Permission denied"):
+        with pytest.raises(ArtifactError, match=r"cannot be deleted: .*Permission denied"):
             retention.run(request(older_than_s=0))
     assert not house.store.has(KEYS[0])
     assert retention.run(request()).leftovers == 1

@@ -1,7 +1,7 @@
-"""Upkeep in the background: the results table stays small, and what dead writers left goes.
+"""Upkeep in the background: the results table stays small, and what dead writers left is deleted.
 
-One thread, beside the scheduler's: a compaction that takes seconds keeps nobody waiting, and what goes wrong here is
-told and tried again, while sweeps go on.
+It has a thread of its own, so nothing waits for a compaction that takes seconds. A duty that fails is logged and tried
+again, while sweeps continue.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from deltalake.exceptions import DeltaError
 from sqlalchemy.exc import OperationalError
 
 from creditgrid.core.errors import CreditGridError
-from creditgrid.service.results.table import Results
+from creditgrid.service.results.upkeep import Upkeep
 from creditgrid.service.retention import Retention
 
 QUERY_GRACE_S = 2 * 3600.0
-"""Files that are no part of the results table any more are kept so long: no query, and hardly a download, is slower."""
+"""Files that the results table no longer uses are kept so long: no query, and hardly any download, takes longer."""
 LONGEST_PAUSE_S = 600.0
-"""Between two tries at what fails; up to here the pause doubles, so that a full disk is not filled with attempts."""
+"""The pause after a failure doubles up to this, so that attempts do not fill a full disk."""
 STOP_WAIT_S = 10.0
 
 log = structlog.get_logger()
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Duty:
-    """Something that is done every so often; ``due`` is on the monotonic clock."""
+    """Something to do at intervals; ``due`` is a time of the monotonic clock."""
 
     name: str
     every_s: float
@@ -43,9 +43,9 @@ class _Duty:
 
 @dataclass(slots=True)
 class Maintenance:
-    """Keeps ``results`` and the artifact store below ``retention`` in order, from ``start`` to ``stop``."""
+    """Runs the duties of ``upkeep`` and ``retention`` from ``start`` to ``stop``."""
 
-    results: Results
+    upkeep: Upkeep
     retention: Retention
     _duties: list[_Duty] = field(init=False)
     _stopping: threading.Event = field(init=False, default_factory=threading.Event)
@@ -53,29 +53,29 @@ class Maintenance:
 
     def __post_init__(self) -> None:
         self._duties = [
-            _Duty("compact", 5.0, self.results.compact),
-            _Duty("checkpoint", 5.0, self.results.checkpoint),
-            _Duty("vacuum", 60.0, lambda: self.results.vacuum(QUERY_GRACE_S)),
+            _Duty("compact", 5.0, self.upkeep.compact),
+            _Duty("checkpoint", 5.0, self.upkeep.checkpoint),
+            _Duty("vacuum", 60.0, lambda: self.upkeep.vacuum(QUERY_GRACE_S)),
             _Duty("tidy", 600.0, self.retention.tidy),
         ]
 
     def start(self) -> None:
-        """Begin, with everything once."""
+        """Start, with each duty once."""
         self._thread = threading.Thread(target=self._run, name="creditgrid-maintenance", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End after what is being done; a long compaction is left to end with the process, as a crash would end it."""
+        """Stop after the current duty. A long compaction ends with the process, as in a crash."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(STOP_WAIT_S)
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """By duty: how often it was done, and how often it failed."""
+        """For each duty: how often it was done, and how often it failed."""
         return {duty.name: (duty.done, duty.failed) for duty in self._duties}
 
     def step(self) -> float:
-        """Do what is due; returns the seconds until something is again."""
+        """Do the due duties; returns the seconds until the next."""
         for duty in self._duties:
             if self._stopping.is_set():
                 break
@@ -86,7 +86,7 @@ class Maintenance:
     def _do(self, duty: _Duty) -> None:
         try:
             duty.do()
-        except Exception as error:  # sweeps can do without, for a while
+        except Exception as error:  # sweeps do not need it for a while
             duty.failed += 1
             duty.in_a_row += 1
             expected = isinstance(error, OSError | DeltaError | CreditGridError | OperationalError)

@@ -1,9 +1,8 @@
-"""What may go from the artifact store, and its going: by age and size, never what an open sweep needs.
+"""Select and delete unneeded artifacts: by age and size, and never what an open sweep needs.
 
-An artifact can be computed again, so one that is not needed now may go; an imported checkpoint cannot, nor can what a
-plugin made that is not installed any more, and both stay. The lock that planning holds is held while it is decided and
-done, so no plan counts on an artifact that is about to go. A sweep that ended keeps its rows whatever goes here: its
-cells stay cached.
+An artifact can be computed again, so it may be deleted when nothing needs it now. An imported checkpoint cannot, nor an
+artifact of a plugin that is no longer installed: both stay. Selecting and removing happen under the planning lock, so
+no plan counts on an artifact that is removed. An ended sweep keeps its rows, and its cells stay cached.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.workers.artifacts import ArtifactStore, Stored
 from creditgrid.workers.resume_state import abandoned_resume_states, resume_states
 
-SAVES_KEPT_S = 24 * 3600.0
-"""How long it is remembered where a call stood that was cancelled or failed: a retry may go on from there."""
+RESUME_STATES_KEPT_S = 24 * 3600.0
+"""How long the resume state of a cancelled or failed call is kept: a retry continues from it."""
 ROWS_AT_ONCE = 10_000
 
 log = structlog.get_logger()
@@ -46,34 +45,34 @@ class Leftover:
 
 
 class Retention:
-    """Over one store and the ledger of those who use it; ``planning`` is held while artifacts are chosen and go."""
+    """For one store and its ledger; ``planning`` is the planning lock."""
 
     def __init__(self, ledger: Ledger, store: ArtifactStore, planning: threading.Lock) -> None:
         self._ledger, self._store, self._planning = ledger, store, planning
 
     def run(self, request: RetentionRequest) -> RetentionView:
-        """Remove what is asked for, or with ``dry_run`` tell what would be.
+        """Delete what the request selects; with ``dry_run`` only report it.
 
-        Without an age and a size only leftovers go: what dead writers left, and saves of calls that are over. What was
-        set aside as corrupt goes at the same age as artifacts do.
+        Leftovers are always selected: files of dead writers, and resume states that no call will use. An age and a
+        size select artifacts too, and the age also selects artifacts that were set aside as corrupt.
 
         Raises:
-            ArtifactError: when something cannot be removed; what went before it is gone.
+            ArtifactError: something cannot be deleted; what was deleted before it stays deleted.
         """
         with self._planning:
             needed, stored = self._needed(), list(self._store.stored())
-            going = list(self._going(request, stored, needed))
+            selected = list(self._select(request, stored, needed))
             leftovers = self._leftovers(request.older_than_s)
-            away = [] if request.dry_run else [self._take(artifact.key) for artifact in going]
+            removed = [] if request.dry_run else [self._remove(artifact.key) for artifact in selected]
         if not request.dry_run:
-            # Slow for large ones, and nobody has to wait for it: they are out of their places.
-            _delete([*(path for path in away if path is not None), *(leftover.path for leftover in leftovers)])
-        gone = {artifact.key for artifact in going}
-        kept = [artifact for artifact in stored if artifact.key not in gone]
+            # Deleting large files is slow. They have left their places, so planning does not wait for it.
+            _delete([*(path for path in removed if path is not None), *(leftover.path for leftover in leftovers)])
+        keys = {artifact.key for artifact in selected}
+        kept = [artifact for artifact in stored if artifact.key not in keys]
         view = RetentionView(
             dry_run=request.dry_run,
-            removed=len(going),
-            removed_bytes=sum(artifact.bytes for artifact in going),
+            removed=len(selected),
+            removed_bytes=sum(artifact.bytes for artifact in selected),
             kept=len(kept),
             kept_bytes=sum(artifact.bytes for artifact in kept),
             in_use=sum(artifact.key in needed for artifact in kept),
@@ -84,44 +83,62 @@ class Retention:
         return view
 
     def tidy(self) -> int:
-        """Remove leftovers alone; returns how many.
+        """Delete leftovers alone; returns how many.
 
         Raises:
-            ArtifactError: when one cannot be removed.
+            ArtifactError: one cannot be deleted.
         """
         leftovers = self._leftovers(None)
         _delete(leftover.path for leftover in leftovers)
         return len(leftovers)
 
-    def _going(self, request: RetentionRequest, stored: Iterable[Stored], needed: set[str]) -> Iterator[Stored]:
-        """Those that go, the longest unused first."""
+    def _select(self, request: RetentionRequest, stored: Iterable[Stored], needed: set[str]) -> Iterator[Stored]:
+        """The unneeded artifacts that are too old or too much, the longest unused first."""
         artifacts = sorted(stored, key=lambda artifact: (artifact.used_at, artifact.key))
         left = sum(artifact.bytes for artifact in artifacts)
         now = time.time()
         for artifact in artifacts:
             old = request.older_than_s is not None and now - artifact.used_at > request.older_than_s
             over = request.max_bytes is not None and left > request.max_bytes
-            if (old or over) and artifact.key not in needed and self._can_be_made_again(artifact.key):
+            if (old or over) and artifact.key not in needed and self._can_be_computed_again(artifact.key):
                 left -= artifact.bytes
                 yield artifact
 
-    def _can_be_made_again(self, key: str) -> bool:
+    def _can_be_computed_again(self, key: str) -> bool:
         try:
             payload = self._store.record(key).get("payload")
-        except ArtifactError:  # damaged: whoever loads it sets it aside
+        except ArtifactError:  # damaged: the next reader sets it aside
             return False
         kind = registry().kinds.get(payload.get("kind", "")) if isinstance(payload, dict) else None
         return kind is not None and kind.run is not None
 
-    def _take(self, key: str) -> Path | None:
-        with suppress(ArtifactMissing):  # a reader set it aside as corrupt since it was listed
+    def _remove(self, key: str) -> Path | None:
+        with suppress(ArtifactMissing):  # a reader has set it aside as corrupt since it was listed
             return self._store.remove(key)
         return None
 
-    # -- what is needed --------------------------------------------------------------------------------------------
+    def _leftovers(self, corrupt_older_than_s: float | None) -> list[Leftover]:
+        root = self._store.root
+        paths = [*self._store.leftovers(), *abandoned_resume_states(root), *self._unused_resume_states()]
+        if corrupt_older_than_s is not None:
+            paths += [path for path in self._store.corrupt() if _age(path) > corrupt_older_than_s]
+        return [Leftover(path, _size(path)) for path in paths]
+
+    def _unused_resume_states(self) -> list[Path]:
+        """Resume states of calls that have succeeded, or ended otherwise long ago."""
+        kept = resume_states(self._store.root)
+        states = self._states(kept)
+        return [
+            path
+            for key, path in kept.items()
+            if (state := states.get(key)) in (State.SUCCEEDED, State.CACHED)
+            or (state != State.PENDING and _age(path) > RESUME_STATES_KEPT_S)
+        ]
+
+    # -- the ledger ------------------------------------------------------------------------------------------------
 
     def _needed(self) -> set[str]:
-        """Keys that open sweeps count on: their stages, and what open tasks stand on."""
+        """Keys of the stages of open sweeps, of open tasks, and of the inputs of open tasks."""
         with self._ledger.read() as connection:
             opened = sa.select(tables.sweeps.c.id).where(tables.sweeps.c.state.in_(OPEN))
             needed = set(connection.scalars(sa.select(tables.stages.c.key).where(tables.stages.c.sweep.in_(opened))))
@@ -132,37 +149,22 @@ class Retention:
                 needed.update(json.loads(payload)["parents"].values())
         return needed
 
-    # -- leftovers -------------------------------------------------------------------------------------------------
-
-    def _leftovers(self, corrupt_older_than_s: float | None) -> list[Leftover]:
-        root = self._store.root
-        paths = [*self._store.leftovers(), *abandoned_resume_states(root), *self._saves_of_calls_that_are_over()]
-        if corrupt_older_than_s is not None:
-            paths += [path for path in self._store.corrupt() if _age(path) > corrupt_older_than_s]
-        return [Leftover(path, _size(path)) for path in paths]
-
-    def _saves_of_calls_that_are_over(self) -> list[Path]:
-        saves = resume_states(self._store.root)
+    def _states(self, keys: Iterable[str]) -> dict[str, str]:
+        """The states of tasks, by key; unknown keys are left out."""
         states: dict[str, str] = {}
         with self._ledger.read() as connection:
-            for piece in tables.chunks(saves):
+            for piece in tables.chunks(keys):
                 c = tables.tasks.c
                 found = connection.execute(sa.select(c.key, c.state).where(c.key.in_(piece)))
                 states.update((key, state) for key, state in found)
-        over = []
-        for key, path in saves.items():
-            state = states.get(key)
-            done = state in (State.SUCCEEDED, State.CACHED)
-            if done or (state != State.PENDING and _age(path) > SAVES_KEPT_S):
-                over.append(path)
-        return over
+        return states
 
 
 def _age(path: Path) -> float:
-    """Seconds; negative for what comes from the future, after a clock was set back."""
+    """Seconds; negative after the clock was set back."""
     try:
         return time.time() - path.stat().st_mtime
-    except FileNotFoundError:  # gone in between
+    except FileNotFoundError:  # deleted meanwhile
         return 0.0
 
 
@@ -185,7 +187,7 @@ def _delete(paths: Iterable[Path]) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        except FileNotFoundError:  # its writer, or another run, was faster
+        except FileNotFoundError:  # its writer, or another run, has deleted it
             continue
         except OSError as error:
-            raise ArtifactError(f"{path} cannot be removed: {error}") from error
+            raise ArtifactError(f"{path} cannot be deleted: {error}") from error

@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from creditgrid.core.datasets import resolve
 from creditgrid.service.control import Control
 from creditgrid.service.ledger.engine import parse_url
-from creditgrid.service.ledger.integrity import check_results
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.maintenance import Maintenance
 from creditgrid.service.planning.planner import Planner
@@ -20,7 +19,9 @@ from creditgrid.service.reading.sql_tables import SqlTables
 from creditgrid.service.reading.summary import Summaries
 from creditgrid.service.reading.sweeps import Sweeps
 from creditgrid.service.reading.tasks import Tasks
+from creditgrid.service.results.consistency import check_ledger
 from creditgrid.service.results.table import Results
+from creditgrid.service.results.upkeep import Upkeep
 from creditgrid.service.retention import Retention
 from creditgrid.service.scheduling.scheduler import Scheduler
 from creditgrid.service.services import Services
@@ -42,7 +43,7 @@ def create_services(settings: Settings) -> Services:
     try:
         results = Results(settings.data_dir.absolute() / "results", ledger.identity())
         results.repair()
-        check_results(ledger, results)
+        check_ledger(results, ledger.name, *ledger.batches())
         return wire_services(ledger, results, store, _runner(settings, store))
     except BaseException:
         ledger.close()
@@ -69,7 +70,7 @@ def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner
         sql_tables=sql_tables,
         store=store,
         retention=retention,
-        maintenance=Maintenance(results, retention),
+        maintenance=Maintenance(Upkeep(results), retention),
     )
 
 

@@ -165,7 +165,7 @@ def patch_sqlalchemy(module: ModuleType) -> None:
     dialect.do_commit = do_commit
 
 
-def patch_results(module: ModuleType) -> None:
+def patch_upkeep(module: ModuleType) -> None:
     """Compactions and checkpoints come about in a short run too."""
     for name, value in SOON.items():
         if not hasattr(module, name):
@@ -176,7 +176,7 @@ def patch_results(module: ModuleType) -> None:
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "deltalake": patch_deltalake,
     "sqlalchemy": patch_sqlalchemy,
-    "creditgrid.service.results.table": patch_results,
+    "creditgrid.service.results.upkeep": patch_upkeep,
 }
 
 

@@ -1,4 +1,4 @@
-"""The results table after the power went: what was torn is set aside, what cannot be mended is told."""
+"""The results table after the power went: what was torn is set aside, what cannot be repaired is refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from deltalake import DeltaTable
 
 from creditgrid.core.errors import CreditGridError
 from creditgrid.core.rows import table
-from creditgrid.service.results import table as module
+from creditgrid.service.results import upkeep as module
 from creditgrid.service.results.delta_log import ASIDE, LAST_CHECKPOINT, LOG, Repair
 from creditgrid.service.results.table import Results
+from creditgrid.service.results.upkeep import Upkeep
 
 
 def rows(*xs: int, **values: object) -> pa.Table:
@@ -115,7 +116,7 @@ def test_a_torn_compaction_goes_with_the_append_that_came_before_both_were_synce
     path = tmp_path / "results"
     fill(path, 3)
     results = Results(path, "ledger")
-    assert results.compact() == 3
+    assert Upkeep(results).compact() == 3
     results.append(4, [rows(4)])
     tear(commit(path, 3))
     again = Results(path, "ledger")
@@ -130,7 +131,7 @@ def test_a_torn_compaction_at_the_end_loses_no_batch(tmp_path: Path, monkeypatch
     monkeypatch.setattr(module, "LEVELS", ((0, 2**20, 3),))
     path = tmp_path / "results"
     fill(path, 3)
-    assert Results(path, "ledger").compact() == 3
+    assert Upkeep(Results(path, "ledger")).compact() == 3
     cut_last_line(commit(path, 3))  # the line that adds; those that remove are there
     results = Results(path, "ledger")
     assert results.repair() == Repair((3,), ())
@@ -143,8 +144,8 @@ def test_what_a_compaction_replaced_is_not_missed(tmp_path: Path, monkeypatch: p
     path = tmp_path / "results"
     fill(path, 3)
     results = Results(path, "ledger")
-    assert results.compact() == 3
-    assert results.vacuum(0) == 3
+    assert Upkeep(results).compact() == 3
+    assert Upkeep(results).vacuum(0) == 3
     again = Results(path, "ledger")
     assert again.repair() == Repair()
     assert cells(again) == {"c1": 1, "c2": 1, "c3": 1}
@@ -172,7 +173,7 @@ def test_damage_that_later_commits_stand_on_is_told(
     victim = what(path, 1)
     tear(victim)
     before = sorted(path.rglob("*"))
-    with pytest.raises(CreditGridError, match=f"cannot be mended here: .*{victim.name}.*from a backup; or move it"):
+    with pytest.raises(CreditGridError, match=f"cannot be repaired here: .*{victim.name}.*from a backup; or move it"):
         Results(path, "ledger").repair()
     assert sorted(path.rglob("*")) == before
 
@@ -181,7 +182,7 @@ def test_two_appends_are_never_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "results"
     fill(path, 4)
     added(path, 2).unlink()  # batch 4 came after batch 3 was on the disk
-    with pytest.raises(CreditGridError, match="later commits stand on it"):
+    with pytest.raises(CreditGridError, match="later commits depend on it"):
         Results(path, "ledger").repair()
     assert commit(path, 3).exists()
 
@@ -197,7 +198,7 @@ def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     results = Results(path, "ledger")
     for batch in range(1, 13):
         results.append(batch, [rows(batch)])
-        assert results.checkpoint() == (batch % 4 == 0)
+        assert Upkeep(results).checkpoint() == (batch % 4 == 0)
     assert sorted(int(file.name[:20]) for file in (path / LOG).glob("*.checkpoint.parquet")) == [7, 11]
     assert min(int(file.stem) for file in (path / LOG).glob("*.json")) == 7
     return path
@@ -218,7 +219,7 @@ def test_a_torn_checkpoint_is_set_aside_where_the_log_reaches(checkpointed: Path
     assert results.newest() == 12
     assert cells(results) == {f"c{batch}": 1 for batch in range(1, 13)}
     results.append(13, [rows(13)])
-    assert results.checkpoint()
+    assert Upkeep(results).checkpoint()
     assert cells(Results(checkpointed, "ledger")) == {f"c{batch}": 1 for batch in range(1, 14)}
 
 
@@ -234,7 +235,7 @@ def test_a_torn_pointer_to_the_checkpoint_is_set_aside(checkpointed: Path, conte
 def test_checkpoints_that_all_are_torn_are_told(checkpointed: Path) -> None:
     for checkpoint in (checkpointed / LOG).glob("*.checkpoint.parquet"):
         halve(checkpoint)
-    with pytest.raises(CreditGridError, match="the commits that it stands for are not there any more"):
+    with pytest.raises(CreditGridError, match="the commits that it contains were removed"):
         Results(checkpointed, "ledger").repair()
 
 
@@ -250,7 +251,7 @@ def test_a_torn_last_commit_above_a_checkpoint(checkpointed: Path, tear: Callabl
 def test_a_file_that_only_the_checkpoint_knows_of_is_missed(checkpointed: Path) -> None:
     victim = Path(DeltaTable(checkpointed).file_uris()[-1])
     victim.unlink()
-    with pytest.raises(CreditGridError, match=f"{victim.name} is gone.*from a backup"):
+    with pytest.raises(CreditGridError, match=f"{victim.name} is missing.*from a backup"):
         Results(checkpointed, "ledger").repair()
 
 
@@ -293,11 +294,11 @@ def test_a_compaction_and_a_checkpoint_are_synced_before_they_replace_anything(
     results = Results(path, "ledger")
     results.repair()
     disk = Disk(monkeypatch)
-    assert results.compact() == 3
+    assert Upkeep(results).compact() == 3
     (data,) = (Path(file) for file in DeltaTable(path).file_uris())
     assert disk.synced == [data, data.parent, path, commit(path, 3), path / LOG]
     disk.synced.clear()
-    assert results.checkpoint()
+    assert Upkeep(results).checkpoint()
     assert disk.synced == [newest_checkpoint(path), path / LOG / LAST_CHECKPOINT, path / LOG]
 
 

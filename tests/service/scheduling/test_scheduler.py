@@ -423,7 +423,7 @@ def test_rows_with_another_type_of_a_column_fail_alone(house: House, calls: dict
     assert (house.state(changed), house.state(sound)) == (FAILED, SUCCEEDED)
     assert house.scheduler.problem() is None
     (failure,) = house.failures.of(changed)
-    assert failure.cause == "the column 'twice' is string here and double in the rows there are: rename it"
+    assert failure.cause == "the column 'twice' is string here and double in the stored rows: rename it"
 
 
 def test_a_corrupt_artifact_is_made_again_while_its_cells_wait(house: House, calls: dict[int, Any]) -> None:

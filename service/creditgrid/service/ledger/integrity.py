@@ -1,22 +1,13 @@
-"""Whether a ledger is whole, asked once when it is opened: a broken one is refused before anything stands on it.
-
-Two things are looked at: the database itself, and whether it belongs to the results table beside it. A ledger that is
-older than the table takes rows for written that were not; one that is newer, or another one's, writes rows twice.
-"""
+"""Whether a ledger's database is whole. It is checked once, when it is opened: a broken one is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from creditgrid.core.errors import CreditGridError
 from creditgrid.service.ledger import engine
-
-if TYPE_CHECKING:
-    from creditgrid.service.ledger.ledger import Ledger
-    from creditgrid.service.results.table import Results
 
 MAGIC = b"SQLite format 3\x00"
 ANEW = "all is planned anew then, and artifacts stay and are used again"
@@ -68,35 +59,6 @@ def check_tables(connection: sa.Connection, metadata: sa.MetaData) -> None:
         if lacking := [column.name for column in table.columns if column.name not in held[table.name]]:
             text = f"its table {table.name!r} has no column {lacking[0]!r}"
             raise damaged(engine.display_name(connection.engine), text)
-
-
-def check_results(ledger: Ledger, results: Results) -> None:
-    """The results table was written with this ledger, and holds the batches that the ledger has seen written.
-
-    Raises:
-        LedgerDamaged: with which of both is older, or foreign.
-    """
-    held = results.newest()
-    begun, written = ledger.batches()
-    if held is None and results.dataset() is not None:
-        raise LedgerDamaged(
-            f"the results in {results.path} were written with another ledger than {ledger.name}, which knows none of "
-            f"them and would write their rows twice. Put the ledger back that belongs to them, or move {results.path} "
-            f"away: {ANEW}"
-        )
-    if (held or 0) > begun:
-        raise LedgerDamaged(
-            f"the results in {results.path} hold batch {held} and the ledger {ledger.name} has begun {begun}: it is an "
-            "older copy, and would take rows for written that are not. Put the newest ledger back, or move it and "
-            f"{results.path} away together: {ANEW}"
-        )
-    if (held or 0) < written:
-        raise LedgerDamaged(
-            f"the ledger {ledger.name} has seen batch {written} written and the results in {results.path} "
-            f"{'are not there' if held is None else f'end with {held}'}: they are an older copy, were removed, or this "
-            "data directory is not the one that belongs to the ledger. Put the results back, or move both away "
-            f"together: {ANEW}"
-        )
 
 
 def damaged(name: str, what: str) -> LedgerDamaged:

@@ -1,1 +1,1 @@
-"""The results table: Parquet files in one Delta table, each row written exactly once."""
+"""The results table: Parquet files in one Delta table, each row is written exactly once."""

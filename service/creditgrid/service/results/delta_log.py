@@ -1,9 +1,9 @@
-"""The files of a Delta table as a disk holds them: made durable after a commit, mended after the power went.
+"""The files of a Delta table on the disk: synced after each commit, repaired after a power cut.
 
-A commit is there for readers once its JSON is in ``_delta_log``, and is on the disk once that file, the Parquet files
-it adds and the directories of both are synced. ``sync`` does that in the order of the versions, so whatever a caller
-was told is durable stands on nothing that is not. At most two commits are not yet synced at any moment, one append and
-one compaction; only those may be found torn, and only those are set aside.
+Readers see a commit once its JSON is in ``_delta_log``. It is durable once that file, the Parquet files it adds and the
+directories of both are synced. ``sync`` does that in the order of the versions, so no durable commit depends on one
+that is not. At any moment at most two commits are not synced yet, one append and one compaction. Only these may be
+torn, and only these are set aside.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from creditgrid.core.files import sync
 LOG = "_delta_log"
 LAST_CHECKPOINT = "_last_checkpoint"
 ASIDE = "_set_aside"
-"""Where torn files go, beside the log: out of a reader's sight, there for whoever wants to look."""
+"""The folder of torn files, which no reader looks into: a person may."""
 UNSYNCED = 2
-"""Commits that may be in the log and not on the disk when the power goes: one append, one compaction."""
+"""Commits that a power cut can tear: one append, one compaction."""
 CHECKPOINTS_KEPT = 2
-"""Checkpoints that stay, and the commits since the older one: a torn newer one can be done without."""
+"""The newest checkpoints are kept, with the commits since the older one, in case the newer one is torn."""
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
@@ -39,14 +39,14 @@ _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What was set aside: commits by version, and the names of the checkpoint files."""
+    """What was set aside: versions of commits, and names of checkpoint files."""
 
     commits: tuple[int, ...] = ()
     checkpoints: tuple[str, ...] = ()
 
 
 class TableLog:
-    """The log below the table at ``path``; may be used from several threads."""
+    """The log of the table at ``path``, for any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.folder = path, path / LOG
@@ -54,20 +54,20 @@ class TableLog:
         self._synced: int | None = None
 
     def commits(self) -> list[int]:
-        """The versions whose JSON is there, upwards."""
+        """Versions that have a commit file, in order."""
         return self._versions(_COMMIT)
 
     def checkpoints(self) -> list[int]:
-        """The versions of which there is a checkpoint, upwards."""
+        """Versions that have a checkpoint, in order."""
         return self._versions(_CHECKPOINT)
 
     def since_checkpoint(self) -> int:
-        """Commits that a reader has to go through one by one."""
+        """Commits that a reader applies one by one."""
         last = max(self.checkpoints(), default=-1)
         return sum(version > last for version in self.commits())
 
     def strays(self) -> list[Path]:
-        """Files in the log that are no part of it: what a writer had begun when it died."""
+        """Files in the log's folder that a writer left unfinished when it died."""
         known = (_COMMIT, _CHECKPOINT)
         return [
             path
@@ -78,12 +78,12 @@ class TableLog:
     # -- durable ---------------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Put every commit there is on the disk, with what it adds; those that are there already cost nothing."""
+        """Put every commit on the disk, with the files it adds; synced ones cost nothing."""
         with self._syncing:
             commits = self.commits()
             if not commits:
                 return
-            if self._synced is None:  # what a process before this one synced is not known
+            if self._synced is None:  # nobody knows what an earlier process synced
                 self._synced = commits[-1] - UNSYNCED - 1
             for version in commits:
                 if version > self._synced:
@@ -93,7 +93,7 @@ class TableLog:
     def _sync_commit(self, version: int) -> None:
         path = self._commit_path(version)
         files = [self._path / unquote(add["path"]) for add in _of(_actions(path.read_bytes()), "add")]
-        live = [file for file in files if file.exists()]  # a compaction may be over and its inputs vacuumed by now
+        live = [file for file in files if file.exists()]  # a compaction may have replaced the others
         folders = sorted({file.parent for file in live} | {self._path}, reverse=True)  # inner ones first
         sync(*live, *folders, path, self.folder)
         if version == 0:
@@ -106,9 +106,9 @@ class TableLog:
         sync(*checkpoints, *([pointer] if pointer.exists() else []), self.folder)
 
     def trim(self) -> int:
-        """Remove the commits and checkpoints that newer, synced checkpoints stand for; returns how many files.
+        """Remove commits and checkpoints that newer, synced checkpoints contain; returns how many files.
 
-        It goes by number and not by age, so a clock that jumps has no part in it.
+        The number decides, not the age, so a clock that jumps does no harm.
         """
         checkpoints = self.checkpoints()
         if len(checkpoints) < CHECKPOINTS_KEPT:
@@ -123,32 +123,31 @@ class TableLog:
     # -- torn ------------------------------------------------------------------------------------------------------
 
     def repair(self) -> Repair:
-        """Set aside what a loss of power tore, so that the table opens as it was before.
+        """Set aside what a power cut tore, so that the table opens as it was before.
 
         Raises:
-            CreditGridError: for damage to something that was complete once, which cannot be undone here.
+            CreditGridError: a file that was complete is damaged, which cannot be repaired here.
         """
-        gone: list[str] = []
+        aside: list[str] = []
         torn = [version for version in self.checkpoints() if _unreadable(self._checkpoint_path(version))]
         good = [version for version in self.checkpoints() if version not in torn]
         commits = self.commits()
         base = max(good, default=-1)
         last = max([*commits, base])
         if torn and not set(range(base + 1, max(*torn, last) + 1)) <= set(commits):
-            raise _beyond(
-                self._checkpoint_path(torn[-1]), "is damaged, and the commits that it stands for are not there any more"
-            )
-        if self._misleads(good):
-            gone.append(self._set_aside(self.folder / LAST_CHECKPOINT))
-        gone.extend(self._set_aside(self._checkpoint_path(version)) for version in torn)
+            checkpoint = self._checkpoint_path(torn[-1])
+            raise damaged(self._path, f"{checkpoint} is damaged, and the commits that it contains were removed")
+        if self._pointer_misleads(good):
+            aside.append(self._set_aside(self.folder / LAST_CHECKPOINT))
+        aside.extend(self._set_aside(self._checkpoint_path(version)) for version in torn)
         broken = self._broken(base, last)
-        for version in reversed(broken):  # from the end, so that a crash in between leaves no gap
+        for version in reversed(broken):  # from the end, so that a crash leaves no gap
             if self._commit_path(version).exists():
                 self._set_aside(self._commit_path(version))
-        return Repair(tuple(broken), tuple(gone))
+        return Repair(tuple(broken), tuple(aside))
 
     def _broken(self, base: int, last: int) -> list[int]:
-        """The commits, all at the end, that have to go."""
+        """The torn commits, all at the end of the log."""
         for version in range(base + 1, last + 1):
             why = self._damage(version, last)
             if why is None:
@@ -156,44 +155,44 @@ class TableLog:
             tail = list(range(version, last + 1))
             appends = sum(bool(_of(self._readable(later), "txn")) for later in tail)
             if len(tail) > UNSYNCED or appends > 1:
-                raise _beyond(self._commit_path(version), f"{why}, and later commits stand on it")
+                raise damaged(self._path, f"{self._commit_path(version)} {why}, and later commits depend on it")
             return tail
         return []
 
     def _damage(self, version: int, last: int) -> str | None:
-        """What is wrong with a commit; of those that may not have been synced the files are read that it adds."""
+        """What is wrong with a commit. If it may be unsynced, the files that it adds are read too."""
         try:
             actions = _actions(self._commit_path(version).read_bytes())
         except FileNotFoundError:
             return "is missing"
         except ValueError as error:
-            return f"is not what was written ({error})"
+            return f"is not a commit ({error})"
         if not _complete(actions, version):
-            return "ends before its end"
+            return "is incomplete"
         if version <= last - UNSYNCED:
             return None
         later = range(version + 1, last + 1)
         replaced = {remove["path"] for after in later for remove in _of(self._readable(after), "remove")}
         for add in _of(actions, "add"):
-            if add["path"] in replaced:  # and maybe vacuumed since
+            if add["path"] in replaced:  # and perhaps removed since
                 continue
             path = self._path / unquote(add["path"])
             if not path.is_file():
-                return f"adds {path.name}, which is not there"
+                return f"adds {path.name}, which is missing"
             if path.stat().st_size != add["size"]:
-                return f"adds {path.name}, which has {path.stat().st_size:,} bytes of {add['size']:,}"
+                return f"adds {path.name}, which has {path.stat().st_size:,} bytes instead of {add['size']:,}"
             if why := _unreadable(path):
                 return f"adds {path.name}, which cannot be read ({why})"
         return None
 
     def _readable(self, version: int) -> list[dict[str, Any]]:
-        """The actions of a commit; none where they cannot be read."""
+        """The actions of a commit; none if it cannot be read."""
         try:
             return _actions(self._commit_path(version).read_bytes())
         except (FileNotFoundError, ValueError):
             return []
 
-    def _misleads(self, good: Sequence[int]) -> bool:
+    def _pointer_misleads(self, good: Sequence[int]) -> bool:
         """Whether the pointer to the last checkpoint is torn, or points to one that cannot be used."""
         try:
             found = json.loads((self.folder / LAST_CHECKPOINT).read_bytes())
@@ -230,7 +229,7 @@ class TableLog:
 
 
 def _actions(content: bytes) -> list[dict[str, Any]]:
-    """The actions of a commit; raises ValueError for what is none."""
+    """The actions of a commit; raises ValueError if it has none."""
     found = [json.loads(line) for line in content.splitlines() if line.strip()]
     if not found or not all(isinstance(action, dict) for action in found):
         raise ValueError("it holds no actions")
@@ -242,7 +241,7 @@ def _of(actions: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def _complete(actions: list[dict[str, Any]], version: int) -> bool:
-    """Whether a commit has every line that its first one tells of: one cut between two lines still is JSON."""
+    """Whether a commit has as many lines as its first one says: a file cut between two lines is still JSON."""
     (info, *_) = [*_of(actions, "commitInfo"), {}]
     metrics = info.get("operationMetrics", {})
     counted = {"add": "num_added_files"} if info.get("operation") == "WRITE" else {}
@@ -256,7 +255,7 @@ def _complete(actions: list[dict[str, Any]], version: int) -> bool:
 
 
 def _unreadable(path: Path) -> str | None:
-    """What keeps a Parquet file from being read from beginning to end."""
+    """Why a Parquet file cannot be read to its end; None if it can."""
     try:
         with pq.ParquetFile(path) as file:
             for _ in file.iter_batches():
@@ -266,9 +265,10 @@ def _unreadable(path: Path) -> str | None:
     return None
 
 
-def _beyond(path: Path, why: str) -> CreditGridError:
+def damaged(table: Path, why: str) -> CreditGridError:
+    """The error for a table that cannot be repaired."""
     return CreditGridError(
-        f"the results table is damaged and cannot be mended here: {path} {why}. Bring back the folder "
-        f"{path.parent.parent} from a backup; or move it and the ledger away and submit the sweeps again: "
-        "the artifacts are found, and the cells are measured anew"
+        f"the results table is damaged and cannot be repaired here: {why}. Restore the folder {table} from a backup; "
+        "or move it and the ledger away and submit the sweeps again: the artifacts are used again, and the cells are "
+        "measured again"
     )
