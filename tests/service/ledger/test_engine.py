@@ -1,4 +1,4 @@
-"""Which databases a ledger lives in, and how their trouble is told."""
+"""Which databases can hold a ledger, and which errors their outages raise."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def remote(server: Database) -> Iterator[Ledger]:
     found.close()
 
 
-# -- addresses -----------------------------------------------------------------------------------------------------
+# -- URLs ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
-def test_postgresql_by_any_of_its_names(scheme: str) -> None:
+def test_postgresql_has_several_schemes(scheme: str) -> None:
     found = engine.parse_url(f"{scheme}://u:{SECRET}@h:5/d?sslmode=require")
     assert found.render_as_string(hide_password=False) == f"postgresql+psycopg://u:{SECRET}@h:5/d?sslmode=require"
 
@@ -104,19 +104,19 @@ def test_a_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         Ledger("postgresql://h/d")
 
 
-def test_a_file_name_may_hold_anything(tmp_path: Path) -> None:
+def test_a_file_name_may_have_any_characters(tmp_path: Path) -> None:
     folder = tmp_path / "a?b=c%20#d é"
     folder.mkdir()
     Ledger(sa.URL.create("sqlite", database=str(folder / "ledger.sqlite"))).close()
     assert (folder / "ledger.sqlite").exists()
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(CreditGridError, match=r"nowhere.*cannot be used: unable to open"):
         Ledger(f"sqlite:///{tmp_path / 'nowhere/ledger.sqlite'}")
 
 
-# -- trouble -------------------------------------------------------------------------------------------------------
+# -- outages -------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk(ledger: Ledger) -> None:
@@ -134,7 +134,7 @@ def test_a_full_disk(ledger: Ledger) -> None:
     assert count(ledger) == 2
 
 
-def test_a_file_that_can_only_be_read(ledger: Ledger) -> None:
+def test_a_read_only_file(ledger: Ledger) -> None:
     with ledger.read() as connection:
         connection.exec_driver_sql("PRAGMA query_only = on")
     with pytest.raises(sa.exc.OperationalError, match="readonly"):
@@ -142,16 +142,18 @@ def test_a_file_that_can_only_be_read(ledger: Ledger) -> None:
     assert count(ledger) == 0
 
 
-def test_a_pool_that_is_used_up(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_connections_of_the_pool_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(*_: object) -> None:
         raise sa.exc.TimeoutError("QueuePool limit reached")
 
-    monkeypatch.setattr(ledger._engine.pool, "connect", busy)
-    with pytest.raises(sa.exc.OperationalError, match="QueuePool"):
-        add(ledger)
+    database = engine.create_engine(engine.parse_url(f"sqlite:///{tmp_path / 'ledger.sqlite'}"))
+    monkeypatch.setattr(database.pool, "connect", busy)
+    for transaction in (engine.read_transaction, engine.write_transaction):
+        with pytest.raises(sa.exc.OperationalError, match="QueuePool"), transaction(database):
+            pass
 
 
-def test_a_fault_of_ours_is_not_called_trouble(ledger: Ledger, remote: Ledger) -> None:
+def test_an_error_in_a_statement_is_no_outage(ledger: Ledger, remote: Ledger) -> None:
     for found in (ledger, remote):
         with pytest.raises(sa.exc.IntegrityError), found.write() as connection:
             connection.execute(tables.meta.insert(), [{"name": "n", "value": "1"}, {"name": "n", "value": "2"}])
@@ -162,7 +164,7 @@ def test_a_fault_of_ours_is_not_called_trouble(ledger: Ledger, remote: Ledger) -
 def test_connections_that_are_cut(remote: Ledger, server: Database) -> None:
     add(remote)
     server.cut()
-    add(remote)  # those that wait in the pool are looked at before they are used
+    add(remote)  # the pool tests its connections before it hands them out
     assert count(remote) == 2
 
     def cut_while_writing() -> None:
@@ -187,7 +189,7 @@ def test_connections_that_are_cut(remote: Ledger, server: Database) -> None:
         assert count(remote) == 2
 
 
-def test_a_server_that_is_away(remote: Ledger, server: Database) -> None:
+def test_an_unreachable_server(remote: Ledger, server: Database) -> None:
     add(remote)
     with server.away():
         for _ in range(2):
@@ -201,7 +203,7 @@ def test_a_server_that_is_away(remote: Ledger, server: Database) -> None:
     assert count(remote) == 2
 
 
-def test_a_server_that_can_only_be_read(remote: Ledger, server: Database) -> None:
+def test_a_read_only_server(remote: Ledger, server: Database) -> None:
     with server.read_only():
         with pytest.raises(sa.exc.OperationalError, match="read-only"):
             add(remote)
@@ -209,7 +211,7 @@ def test_a_server_that_can_only_be_read(remote: Ledger, server: Database) -> Non
     add(remote)
 
 
-# -- one scheduler -------------------------------------------------------------------------------------------------
+# -- the lock ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
