@@ -48,7 +48,7 @@ def command(*arguments: str) -> list[str]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a command in this process, whose logs and signals stay as they are."""
-    monkeypatch.setattr(wiring, "planner", lambda settings: FakePlanner())
+    monkeypatch.setattr(wiring, "create_planner", lambda settings: FakePlanner())
     monkeypatch.setattr("creditgrid.service.commands.configure_logging", lambda form: None)
     before = signal.getsignal(signal.SIGTERM)
 

@@ -1,1 +1,1 @@
-"""The service: ledger, scheduler, results, and the HTTP front end."""
+"""The service: ledger, planning, scheduling, results, and the HTTP API."""

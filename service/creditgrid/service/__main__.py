@@ -1,18 +1,18 @@
-"""``python -m creditgrid.service``; ``commands`` has what can be asked of it."""
+"""``python -m creditgrid.service`` runs the ``commands``."""
 
 import signal
 import sys
 
 
-def _leave(*_: object) -> None:
+def _exit(*_: object) -> None:
     sys.exit(0)
 
 
 if __name__ == "__main__":
-    # All that is imported takes seconds, in which a service can be stopped too.
-    ours, theirs = signal.signal(signal.SIGTERM, _leave), signal.signal(signal.SIGINT, _leave)
+    # The imports take seconds; a signal during them is a normal exit too.
+    sigterm, sigint = signal.signal(signal.SIGTERM, _exit), signal.signal(signal.SIGINT, _exit)
     from creditgrid.service.commands import cli
 
-    signal.signal(signal.SIGTERM, ours)
-    signal.signal(signal.SIGINT, theirs)
+    signal.signal(signal.SIGTERM, sigterm)
+    signal.signal(signal.SIGINT, sigint)
     cli(prog_name="python -m creditgrid.service")

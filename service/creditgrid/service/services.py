@@ -1,4 +1,4 @@
-"""The parts of a running service, as the HTTP front end uses them."""
+"""The parts of a running service that the HTTP API uses."""
 
 from __future__ import annotations
 

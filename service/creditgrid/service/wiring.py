@@ -1,4 +1,4 @@
-"""Which parts make a service: the one place where settings become objects."""
+"""The parts of a service, made from its settings."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from creditgrid.workers.runner import Runner
 
 
 def create_services(settings: Settings) -> Services:
-    """All parts over the data directory, which is made if it is not there; nothing is started yet.
+    """All parts over the data directory, which is created if missing. Starts nothing.
 
     Raises:
         ConflictError: another service schedules over the ledger.
-        CreditGridError: ledger or results are damaged, do not belong together, or cannot be reached.
+        CreditGridError: the ledger or the results are damaged, do not belong together, or cannot be reached.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     store = _store(settings)
@@ -51,7 +51,7 @@ def create_services(settings: Settings) -> Services:
 
 
 def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> Services:
-    """A service's parts over these."""
+    """The parts of a service over a ledger, results, artifacts and a runner."""
     planner = Planner(ledger, store, resolve)
     scheduler = Scheduler(ledger, results, store, runner)
     control = Control(ledger, planner, results, scheduler)
@@ -74,11 +74,11 @@ def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner
     )
 
 
-def planner(settings: Settings) -> Planner:
-    """A planner alone; a data directory that is not there is not made, and counts as empty."""
+def create_planner(settings: Settings) -> Planner:
+    """A planner without a service. A missing data directory is not created; it counts as empty."""
     url = _ledger_url(settings)
-    there = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
-    return Planner(Ledger(url) if there else None, _store(settings), resolve)
+    exists = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
+    return Planner(Ledger(url) if exists else None, _store(settings), resolve)
 
 
 def _store(settings: Settings) -> ArtifactStore:
@@ -92,7 +92,7 @@ def _ledger_url(settings: Settings) -> sa.URL:
 
 
 def _runner(settings: Settings, store: ArtifactStore) -> Runner:
-    # Imported where they are chosen: the Ray runner needs no torch in this process, the local one computes in it.
+    # Lazy imports: the local runner computes in this process and imports torch; with the Ray runner nothing here does.
     if settings.runner == "local":
         from creditgrid.workers.local_runner import LocalRunner
 

@@ -24,7 +24,7 @@ from creditgrid.core.states import State
 from creditgrid.service.ledger import engine, schema, tables
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.settings import Settings
-from creditgrid.service.wiring import planner
+from creditgrid.service.wiring import create_planner
 
 NEXT = f"""
 import sqlalchemy as sa
@@ -169,7 +169,7 @@ def test_a_plan_without_a_service_does_not_migrate(tmp_path: Path, monkeypatch: 
     make_ledger(url)
     add_revision(monkeypatch, tmp_path / "migrations")
     with pytest.raises(CreditGridError, match=f"older schema {head}: start the service once"):
-        planner(Settings(data_dir=tmp_path))
+        create_planner(Settings(data_dir=tmp_path))
     assert revision_of(url) == [(head,)]
 
 

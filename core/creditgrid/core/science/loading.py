@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import filelock
 import numpy as np
 
 from creditgrid.core.datasets import labelled_images, parquet_files, parquet_fingerprint
@@ -144,9 +144,8 @@ def _torchvision(name: str, root: Path) -> tuple[Images, Images]:
     }[name]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Two workers that write one file at a time would leave it corrupt.
-        with (root / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Two workers that write one file at the same time would corrupt it.
+        with filelock.FileLock(root / f".{name}.lock", fallback_to_soft=False):
             return _present_or_downloaded(make, train=True), _present_or_downloaded(make, train=False)
     except (OSError, RuntimeError) as error:
         raise DatasetError(

@@ -1,6 +1,6 @@
 """The lock of a ledger: one service schedules over it, and only this one migrates it.
 
-Two services over one ledger would each run every call. ``commands`` locks the data directory as well. The ledger needs
+Two services over one ledger would each run every call. ``server`` locks the data directory as well. The ledger needs
 its own lock, because two data directories may name one database.
 """
 
@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-import filelock
 import sqlalchemy as sa
 
 from creditgrid.core.errors import ConflictError
+from creditgrid.service import pid_lock
 from creditgrid.service.ledger import engine
 from creditgrid.service.ledger.tables import meta
 
@@ -48,12 +48,10 @@ class SqliteLock:
     def __init__(self, database: Path) -> None:
         # Not on the database itself: SQLite loses its own locks when another descriptor of the file is closed.
         path = database.with_name(f"{database.name}.lock")
-        self._lock = filelock.FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise _in_use(str(database), f"process id {path.read_text().strip() or 'unknown'}") from error
-        path.write_text(f"{os.getpid()}\n")
+            self._lock = pid_lock.acquire(path)
+        except pid_lock.AlreadyLocked as error:
+            raise _in_use(str(database), f"process id {error.owner}") from error
 
     def check(self, connection: sa.Connection) -> None:
         """The system cannot take the lock from a process that lives."""
