@@ -16,7 +16,8 @@ import torch
 from creditgrid.core.errors import ArtifactMissing
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import TERMINAL_EVENT, EventView
-from creditgrid.service.ledger import tables
+from creditgrid.service.ledger import counts, tables
+from creditgrid.service.ledger.counts import sweeps_needing
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling import row_commits, scheduler
@@ -131,7 +132,7 @@ class House:
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
-            self.scheduler._step()
+            self.scheduler.step()
 
     def drain(self) -> None:
         """Work every call there is until nothing is left to do."""
@@ -139,7 +140,7 @@ class House:
             self.step()
             for call in list(self.runner.calls):
                 self.runner.work(call)
-            if not self.open_calls() and not self.scheduler._commits.waiting:
+            if not self.open_calls() and not self.scheduler.commits.waiting:
                 return
         raise AssertionError(f"there is no end: {self.open_calls()}")
 
@@ -208,11 +209,12 @@ class House:
                     tables.tasks.c.key.in_(waits), tables.tasks.c.state == State.PENDING
                 )
                 assert connection.scalar(opened) == call.waiting, "a call waits for more or less than it is told to"
-                needing = tables.sweeps_of(connection, call.id)
+                needing = sweeps_needing(connection, call.id)
                 able = {sweep.id for sweep in sweeps if sweep.id in needing and not sweep.paused}
                 states = {sweep.id: (sweep.state, sweep.paused, sweep.priority) for sweep in sweeps}
                 told = f"nobody will begin call {call.id} of {call.sweep} that {able} need: {states}"
                 assert not able or call.sweep in able, told
+            self._check_counts(connection)
         for sweep in sweeps:
             view = self.sweeps.get(sweep.id)
             assert sum(view.counts.values()) == view.cells == sum(cell.sweep == sweep.id for cell in cells)
@@ -231,6 +233,22 @@ class House:
         for cell in cells:
             if cell.state in (State.SUCCEEDED, State.CACHED):
                 assert cell.key in rows, "a cell is told to have a result and is not in the table"
+
+    def _check_counts(self, connection: sa.Connection) -> None:
+        """The counts and needs that transitions keep are what counting again gives."""
+
+        def kept() -> tuple[list[Any], list[Any]]:
+            nonzero = connection.execute(sa.select(tables.counts).where(tables.counts.c.n != 0)).all()
+            return sorted(tuple(row) for row in nonzero), sorted(
+                map(tuple, connection.execute(sa.select(tables.needs)))
+            )
+
+        before = kept()
+        with connection.begin_nested() as undone:
+            for sweep in connection.scalars(sa.select(tables.sweeps.c.id)).all():
+                counts.recount_sweep(connection, sweep)
+            assert before == kept(), "the counts are not those of the cells and stages"
+            undone.rollback()
 
     def close(self) -> None:
         self.ledger.close()

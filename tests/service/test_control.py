@@ -17,7 +17,7 @@ from sweeping import House, ScriptedRunner, quick
 from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT, Extension
-from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.counts import sweeps_needing
 from creditgrid.service.scheduling import dispatch
 from creditgrid.service.scheduling.retries import LOSSES
 from creditgrid.workers.runner import Failed
@@ -618,7 +618,7 @@ def test_a_retried_sweep_does_not_wait_for_what_a_user_cancelled(house: House) -
     house.control.pause(one)
     house.check()
     with house.ledger.read() as connection:
-        assert tables.sweeps_of(connection, second) == [one]
+        assert sweeps_needing(connection, second) == [one]
     house.drain_of(two)
     assert house.counts(two) == {SUCCEEDED: 1, CANCELLED: 1}
     house.control.resume(one)

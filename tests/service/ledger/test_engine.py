@@ -16,6 +16,7 @@ from pydantic import SecretStr, ValidationError
 
 from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.service.ledger import engine, lock, tables
+from creditgrid.service.ledger.events import emit_event
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.settings import Settings
 
@@ -24,7 +25,7 @@ SECRET = "hunter2-hunter2"
 
 def add(ledger: Ledger, text: str = "{}") -> None:
     with ledger.write() as connection:
-        tables.add_event(connection, "s", "t", text)
+        emit_event(connection, "s", "t", text)
 
 
 def count(ledger: Ledger) -> int | None:
@@ -169,13 +170,13 @@ def test_connections_that_are_cut(remote: Ledger, server: Database) -> None:
 
     def cut_while_writing() -> None:
         with remote.write() as connection:
-            tables.add_event(connection, "s", "t", "{}")
+            emit_event(connection, "s", "t", "m")
             server.cut()
-            tables.add_event(connection, "s", "t", "{}")
+            emit_event(connection, "s", "t", "m")
 
     def cut_before_the_commit() -> None:
         with remote.write() as connection:
-            tables.add_event(connection, "s", "t", "{}")
+            emit_event(connection, "s", "t", "m")
             server.cut()
 
     def cut_while_reading() -> None:

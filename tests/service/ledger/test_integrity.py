@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
     ledger = Ledger(f"sqlite:///{file}")
     with ledger.write() as connection:
         tables.insert_many(
-            connection, tables.tasks, [tables.task_row(f"{n:064}", "k", n, "{}" * 50) for n in range(2000)]
+            connection, tables.tasks, [tables.new_task(f"{n:064}", "k", n, "{}" * 50) for n in range(2000)]
         )
     ledger.close()
     return file

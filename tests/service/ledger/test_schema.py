@@ -22,6 +22,7 @@ from postgresql import fresh_database
 from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.states import State
 from creditgrid.service.ledger import engine, schema, tables
+from creditgrid.service.ledger.events import emit_event
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.settings import Settings
 from creditgrid.service.wiring import create_planner
@@ -139,7 +140,7 @@ def test_an_older_ledger_is_migrated(url: str, tmp_path: Path, monkeypatch: pyte
     assert ledger.identity() == identity
     with ledger.write() as connection:
         assert connection.execute(sa.text("SELECT id, cost FROM sweeps")).all() == [("s", 70)]
-        tables.add_event(connection, "s", "t", "{}")
+        emit_event(connection, "s", "t", "m")
     ledger.close()
     assert revision_of(url) == [("next",)]
     Ledger(url).close()  # is as new as this version now
@@ -158,7 +159,7 @@ def test_only_the_owner_of_the_lock_migrates(url: str, tmp_path: Path, monkeypat
         Ledger(url, lock=True)
     assert revision_of(url) == [(head,)]
     with running.write() as connection:
-        tables.add_event(connection, "s", "t", "{}")
+        emit_event(connection, "s", "t", "m")
     running.close()
     Ledger(url, lock=True).close()
     assert revision_of(url) == [("next",)]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from creditgrid.core.states import State
-from creditgrid.service.ledger import tables
+from creditgrid.service.ledger import tables, transitions
 from creditgrid.service.ledger.integrity import LedgerDamaged
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.results.consistency import check_ledger
@@ -49,7 +49,7 @@ def commit(ledger: Ledger, results: Results, number: int, *, append: bool = True
         results.append(number, [pa.table({"cell": [f"k{number}"], "experiment": ["e"]})])
     if note:
         with ledger.write() as connection:
-            tables.move_call(connection, call[0], State.SUCCEEDED)
+            transitions.close_call(connection, call[0])
 
 
 def test_what_belongs_together_is_taken(ledger: Ledger, results: Callable[[Ledger], Results]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from creditgrid.core.experiments.registry import Registry, registry
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT
 from creditgrid.service import control
-from creditgrid.service.ledger import tables
+from creditgrid.service.ledger import tables, transitions
 from creditgrid.service.scheduling import dispatch, row_commits, scheduler
 from creditgrid.service.scheduling.retries import LOSSES
 from creditgrid.workers.artifacts import TENSORS, ArtifactStore
@@ -94,8 +95,7 @@ def test_a_sweep_goes_from_pending_over_running_to_succeeded(house: House, calls
     assert {row["sweep"] for row in house.rows()} == {sweep}
     assert house.event_types(sweep) == [
         "sweep.created",
-        "call.started",
-        "call.started",
+        "call.started",  # once, though the runner reported it twice
         "call.finished",
         TERMINAL_EVENT,
     ]
@@ -210,7 +210,7 @@ def test_an_idempotency_key_submits_once(house: House) -> None:
     sweep, new = house.control.submit(document, ("key", "body"))
     assert new
     assert house.control.submit(document, ("key", "body")) == (sweep, False)
-    with pytest.raises(ConflictError, match="came before with another body"):
+    with pytest.raises(ConflictError, match="was used with another body"):
         house.control.submit(document, ("key", "another body"))
     other, new = house.control.submit(document, ("another key", "body"))
     assert new
@@ -570,9 +570,8 @@ def test_cancel_keeps_what_another_sweep_needs(house: House, calls: dict[int, An
 def test_rows_of_a_cancelled_call_do_not_reach_the_table(
     house: House, calls: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_commits, "COMMIT_EVERY_S", 3600.0)
+    monkeypatch.setattr(row_commits, "COMMIT_EVERY_S", math.inf)
     sweep = house.submit(**groups(2))
-    house.scheduler._commits._last = time.monotonic()
     house.step()
     done, _ = calls
     house.runner.work(done)
@@ -740,7 +739,7 @@ def test_a_call_that_brings_the_cluster_down_each_time_comes_to_an_end(house: Ho
         house.step()
     assert house.state(sweep) is FAILED
     assert house.failures.of(sweep)[0].cause == (
-        "the Ray driver ended with status 1; it ran at 10 such losses, and is not tried again"
+        "the Ray driver ended with status 1; the call was running during 10 cluster losses, and is not tried again"
     )
     house.step(3)
     assert not calls
@@ -780,20 +779,18 @@ def crash(*arguments: Any, **options: Any) -> Any:
 
 def before_the_note(house: House, patch: pytest.MonkeyPatch) -> None:
     """Step 1 does not happen: the ledger's transaction is not committed."""
-    patch.setattr(house.scheduler._commits, "_prepare", crash)
+    patch.setattr(row_commits, "next_batch", crash)
 
 
 def within_the_note(house: House, patch: pytest.MonkeyPatch) -> None:
     """Step 1 happens half: the transaction is open when the process dies."""
-    original = tables.calls.update
-    counted = itertools.count()
+    original = row_commits.next_batch
 
-    def update(*arguments: Any) -> Any:
-        if next(counted) == 1:
-            raise Crash
-        return original(*arguments)
+    def next_batch(*arguments: Any) -> Any:
+        original(*arguments)
+        raise Crash
 
-    patch.setattr(tables.calls, "update", update)
+    patch.setattr(row_commits, "next_batch", next_batch)
 
 
 def before_the_append(house: House, patch: pytest.MonkeyPatch) -> None:
@@ -813,16 +810,17 @@ def after_the_append(house: House, patch: pytest.MonkeyPatch) -> None:
 
 
 def within_the_end(house: House, patch: pytest.MonkeyPatch) -> None:
-    """Step 3 happens half: one of two calls is told to have succeeded when the process dies."""
-    original = house.scheduler._commits._succeeded
+    """Step 3 happens half: one of two calls has succeeded when the process dies."""
+    original = transitions.finish_call
     counted = itertools.count()
 
-    def succeeded(*arguments: Any) -> None:
-        original(*arguments)
+    def finish_call(*arguments: Any, **options: Any) -> list[str]:
+        sweeps = original(*arguments, **options)
         if next(counted) == 1:
             raise Crash
+        return sweeps
 
-    patch.setattr(house.scheduler._commits, "_succeeded", succeeded)
+    patch.setattr(transitions, "finish_call", finish_call)
 
 
 WHERE = [before_the_note, within_the_note, before_the_append, after_the_append, within_the_end]
@@ -969,7 +967,7 @@ def test_rows_do_not_pile_up_while_the_table_cannot_be_written(
 
 
 def test_rows_are_committed_in_batches(house: House, calls: dict[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_commits, "COMMIT_EVERY_S", 3600.0)
+    monkeypatch.setattr(row_commits, "COMMIT_EVERY_S", math.inf)
     appended: list[int] = []
     original = house.results.append
 
@@ -978,7 +976,6 @@ def test_rows_are_committed_in_batches(house: House, calls: dict[int, Any], monk
         original(batch, tables)
 
     monkeypatch.setattr(house.results, "append", append)
-    house.scheduler._commits._last = time.monotonic()
     house.submit(**groups(6))
     house.step()
     *most, last = calls
@@ -1111,7 +1108,7 @@ def test_a_ledger_that_cannot_be_written_for_a_while_loses_nothing(
     while (problem := house.scheduler.problem()) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert problem == "the ledger cannot be used: database or disk is full; sweeps go on once it can"
+    assert problem == "the ledger cannot be used: database or disk is full; sweeps continue once it can"
     time.sleep(0.3)
     monkeypatch.setattr(house.ledger, "write", original)
     monkeypatch.setattr(row_commits, "COMMIT_EVERY_S", 0.0)
@@ -1129,7 +1126,7 @@ def test_a_scheduler_that_dies_says_so(house: House, monkeypatch: pytest.MonkeyP
     def bug() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(house.scheduler, "_step", bug)
+    monkeypatch.setattr(house.scheduler, "step", bug)
     house.scheduler._run()
     assert house.scheduler.problem() == "the scheduler has ended: RuntimeError: a bug; restart the service"
 

@@ -24,6 +24,7 @@ from sweeping import Crash, House, quick
 from creditgrid.core.errors import ConflictError
 from creditgrid.core.states import State
 from creditgrid.core.wire import Extension
+from creditgrid.service.ledger import transitions
 
 PICK = st.integers(0, 10**6)
 DOCUMENTS = st.fixed_dictionaries(
@@ -186,27 +187,29 @@ class Sweeps(RuleBasedStateMachine):
     def crash(self, where: str) -> None:
         """The service dies within a commit, if there is one to make, and is started again."""
         self.dead = True
-        append, succeeded = self.house.results.append, self.house.scheduler._commits._succeeded
+        append, finish_call = self.house.results.append, transitions.finish_call
 
-        def dying(before: Callable[..., None] | None) -> Callable[..., None]:
-            def die(*arguments: Any) -> None:
+        def dying(before: Callable[..., Any] | None) -> Callable[..., None]:
+            def die(*arguments: Any, **options: Any) -> None:
                 if before is not None:
-                    before(*arguments)
+                    before(*arguments, **options)
                 raise Crash
 
             return die
 
-        if where == "end":
-            self.house.scheduler._commits._succeeded = dying(succeeded)  # type: ignore[method-assign]
-        else:
-            self.house.results.append = dying(append if where == "after" else None)  # type: ignore[method-assign]
-        try:
-            self.house.step(2)
-        except Crash:
+        with pytest.MonkeyPatch.context() as patch:
+            if where == "end":
+                patch.setattr(transitions, "finish_call", dying(finish_call))
+            else:
+                patch.setattr(self.house.results, "append", dying(append if where == "after" else None))
+            try:
+                self.house.step(2)
+            except Crash:
+                crashed = True
+            else:
+                crashed = False
+        if crashed:
             self.kill()
-        else:
-            self.house.results.append = append  # type: ignore[method-assign]
-            self.house.scheduler._commits._succeeded = succeeded  # type: ignore[method-assign]
         self.dead = False
 
     @invariant()

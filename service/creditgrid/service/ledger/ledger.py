@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from creditgrid.core.errors import CreditGridError
-from creditgrid.core.states import State
 from creditgrid.service.ledger import engine, schema, tables
+from creditgrid.service.ledger.batches import last_batch, last_written_batch
 from creditgrid.service.ledger.integrity import check_file, check_pages, damaged
 from creditgrid.service.ledger.lock import Lock, PostgresqlLock, SqliteLock
 
@@ -80,8 +80,7 @@ class Ledger:
     def batches(self) -> tuple[int, int]:
         """The last results batch that was started, and the last that is noted as written; 0 for none."""
         with self.read() as connection:
-            written = sa.select(sa.func.max(tables.calls.c.batch)).where(tables.calls.c.state == State.SUCCEEDED)
-            return int(_meta(connection, "batch") or 0), int(connection.scalar(written) or 0)
+            return last_batch(connection), last_written_batch(connection)
 
     @contextmanager
     def _closed_on_error(self) -> Iterator[None]:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import sqlalchemy as sa
-
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.plan import Fate, Known, Plan, PlannedTask, resolve_datasets
@@ -22,9 +20,10 @@ from creditgrid.core.spec.validation import validate
 from creditgrid.core.states import RESULT, State
 from creditgrid.core.task import Task
 from creditgrid.core.wire import Miss, PlanKind, PlanView
-from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.counts import mean_bytes, mean_seconds
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.planning.plan_writer import NEVER_RUN
+from creditgrid.service.ledger.queries import task_states
+from creditgrid.service.ledger.tables import NEVER_RUN
 from creditgrid.workers.artifacts import ArtifactStore
 
 REASONS: Mapping[Known, str] = {
@@ -111,46 +110,28 @@ class Planner:
                 rest.append(task)
         if self._ledger is None or not rest:
             return found
-        kinds = {task.key: task.kind for task in rest}
         with self._ledger.read() as connection:
-            for piece in tables.chunks(kinds):
-                c = tables.tasks.c
-                rows = connection.execute(sa.select(c.key, c.state, c.call).where(c.key.in_(piece)))
-                for key, state, call in rows:
-                    if state == State.PENDING:
-                        found[key] = Known.SHARED
-                    elif state in RESULT:
-                        # An artifact that the ledger remembers and the store does not hold is gone.
-                        found[key] = Known.DONE if kinds[key] in measures else Known.GONE
-                    else:
-                        found[key] = Known.FAILED if call != NEVER_RUN else Known.ABSENT
+            known = task_states(connection, [task.key for task in rest])
+        for task in rest:
+            if task.key not in known:
+                continue
+            state, call = known[task.key]
+            if state is State.PENDING:
+                found[task.key] = Known.SHARED
+            elif state in RESULT:
+                # An artifact that the ledger remembers and the store does not hold is gone.
+                found[task.key] = Known.DONE if task.kind in measures else Known.GONE
+            else:
+                found[task.key] = Known.FAILED if call != NEVER_RUN else Known.ABSENT
         return found
 
     def _past(self) -> dict[str, tuple[float, float]]:
-        """Mean seconds and bytes of a task by kind, of what this ledger has seen."""
+        """Mean seconds and bytes of a task by kind, over the calls of this ledger."""
         if self._ledger is None:
             return {}
         with self._ledger.read() as connection:
-            seconds = {
-                kind: total / max(size, 1)
-                for kind, total, size in connection.execute(
-                    sa.select(
-                        tables.calls.c.kind, sa.func.sum(tables.calls.c.seconds), sa.func.sum(tables.calls.c.size)
-                    )
-                    .where(tables.calls.c.state == State.SUCCEEDED)
-                    .group_by(tables.calls.c.kind)
-                )
-                if total is not None
-            }
-            sizes = {
-                row.kind: float(row.mean)
-                for row in connection.execute(
-                    sa.select(tables.tasks.c.kind, sa.func.avg(tables.tasks.c.bytes).label("mean"))
-                    .where(tables.tasks.c.bytes.is_not(None))
-                    .group_by(tables.tasks.c.kind)
-                )
-            }
-        return {kind: (mean, sizes.get(kind, 0.0)) for kind, mean in seconds.items()}
+            sizes = mean_bytes(connection)
+            return {kind: (mean, sizes.get(kind, 0.0)) for kind, mean in mean_seconds(connection).items()}
 
 
 def _kind_view(counts: Counter[Fate], calls: int, past: tuple[float, float] | None) -> PlanKind:

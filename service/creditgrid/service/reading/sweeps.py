@@ -1,22 +1,39 @@
-"""Sweeps as users see them: state, counts, time left, and events."""
+"""Sweeps as users see them: state, counts, time left, and events. No read grows with the size of a sweep."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from creditgrid.core.errors import NotFoundError
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.extension import forms
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Activity, Condition, EventView, SweepView
 from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.counts import count_all, mean_seconds, open_needs
 from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.ledger.queries import sweep_row
+from creditgrid.service.ledger.tables import CELLS
 from creditgrid.service.scheduling.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """What the views of one request share."""
+
+    activities: Mapping[int, tuple[Activity, float]]  # the running calls, with the seconds that each has run
+    needs: Mapping[str, Mapping[int, Mapping[str, int]]]  # open tasks in them, by sweep, call and kind
+    counts: Mapping[str, Mapping[str, Mapping[State, int]]]  # by sweep, kind and state
+    means: Mapping[str, float]  # seconds of a task by kind
+    problem: str | None
+    cpus: float
 
 
 class Sweeps:
@@ -26,7 +43,7 @@ class Sweeps:
         self._ledger, self._scheduler = ledger, scheduler
 
     def page(self, state: State | None, after: str | None, limit: int) -> tuple[list[SweepView], str | None]:
-        """Sweeps, the newest first, from the one after ``after``; and what to ask for next."""
+        """Sweeps, the newest first, from the one after ``after``; and the cursor of the next page."""
         query = sa.select(tables.sweeps).order_by(tables.sweeps.c.seq.desc()).limit(limit + 1)
         if state is not None:
             query = query.where(tables.sweeps.c.state == state)
@@ -34,8 +51,9 @@ class Sweeps:
             query = query.where(tables.sweeps.c.seq < int(after))
         with self._ledger.read() as connection:
             rows = connection.execute(query).all()
-            views = [self._sweep(connection, row, spec=False) for row in rows[:limit]]
-        return views, str(rows[limit - 1].seq) if len(rows) > limit else None
+            shown = rows[:limit]
+            now = self._now(connection, [row.id for row in shown])
+        return [_view(row, now, spec=False) for row in shown], str(shown[-1].seq) if len(rows) > limit else None
 
     def get(self, sweep: str) -> SweepView:
         """One sweep with its spec.
@@ -44,7 +62,8 @@ class Sweeps:
             NotFoundError: for an unknown sweep.
         """
         with self._ledger.read() as connection:
-            return self._sweep(connection, known(connection, sweep), spec=True)
+            row = known(connection, sweep)
+            return _view(row, self._now(connection, [sweep]), spec=True)
 
     def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
         """Events with an id above ``after``, in order."""
@@ -61,79 +80,79 @@ class Sweeps:
                 for row in connection.execute(query)
             ]
 
-    def _sweep(self, connection: sa.Connection, row: sa.Row[Any], *, spec: bool) -> SweepView:
-        counts = tables.count_cells(connection, row.id)
-        stages: dict[str, dict[State, int]] = defaultdict(dict)
-        shown = shown_state(tables.stages)
-        query = (
-            sa.select(tables.tasks.c.kind, shown, sa.func.count())
-            .select_from(
-                tables.stages.join(tables.tasks, tables.tasks.c.key == tables.stages.c.key).outerjoin(
-                    tables.calls, tables.calls.c.id == tables.stages.c.call
-                )
-            )
-            .where(tables.stages.c.sweep == row.id)
-            .group_by(tables.tasks.c.kind, shown)
-        )
-        for kind, state, n in connection.execute(query):
-            stages[kind][State(state)] = stages[kind].get(State(state), 0) + n
-        state = State(row.state)
-        opened = [] if state.finished else tables.open_calls(connection, row.id)
-        running = self._scheduler.activities() if opened else {}
-        return SweepView(
-            id=row.id,
-            name=row.name,
-            experiment=row.experiment,
-            state=state,
-            priority=row.priority,
-            cells=row.cells,
-            counts=counts,
-            tasks=dict(stages),
-            created_at=utc(row.created_at),
-            finished_at=None if row.finished_at is None else utc(row.finished_at),
-            remaining_s=0.0 if state.finished else self._eta(connection, opened, running),
-            paused=row.paused,
-            conditions=self._conditions(row),
-            active=[running[call.id][0] for call in opened if call.id in running],
-            spec=forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1] if spec else None,
+    def _now(self, connection: sa.Connection, sweeps: Sequence[str]) -> _Now:
+        activities = self._scheduler.activities()
+        return _Now(
+            activities,
+            open_needs(connection, sweeps, sorted(activities)),
+            count_all(connection, sweeps),
+            mean_seconds(connection),
+            self._scheduler.problem(),
+            max(1.0, self._scheduler.capacity().cpu),
         )
 
-    def _conditions(self, row: sa.Row[Any]) -> list[Condition]:
-        found = []
-        if row.state in OPEN and (problem := self._scheduler.problem()) is not None:
-            found.append(Condition(type="degraded", message=problem))
-        if row.paused:
-            found.append(Condition(type="paused", message="nothing more begins until it is resumed"))
-        if row.stopped is not None:
-            found.append(Condition(type="stopped", message=row.stopped))
-        return found
 
-    def _eta(
-        self,
-        connection: sa.Connection,
-        opened: Sequence[sa.Row[Any]],
-        running: Mapping[int, tuple[Activity, float]],
-    ) -> float | None:
-        """Seconds left: what open calls take by the mean of their kind or by their own progress, over the cores."""
-        c = tables.calls.c
-        means: dict[str, float] = {
-            kind: float(seconds) / max(int(size), 1)
-            for kind, seconds, size in connection.execute(
-                sa.select(c.kind, sa.func.sum(c.seconds), sa.func.sum(c.size))
-                .where(c.state == State.SUCCEEDED, c.seconds.is_not(None))
-                .group_by(c.kind)
-            )
-        }
-        total = 0.0
-        for call in opened:
-            activity, at = running.get(call.id, (None, 0.0))
-            if activity is not None and activity.done:
-                total += at * (activity.total - activity.done) / activity.done
-            elif call.kind in means:
-                total += max(0.0, means[call.kind] * call.size - at)
-            else:
-                return None
-        return total / max(1.0, self._scheduler.capacity().cpu)
+def _view(row: sa.Row[Any], now: _Now, *, spec: bool) -> SweepView:
+    state, counts, needs = State(row.state), now.counts[row.id], now.needs.get(row.id, {})
+    running = [] if state.finished else sorted(needs)
+    return SweepView(
+        id=row.id,
+        name=row.name,
+        experiment=row.experiment,
+        state=state,
+        priority=row.priority,
+        cells=row.cells,
+        counts=counts.get(CELLS, {}),
+        tasks={kind: by_state for kind, by_state in counts.items() if kind != CELLS},
+        created_at=utc(row.created_at),
+        finished_at=None if row.finished_at is None else utc(row.finished_at),
+        remaining_s=0.0 if state.finished else _remaining(row.experiment, counts, needs, now),
+        paused=row.paused,
+        conditions=_conditions(row, now.problem),
+        active=[now.activities[call][0] for call in running],
+        spec=forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1] if spec else None,
+    )
+
+
+def _conditions(row: sa.Row[Any], problem: str | None) -> list[Condition]:
+    found = []
+    if row.state in OPEN and problem is not None:
+        found.append(Condition(type="degraded", message=problem))
+    if row.paused:
+        found.append(Condition(type="paused", message="no further call starts until it is resumed"))
+    if row.stopped is not None:
+        found.append(Condition(type="stopped", message=row.stopped))
+    return found
+
+
+def _remaining(
+    experiment: str,
+    counts: Mapping[str, Mapping[State, int]],
+    needs: Mapping[int, Mapping[str, int]],
+    now: _Now,
+) -> float | None:
+    """Seconds left over all cores: of running calls by their progress, of the rest by the mean of their kind.
+
+    Returns:
+        None while a kind of open task has neither.
+    """
+    declared = registry().experiments.get(experiment)
+    measure = CELLS if declared is None else declared.measure.name
+    left = Counter({kind: sum(by_state.get(state, 0) for state in OPEN) for kind, by_state in counts.items()})
+    total = 0.0
+    for call, needed in needs.items():
+        activity, seconds = now.activities[call]
+        if activity.done:
+            total += seconds * (activity.total - activity.done) / activity.done
+            left.subtract(needed)
+        else:
+            total -= min(seconds, now.means.get(activity.kind, 0.0) * sum(needed.values()))
+    for kind, n in left.items():
+        mean = now.means.get(measure if kind == CELLS else kind)
+        if n > 0 and mean is None:
+            return None
+        total += n * (mean or 0.0)
+    return max(total, 0.0) / now.cpus
 
 
 def known(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
@@ -142,20 +161,16 @@ def known(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
     Raises:
         NotFoundError: for an unknown sweep.
     """
-    row = tables.sweep_row(connection, sweep)
+    row = sweep_row(connection, sweep)
     if row is None:
         raise NotFoundError(f"there is no sweep {sweep!r}")
     return row
 
 
 def shown_state(table: sa.Table) -> sa.ColumnElement[str]:
-    """The state to show: an open cell or stage is at what its call is at."""
-    return sa.case(
-        (table.c.state != State.PENDING, table.c.state),
-        (tables.calls.c.state.in_(OPEN), tables.calls.c.state),
-        (tables.calls.c.state.is_(None), State.PENDING.value),
-        else_=State.RUNNING.value,  # the call is through and its rows are on their way into the table
-    )
+    """The state to show: an open cell or stage has the state of its call."""
+    opened = sa.func.coalesce(tables.calls.c.state, table.c.state)
+    return sa.case((table.c.state == State.PENDING, opened), else_=table.c.state)
 
 
 def utc(seconds: float) -> datetime:

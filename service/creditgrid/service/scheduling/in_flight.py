@@ -1,4 +1,4 @@
-"""Calls in flight: what is in memory of them between the ledger and the runner. A restart needs none of it."""
+"""Calls in flight: what memory holds of a call between the ledger and the runner. A restart needs none of it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from creditgrid.core.wire import Activity
 from creditgrid.workers.runner import Call
 
 
-class Recalled(enum.Enum):
-    """Why a call that still has its place in the sweep was taken back from the runner."""
+class Recall(enum.Enum):
+    """Why a call that its sweep still needs was taken back from the runner."""
 
-    FOR_ANOTHER = enum.auto()  # it had not begun, and something more urgent came or its sweep was paused
-    OVERDUE = enum.auto()  # it took longer than its kind may
+    NOT_STARTED = enum.auto()  # a more urgent call was ready, its sweep was paused, or the service stops
+    OVERDUE = enum.auto()  # it took longer than the timeout of its kind
 
 
 @dataclass(slots=True)
-class Flight:
-    """A call that the runner has, and what its sweep's spec says of it."""
+class SubmittedCall:
+    """A call that the runner has, and what the spec of its owner says about it."""
 
     call: Call
     owner: str
@@ -30,61 +30,61 @@ class Flight:
     backoff_s: float
     timeout_s: float | None
     activity: Activity
-    began: float | None = None
-    recalled: Recalled | None = None
+    started: float | None = None
+    recalled: Recall | None = None
 
     def overdue(self, now: float) -> bool:
-        """Whether it has run for longer than it may."""
-        return self.began is not None and self.timeout_s is not None and now - self.began > self.timeout_s
+        """Whether it has run longer than its timeout."""
+        return self.started is not None and self.timeout_s is not None and now - self.started > self.timeout_s
 
 
-class Flights:
-    """All of them by call. Changed within a ledger transaction only: cancel comes from other threads."""
+class InFlight:
+    """All submitted calls by id. Changed only within a ledger transaction, since cancel comes from other threads."""
 
     def __init__(self) -> None:
-        self._by_call: dict[int, Flight] = {}
-        self.to_stop: dict[int, None] = {}
-        """Calls to take back from the runner, in order; its own thread does."""
+        self._by_id: dict[int, SubmittedCall] = {}
+        self.to_cancel: dict[int, None] = {}
+        """Calls to cancel in the runner, in order; the scheduler's thread does it."""
 
     def __len__(self) -> int:
-        return len(self._by_call)
+        return len(self._by_id)
 
-    def __iter__(self) -> Iterator[Flight]:
-        return iter(list(self._by_call.values()))
+    def __iter__(self) -> Iterator[SubmittedCall]:
+        return iter(list(self._by_id.values()))
 
-    def get(self, call: int) -> Flight | None:
-        """The call's flight, if it is in flight."""
-        return self._by_call.get(call)
+    def get(self, call: int) -> SubmittedCall | None:
+        """The call, if it is in flight."""
+        return self._by_id.get(call)
 
-    def add(self, flight: Flight) -> None:
-        """Note a call that goes to the runner."""
-        self._by_call[flight.call.id] = flight
+    def add(self, submitted: SubmittedCall) -> None:
+        """Add a call that goes to the runner."""
+        self._by_id[submitted.call.id] = submitted
 
-    def end(self, call: int) -> Flight | None:
-        """Forget a call that the runner is through with: it may go there again, and is not to be stopped then."""
-        self.to_stop.pop(call, None)
-        return self._by_call.pop(call, None)
+    def remove(self, call: int) -> SubmittedCall | None:
+        """Remove a call that the runner has ended; it may be submitted again, and is not cancelled then."""
+        self.to_cancel.pop(call, None)
+        return self._by_id.pop(call, None)
 
     def abandon(self, call: int) -> None:
-        """Forget a call whose end nobody waits for, and have it stopped."""
-        if self._by_call.pop(call, None) is not None:
-            self.to_stop[call] = None
+        """Remove a call whose end nobody waits for, and cancel it in the runner."""
+        if self._by_id.pop(call, None) is not None:
+            self.to_cancel[call] = None
 
-    def recall(self, flight: Flight, why: Recalled) -> None:
-        """Take a call back: it is in flight until the runner has told its end."""
-        if flight.recalled is None:
-            flight.recalled = why
-            self.to_stop[flight.call.id] = None
+    def recall(self, submitted: SubmittedCall, why: Recall) -> None:
+        """Take a call back; it stays in flight until the runner reports its end."""
+        if submitted.recalled is None:
+            submitted.recalled = why
+            self.to_cancel[submitted.call.id] = None
 
-    def waiting(self) -> list[Flight]:
-        """Those that no process has begun."""
-        return [flight for flight in self if flight.began is None]
+    def waiting(self) -> list[SubmittedCall]:
+        """The calls that no process has started."""
+        return [submitted for submitted in self if submitted.started is None]
 
-    def by_sweep(self) -> Counter[str]:
-        """How many each sweep has in flight."""
-        return Counter(flight.owner for flight in self)
+    def by_owner(self) -> Counter[str]:
+        """How many calls each sweep has in flight."""
+        return Counter(submitted.owner for submitted in self)
 
     def activities(self) -> dict[int, tuple[Activity, float]]:
-        """Those that run, by call, with the seconds they have been at it."""
+        """The running calls by id, with the seconds that each has run."""
         now = time.monotonic()
-        return {flight.call.id: (flight.activity, now - flight.began) for flight in self if flight.began is not None}
+        return {item.call.id: (item.activity, now - item.started) for item in self if item.started is not None}

@@ -1,9 +1,9 @@
-"""What becomes of a call that failed: it is tried again, waits for an input to be made again, is split, or ends.
+"""What happens to a call that failed: another attempt, a wait for an input, a split into smaller calls, or its end.
 
-The machine may be to blame (a lost worker, memory, I/O): then there is another attempt after a pause that doubles, up
-to the spec's ``retry.max``. A call whose process died is suspect. From the second such crash on, a call of several
-tasks is split, so that the third crash of the guilty one fails it alone. The loss of a whole cluster counts little
-against what ran on it.
+The machine may be the cause (a lost worker, memory, I/O): then the call gets another attempt after a pause that
+doubles, up to the spec's ``retry.max``. A call whose process died is suspect. At its second crash a call of several
+tasks is split, so that the third crash of one task fails that task alone. The loss of a whole cluster says little
+about the calls that ran on it, so it counts apart.
 """
 
 from __future__ import annotations
@@ -17,143 +17,145 @@ import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.errors import ArtifactError
-from creditgrid.core.states import OPEN, State
-from creditgrid.service.ledger import tables
-from creditgrid.service.ledger.tables import LONGEST_PAUSE_S
-from creditgrid.service.scheduling.completion import Endings, tell_all
-from creditgrid.service.scheduling.in_flight import Flight, Recalled
-from creditgrid.service.scheduling.recompute import CannotHeal, make_again
+from creditgrid.service.ledger import transitions
+from creditgrid.service.ledger.counts import sweeps_needing
+from creditgrid.service.ledger.events import emit_to_all
+from creditgrid.service.ledger.queries import LONGEST_PAUSE_S, call_row, count_suspects
+from creditgrid.service.scheduling.completion import Completion
+from creditgrid.service.scheduling.in_flight import Recall, SubmittedCall
+from creditgrid.service.scheduling.recompute import CannotRecompute, recompute_inputs
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Call, Failed
 
 CRASHES = 3
-"""The crash of a task that fails it."""
+"""A task fails at this crash."""
 LOSSES = 10
-"""The loss of the cluster, or of an input, that fails the call: it may be the reason."""
+"""A call fails at this loss of the cluster or of an input: the call may be the cause."""
 PIECES = 32
-"""Calls that a suspect one is split into at most."""
+"""The most calls that a suspect call is split into."""
 SUSPECTS = 512
-"""Open suspect calls of a sweep; with more of them no single task is guilty, and nothing is split any further."""
+"""With so many open suspect calls in a sweep, no single task is the cause, and none is split further."""
 TEXT_KEPT = 20_000
 """Characters of an error or traceback that the ledger keeps."""
 
 log = structlog.get_logger()
 
 
-class Failures:
-    """Decides; every function is a part of one ledger transaction, for a call that is in flight no more."""
+class Retries:
+    """Decides; every function is part of one ledger transaction, for a call that is no longer in flight."""
 
-    def __init__(self, store: ArtifactStore, endings: Endings) -> None:
-        self._store, self._endings = store, endings
+    def __init__(self, store: ArtifactStore, completion: Completion) -> None:
+        self._store, self._completion = store, completion
 
-    def failed(self, connection: sa.Connection, flight: Flight, message: Failed) -> None:
-        """A call came back without a result."""
-        call = flight.call
+    def call_failed(self, connection: sa.Connection, submitted: SubmittedCall, message: Failed) -> None:
+        """The runner reports that a call failed."""
+        call = submitted.call
         if message.stored:
-            self._endings.settle(connection, call.id, State.SUCCEEDED, keys=message.stored)
+            self._completion.tasks_ended(connection, transitions.keep_tasks(connection, call.id, message.stored))
         left = sorted({task.key for task in call.tasks} - set(message.stored))
-        if not left:  # whatever it failed of, all that it was to make is there
-            tables.move_call(connection, call.id, State.SUCCEEDED)
+        if not left:  # the failure came after all artifacts were stored
+            transitions.close_call(connection, call.id)
             return
-        if flight.recalled is Recalled.FOR_ANOTHER:  # it failed of being taken back, and of nothing else
-            tables.move_call(connection, call.id, State.PENDING)
+        if submitted.recalled is Recall.NOT_STARTED:  # it failed because it was taken back
+            transitions.requeue_call(connection, call.id)
             return
-        if flight.recalled is Recalled.OVERDUE:
-            error = f"timed out: {call.kind} took longer than {flight.timeout_s:g} s, its timeout_s"
+        if submitted.recalled is Recall.OVERDUE:
+            error = f"timed out: {call.kind} took longer than {submitted.timeout_s:g} s, its timeout_s"
             message = replace(message, error=error, transient=True, crashed=False)
-        row = connection.execute(sa.select(tables.calls).where(tables.calls.c.id == call.id)).one()
+        row = call_row(connection, call.id)
         crashes = row.crashes + message.crashed
-        told = {
+        columns = {
             "crashes": crashes,
             "error": message.error.strip()[:TEXT_KEPT] or "failed",
             "traceback": message.traceback[-TEXT_KEPT:],
             "host": message.host or row.host,
         }
-        tries_left = call.attempt - row.losses <= flight.retries
+        attempts_left = call.attempt - row.losses <= submitted.retries
         if message.missing:
-            self._heal(connection, flight, message.missing, {**told, "losses": row.losses + 1})
+            self._await_inputs(connection, submitted, message.missing, {**columns, "losses": row.losses + 1})
         elif message.crashed and crashes >= CRASHES - 1 and len(left) > 1 and self._may_split(connection, row.sweep):
-            # What crashed together is held against nobody alone: each piece has all its attempts.
-            self._split(connection, flight, left, {**told, "crashes": CRASHES - 1, "losses": call.attempt})
-        elif message.transient and tries_left and crashes < CRASHES:
-            self._again(connection, flight, told)
+            # One of the tasks crashed the call; each piece gets all its attempts.
+            self._split(connection, submitted, left, {**columns, "crashes": CRASHES - 1, "losses": call.attempt})
+        elif message.transient and attempts_left and crashes < CRASHES:
+            self._retry(connection, submitted, columns)
         else:
             if message.crashed and crashes >= CRASHES:
-                told["error"] += f" (crash {crashes}: it is not tried again)"
-            self._end(connection, call, told)
+                columns["error"] += f" (crash {crashes}: it is not tried again)"
+            self._fail(connection, call, columns)
 
-    def lost(self, connection: sa.Connection, flight: Flight, reason: str) -> None:
-        """The cluster or the driver is gone, and the call with it."""
-        if flight.began is None:
-            tables.move_call(connection, flight.call.id, State.PENDING)
+    def call_lost(self, connection: sa.Connection, submitted: SubmittedCall, reason: str) -> None:
+        """The call was lost with the cluster or the driver."""
+        call = submitted.call
+        if submitted.started is None:
+            transitions.requeue_call(connection, call.id)
             return
-        row = connection.execute(sa.select(tables.calls).where(tables.calls.c.id == flight.call.id)).one()
+        row = call_row(connection, call.id)
         if row.losses + 1 < LOSSES:
-            again = {"attempt": row.attempt + 1, "losses": row.losses + 1}
-            tables.move_call(connection, flight.call.id, State.PENDING, **again)
+            transitions.requeue_call(connection, call.id, attempt=row.attempt + 1, losses=row.losses + 1)
         else:
-            error = f"{reason}; it ran at {LOSSES} such losses, and is not tried again"
-            self._end(connection, flight.call, {"error": error, "traceback": ""})
+            error = f"{reason}; the call was running during {LOSSES} cluster losses, and is not tried again"
+            self._fail(connection, call, {"error": error, "traceback": ""})
 
-    def _again(self, connection: sa.Connection, flight: Flight, told: dict[str, Any]) -> None:
-        call = flight.call
-        pause = _pause(flight)
-        again = {"attempt": call.attempt + 1, "not_before": time.time() + pause}
-        if tables.move_call(connection, call.id, State.PENDING, **told, **again):
-            text = f"{_count(call)} failed ({_first(told)}); attempt {call.attempt + 1} in {pause:g} s"
-            tell_all(connection, call.id, "call.retried", text, attempt=call.attempt + 1)
+    def _retry(self, connection: sa.Connection, submitted: SubmittedCall, columns: dict[str, Any]) -> None:
+        call, pause = submitted.call, _pause(submitted)
+        text = f"{_count(call)} failed ({_first_line(columns)}); attempt {call.attempt + 1} in {pause:g} s"
+        columns |= {"attempt": call.attempt + 1, "not_before": time.time() + pause}
+        transitions.requeue_call(connection, call.id, "call.retried", text, **columns)
 
-    def _heal(self, connection: sa.Connection, flight: Flight, missing: Sequence[str], told: dict[str, Any]) -> None:
-        """Not held against the call, which has done nothing, up to ``LOSSES`` times."""
-        call = flight.call
-        if told["losses"] >= LOSSES:
-            self._end(connection, call, told)
+    def _await_inputs(
+        self, connection: sa.Connection, submitted: SubmittedCall, missing: Sequence[str], columns: dict[str, Any]
+    ) -> None:
+        """Compute lost inputs again. Up to ``LOSSES`` times this does not count as an attempt of the call."""
+        call = submitted.call
+        if columns["losses"] >= LOSSES:
+            self._fail(connection, call, columns)
             return
-        if not tables.move_call(connection, call.id, State.PENDING, **told, attempt=call.attempt + 1):
+        if not transitions.requeue_call(connection, call.id, **columns, attempt=call.attempt + 1):
             return
-        made = False
+        waits = False
         try:
-            made = make_again(connection, self._store, call.id, missing)
-        except CannotHeal as error:
-            told["error"] = f"{told['error']}; {error}"
-            self._end(connection, call, told)
-        except ArtifactError as error:  # the store cannot be looked into now: the next attempt tells
-            log.warning("healing is put off", call=call.id, error=str(error))
+            waits = recompute_inputs(connection, self._store, call.id, missing)
+        except CannotRecompute as error:
+            columns["error"] = f"{columns['error']}; {error}"
+            self._fail(connection, call, columns)
+        except ArtifactError as error:  # the store cannot be read now: the next attempt decides
+            log.warning("recomputation is postponed", call=call.id, error=str(error))
         else:
-            text = f"{_count(call)} waits: {len(missing):,} of its inputs are made again ({_first(told)})"
-            tell_all(connection, call.id, "artifact.lost", text, missing=list(missing))
-        if not made:  # they are there again, or this machine sees them and the worker does not, or nobody can tell now
-            later = tables.calls.update().where(tables.calls.c.id == call.id)
-            connection.execute(later.values(not_before=time.time() + _pause(flight)))
+            text = f"{_count(call)} waits: {len(missing):,} of its inputs are computed again ({_first_line(columns)})"
+            sweeps = sweeps_needing(connection, call.id)
+            emit_to_all(connection, sweeps, "artifact.lost", text, call=call.id, missing=list(missing))
+        if not waits:  # the inputs are there again, or only this machine sees them, or the store cannot be read
+            transitions.delay_call(connection, call.id, time.time() + _pause(submitted))
 
-    def _split(self, connection: sa.Connection, flight: Flight, left: Sequence[str], told: dict[str, Any]) -> None:
-        call = flight.call
-        again = {"attempt": call.attempt + 1, "not_before": time.time() + _pause(flight)}
-        if tables.move_call(connection, call.id, State.PENDING, **told, **again):
-            pieces = [left[number::PIECES] for number in range(min(PIECES, len(left)))]
-            tables.split_call(connection, call.id, pieces[1:])
-            text = f"{_count(call)} crashed again ({_first(told)}); they run in {len(pieces)} calls, to find the cause"
-            tell_all(connection, call.id, "call.split", text)
+    def _split(
+        self, connection: sa.Connection, submitted: SubmittedCall, left: Sequence[str], columns: dict[str, Any]
+    ) -> None:
+        call = submitted.call
+        pieces = [left[number::PIECES] for number in range(min(PIECES, len(left)))]
+        columns |= {"attempt": call.attempt + 1, "not_before": time.time() + _pause(submitted)}
+        if transitions.requeue_call(connection, call.id, **columns):
+            transitions.split_call(connection, call.id, pieces[1:])
+            text = f"{_count(call)} crashed again ({_first_line(columns)}); they run in {len(pieces)} calls to find why"
+            emit_to_all(connection, sweeps_needing(connection, call.id), "call.split", text, call=call.id)
 
     def _may_split(self, connection: sa.Connection, sweep: str) -> bool:
-        c = tables.calls.c
-        suspects = sa.select(sa.func.count()).where(c.sweep == sweep, c.state.in_(OPEN), c.crashes >= CRASHES - 1)
-        return (connection.scalar(suspects) or 0) < SUSPECTS
+        return count_suspects(connection, sweep, CRASHES - 1) < SUSPECTS
 
-    def _end(self, connection: sa.Connection, call: Call, told: dict[str, Any]) -> None:
-        if tables.move_call(connection, call.id, State.FAILED, **told):
-            log.warning("call failed", call=call.id, kind=call.kind, error=_first(told))
-            text = f"{_count(call)} failed: {_first(told)}"
-            self._endings.settle(connection, call.id, State.FAILED, "call.failed", text)
+    def _fail(self, connection: sa.Connection, call: Call, columns: dict[str, Any]) -> None:
+        text = f"{_count(call)} failed: {_first_line(columns)}"
+        sweeps = transitions.fail_call(connection, call.id, text, **columns)
+        if sweeps is not None:
+            log.warning("call failed", call=call.id, kind=call.kind, error=_first_line(columns))
+            self._completion.tasks_ended(connection, sweeps, failed=True)
 
 
-def _pause(flight: Flight) -> float:
-    return float(min(flight.backoff_s * 2 ** min(flight.call.attempt - 1, 20), LONGEST_PAUSE_S))
+def _pause(submitted: SubmittedCall) -> float:
+    return float(min(submitted.backoff_s * 2 ** min(submitted.call.attempt - 1, 20), LONGEST_PAUSE_S))
 
 
 def _count(call: Call) -> str:
     return f"{len(call.tasks):,} {call.kind}"
 
 
-def _first(told: dict[str, Any]) -> str:
-    return str(told["error"]).splitlines()[0]
+def _first_line(columns: dict[str, Any]) -> str:
+    return str(columns["error"]).splitlines()[0]

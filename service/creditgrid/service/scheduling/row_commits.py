@@ -1,12 +1,12 @@
-"""Rows of finished calls on their way into the results table, about once a second, each exactly once.
+"""Rows of finished calls are committed to the results table about once a second, each row exactly once.
 
 A commit has three steps, and each can be the last before a crash:
 
 1. the ledger notes which calls the next batch holds,
 2. the batch is appended to the results table, marked with its number,
-3. the ledger notes the calls and their cells as succeeded.
+3. the ledger notes that the calls and their cells succeeded.
 
-After a restart a call with a batch number is succeeded if the table holds that batch, and runs again if not.
+After a restart a call with a batch number has succeeded if the table holds that batch, and runs again if not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import sqlalchemy as sa
 import structlog
 from deltalake.exceptions import DeltaError
 
-from creditgrid.core.states import State
-from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.batches import next_batch
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.results.table import Results
 from creditgrid.workers.runner import Finished
@@ -30,7 +29,7 @@ COMMIT_EVERY_S = 1.0
 COMMIT_PAUSE_S = 4.0
 """Further seconds before the next try after a commit that failed."""
 ROWS_KEPT = 200_000
-"""Rows waiting for their commit; above it the batch is committed at once."""
+"""Rows that wait for their commit; a batch of so many is committed at once."""
 
 log = structlog.get_logger()
 
@@ -44,13 +43,17 @@ class _Batch:
     rows: int = 0
 
 
-class Commits:
-    """Collects rows and commits them; ``succeeded`` notes the end of a call in the ledger. One thread uses it."""
+class RowCommits:
+    """Collects rows and commits them; one thread uses it.
+
+    Args:
+        succeeded: notes in the ledger that a call succeeded.
+    """
 
     def __init__(self, ledger: Ledger, results: Results, succeeded: Callable[[sa.Connection, Finished], None]) -> None:
         self._ledger, self._results, self._succeeded = ledger, results, succeeded
         self._batch = _Batch()
-        self._prepared: tuple[int, list[tuple[Finished, pa.Table]]] | None = None  # a batch whose commit has begun
+        self._prepared: tuple[int, list[tuple[Finished, pa.Table]]] | None = None  # a batch whose commit has started
         self._last = 0.0
         self.trouble: str | None = None
         """Why rows cannot be written, while they cannot."""
@@ -62,7 +65,7 @@ class Commits:
 
     @property
     def full(self) -> bool:
-        """Whether so many rows wait that no more should be made: the table cannot be written fast enough, or at all."""
+        """Whether so many rows wait that no call should make more: the table is too slow, or cannot be written."""
         return self._batch.rows >= ROWS_KEPT
 
     def add(self, message: Finished, rows: pa.Table) -> None:
@@ -72,7 +75,7 @@ class Commits:
         self._batch.rows += rows.num_rows
 
     def misfit(self, rows: pa.Schema) -> str | None:
-        """Why such rows cannot join the results table, if it can be read; if not, the commit says so."""
+        """Why such rows cannot join the results table; None also if it cannot be read, which the commit reports."""
         waiting = {column.name: column.type for table in self._batch.tables for column in table.schema}
         for column in rows:
             if (kind := waiting.get(column.name, column.type)) != column.type:
@@ -83,7 +86,7 @@ class Commits:
             return None
 
     def due(self, *, idle: bool) -> bool:
-        """Whether it is time for a commit; ``idle``: no further rows are being made that could join."""
+        """Whether it is time for a commit; ``idle``: no running call can add rows to the batch."""
         since = time.monotonic() - self._last
         if self._prepared is not None:
             return since >= 0
@@ -115,21 +118,10 @@ class Commits:
         self._batch, self._prepared, self.trouble = _Batch(), None, None
 
     def _prepare(self) -> tuple[int, list[tuple[Finished, pa.Table]]]:
-        """Number the waiting rows and note in the ledger which calls they end."""
+        """Number the waiting rows and note in the ledger whose they are."""
         with self._ledger.write() as connection:
-            number = (
-                int(connection.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.name == "batch")) or 0) + 1
-            )
-            connection.execute(tables.meta.delete().where(tables.meta.c.name == "batch"))
-            connection.execute(tables.meta.insert().values(name="batch", value=str(number)))
-            wanted = []
-            for message, table in zip(self._batch.messages, self._batch.tables, strict=True):
-                noted = connection.execute(
-                    tables.calls.update()
-                    .where(tables.calls.c.id == message.call, tables.calls.c.state.in_((State.QUEUED, State.RUNNING)))
-                    .values(batch=number)
-                )
-                if noted.rowcount == 1:  # a call that was cancelled while its rows waited brings none
-                    wanted.append((message, table))
+            number, held = next_batch(connection, [message.call for message in self._batch.messages])
+        pairs = zip(self._batch.messages, self._batch.tables, strict=True)
+        wanted = [(message, table) for message, table in pairs if message.call in held]
         self._batch = _Batch()
         return number, wanted

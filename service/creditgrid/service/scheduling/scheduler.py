@@ -1,8 +1,8 @@
-"""The scheduler: what is ready goes to the runner, and what comes back is noted, on one thread.
+"""The scheduler: ready calls go to the runner, and the ledger notes what comes back, on one thread.
 
-It keeps nothing that a restart needs: what is ready is asked of the ledger, and what it holds in memory (calls in
-flight, rows not yet committed) is work that runs again. Where the ledger itself cannot be used, it waits until it can,
-and goes on as after a restart.
+It keeps nothing that a restart needs: the ledger knows what is ready, and what memory holds (calls in flight, rows that
+are not committed) is work that runs again. Where the ledger cannot be used, the scheduler waits until it can, and
+continues as after a restart.
 """
 
 from __future__ import annotations
@@ -18,42 +18,45 @@ import structlog
 from deltalake.exceptions import DeltaError
 
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.states import State
 from creditgrid.core.task import Task
 from creditgrid.core.wire import Activity
-from creditgrid.service.ledger import tables
+from creditgrid.service.ledger import transitions
+from creditgrid.service.ledger.counts import sweeps_needing
+from creditgrid.service.ledger.events import emit_to_all
 from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.ledger.ownership import hand_over_all
+from creditgrid.service.ledger.queries import call_row, calls_in_flight, lost_inputs, open_tasks, sweep_row
 from creditgrid.service.ledger.tables import load_task
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling.call_settings import parsed, resources, timeout_s
-from creditgrid.service.scheduling.completion import Endings, tell
-from creditgrid.service.scheduling.dispatch import Turns
-from creditgrid.service.scheduling.in_flight import Flight, Flights, Recalled
-from creditgrid.service.scheduling.retries import Failures
-from creditgrid.service.scheduling.row_commits import Commits
+from creditgrid.service.scheduling.completion import Completion
+from creditgrid.service.scheduling.dispatch import Dispatcher
+from creditgrid.service.scheduling.in_flight import InFlight, Recall, SubmittedCall
+from creditgrid.service.scheduling.retries import Retries
+from creditgrid.service.scheduling.row_commits import RowCommits
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Advanced, Call, Capacity, Failed, Finished, Lost, Message, Runner, Started
 
 POLL_S = 0.2
 LEDGER_PAUSE_S = 2.0
-"""Between two tries to go on after the ledger could not be used."""
-STOP_WAIT_S = 30.0
-"""For the runner to tell the end of calls that were taken back because the ledger cannot be used."""
+"""Between two tries to use the ledger again."""
+CANCEL_WAIT_S = 30.0
+"""How long the runner may take to end calls that are taken back because the ledger cannot be used."""
 
 log = structlog.get_logger()
 
 
 class Scheduler:
-    """Owns the runner. What users ask comes through ``control``, which has a hand in ``flights`` and ``endings``."""
+    """Owns the runner. ``control``, which users call, may cancel calls in flight and finish sweeps."""
 
     def __init__(self, ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> None:
         self._ledger, self._results, self._runner = ledger, results, runner
-        self.flights = Flights()
-        self.endings = Endings(self.flights)
-        self._commits = Commits(ledger, results, self._succeeded)
-        self._failures = Failures(store, self.endings)
-        self._turns = Turns(self.flights)
-        self._inbox: deque[Message] = deque()  # what the runner told; a message stays until all it asks for is done
+        self.in_flight = InFlight()
+        self.completion = Completion(self.in_flight)
+        self.commits = RowCommits(ledger, results, self._succeeded)
+        self._retries = Retries(store, self.completion)
+        self._dispatcher = Dispatcher(self.in_flight)
+        self._inbox: deque[Message] = deque()  # a message stays until everything that follows from it is written
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -64,14 +67,14 @@ class Scheduler:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Recover what an earlier process left, start the runner, and begin."""
+        """Recover what an earlier process left, start the runner, and start to schedule."""
         self.recover()
         self._runner.start()
         self._thread = threading.Thread(target=self._run, name="creditgrid-scheduler", daemon=True)
         self._thread.start()
 
     def stop(self, grace_s: float) -> None:
-        """Submit nothing more, give calls that run ``grace_s`` seconds to end, and stop; a restart runs the rest."""
+        """Submit nothing more, give running calls ``grace_s`` seconds to end, and stop; a restart runs the rest."""
         self._deadline = time.monotonic() + grace_s
         self._stopping.set()
         self._wake.set()
@@ -80,138 +83,137 @@ class Scheduler:
         self._runner.stop()
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """Look for work now."""
         self._wake.set()
 
     def problem(self) -> str | None:
-        """Why sweeps do not advance, if something keeps them from it."""
+        """Why sweeps do not advance, or None."""
         if self._died is not None:
             return f"the scheduler has ended: {self._died}; restart the service"
-        return self._trouble or self._commits.trouble or self._runner.capacity().degraded
+        return self._trouble or self.commits.trouble or self._runner.capacity().degraded
 
     def capacity(self) -> Capacity:
         """What the runner has."""
         return self._runner.capacity()
 
     def activities(self) -> dict[int, tuple[Activity, float]]:
-        """The calls that are running, by id, with the seconds they have been at it."""
-        return self.flights.activities()
+        """The running calls by id, with the seconds that each has run."""
+        return self.in_flight.activities()
 
     def recover(self) -> None:
-        """Bring the ledger to a state from which everything open runs; ``commits`` says what becomes of batches."""
+        """Make everything open run again, and finish the calls whose rows are in the results table."""
         with self._ledger.write() as connection:
-            flying = connection.execute(
-                sa.select(tables.calls).where(tables.calls.c.state.in_((State.QUEUED, State.RUNNING)))
-            ).all()
-            through = {row.id for row in flying if row.batch is not None and self._results.holds(row.batch)}
-            keys = [task.key for call in through for task in tables.open_tasks(connection, call)]
-            for piece in tables.chunks(self._results.diverged(keys)):
-                connection.execute(tables.tasks.update().where(tables.tasks.c.key.in_(piece)).values(diverged=True))
-            for row in flying:
-                if row.id in through:
-                    tables.move_call(connection, row.id, State.SUCCEEDED)
+            interrupted = calls_in_flight(connection)
+            written = {row.id for row in interrupted if row.batch is not None and self._results.holds(row.batch)}
+            keys = [task.key for call in written for task in open_tasks(connection, call)]
+            diverged = self._results.diverged(keys)
+            for row in interrupted:
+                if row.id in written:
                     text = f"{row.size:,} {row.kind} done: their rows were written when the service ended"
-                    self.endings.settle(connection, row.id, State.SUCCEEDED, "call.finished", text)
+                    sweeps = transitions.finish_call(connection, row.id, text)
+                    self.completion.tasks_ended(connection, sweeps)
                 else:
-                    tables.move_call(connection, row.id, State.PENDING, batch=None)
-            tables.hand_over_all(connection)
-            tables.cancel_unneeded(connection, tables.calls_of_ended())
-            if flying:
-                log.info("recovered", calls=len(flying))
+                    transitions.requeue_call(connection, row.id, batch=None)
+            transitions.mark_diverged(connection, diverged)
+            hand_over_all(connection)
+            transitions.cancel_calls_of_ended(connection)
+            if interrupted:
+                log.info("recovered", calls=len(interrupted))
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set() or (len(self.flights) and time.monotonic() < self._deadline):
+            while not self._stopping.is_set() or (len(self.in_flight) and time.monotonic() < self._deadline):
                 try:
-                    self._step()
+                    self.step()
                 except sa.exc.OperationalError as error:
                     self._wait_for_ledger(error)
-            while self._commits.waiting:  # what is through is kept; what is in flight runs again
-                self._commits.commit()
-                if self._commits.trouble is not None:
+            while self.commits.waiting:  # rows of finished calls are kept; what is in flight runs again
+                self.commits.commit()
+                if self.commits.trouble is not None:
                     break
-        except Exception as error:  # the thread is about to end: say so where /readyz and a person will look
+        except Exception as error:  # the thread ends: say so where /readyz and a person will look
             self._died = f"{type(error).__name__}: {error}"
             log.exception("scheduler ended")
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One round: submit what is ready, handle what came back, commit rows that are due."""
         self._wake.clear()
-        submitted = self._let_go() if self._stopping.is_set() else self._submit_ready()
-        self._stop_overdue()
-        while self.flights.to_stop:
-            call = next(iter(self.flights.to_stop))
-            del self.flights.to_stop[call]
+        submitted = self._drain() if self._stopping.is_set() else self._submit_ready()
+        self._recall_overdue()
+        while self.in_flight.to_cancel:
+            call = next(iter(self.in_flight.to_cancel))
+            del self.in_flight.to_cancel[call]
             self._runner.cancel(call)
-        idle = not len(self.flights)
+        idle = not len(self.in_flight)
         # With nothing in flight only a wake-up can bring work, apart from calls that wait out their backoff.
-        if idle and not submitted and not self._commits.due(idle=True):
+        if idle and not submitted and not self.commits.due(idle=True):
             self._wake.wait(POLL_S)
         self._inbox.extend(self._runner.poll(0.0 if idle else POLL_S))
         while self._inbox:
             self._handle(self._inbox[0])
             self._inbox.popleft()
-        if self._commits.due(idle=not len(self.flights)):
-            self._commits.commit()
+        if self.commits.due(idle=not len(self.in_flight)):
+            self.commits.commit()
 
     def _submit_ready(self) -> int:
-        if self._commits.full:  # while the table cannot be written rows do not pile up
+        if self.commits.full:  # while the table cannot be written, rows do not pile up
             return 0
         now = time.time()
         with self._ledger.read() as connection:
-            room = self._turns.room(self._runner.capacity())
-            self._turns.make_way(connection, now, room)
-            ready = self._turns.choose(connection, now, room)
+            slots = self._dispatcher.free_slots(self._runner.capacity())
+            self._dispatcher.preempt(connection, now, slots)
+            ready = self._dispatcher.choose(connection, now, slots)
         for row in ready:
             try:
                 with self._ledger.write() as connection:
-                    flight = self._board(connection, row)
-                    if flight is not None:
-                        self.flights.add(flight)
+                    submitted = self._build_call(connection, row)
+                    if submitted is not None:
+                        self.in_flight.add(submitted)
             except sa.exc.OperationalError:
-                self.flights.end(row.id)  # it never came to the runner
+                self.in_flight.remove(row.id)  # the runner has not seen it
                 raise
-            if flight is not None:
-                self._runner.submit(flight.call)
+            if submitted is not None:
+                self._runner.submit(submitted.call)
         return len(ready)
 
-    def _let_go(self) -> int:
-        """When stopping: what no process has begun is not waited for."""
-        for flight in self.flights.waiting():
-            self.flights.recall(flight, Recalled.FOR_ANOTHER)
+    def _drain(self) -> int:
+        """When stopping: take back what no process has started."""
+        for submitted in self.in_flight.waiting():
+            self.in_flight.recall(submitted, Recall.NOT_STARTED)
         return 0
 
-    def _stop_overdue(self) -> None:
+    def _recall_overdue(self) -> None:
         now = time.monotonic()
-        for flight in self.flights:
-            if flight.overdue(now):
-                self.flights.recall(flight, Recalled.OVERDUE)
+        for submitted in self.in_flight:
+            if submitted.overdue(now):
+                self.in_flight.recall(submitted, Recall.OVERDUE)
 
     def _wait_for_ledger(self, error: sa.exc.OperationalError) -> None:
-        """Forget what is in flight, and go on as after a restart once the ledger can be used again."""
-        self._trouble = f"the ledger cannot be used: {error.orig or error}; sweeps go on once it can"
+        """Forget what is in flight, and continue as after a restart once the ledger can be used again."""
+        self._trouble = f"the ledger cannot be used: {error.orig or error}; sweeps continue once it can"
         log.error("ledger trouble", error=str(error.orig or error))
-        left = {flight.call.id for flight in self.flights}
+        left = {submitted.call.id for submitted in self.in_flight}
         for call in left:
-            self.flights.end(call)
-        self._commits.forget()
-        self._quieten(left)
+            self.in_flight.remove(call)
+        self.commits.forget()
+        self._cancel_and_wait(left)
         while not self._stopping.wait(LEDGER_PAUSE_S):
             try:
                 self.recover()
             except (sa.exc.OperationalError, OSError, DeltaError) as again:
-                self._trouble = f"the ledger or the results cannot be used: {again}; sweeps go on once they can"
+                self._trouble = f"the ledger or the results cannot be used: {again}; sweeps continue once they can"
                 continue
             self._trouble = None
             log.info("ledger is back")
             return
 
-    def _quieten(self, left: set[int]) -> None:
-        """Take these calls back from the runner, which would else still work on them when they are submitted again."""
+    def _cancel_and_wait(self, left: set[int]) -> None:
+        """Take these calls back from the runner, which must not still compute them when they are submitted again."""
         for call in left:
             self._runner.cancel(call)
-        deadline = time.monotonic() + STOP_WAIT_S
+        deadline = time.monotonic() + CANCEL_WAIT_S
         while True:
             while self._inbox:
                 message = self._inbox.popleft()
@@ -227,32 +229,29 @@ class Scheduler:
 
     # -- from the ledger to the runner -----------------------------------------------------------------------------
 
-    def _board(self, connection: sa.Connection, row: sa.Row[Any]) -> Flight | None:
-        """The call as the runner takes it, without the tasks that lost a parent; None if none is left or wanted."""
-        if not tables.sweeps_of(connection, row.id):
-            if tables.move_call(connection, row.id, State.CANCELLED):
-                tables.settle_tasks(connection, row.id, State.CANCELLED)
+    def _build_call(self, connection: sa.Connection, row: sa.Row[Any]) -> SubmittedCall | None:
+        """The call as the runner takes it, without tasks that lost a parent; None if nobody needs any of it."""
+        if not sweeps_needing(connection, row.id):
+            transitions.cancel_call(connection, row.id)
             return None
         kind = registry().kinds.get(row.kind)
         if kind is None:
             text = f"this service knows no task kind {row.kind!r}: is its package installed?"
-            if tables.move_call(connection, row.id, State.FAILED, error=text):
-                self.endings.settle(connection, row.id, State.FAILED, "call.failed", text)
+            sweeps = transitions.fail_call(connection, row.id, text, error=text)
+            self.completion.tasks_ended(connection, sweeps or (), failed=True)
             return None
         tasks = self._with_parents(connection, row)
         if not tasks:
-            tables.move_call(connection, row.id, State.SKIPPED)
+            transitions.skip_call(connection, row.id)
             return None
-        if not tables.move_call(connection, row.id, State.QUEUED):
-            return None  # cancelled since it was read
-        owner = tables.sweep_row(connection, row.sweep)
+        if not transitions.queue_call(connection, row.id):
+            return None  # cancelled since it was chosen
+        owner = sweep_row(connection, row.sweep)
         assert owner is not None, "a call belongs to a sweep"
         spec = parsed(owner.spec)
         inputs = sorted({key for task in tasks for key in task.parents.values()})
-        stamp = {"sweep": row.sweep}
-        call = Call(row.id, row.kind, tasks, inputs, resources(kind, spec), row.attempt, stamp)
-        return Flight(
-            call,
+        return SubmittedCall(
+            Call(row.id, row.kind, tasks, inputs, resources(kind, spec), row.attempt, {"sweep": row.sweep}),
             owner.id,
             owner.priority,
             spec.retry.max,
@@ -262,9 +261,9 @@ class Scheduler:
         )
 
     def _with_parents(self, connection: sa.Connection, row: sa.Row[Any]) -> list[Task]:
-        """The call's open tasks; those that a task below them has left without a parent are skipped."""
-        tasks = [load_task(found.key, found.kind, found.payload) for found in tables.open_tasks(connection, row.id)]
-        lost = tables.lost_inputs(connection, row.id)
+        """The call's open tasks that have all their parents; the others are skipped."""
+        tasks = [load_task(found.key, found.kind, found.payload) for found in open_tasks(connection, row.id)]
+        lost = lost_inputs(connection, row.id)
         if not lost:
             return tasks
         orphans: dict[str, list[str]] = {}
@@ -277,7 +276,7 @@ class Scheduler:
                 orphans.setdefault(blame, []).append(task.key)
         for blame, keys in orphans.items():
             text = f"{len(keys):,} {row.kind} skipped: a task that they need has no result"
-            self.endings.settle(connection, row.id, State.SKIPPED, "call.skipped", text, keys=keys, blame=blame)
+            self.completion.tasks_ended(connection, transitions.skip_tasks(connection, row.id, keys, blame, text))
         return kept
 
     # -- what comes back -------------------------------------------------------------------------------------------
@@ -286,70 +285,60 @@ class Scheduler:
         if isinstance(message, Lost):
             self._lost(message.reason)
             return
-        flight = self.flights.get(message.call)
-        if flight is None:
+        submitted = self.in_flight.get(message.call)
+        if submitted is None:
             if isinstance(message, Finished | Failed):
-                self.flights.end(message.call)  # it needs no stopping any more
-            return  # cancelled, or told twice
+                self.in_flight.remove(message.call)  # it needs no cancelling any more
+            return  # cancelled, or reported twice
         if isinstance(message, Advanced):
-            flight.activity = flight.activity.model_copy(
-                update={"done": message.done, "total": message.total, "note": message.note}
-            )
+            progress = {"done": message.done, "total": message.total, "note": message.note}
+            submitted.activity = submitted.activity.model_copy(update=progress)
         elif isinstance(message, Started):
-            self._started(flight, message)
+            submitted.started = time.monotonic()
+            text = f"{len(submitted.call.tasks):,} {submitted.call.kind} started on {message.host}, {message.device}"
+            with self._ledger.write() as connection:
+                transitions.start_call(connection, message.call, message.host, text)
         elif isinstance(message, Finished):
             self._finished(message)
         else:
             with self._ledger.write() as connection:
-                if self.flights.end(message.call) is not None:
-                    self._failures.failed(connection, flight, message)
-
-    def _started(self, flight: Flight, message: Started) -> None:
-        flight.began = time.monotonic()
-        with self._ledger.write() as connection:
-            tables.move_call(connection, message.call, State.RUNNING, host=message.host)
-            text = f"{len(flight.call.tasks):,} {flight.call.kind} started on {message.host}, {message.device}"
-            for sweep in tables.sweeps_of(connection, message.call):
-                tables.begin_sweep(connection, sweep)
-                tell(connection, sweep, "call.started", text, call=message.call)
+                if self.in_flight.remove(message.call) is not None:
+                    self._retries.call_failed(connection, submitted, message)
 
     def _finished(self, message: Finished) -> None:
-        self._turns.learn(message.seconds)
+        self._dispatcher.note_duration(message.seconds)
         with self._ledger.write() as connection:
-            flight = self.flights.end(message.call)
-            if flight is None:
+            submitted = self.in_flight.remove(message.call)
+            if submitted is None:
                 return  # cancelled since
             if message.rows is None:
                 self._succeeded(connection, message)
                 return
             table = pa.ipc.open_stream(message.rows).read_all()
-            if why := self._commits.misfit(table.schema):  # one such table would keep all others from the commit
+            if why := self.commits.misfit(table.schema):  # such a table would block the commit of all others
                 failed = Failed(message.call, why, "", transient=False, host=message.host)
-                self._failures.failed(connection, flight, failed)
+                self._retries.call_failed(connection, submitted, failed)
                 return
-        self._commits.add(message, table)
+        self.commits.add(message, table)
 
     def _succeeded(self, connection: sa.Connection, message: Finished) -> None:
-        done = {"seconds": message.seconds, "host": message.host, "error": None}
-        if not tables.move_call(connection, message.call, State.SUCCEEDED, **done):
-            return  # cancelled meanwhile
-        for key, size in message.sizes.items():
-            connection.execute(tables.tasks.update().where(tables.tasks.c.key == key).values(bytes=size))
-        for piece in tables.chunks(message.diverged):
-            connection.execute(tables.tasks.update().where(tables.tasks.c.key.in_(piece)).values(diverged=True))
-        row = connection.execute(sa.select(tables.calls).where(tables.calls.c.id == message.call)).one()
+        row = call_row(connection, message.call)
         text = f"{row.size:,} {row.kind} done in {message.seconds:.2f} s"
         if message.diverged:
             text += f"; {len(message.diverged):,} with numbers that are not finite"
-        self.endings.settle(connection, message.call, State.SUCCEEDED, "call.finished", text)
+        sweeps = transitions.finish_call(
+            connection, message.call, text, seconds=message.seconds, host=message.host, sizes=message.sizes
+        )
+        transitions.mark_diverged(connection, message.diverged)
+        self.completion.tasks_ended(connection, sweeps)
 
     def _lost(self, reason: str) -> None:
         """Everything in flight goes back to pending."""
         with self._ledger.write() as connection:
-            flights = list(self.flights)
-            log.warning("runner lost", reason=reason, calls=len(flights))
-            for sweep in {sweep for flight in flights for sweep in tables.sweeps_of(connection, flight.call.id)}:
-                tell(connection, sweep, "runner.lost", f"{reason}; what was in flight runs again")
-            for flight in flights:
-                self.flights.end(flight.call.id)
-                self._failures.lost(connection, flight, reason)
+            submitted = list(self.in_flight)
+            log.warning("runner lost", reason=reason, calls=len(submitted))
+            affected = {sweep for item in submitted for sweep in sweeps_needing(connection, item.call.id)}
+            emit_to_all(connection, affected, "runner.lost", f"{reason}; what was in flight runs again")
+            for item in submitted:
+                self.in_flight.remove(item.call.id)
+                self._retries.call_lost(connection, item, reason)

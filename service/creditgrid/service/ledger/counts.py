@@ -1,0 +1,200 @@
+"""How many cells and stages of a sweep are in each state, and which calls its open ones need.
+
+``counts`` makes a status O(1) in the size of the sweep, ``needs`` makes a step of a call O(1) in the size of the call.
+Only ``transitions`` changes them, in the same transaction as the states that they sum up.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import sqlalchemy as sa
+
+from creditgrid.core.states import OPEN, State
+from creditgrid.service.ledger.tables import (
+    CELLS,
+    calls,
+    cells,
+    chunks,
+    counts,
+    kind_totals,
+    needs,
+    stages,
+    sweeps,
+    tasks,
+)
+
+# Text, because SQLAlchemy has no INSERT … SELECT … ON CONFLICT for both databases.
+_ADD = (
+    "INSERT INTO counts (sweep, kind, state, n) {} "
+    "ON CONFLICT (sweep, kind, state) DO UPDATE SET n = counts.n + excluded.n"
+)
+_SHIFT = sa.text(
+    _ADD.format(
+        "SELECT sweep, kind, :after, open FROM needs WHERE call = :call "
+        "UNION ALL SELECT sweep, kind, :before, -open FROM needs WHERE call = :call"
+    )
+)
+_ADD_ONE = sa.text(_ADD.format("VALUES (:sweep, :kind, :state, :n)"))
+_NEED_MORE = sa.text(
+    "INSERT INTO needs (call, sweep, kind, open) VALUES (:call, :sweep, :kind, :n) "
+    "ON CONFLICT (call, sweep, kind) DO UPDATE SET open = needs.open + excluded.open"
+)
+_LEARN = sa.text(
+    "INSERT INTO kind_totals (kind, tasks, seconds, artifacts, bytes) "
+    "VALUES (:kind, :tasks, :seconds, :artifacts, :bytes) ON CONFLICT (kind) DO UPDATE SET "
+    "tasks = kind_totals.tasks + excluded.tasks, seconds = kind_totals.seconds + excluded.seconds, "
+    "artifacts = kind_totals.artifacts + excluded.artifacts, bytes = kind_totals.bytes + excluded.bytes"
+)
+_CELLS: sa.ColumnElement[str] = sa.literal_column(f"'{CELLS}'", sa.String)
+_CALL: sa.BindParameter[int] = sa.bindparam("call")
+_SWEEP: sa.BindParameter[str] = sa.bindparam("sweep")
+_DROP_CALL = needs.delete().where(needs.c.call == _CALL)
+_SWEEPS_NEEDING = (
+    sa.select(sweeps.c.id)
+    .where(sweeps.c.id.in_(sa.select(needs.c.sweep).where(needs.c.call == _CALL)), sweeps.c.state.in_(OPEN))
+    .order_by(sweeps.c.seq)
+)
+_COUNTS = sa.select(counts.c.state, counts.c.n).where(counts.c.sweep == _SWEEP, counts.c.kind == CELLS, counts.c.n > 0)
+
+
+# -- read ------------------------------------------------------------------------------------------------------------
+
+
+def count_cells(connection: sa.Connection, sweep: str) -> dict[State, int]:
+    """Cells by state, without the states that no cell has; an open cell has the state of its call."""
+    return {State(state): n for state, n in connection.execute(_COUNTS, {"sweep": sweep})}
+
+
+def count_all(connection: sa.Connection, ids: Iterable[str]) -> dict[str, dict[str, dict[State, int]]]:
+    """Counts of several sweeps: by sweep, then by kind (``CELLS`` for cells), then by state."""
+    found: dict[str, dict[str, dict[State, int]]] = defaultdict(lambda: defaultdict(dict))
+    query = sa.select(counts).where(counts.c.sweep.in_(list(ids)), counts.c.n > 0)
+    for row in connection.execute(query.order_by(counts.c.sweep, counts.c.kind)):
+        found[row.sweep][row.kind][State(row.state)] = row.n
+    return found
+
+
+def count_open(connection: sa.Connection) -> dict[State, int]:
+    """Cells by state of all sweeps that have not ended."""
+    opened = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN))
+    query = sa.select(counts.c.state, sa.func.sum(counts.c.n)).where(counts.c.kind == CELLS, counts.c.sweep.in_(opened))
+    return {State(state): int(n) for state, n in connection.execute(query.group_by(counts.c.state))}
+
+
+def has_open_cells(connection: sa.Connection, sweep: str) -> bool:
+    """Whether a cell of the sweep has not ended."""
+    return not count_cells(connection, sweep).keys().isdisjoint(OPEN)
+
+
+def sweeps_needing(connection: sa.Connection, call: int) -> list[str]:
+    """The open sweeps that need this call, the oldest first."""
+    return list(connection.scalars(_SWEEPS_NEEDING, {"call": call}))
+
+
+def calls_needed_by(sweep: str) -> sa.Select[int]:
+    """The calls that open cells and stages of the sweep need."""
+    return sa.select(needs.c.call).where(needs.c.sweep == sweep)
+
+
+def open_needs(
+    connection: sa.Connection, ids: Sequence[str], among: Sequence[int]
+) -> dict[str, dict[int, dict[str, int]]]:
+    """How many open tasks these sweeps have in these calls: by sweep, call and kind."""
+    found: dict[str, dict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    query = sa.select(needs).where(needs.c.sweep.in_(ids))
+    for piece in chunks(among):
+        for row in connection.execute(query.where(needs.c.call.in_(piece))):
+            found[row.sweep][row.call][row.kind] = row.open
+    return found
+
+
+def mean_seconds(connection: sa.Connection) -> dict[str, float]:
+    """Mean seconds of a task by kind, over the calls that succeeded."""
+    query = sa.select(kind_totals.c.kind, kind_totals.c.seconds, kind_totals.c.tasks).where(kind_totals.c.tasks > 0)
+    return {kind: seconds / tasks for kind, seconds, tasks in connection.execute(query)}
+
+
+def mean_bytes(connection: sa.Connection) -> dict[str, float]:
+    """Mean bytes of an artifact by kind."""
+    query = sa.select(kind_totals.c.kind, kind_totals.c.bytes, kind_totals.c.artifacts)
+    return {kind: size / n for kind, size, n in connection.execute(query.where(kind_totals.c.artifacts > 0))}
+
+
+# -- keep ------------------------------------------------------------------------------------------------------------
+
+
+def shift(connection: sa.Connection, call: int, before: str, after: State) -> None:
+    """All that needs the call has another state now."""
+    connection.execute(_SHIFT, {"call": call, "before": before, "after": after})
+
+
+def add(connection: sa.Connection, sweep: str, kind: str, state: str, n: int) -> None:
+    """There are ``n`` more cells or stages in this state."""
+    connection.execute(_ADD_ONE, {"sweep": sweep, "kind": kind, "state": state, "n": n})
+
+
+def need(connection: sa.Connection, call: int, sweep: str, kind: str, n: int) -> None:
+    """The sweep has ``n`` more open cells or stages that the call computes."""
+    connection.execute(_NEED_MORE, {"call": call, "sweep": sweep, "kind": kind, "n": n})
+
+
+def drop_call(connection: sa.Connection, call: int) -> None:
+    """Nothing needs the call any more."""
+    connection.execute(_DROP_CALL, {"call": call})
+
+
+def learn(connection: sa.Connection, kind: str, tasks: int, seconds: float, sizes: Mapping[str, int]) -> None:
+    """Add a call that succeeded to the totals of its kind."""
+    total = {"kind": kind, "tasks": tasks, "seconds": seconds, "artifacts": len(sizes), "bytes": sum(sizes.values())}
+    connection.execute(_LEARN, total)
+
+
+def recount_call(connection: sa.Connection, call: int) -> None:
+    """Read again which sweeps need the call."""
+    drop_call(connection, call)
+    for table in (cells, stages):
+        _insert_needs(connection, table, table.c.call == call)
+
+
+def recount_sweep(connection: sa.Connection, sweep: str) -> None:
+    """Read all counts and needs of the sweep again, from its cells and stages."""
+    for table in (needs, counts):
+        connection.execute(table.delete().where(table.c.sweep == sweep))
+    for table in (cells, stages):
+        _insert_needs(connection, table, table.c.sweep == sweep)
+        kind, found = _with_kind(table)
+        state = sa.case(
+            (table.c.state == State.PENDING, sa.func.coalesce(calls.c.state, table.c.state)), else_=table.c.state
+        )
+        query = (
+            sa.select(table.c.sweep, kind, state, sa.func.count())
+            .select_from(found.outerjoin(calls, calls.c.id == table.c.call))
+            .where(table.c.sweep == sweep)
+            .group_by(table.c.sweep, *_group(kind), state)
+        )
+        connection.execute(counts.insert().from_select(["sweep", "kind", "state", "n"], query))
+
+
+def _insert_needs(connection: sa.Connection, table: sa.Table, which: sa.ColumnElement[bool]) -> None:
+    kind, found = _with_kind(table)
+    query = (
+        sa.select(table.c.call, table.c.sweep, kind, sa.func.count())
+        .select_from(found)
+        .where(which, table.c.state == State.PENDING, table.c.call.is_not(None))
+        .group_by(table.c.call, table.c.sweep, *_group(kind))
+    )
+    connection.execute(needs.insert().from_select(["call", "sweep", "kind", "open"], query))
+
+
+def _with_kind(table: sa.Table) -> tuple[sa.ColumnElement[str], sa.FromClause]:
+    """The kind under which the rows of ``cells`` or ``stages`` are counted, and what to select it from."""
+    if table is cells:
+        return _CELLS, cells
+    return tasks.c.kind, stages.join(tasks, tasks.c.key == stages.c.key)
+
+
+def _group(kind: sa.ColumnElement[str]) -> list[sa.ColumnElement[str]]:
+    """PostgreSQL refuses to group by a constant."""
+    return [] if kind is _CELLS else [kind]

@@ -1,0 +1,123 @@
+"""What the scheduler and users ask of the ledger; nothing here changes a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from creditgrid.core.states import OPEN, WITHOUT_RESULT, State
+from creditgrid.service.ledger.tables import calls, cells, chunks, idempotency, stages, sweeps, tasks, waits
+
+LONGEST_PAUSE_S = 600.0
+"""The pause between two attempts of a call doubles up to this."""
+
+# Statements that every call needs are built once: building one costs as much as running it.
+_OF_CALL: sa.BindParameter[int] = sa.bindparam("of_call")
+_SWEEP = sa.select(sweeps).where(sweeps.c.id == sa.bindparam("of_sweep"))
+_OPEN_TASKS = sa.select(tasks).where(tasks.c.call == _OF_CALL, tasks.c.state == State.PENDING).order_by(tasks.c.key)
+_LOST_INPUTS = (
+    sa.select(tasks.c.key, tasks.c.blame)
+    .join(waits, waits.c.key == tasks.c.key)
+    .where(waits.c.call == _OF_CALL, tasks.c.state.in_(WITHOUT_RESULT))
+)
+
+
+def sweep_row(connection: sa.Connection, sweep: str) -> sa.Row[Any] | None:
+    """The sweep, or None."""
+    return connection.execute(_SWEEP, {"of_sweep": sweep}).one_or_none()
+
+
+def replayed(connection: sa.Connection, key: str) -> sa.Row[Any] | None:
+    """The request that brought this idempotency key: the digest of its ``body`` and its ``sweep``; or None."""
+    return connection.execute(sa.select(idempotency).where(idempotency.c.key == key)).one_or_none()
+
+
+def call_row(connection: sa.Connection, call: int) -> sa.Row[Any]:
+    """The call."""
+    return connection.execute(sa.select(calls).where(calls.c.id == call)).one()
+
+
+def ready_sweeps(connection: sa.Connection, now: float) -> Sequence[sa.Row[str, int]]:
+    """The sweeps with a call that can start, the most urgent first: ids and priorities."""
+    query = (
+        sa.select(sweeps.c.id, sweeps.c.priority)
+        .where(
+            sweeps.c.state.in_(OPEN),
+            ~sweeps.c.paused,
+            sa.select(calls.c.id).where(calls.c.sweep == sweeps.c.id, _ready(now)).exists(),
+        )
+        .order_by(sweeps.c.priority.desc(), sweeps.c.seq)
+    )
+    return connection.execute(query).all()
+
+
+def ready_calls(connection: sa.Connection, sweep: str, now: float, limit: int) -> Sequence[sa.Row[Any]]:
+    """Calls of the sweep that can start, the oldest first; each with the sweep's ``spec``."""
+    query = sa.select(calls, sweeps.c.spec).join(sweeps, sweeps.c.id == calls.c.sweep)
+    query = query.where(calls.c.sweep == sweep, _ready(now)).order_by(calls.c.id).limit(limit)
+    return connection.execute(query).all()
+
+
+def _ready(now: float) -> sa.ColumnElement[bool]:
+    # A pause longer than any was set before the clock was set back.
+    due = (calls.c.not_before <= now) | (calls.c.not_before > now + LONGEST_PAUSE_S)
+    return sa.and_(calls.c.state == State.PENDING, calls.c.waiting == 0, due)
+
+
+def calls_in_flight(connection: sa.Connection) -> Sequence[sa.Row[Any]]:
+    """The calls that the runner had when the ledger was last written."""
+    return connection.execute(sa.select(calls).where(calls.c.state.in_((State.QUEUED, State.RUNNING)))).all()
+
+
+def cancelled_calls(connection: sa.Connection, among: Sequence[int]) -> list[int]:
+    """Those of these calls that are cancelled."""
+    query = sa.select(calls.c.id).where(calls.c.state == State.CANCELLED)
+    return [call for piece in chunks(among) for call in connection.scalars(query.where(calls.c.id.in_(piece)))]
+
+
+def count_suspects(connection: sa.Connection, sweep: str, crashes: int) -> int:
+    """How many open calls of the sweep have crashed so often."""
+    query = sa.select(sa.func.count()).where(
+        calls.c.sweep == sweep, calls.c.state.in_(OPEN), calls.c.crashes >= crashes
+    )
+    return connection.scalar(query) or 0
+
+
+def open_tasks(connection: sa.Connection, call: int) -> Sequence[sa.Row[Any]]:
+    """The tasks of a call that have not ended, by key."""
+    return connection.execute(_OPEN_TASKS, {"of_call": call}).all()
+
+
+def task_row(connection: sa.Connection, key: str) -> sa.Row[Any] | None:
+    """The task, or None."""
+    return connection.execute(sa.select(tasks).where(tasks.c.key == key)).one_or_none()
+
+
+def task_states(connection: sa.Connection, keys: Sequence[str]) -> dict[str, tuple[State, int]]:
+    """State and call of those of these tasks that the ledger knows."""
+    query = sa.select(tasks.c.key, tasks.c.state, tasks.c.call)
+    found = (row for piece in chunks(keys) for row in connection.execute(query.where(tasks.c.key.in_(piece))))
+    return {key: (State(state), call) for key, state, call in found}
+
+
+def stage_states(connection: sa.Connection, sweep: str) -> dict[str, State]:
+    """The states of the sweep's stages by key, as they are stored."""
+    query = sa.select(stages.c.key, stages.c.state).where(stages.c.sweep == sweep)
+    return {key: State(state) for key, state in connection.execute(query)}
+
+
+def lost_inputs(connection: sa.Connection, call: int) -> dict[str, str]:
+    """The tasks that a call waited for and that ended without a result, with the task to blame for each."""
+    return {row.key: row.blame or row.key for row in connection.execute(_LOST_INPUTS, {"of_call": call})}
+
+
+def cells_in(connection: sa.Connection, sweep: str, states: Sequence[State]) -> set[int]:
+    """The indices of the sweep's cells in these states."""
+    return set(connection.scalars(sa.select(cells.c.idx).where(cells.c.sweep == sweep, cells.c.state.in_(states))))
+
+
+def cell_keys(connection: sa.Connection, sweep: str) -> list[str]:
+    """The keys of all cells of the sweep."""
+    return list(connection.scalars(sa.select(cells.c.key).where(cells.c.sweep == sweep)))

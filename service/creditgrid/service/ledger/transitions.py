@@ -1,0 +1,553 @@
+"""The one place that changes the state of a sweep, a call, a task, a stage or a cell.
+
+One function for each transition, named by intent. Each is part of one ledger transaction, in which it also keeps the
+counts (``counts``), emits the events of the change (``events``), and counts again what other calls wait for. A step
+that is not legal changes nothing; the function says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+import structlog
+
+from creditgrid.core.states import FINISHED, OPEN, State
+from creditgrid.core.wire import TERMINAL_EVENT
+from creditgrid.service.ledger import counts
+from creditgrid.service.ledger.counts import calls_needed_by, count_cells, sweeps_needing
+from creditgrid.service.ledger.events import emit_event, emit_to_all
+from creditgrid.service.ledger.ownership import claim, hand_over
+from creditgrid.service.ledger.tables import (
+    CELLS,
+    calls,
+    cells,
+    chunks,
+    idempotency,
+    insert_many,
+    needs,
+    stages,
+    sweeps,
+    tasks,
+    waits,
+)
+
+Transitions: TypeAlias = Mapping[State, tuple[State, ...]]
+"""From each state, the states that a step may lead to."""
+
+_RESULTS = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+SWEEP: Transitions = {
+    State.PENDING: (State.RUNNING, State.CACHED, *_RESULTS),
+    State.RUNNING: (State.CACHED, *_RESULTS),
+    # retry and extend open an ended sweep again
+    **dict.fromkeys((State.SUCCEEDED, State.CACHED, State.FAILED, State.CANCELLED), (State.PENDING,)),
+}
+CALL: Transitions = {
+    State.PENDING: (State.QUEUED, State.SKIPPED, State.FAILED, State.CANCELLED),
+    State.QUEUED: (State.RUNNING, State.PENDING, *_RESULTS),
+    # back to pending: a lost worker, another attempt, or a more urgent call
+    State.RUNNING: (State.PENDING, *_RESULTS),
+}
+TASK: Transitions = {
+    State.PENDING: (State.SKIPPED, *_RESULTS),
+    # a plan asks again for what has no result, or whose artifact is lost
+    **dict.fromkeys((State.SUCCEEDED, State.SKIPPED, State.FAILED, State.CANCELLED), (State.PENDING,)),
+}
+STAGE: Transitions = {
+    State.PENDING: (State.SKIPPED, *_RESULTS),
+    **dict.fromkeys((State.SUCCEEDED, State.CACHED, State.SKIPPED, State.FAILED, State.CANCELLED), (State.PENDING,)),
+}
+CELL: Transitions = {
+    State.PENDING: (State.SKIPPED, *_RESULTS),
+    # retry; a cell with rows never changes again
+    **dict.fromkeys((State.SKIPPED, State.FAILED, State.CANCELLED), (State.PENDING,)),
+}
+
+log = structlog.get_logger()
+
+
+def legal_before(table: Transitions, after: State) -> tuple[State, ...]:
+    """The states from which a step to ``after`` is legal."""
+    return tuple(state for state, following in table.items() if after in following)
+
+
+# Statements that every call needs are built once: building one costs as much as running it.
+_OF_CALL: sa.BindParameter[int] = sa.bindparam("of_call")
+_OF_SWEEP: sa.BindParameter[str] = sa.bindparam("of_sweep")
+_CALL = sa.select(calls).where(calls.c.id == _OF_CALL)
+_START_SWEEP = (
+    sweeps.update()
+    .where(sweeps.c.id == _OF_SWEEP, sweeps.c.state.in_(legal_before(SWEEP, State.RUNNING)))
+    .values(state=State.RUNNING)
+)
+_WAITING = (
+    sa.select(sa.func.count())
+    .select_from(waits.join(tasks, tasks.c.key == waits.c.key))
+    .where(waits.c.call == calls.c.id, tasks.c.state == State.PENDING)
+    .scalar_subquery()
+)
+"""How many tasks a call waits for."""
+_SET_BYTES = tasks.update().where(tasks.c.key == sa.bindparam("of_key")).values(bytes=sa.bindparam("size"))
+
+
+# -- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def create_sweep(
+    connection: sa.Connection,
+    sweep: str,
+    *,
+    name: str,
+    experiment: str,
+    priority: int,
+    document: Any,
+    request: tuple[str, str] | None,
+) -> None:
+    """Write a pending sweep without cells; ``request`` is its idempotency key and the digest of the body."""
+    row = {"id": sweep, "name": name, "experiment": experiment, "state": State.PENDING, "priority": priority}
+    connection.execute(sweeps.insert().values(**row, spec=json.dumps(document), cells=0, created_at=time.time()))
+    if request is not None:
+        connection.execute(idempotency.insert().values(key=request[0], body=request[1], sweep=sweep))
+
+
+def plan_sweep(
+    connection: sa.Connection, sweep: str, event: str, message: str, *, cells: int, extensions: list[Any] | None = None
+) -> None:
+    """The sweep has a new plan: count it, take over calls that less urgent sweeps share, and emit the event."""
+    counts.recount_sweep(connection, sweep)
+    values: dict[str, Any] = {"cells": cells}
+    if extensions is not None:
+        values["extensions"] = json.dumps(extensions)
+    connection.execute(sweeps.update().where(sweeps.c.id == sweep).values(**values))
+    claim(connection, sweep)
+    kinds = counts.count_all(connection, [sweep])[sweep].values()
+    if any(State.RUNNING in by_state for by_state in kinds):  # for another sweep
+        start_sweep(connection, sweep)
+    emit_event(connection, sweep, event, message)
+
+
+def start_sweep(connection: sa.Connection, sweep: str) -> None:
+    """A call of the sweep runs; a sweep that has started stays as it is."""
+    connection.execute(_START_SWEEP, {"of_sweep": sweep})
+
+
+def pause_sweep(connection: sa.Connection, sweep: str) -> None:
+    """Start no further call of the sweep, except those that other sweeps need."""
+    connection.execute(sweeps.update().where(sweeps.c.id == sweep).values(paused=True))
+    hand_over(connection, sweep)
+    emit_event(connection, sweep, "sweep.paused", "paused: running calls finish, and no further call starts")
+
+
+def resume_sweep(connection: sa.Connection, sweep: str) -> None:
+    """Let a paused sweep continue."""
+    connection.execute(sweeps.update().where(sweeps.c.id == sweep).values(paused=False))
+    claim(connection, sweep)
+    emit_event(connection, sweep, "sweep.resumed", "resumed")
+
+
+def finish_sweep(connection: sa.Connection, sweep: str) -> State | None:
+    """End a sweep without open cells; returns its final state, or None if it has open cells or has ended."""
+    found = count_cells(connection, sweep)
+    if not found.keys().isdisjoint(OPEN):
+        return None
+    if found.keys() & {State.FAILED, State.SKIPPED}:
+        end = State.FAILED
+    elif State.CANCELLED in found:
+        end = State.CANCELLED
+    else:
+        end = State.CACHED if found.keys() == {State.CACHED} else State.SUCCEEDED
+    if not _end_sweep(connection, sweep, end):
+        return None
+    hand_over(connection, sweep)
+    shown = ", ".join(f"{n:,} {state}" for state, n in sorted(found.items()))
+    _emit_end(connection, sweep, end, shown, found)
+    return end
+
+
+def stop_sweep(connection: sa.Connection, sweep: str, end: State, why: str) -> None:
+    """End a sweep early: cancel its open cells, and the calls that no other open sweep needs."""
+    if not _end_sweep(connection, sweep, end, why):
+        return
+    for table in (cells, stages):
+        which = table.update().where(table.c.sweep == sweep, table.c.state == State.PENDING)
+        connection.execute(which.values(state=State.CANCELLED))
+    for kind, by_state in counts.count_all(connection, [sweep])[sweep].items():
+        for state in by_state.keys() & set(OPEN):
+            counts.add(connection, sweep, kind, State.CANCELLED, by_state[state])
+            counts.add(connection, sweep, kind, state, -by_state[state])
+    _cancel_unneeded(connection, calls_needed_by(sweep), stopped=sweep)
+    connection.execute(needs.delete().where(needs.c.sweep == sweep))
+    hand_over(connection, sweep)
+    _emit_end(connection, sweep, end, why, count_cells(connection, sweep))
+
+
+def reopen_sweep(connection: sa.Connection, sweep: str) -> None:
+    """Let an ended sweep run again; an open sweep stays as it is."""
+    ended = sweeps.update().where(sweeps.c.id == sweep, sweeps.c.state.in_(legal_before(SWEEP, State.PENDING)))
+    connection.execute(ended.values(state=State.PENDING, finished_at=None, stopped=None))
+
+
+def _end_sweep(connection: sa.Connection, sweep: str, end: State, why: str | None = None) -> bool:
+    opened = sweeps.update().where(sweeps.c.id == sweep, sweeps.c.state.in_(legal_before(SWEEP, end)))
+    ended = opened.values(state=end, finished_at=time.time(), stopped=why, paused=False)
+    return connection.execute(ended).rowcount == 1
+
+
+def _emit_end(connection: sa.Connection, sweep: str, end: State, why: str, found: Mapping[State, int]) -> None:
+    plain = {str(state): n for state, n in found.items()}
+    emit_event(connection, sweep, TERMINAL_EVENT, f"{end}: {why}", state=end, counts=plain)
+    log.info("sweep ended", sweep=sweep, state=str(end), why=why)
+
+
+# -- calls -----------------------------------------------------------------------------------------------------------
+
+
+def create_call(connection: sa.Connection, sweep: str, kind: str, size: int = 0) -> int:
+    """Write a pending call of the sweep; returns its id."""
+    made = connection.execute(calls.insert().values(sweep=sweep, kind=kind, state=State.PENDING, size=size))
+    return int(made.inserted_primary_key[0])  # type: ignore[index]
+
+
+def size_calls(connection: sa.Connection, planned: Mapping[int, tuple[int, Sequence[str]]]) -> None:
+    """Say of new calls how many tasks they have, and which tasks they wait for."""
+    if not planned:
+        return
+    insert_many(connection, waits, [{"call": call, "key": key} for call, (_, keys) in planned.items() for key in keys])
+    size = calls.update().where(calls.c.id == sa.bindparam("made"))
+    connection.execute(
+        size.values(size=sa.bindparam("tasks"), waiting=sa.bindparam("keys")),
+        [{"made": call, "tasks": n, "keys": len(keys)} for call, (n, keys) in planned.items()],
+    )
+
+
+def queue_call(connection: sa.Connection, call: int) -> bool:
+    """The call goes to the runner; False if it is no longer pending."""
+    return _move(connection, call, State.QUEUED) is not None
+
+
+def start_call(connection: sa.Connection, call: int, host: str, message: str) -> None:
+    """A process computes the call."""
+    if _move(connection, call, State.RUNNING, host=host) is None:
+        return
+    for sweep in sweeps_needing(connection, call):
+        start_sweep(connection, sweep)
+        emit_event(connection, sweep, "call.started", message, call=call)
+
+
+def requeue_call(
+    connection: sa.Connection, call: int, event: str | None = None, message: str = "", **columns: Any
+) -> bool:
+    """The call waits for its next attempt; False if it has ended.
+
+    Args:
+        event: emitted with the message to every sweep that needs the call; not for a call that was only taken back.
+        columns: what the attempt changed: ``attempt``, ``not_before``, ``crashes``, ``losses``, ``error`` ….
+    """
+    if _move(connection, call, State.PENDING, **columns) is None:
+        return False
+    if event is not None:
+        extra = {"attempt": columns["attempt"]} if event == "call.retried" else {}
+        emit_to_all(connection, sweeps_needing(connection, call), event, message, call=call, **extra)
+    return True
+
+
+def delay_call(connection: sa.Connection, call: int, not_before: float) -> None:
+    """Start the next attempt of a pending call no earlier than this (Unix seconds)."""
+    connection.execute(calls.update().where(calls.c.id == call).values(not_before=not_before))
+
+
+def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[str]]) -> list[int]:
+    """Move each piece of a pending call's open tasks to a new call with the same history; returns the new calls."""
+    row = connection.execute(_CALL, {"of_call": call}).one()
+    names = ("sweep", "kind", "state", "attempt", "crashes", "losses", "waiting", "not_before")
+    history = {name: row._mapping[name] for name in names}
+    made = []
+    for piece in pieces:
+        inserted = connection.execute(calls.insert().values(**history, size=len(piece)))
+        number = int(inserted.inserted_primary_key[0])  # type: ignore[index]
+        for keys in chunks(piece):
+            for table in (tasks, stages, cells):
+                moved = table.update().where(table.c.call == call, table.c.state == State.PENDING)
+                connection.execute(moved.where(table.c.key.in_(keys)).values(call=number))
+        awaited = sa.select(sa.literal(number), waits.c.key).where(waits.c.call == call)
+        connection.execute(waits.insert().from_select(["call", "key"], awaited))
+        made.append(number)
+    left = sa.select(sa.func.count()).where(tasks.c.call == call, tasks.c.state == State.PENDING)
+    connection.execute(calls.update().where(calls.c.id == call).values(size=left.scalar_subquery()))
+    for number in (call, *made):
+        counts.recount_call(connection, number)
+    return made
+
+
+def finish_call(
+    connection: sa.Connection,
+    call: int,
+    message: str,
+    *,
+    seconds: float | None = None,
+    host: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> list[str]:
+    """The call's results are durable: it and its open tasks succeeded; returns the open sweeps that needed it.
+
+    Args:
+        message: of the event ``call.finished``.
+        seconds, host: of the attempt; None where a restart found the rows written.
+        sizes: bytes of the artifacts by key.
+    """
+    columns = {} if seconds is None else {"seconds": seconds, "host": host, "error": None}
+    row = _move(connection, call, State.SUCCEEDED, **columns)
+    if row is None:
+        return []
+    if sizes:
+        connection.execute(_SET_BYTES, [{"of_key": key, "size": size} for key, size in sizes.items()])
+    if seconds is not None:
+        counts.learn(connection, row.kind, row.size, seconds, sizes or {})
+    return _end_tasks(connection, call, State.SUCCEEDED, "call.finished", message)
+
+
+def mark_diverged(connection: sa.Connection, keys: Iterable[str]) -> None:
+    """These tasks measured numbers that are not finite."""
+    for piece in chunks(keys):
+        connection.execute(tasks.update().where(tasks.c.key.in_(piece)).values(diverged=True))
+
+
+def fail_call(connection: sa.Connection, call: int, message: str, **columns: Any) -> list[str] | None:
+    """The call and its open tasks failed; returns the open sweeps that needed it, None if it had ended before."""
+    if _move(connection, call, State.FAILED, **columns) is None:
+        return None
+    return _end_tasks(connection, call, State.FAILED, "call.failed", message)
+
+
+def skip_call(connection: sa.Connection, call: int) -> None:
+    """All tasks of the call were skipped, so the call is."""
+    _move(connection, call, State.SKIPPED)
+
+
+def close_call(connection: sa.Connection, call: int) -> None:
+    """All tasks of the call have succeeded, though its process failed: the call succeeded."""
+    _move(connection, call, State.SUCCEEDED)
+
+
+def cancel_call(connection: sa.Connection, call: int) -> None:
+    """No open sweep needs the call: cancel it and its open tasks."""
+    if _move(connection, call, State.CANCELLED) is not None:
+        _end_tasks(connection, call, State.CANCELLED)
+
+
+def cancel_calls_of_ended(connection: sa.Connection) -> None:
+    """Cancel open calls of sweeps that have ended and that no open sweep needs."""
+    ended = sa.select(sweeps.c.id).where(sweeps.c.state.in_(FINISHED))
+    _cancel_unneeded(connection, sa.select(calls.c.id).where(calls.c.state.in_(OPEN), calls.c.sweep.in_(ended)))
+
+
+def _cancel_unneeded(connection: sa.Connection, candidates: sa.Select[int], stopped: str | None = None) -> None:
+    """Cancel those of the candidates, and their open tasks, that no open sweep needs.
+
+    A call whose rows are being written is not cancelled: its rows will be in the table, and are not computed twice.
+
+    Args:
+        stopped: a sweep whose counts are right already.
+    """
+    opened = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN))
+    wanted = sa.select(sa.literal(1)).where(needs.c.call == calls.c.id, needs.c.sweep.in_(opened)).exists()
+    legal = calls.c.state.in_(legal_before(CALL, State.CANCELLED))
+    unneeded = sa.and_(legal, calls.c.batch.is_(None), calls.c.id.in_(candidates), ~wanted)
+    ids = list(connection.scalars(sa.select(calls.c.id).where(unneeded)))
+    for piece in chunks(ids):
+        columns = (needs.c.sweep, needs.c.kind, calls.c.state)  # stages that sweeps have left open when they ended
+        left = sa.select(*columns, sa.func.sum(needs.c.open).label("n")).join(calls, calls.c.id == needs.c.call)
+        left = left.where(calls.c.id.in_(piece), needs.c.sweep.is_distinct_from(stopped)).group_by(*columns)
+        for sweep, kind, state, n in connection.execute(left).all():
+            counts.add(connection, sweep, kind, State.CANCELLED, int(n))
+            counts.add(connection, sweep, kind, state, -int(n))
+        connection.execute(calls.update().where(calls.c.id.in_(piece)).values(state=State.CANCELLED))
+        for table in (tasks, stages, cells):
+            pending = table.update().where(table.c.call.in_(piece), table.c.state == State.PENDING)
+            connection.execute(pending.values(state=State.CANCELLED))
+        connection.execute(needs.delete().where(needs.c.call.in_(piece)))
+        waited = sa.select(waits.c.call).join(tasks, tasks.c.key == waits.c.key).where(tasks.c.call.in_(piece))
+        again = calls.update().where(calls.c.state == State.PENDING, calls.c.id.in_(waited))
+        connection.execute(again.values(waiting=_WAITING))
+
+
+def _move(connection: sa.Connection, call: int, after: State, **columns: Any) -> sa.Row[Any] | None:
+    """Move a call if that is legal; returns its row before the step, or None."""
+    row = connection.execute(_CALL, {"of_call": call}).one_or_none()
+    if row is None or row.state not in legal_before(CALL, after):
+        return None
+    given = {f"new_{name}": value for name, value in columns.items()}
+    connection.execute(_set_state(after, tuple(sorted(columns))), {"of_call": call, **given})
+    counts.shift(connection, call, row.state, after)
+    return row
+
+
+@functools.cache
+def _set_state(after: State, names: tuple[str, ...]) -> sa.Update:
+    values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
+    if after is State.PENDING:  # what it waited for may be computed again by now
+        values["waiting"] = _WAITING
+    return calls.update().where(calls.c.id == _OF_CALL).values(state=after, **values)
+
+
+# -- tasks, stages and cells -----------------------------------------------------------------------------------------
+
+
+def create_tasks(connection: sa.Connection, rows: Sequence[Mapping[str, Any]], again: Iterable[str] = ()) -> None:
+    """Write pending tasks; those with a key in ``again`` may exist, and have ended."""
+    ended = tasks.c.state.in_(legal_before(TASK, State.PENDING))
+    replaced = [
+        piece
+        for piece in chunks(again)
+        if connection.execute(tasks.delete().where(tasks.c.key.in_(piece), ended)).rowcount
+    ]
+    insert_many(connection, tasks, rows)
+    for piece in replaced:  # pending calls that saw it end wait for it once more
+        count_waits(connection, piece)
+
+
+def remember_tasks(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write tasks that no call of this ledger computes, with the state that each row gives.
+
+    They are in the artifact store, or nothing needs them now. When an artifact is lost later, it can be computed again.
+    """
+    insert_many(connection, tasks, rows)
+
+
+def create_stages(connection: sa.Connection, sweep: str, rows: Sequence[Mapping[str, Any]], again: set[str]) -> None:
+    """Write stages of the sweep; those with a key in ``again`` exist and have ended."""
+    for piece in chunks(again):
+        ended = stages.c.state.in_(legal_before(STAGE, State.PENDING))
+        connection.execute(stages.delete().where(stages.c.sweep == sweep, stages.c.key.in_(piece), ended))
+    insert_many(connection, stages, rows)
+
+
+def create_cells(
+    connection: sa.Connection, sweep: str, rows: Sequence[Mapping[str, Any]], again: Sequence[int] = ()
+) -> None:
+    """Write cells of the sweep; those with an index in ``again`` exist and ended without a result."""
+    ended = cells.c.state.in_(legal_before(CELL, State.PENDING))
+    for piece in chunks(again):
+        connection.execute(cells.delete().where(cells.c.sweep == sweep, cells.c.idx.in_(piece), ended))
+    insert_many(connection, cells, rows)
+
+
+def keep_tasks(connection: sa.Connection, call: int, keys: Sequence[str]) -> list[str]:
+    """These tasks succeeded though their call failed; returns the open sweeps that need the call."""
+    affected = sweeps_needing(connection, call)
+    _end_some(connection, call, State.SUCCEEDED, keys)
+    return affected
+
+
+def skip_tasks(connection: sa.Connection, call: int, keys: Sequence[str], blame: str, message: str) -> list[str]:
+    """These tasks need one that has no result, ``blame``; returns the open sweeps that need the call."""
+    affected = sweeps_needing(connection, call)
+    _end_some(connection, call, State.SKIPPED, keys, blame)
+    emit_to_all(connection, affected, "call.skipped", message, call=call)
+    return affected
+
+
+def recompute_task(connection: sa.Connection, key: str, kind: str, needing: Sequence[str]) -> int:
+    """The artifact of an ended task is lost: a new call computes it again; returns the call.
+
+    Open sweeps with this stage wait for it, and so do the sweeps in ``needing``; the first of them owns the call.
+    """
+    call = create_call(connection, needing[0], kind, size=1)
+    legal = tasks.c.state.in_(legal_before(TASK, State.PENDING))
+    connection.execute(tasks.update().where(tasks.c.key == key, legal).values(state=State.PENDING, call=call))
+    opened = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN))
+    which = sa.and_(
+        stages.c.key == key, stages.c.sweep.in_(opened), stages.c.state.in_(legal_before(STAGE, State.PENDING))
+    )
+    for row in connection.execute(sa.select(stages.c.sweep, stages.c.state).where(which)).all():
+        counts.add(connection, row.sweep, kind, row.state, -1)
+        counts.add(connection, row.sweep, kind, State.PENDING, 1)
+        counts.need(connection, call, row.sweep, kind, 1)
+    connection.execute(stages.update().where(which).values(state=State.PENDING, call=call))
+    need_stage(connection, key, kind, call, needing)
+    return call
+
+
+def need_stage(connection: sa.Connection, key: str, kind: str, call: int, needing: Sequence[str]) -> None:
+    """Sweeps that did not have this open task as a stage have it now."""
+    have = set(connection.scalars(sa.select(stages.c.sweep).where(stages.c.key == key)))
+    new = [sweep for sweep in needing if sweep not in have]
+    if not new:
+        return
+    rows = [{"sweep": sweep, "key": key, "call": call, "state": State.PENDING} for sweep in new]
+    insert_many(connection, stages, rows)
+    state = connection.execute(_CALL, {"of_call": call}).one().state
+    for sweep in new:
+        counts.add(connection, sweep, kind, state, 1)
+        counts.need(connection, call, sweep, kind, 1)
+
+
+def await_tasks(connection: sa.Connection, call: int, keys: Iterable[str]) -> None:
+    """A pending call waits for these tasks too."""
+    waited = set(connection.scalars(sa.select(waits.c.key).where(waits.c.call == call)))
+    insert_many(connection, waits, [{"call": call, "key": key} for key in keys if key not in waited])
+
+
+def count_waits(connection: sa.Connection, keys: Sequence[str]) -> None:
+    """Count again how many tasks the pending calls that wait for these tasks wait for."""
+    connection.execute(_recount(of_call=False), {"keys": keys})
+
+
+def _end_tasks(
+    connection: sa.Connection, call: int, after: State, event: str | None = None, message: str = ""
+) -> list[str]:
+    """End all open tasks of a call that has ended; returns the open sweeps that needed it."""
+    affected = sweeps_needing(connection, call)
+    for table in (tasks, stages, cells):
+        connection.execute(_end(table, some=False), {"of_call": call, "after": after, **_blamed(table, None)})
+    counts.drop_call(connection, call)
+    connection.execute(_recount(of_call=True), {"of_call": call})
+    if event is not None:
+        emit_to_all(connection, affected, event, message, call=call)
+    return affected
+
+
+def _end_some(
+    connection: sa.Connection, call: int, after: State, keys: Sequence[str], blame: str | None = None
+) -> None:
+    """End these open tasks of a call that continues, and what needs them."""
+    row = connection.execute(_CALL, {"of_call": call}).one()
+    for piece in chunks(keys):
+        for table, kind in ((cells, CELLS), (stages, row.kind)):
+            ending = sa.and_(table.c.call == call, table.c.state == State.PENDING, table.c.key.in_(piece))
+            grouped = sa.select(table.c.sweep, sa.func.count()).where(ending).group_by(table.c.sweep)
+            for sweep, n in connection.execute(grouped).all():
+                counts.add(connection, sweep, kind, row.state, -n)
+                counts.add(connection, sweep, kind, after, n)
+                counts.need(connection, call, sweep, kind, -n)
+        for table in (tasks, stages, cells):
+            given = {"of_call": call, "after": after, "keys": piece, **_blamed(table, blame)}
+            connection.execute(_end(table, some=True), given)
+        count_waits(connection, piece)
+    connection.execute(needs.delete().where(needs.c.call == call, needs.c.open <= 0))
+
+
+@functools.cache
+def _end(table: sa.Table, *, some: bool) -> sa.Update:
+    query = table.update().where(table.c.call == _OF_CALL, table.c.state == State.PENDING)
+    if some:
+        query = query.where(table.c.key.in_(sa.bindparam("keys", expanding=True)))
+    query = query.values(state=sa.bindparam("after"))
+    return query.values(blame=sa.bindparam("blamed")) if table is tasks else query
+
+
+def _blamed(table: sa.Table, blame: str | None) -> dict[str, str | None]:
+    return {"blamed": blame} if table is tasks else {}
+
+
+@functools.cache
+def _recount(*, of_call: bool) -> sa.Update:
+    all_of_call = sa.select(tasks.c.key).where(tasks.c.call == _OF_CALL)
+    which = waits.c.key.in_(all_of_call if of_call else sa.bindparam("keys", expanding=True))
+    waiting = sa.select(waits.c.call).where(which)
+    return calls.update().where(calls.c.state == State.PENDING, calls.c.id.in_(waiting)).values(waiting=_WAITING)
