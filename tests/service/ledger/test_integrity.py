@@ -1,10 +1,9 @@
-"""A ledger that is broken is refused and left as it is."""
+"""A damaged ledger is refused and does not change."""
 
 from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,27 +28,20 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    found = Ledger(f"sqlite:///{tmp_path / 'new.sqlite'}")
-    yield found
-    found.close()
-
-
 def refused(path: Path) -> str:
-    """What is said of the file, which stays as it is."""
+    """The message that refuses the file. The file does not change."""
     before = path.read_bytes()
     with pytest.raises(LedgerDamaged) as caught:
         Ledger(f"sqlite:///{path}")
     assert path.read_bytes() == before
-    said = str(caught.value)
-    assert str(path) in said
-    assert "a copy of it back" in said
-    assert "results folder" in said
-    return said
+    message = str(caught.value)
+    assert str(path) in message
+    assert "Restore a copy of it" in message
+    assert "results folder" in message
+    return message
 
 
-def test_a_whole_ledger_is_opened(path: Path) -> None:
+def test_an_undamaged_ledger_is_opened(path: Path) -> None:
     ledger = Ledger(f"sqlite:///{path}")
     with ledger.read() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(tables.tasks)) == 2000

@@ -1,4 +1,4 @@
-"""Whether a ledger's database is whole. It is checked once, when it is opened: a broken one is refused."""
+"""Checks that a ledger's database is undamaged. They run when it is opened, and refuse a damaged one."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from creditgrid.core.errors import CreditGridError
 from creditgrid.service.ledger import engine
 
 MAGIC = b"SQLite format 3\x00"
-ANEW = "all is planned anew then, and artifacts stay and are used again"
+AFTERWARDS = "everything is then planned again, and the artifacts are reused"
+"""What happens after a user has moved a ledger or its results away."""
 
 
 class LedgerDamaged(CreditGridError):
-    """The ledger is not what was written, or not the one that the results were written with."""
+    """The ledger is damaged, or does not belong to the results."""
 
 
 def check_file(path: Path) -> None:
-    """A file that is there is one of SQLite's; an empty one counts as new.
+    """An existing file is a SQLite database, or empty: that is a new ledger.
 
     Raises:
-        LedgerDamaged: it is something else.
-        OSError: it cannot be read.
+        LedgerDamaged: the file is something else.
+        OSError: the file cannot be read.
     """
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb") as file:
-        begin = file.read(len(MAGIC))
-    if begin != MAGIC:
-        raise damaged(str(path), f"it is no SQLite database (it begins with {begin!r})")
+        start = file.read(len(MAGIC))
+    if start != MAGIC:
+        raise damaged(str(path), f"it is no SQLite database (it starts with {start!r})")
 
 
 def check_pages(connection: sa.Connection) -> None:
-    """Every page of a SQLite file is where its tree says, and can be read. PostgreSQL looks after its own.
+    """SQLite finds no damaged page in its file. PostgreSQL checks its own pages.
 
     Raises:
-        LedgerDamaged: the first fault that SQLite names.
+        LedgerDamaged: with the first fault that SQLite found.
     """
     path = engine.sqlite_file(connection.engine)
     if path is None:
@@ -47,29 +48,26 @@ def check_pages(connection: sa.Connection) -> None:
 
 
 def check_tables(connection: sa.Connection, metadata: sa.MetaData) -> None:
-    """All tables are there, with all their columns.
+    """The database has all tables with all their columns.
 
     Raises:
-        LedgerDamaged: one is not.
+        LedgerDamaged: with the first table or column that is missing.
     """
-    held = {table: {column["name"] for column in columns} for (_, table), columns in _columns(connection)}
+    found = {
+        table: {column["name"] for column in columns}
+        for (_, table), columns in sa.inspect(connection).get_multi_columns().items()
+    }
+    name = engine.display_name(connection.engine)
     for table in metadata.sorted_tables:
-        if table.name not in held:
-            raise damaged(engine.display_name(connection.engine), f"it has no table {table.name!r}")
-        if lacking := [column.name for column in table.columns if column.name not in held[table.name]]:
-            text = f"its table {table.name!r} has no column {lacking[0]!r}"
-            raise damaged(engine.display_name(connection.engine), text)
+        if table.name not in found:
+            raise damaged(name, f"it has no table {table.name!r}")
+        if missing := [column.name for column in table.columns if column.name not in found[table.name]]:
+            raise damaged(name, f"its table {table.name!r} has no column {missing[0]!r}")
 
 
 def damaged(name: str, what: str) -> LedgerDamaged:
-    """The error for a database that is broken."""
+    """The error for a damaged database."""
     return LedgerDamaged(
-        f"the ledger {name} is damaged: {what}. Nothing was changed. Put a copy of it back, or move it and the data "
-        f"directory's results folder away together: {ANEW}"
+        f"the ledger {name} is damaged: {what}. Nothing was changed. Restore a copy of it, or move it and the data "
+        f"directory's results folder away together: {AFTERWARDS}"
     )
-
-
-def _columns(
-    connection: sa.Connection,
-) -> list[tuple[tuple[str | None, str], list[sa.engine.interfaces.ReflectedColumn]]]:
-    return list(sa.inspect(connection).get_multi_columns().items())

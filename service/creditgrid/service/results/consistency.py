@@ -6,7 +6,7 @@ twice.
 
 from __future__ import annotations
 
-from creditgrid.service.ledger.integrity import ANEW, LedgerDamaged
+from creditgrid.service.ledger.integrity import AFTERWARDS, LedgerDamaged
 from creditgrid.service.results.table import Results
 
 
@@ -26,18 +26,18 @@ def check_ledger(results: Results, ledger: str, started: int, written: int) -> N
         raise LedgerDamaged(
             f"the results in {results.path} were written with another ledger than {ledger}, which knows none of them "
             f"and would write their rows twice. Put the ledger back that belongs to them, or move {results.path} "
-            f"away: {ANEW}"
+            f"away: {AFTERWARDS}"
         )
     if (newest or 0) > started:
         raise LedgerDamaged(
             f"the results in {results.path} hold batch {newest} and the ledger {ledger} has started {started}: it is "
             "an older copy, and would take rows for written that are not. Put the newest ledger back, or move it and "
-            f"{results.path} away together: {ANEW}"
+            f"{results.path} away together: {AFTERWARDS}"
         )
     if (newest or 0) < written:
         raise LedgerDamaged(
             f"the ledger {ledger} notes batch {written} as written and the results in {results.path} "
             f"{'are missing' if newest is None else f'end with {newest}'}: they are an older copy, were removed, or "
             "belong to another ledger. Put the results back, or move both away "
-            f"together: {ANEW}"
+            f"together: {AFTERWARDS}"
         )
