@@ -230,7 +230,7 @@ def test_a_failing_group_names_its_cause_and_leaves_the_rest(service: Service) -
         assert sweep.view.counts == {"failed": 7, "succeeded": 2}
         (failure,) = sweep.failures()
         assert failure.count == 7
-        assert "told to raise at x = 3" in failure.cause
+        assert "asked to raise at x = 3" in failure.cause
         assert "creditgrid_noop.py" in failure.traceback
         assert {cell.error for cell in sweep.cells() if cell.state == "failed"} == {failure.cause}
         rows = {row["x"]: row for row in sweep.results().table.to_pylist()}

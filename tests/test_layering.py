@@ -92,8 +92,9 @@ CORE_LIGHT = [
         "datasets", "errors", "experiment", "experiments.credit_recovery", "experiments.dynamics",
         "experiments.exploitability", "experiments.linesearch", "experiments.parameters", "experiments.registry",
         "experiments.snapshot_time", "experiments.stage_runs", "experiments.stages", "experiments.summaries", "files",
-        "fingerprint", "plan", "rows", "science.imported", "spec.axes", "spec.extension", "spec.faults", "spec.grid",
-        "spec.model", "spec.text", "spec.validation", "states", "statistics", "task", "wire",
+        "fingerprint", "plan", "rows", "science.choices", "science.imported", "spec.axes", "spec.extension",
+        "spec.faults", "spec.grid", "spec.model", "spec.text", "spec.validation", "states", "statistics", "task",
+        "wire",
     )
 ]  # fmt: skip
 

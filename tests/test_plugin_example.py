@@ -226,9 +226,9 @@ def test_the_summary_has_intervals_over_seeds_and_a_verdict(sweep: Sweep) -> Non
 
     found = {}
     for verdict in summary.verdicts:
-        told = re.match(r"matrix (w[12]), d_hidden 32, checkpoint_epoch (\d+): mean stable rank ", verdict.text)
-        assert told is not None
-        matrix, epoch = told[1], int(told[2])
+        setting = re.match(r"matrix (w[12]), d_hidden 32, checkpoint_epoch (\d+): mean stable rank ", verdict.text)
+        assert setting is not None
+        matrix, epoch = setting[1], int(setting[2])
         ranks = [row["stable_rank"] for row in only(sweep, matrix=matrix, checkpoint_epoch=epoch)]
         assert len(ranks) == 3 * 4
         assert math.isclose(verdict.numbers["mean_stable_rank"], np.mean(ranks), rel_tol=1e-12)

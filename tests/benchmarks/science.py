@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from creditgrid.core.science.choices import TrainRule
 from creditgrid.core.science.credit import feedback_matrices
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.streams import generator
-from creditgrid.core.science.training import TrainRule, train
+from creditgrid.core.science.training import train
 from creditgrid.core.task import Arrays
 
 from . import plain_training

@@ -253,8 +253,8 @@ def test_an_exception_fails_its_call_with_its_traceback_and_no_other(kit: Kit) -
     good, bad = kit.submit(cells(1)), kit.submit([*cells(1), *cells(7, behaviour="raise")])
     end = kit.end_of(bad)
     assert isinstance(end, Failed)
-    assert end.error == "ValueError: told to raise at x = 7"
-    assert 'raise ValueError(f"told to raise at x = {x}")' in end.traceback
+    assert end.error == "ValueError: asked to raise at x = 7"
+    assert 'raise ValueError(f"asked to raise at x = {x}")' in end.traceback
     assert not end.transient
     assert end.host
     assert isinstance(kit.end_of(good), Finished)
@@ -263,7 +263,7 @@ def test_an_exception_fails_its_call_with_its_traceback_and_no_other(kit: Kit) -
 def test_failed_io_may_be_tried_again(kit: Kit) -> None:
     end = kit.end_of(kit.submit(cells(1, behaviour="io")))
     assert isinstance(end, Failed)
-    assert end.error == "OSError: told to fail as a disk would"
+    assert end.error == "OSError: asked to fail as a disk would"
     assert end.transient
 
 

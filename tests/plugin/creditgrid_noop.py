@@ -1,4 +1,4 @@
-"""A plugin as another package would ship it: an experiment that computes nothing, or fails as it is told."""
+"""A plugin as another package would ship it: an experiment that computes nothing, or fails on request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NoopParams(Params):
     y: float = Field(0.0, description="Any other.")
     behaviour: Literal["ok", "raise", "nan", "sleep", "crash", "io"] = Field("ok", description="What the cell does.")
     base: Literal["none", "ok", "raise"] = Field(
-        "none", description="A stage that the cell stands on, and what it does."
+        "none", description="A stage that the cell depends on, and what it does."
     )
     group: int = Field(0, description="Cells of one group are one call.")
 
@@ -30,9 +30,9 @@ def run(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Progress
     for number, task in enumerate(tasks):
         x, behaviour = task.params["x"], task.params["behaviour"]
         if behaviour == "raise":
-            raise ValueError(f"told to raise at x = {x}")
+            raise ValueError(f"asked to raise at x = {x}")
         if behaviour == "io":
-            raise OSError("told to fail as a disk would")
+            raise OSError("asked to fail as a disk would")
         if behaviour == "crash":
             os._exit(1)
         if behaviour == "sleep":
@@ -48,7 +48,7 @@ def run_base(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Pro
 
     for task in tasks:
         if task.params["base"] == "raise":
-            raise ValueError("the base was told to raise")
+            raise ValueError("the base was asked to raise")
         yield Output(task.key, arrays={"one": np.ones(1, np.float32)})
 
 

@@ -16,7 +16,7 @@ from creditgrid.core.experiments.summaries import grouped, over_seeds, setting_p
 from creditgrid.core.task import Inputs, Output, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
-    import torch  # imported for good only where tasks run: plans are made on machines that have none
+    import torch  # at run time only tasks import it: plans are made on machines that have none
 
 COLUMNS: Mapping[str, Column] = {
     "layer": Column("int64", "Layer l, from 0."),
@@ -41,8 +41,8 @@ class WeightSpectrumParams(TrainParams):
 
 
 def cell(params: WeightSpectrumParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
-    """The task that measures one cell, and what it stands on: parents before children."""
-    checkpoint = params.trained(dataset, params.checkpoint_epoch)  # the very task that other experiments name
+    """The task that measures one cell, and its ancestors: parents before children."""
+    checkpoint = params.trained(dataset, params.checkpoint_epoch)  # the same task that other experiments name
     spectrum = SPECTRUM.task({}, {"checkpoint": checkpoint})  # of both matrices: cells over ``matrix`` share it
     task = MEASURE.task(params.identity(), {"spectrum": spectrum}, group=(spectrum.key,))
     return task, params.ancestors(dataset, {"checkpoint": checkpoint, "spectrum": spectrum})

@@ -1,4 +1,4 @@
-"""A plugin whose one stage goes wrong as it is told, and its process with it: for workers that are processes."""
+"""A plugin whose one stage goes wrong on request, and its process with it: for workers that are processes."""
 
 from __future__ import annotations
 

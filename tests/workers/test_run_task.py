@@ -100,8 +100,8 @@ def test_what_a_task_raises_is_told_and_ends_it(run: Run) -> None:
     status, said = run(base, task)
     assert status == 1
     assert [message["type"] for message in said] == ["begun", "failed"]
-    assert (said[1]["key"], said[1]["error"]) == (base.key, "ValueError: the base was told to raise")
-    assert said[1]["traceback"].rstrip().endswith("ValueError: the base was told to raise")
+    assert (said[1]["key"], said[1]["error"]) == (base.key, "ValueError: the base was asked to raise")
+    assert said[1]["traceback"].rstrip().endswith("ValueError: the base was asked to raise")
     assert "run_base" in said[1]["traceback"]
 
 

@@ -34,11 +34,11 @@ def defaults(experiment: Experiment) -> dict[str, Any]:
 
 
 def planned(name: str, **values: Any) -> tuple[Task, dict[str, list[Task]]]:
-    """The measure task of a cell, and what it stands on by kind."""
+    """The measure task of a cell, and its ancestors by kind."""
     experiment = EXPERIMENTS[name]
     params = experiment.params(**{**defaults(experiment), **values})
     measure, ancestors = experiment.cell(params, DATASET)
-    below = list(dict.fromkeys(ancestors))  # one that plays two roles may be told twice
+    below = list(dict.fromkeys(ancestors))  # one that plays two roles may be listed twice
     place = {task.key: number for number, task in enumerate(below)}
     for task in below:  # parents come first
         assert all(place[key] < place[task.key] for key in task.parents.values())
@@ -418,7 +418,7 @@ def test_snapshots_are_averaged_over_seeds_by_method_and_epoch() -> None:
 
 
 def recovered(method: str, rho: float | None, gamma: float, **values: Any) -> list[dict[str, Any]]:
-    """Four layers' rows of one cell; the means stand on every one of them."""
+    """Four layers' rows of one cell; every one of them has the means."""
     return [
         row(
             "credit_recovery",

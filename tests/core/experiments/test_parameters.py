@@ -29,7 +29,7 @@ def name(blocks: int = 4, width: int = 256, inputs: int = 3072, classes: int = 1
 
 
 def base(experiment: Experiment) -> dict[str, Any]:
-    """What an experiment must be told."""
+    """The values that an experiment requires."""
     values: dict[str, Any] = {"dataset": "pictures", "method": "vec", "eta": 0.1}
     required = {field for field, info in experiment.params.model_fields.items() if info.is_required()}
     assert required <= values.keys()

@@ -1,4 +1,4 @@
-"""Lines of a summary: what is averaged, what is told apart, and statistics against NumPy and printed tables."""
+"""Lines of a summary: what is averaged, what has lines of its own, and statistics against NumPy and printed tables."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_one_seed_has_a_mean_and_no_spread() -> None:
 
 def test_rows_that_diverged_are_counted_and_left_out() -> None:
     rows = [row(seed=s, loss=v, diverged=d) for s, v, d in ((1, 1.0, False), (2, None, True), (3, 2.0, False))]
-    rows.append(row(seed=4, loss=99.0, diverged=True))  # another column of it was not finite
+    rows.append(row(seed=4, loss=99.0, diverged=True))  # another column was not finite
     (line,) = over_seeds(rows, ["method"], ["loss"])
     assert (line["n"], line["diverged"], line["loss"], line["loss_n"]) == (2, 2, 1.5, 2)
     (none,) = over_seeds([row(loss=None, diverged=True)], ["method"], ["loss"])

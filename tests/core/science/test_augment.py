@@ -42,7 +42,7 @@ def test_crops_and_flips_against_a_loop_over_pixels(shape: tuple[int, int, int, 
 
 
 def test_every_offset_and_flip_is_drawn_equally_often_and_independently() -> None:
-    """The augmented copies of one image with distinct pixels tell which offset and flip was drawn."""
+    """The augmented copies of one image with distinct pixels show which offset and flip was drawn."""
     image = torch.arange(1, 64 + 1, dtype=torch.uint8).view(1, 8, 8)
     outcomes = {
         _slow(image, top, left, flip, 2).numpy().tobytes(): (top, left, flip)

@@ -8,8 +8,8 @@ import slow_reference as slow
 import torch
 from torch import Tensor
 
+from creditgrid.core.science.choices import Method
 from creditgrid.core.science.credit import (
-    Method,
     credits,
     feedback_matrices,
     layer_times,

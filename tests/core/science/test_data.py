@@ -29,7 +29,7 @@ def test_normalise_against_a_loop(tiny_data: ImageData) -> None:
 
 
 def _indexed(size: int) -> ImageData:
-    """Images that carry their index in every pixel's colour, so that a batch tells which images it holds."""
+    """Images that carry their index in every pixel's colour, so that a batch shows which images it holds."""
     index = torch.arange(size)
     images = torch.stack([1 + index % 100, 1 + index // 100], dim=1).to(torch.uint8)[:, :, None, None]
     images = images.expand(size, 2, 6, 6).contiguous()

@@ -331,7 +331,7 @@ def test_dfa_without_its_feedback_is_refused_before_anything_is_done(tiny_data: 
         next(_align(_network(tiny_data), tiny_data, feedback=None))
 
 
-# -- going on from where a run stood -------------------------------------------------------------------------------
+# -- resuming a run --------------------------------------------------------------------------------------------------
 
 
 def _kept(state: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:

@@ -18,7 +18,7 @@ def test_failures_are_grouped_by_cause_the_most_frequent_first(house: House) -> 
     assert [(view.cause, view.kind, view.count, view.skipped) for view in found] == [
         ("ValueError: frequent", "noop", 4, 0),
         ("ValueError: rare", "noop", 2, 0),
-        ("ValueError: the base was told to raise", "noop_base", 1, 1),
+        ("ValueError: the base was asked to raise", "noop_base", 1, 1),
     ]
     keys = {cell.key for cell in house.cells.page(sweep, None, -1, 20)[0]}
     assert found[0].key in keys

@@ -18,5 +18,5 @@ def test_stages_are_listed_with_what_they_cost(house: House) -> None:
     assert good.bytes == len(house.store.read(good.key))
     assert good.seconds is not None
     assert (bad.state, bad.bytes) == (State.FAILED, None)
-    assert bad.error == "ValueError: the base was told to raise"
+    assert bad.error == "ValueError: the base was asked to raise"
     assert [stage.key for stage in house.tasks.page(sweep, State.FAILED, "", 9)[0]] == [bad.key]

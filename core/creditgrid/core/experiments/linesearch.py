@@ -20,6 +20,7 @@ from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Sum
 from creditgrid.core.experiments.parameters import StepParams, enough_blocks, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task
 from creditgrid.core.experiments.summaries import Line, grouped, statistics, varied
+from creditgrid.core.science.choices import NormMode, UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ GROUPED = ("method", "update_range", "norm_mode")
 class LinesearchParams(StepParams):
     """Parameters of a line-search cell; each may be fixed or an axis."""
 
-    update_range: Literal["last1", "last2", "all"] = Field("all", description="Blocks that take the step.")
-    norm_mode: Literal["raw", "norm"] = Field("raw", description="norm: a_l divided by its RMS, per sample.")
+    update_range: UpdateRange = Field("all", description="Blocks that take the step.")
+    norm_mode: NormMode = Field("raw", description="norm: a_l divided by its RMS, per sample.")
     update_head: Literal["auto", "always", "never"] = Field("auto", description="auto: the head steps unless last1.")
     eta: float = Field(description="Step size η of the local update.", ge=0)
 

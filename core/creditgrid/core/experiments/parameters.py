@@ -7,17 +7,17 @@ checkpoints and estimators.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Params
 from creditgrid.core.experiments.stages import checkpoint_task, data_task, feedback_task, fit_task, train_task
+from creditgrid.core.science.choices import Method, Reduction, Signal, TrainRule
 from creditgrid.core.science.imported import CheckpointName
 from creditgrid.core.task import Task, TaskKind
 
-MethodName = Literal["oracle_bp", "vec", "scalar_cb", "dfa", "state_bridge"]
 FIT_EPOCHS = {"vec": 60, "scalar_cb": 100, "state_bridge": 100}
 FIT_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "vec": {"vec_directions": "num_directions", "vec_eps": "eps"},
@@ -52,7 +52,7 @@ class TrainParams(Params):
     residual_add: bool = Field(True, description="h_{l+1} = h_l + F_l(h_l); false drops the h_l.")
     w2_std: float = Field(0.01, ge=0, description="Standard deviation of w2's initial weights.")
 
-    train_rule: Literal["bp", "dfa"] = Field("bp", description="Training by backprop or direct feedback alignment.")
+    train_rule: TrainRule = Field("bp", description="Training by backprop or direct feedback alignment.")
     random_targets: bool = Field(False, description="dfa: labels of each minibatch are replaced by uniform classes.")
     train_epochs: int = Field(
         100, ge=0, le=100_000, description="Epochs of the training run (and of its cosine schedule)."
@@ -106,10 +106,8 @@ class CreditParams(TrainParams):
         description="Epoch of the probed checkpoint; null: the last. Of an imported one: its epoch, if known.",
     )
 
-    method: MethodName = Field(description="Where the credit comes from.")
-    oracle_reduction: Literal["mean", "sum"] = Field(
-        "mean", description="Reduction of the loss whose gradient oracle_bp is."
-    )
+    method: Method = Field(description="Where the credit comes from.")
+    oracle_reduction: Reduction = Field("mean", description="Reduction of the loss whose gradient oracle_bp is.")
     fit_epochs: int | None = Field(
         None, ge=0, le=100_000, description="Epochs of fitting; null: vec 60, scalar_cb and state_bridge 100."
     )
@@ -121,7 +119,7 @@ class CreditParams(TrainParams):
     cb_sigma: float = Field(0.05, ge=0, description="scalar_cb: scale σ of the perturbations.")
     cb_ema: float = Field(0.995, ge=0, le=1, description="scalar_cb: decay of the averaged value net.")
     cb_term_grad_weight: float = Field(1.0, ge=0, description="scalar_cb: weight of the terminal gradient's loss.")
-    cb_source: Literal["e_T", "delta_L"] = Field("e_T", description="scalar_cb: the signal s the value net is given.")
+    cb_source: Signal = Field("e_T", description="scalar_cb: the signal s the value net is given.")
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         yield from super().conflicts(dataset)

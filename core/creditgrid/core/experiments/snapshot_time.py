@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Sum
 from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task, step_batches
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
+from creditgrid.core.science.choices import UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ COLUMNS: Mapping[str, Column] = {
 class SnapshotTimeParams(CreditParams):
     """Parameters of a snapshot-time cell; each may be fixed or an axis."""
 
-    update_range: Literal["last1", "last2", "all"] = Field("last1", description="Blocks that take the steps.")
+    update_range: UpdateRange = Field("last1", description="Blocks that take the steps.")
     eta: float | None = Field(None, ge=0, description="Step size; null: the best of 1e-5 … 1e-2, seven values.")
     extra_batches: int = Field(4, ge=2, le=4096, description="Batches over which update directions are compared.")
 

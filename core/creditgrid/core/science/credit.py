@@ -17,19 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from creditgrid.core.science.choices import Method, Reduction, Signal
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.metrics import cross_entropy
 from creditgrid.core.science.network import Layers
 from creditgrid.core.science.streams import generator
-
-Method = Literal["oracle_bp", "dfa", "vec", "scalar_cb", "state_bridge"]
-Signal = Literal["e_T", "delta_L"]
-Reduction = Literal["mean", "sum"]
 
 
 def feedback_matrices(seed: int, num_blocks: int, d_hidden: int, num_classes: int) -> Tensor:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from creditgrid.core.science.credit import Method, Reduction, Signal, credits
+from creditgrid.core.science.choices import Method, Reduction, Signal
+from creditgrid.core.science.credit import credits
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, fitted_estimator
 from creditgrid.core.science.network import Layers, ResidualMLP

@@ -17,7 +17,8 @@ from typing import NotRequired, TypeAlias, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from creditgrid.core.science.credit import Signal, layer_times, output_error, terminal_gradient
+from creditgrid.core.science.choices import Signal
+from creditgrid.core.science.credit import layer_times, output_error, terminal_gradient
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.metrics import central_differences, cross_entropy

@@ -20,12 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from creditgrid.core.science.choices import NormMode, UpdateRange
 from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.metrics import correct, cross_entropy, rms
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.updates import (
-    NormMode,
-    UpdateRange,
     local_direction,
     noise,
     normalise_credit,

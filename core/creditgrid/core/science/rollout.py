@@ -16,13 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from creditgrid.core.science.choices import NormMode, Rule
 from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.metrics import cross_entropy
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.updates import (
-    NormMode,
-    Rule,
     differentiate,
     noise,
     normalise_credit,

@@ -16,20 +16,17 @@ CE_mean(out_head(out_ln(h_L)), y). A step is plain SGD, p <- p - η ∇.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from creditgrid.core.science.choices import Rule, UpdateRange
 from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.metrics import cross_entropy, rms
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.streams import generator
-
-UpdateRange = Literal["last1", "last2", "all"]
-NormMode = Literal["raw", "norm"]
-Rule = Literal["inner_product", "target_shift", "cosine"]
 
 OutputGradients: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
