@@ -1,4 +1,4 @@
-"""What a service is started with: command-line options over ``CREDITGRID_…`` environment variables over defaults."""
+"""A service's settings: from command-line options, then ``CREDITGRID_…`` environment variables, then defaults."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from creditgrid.service.ledger.engine import parse_url
 
 MIN_TOKEN = 16
 """Characters; a shorter token could be guessed."""
+SIZE = re.compile(r"0*[1-9]\d*\s*[KMG]B", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
-    """One service's settings. There is no global instance: whoever starts a service makes one and hands it on."""
+    """The settings of one service. There is no global instance."""
 
-    # A value is never shown in a validation error: one of them is the token, another may hold a database password.
+    # A validation error shows no value: it could be the token or a database password.
     model_config = SettingsConfigDict(env_prefix="CREDITGRID_", extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs a token.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    data_dir: Path = Field(Path("creditgrid-data"), description="Where ledger, artifacts and results lie.")
+    data_dir: Path = Field(Path("creditgrid-data"), description="Folder of the ledger, artifacts and results.")
     database_url: SecretStr | None = Field(
         None,
-        description="Where the ledger lives: postgresql://user:password@host/database; default: SQLite in data_dir.",
+        description="The ledger's database, postgresql://user:password@host/database; default: SQLite in data_dir.",
     )
     ray_address: str | None = Field(None, description="A running Ray cluster to join; default: start one here.")
     runner: Literal["ray", "local"] = Field("ray", description="local: threads of this process, without Ray.")
     cpus: int | None = Field(None, gt=0, description="CPUs to use of this machine; default: all.")
     gpus: int | None = Field(None, ge=0, description="GPUs to use of this machine; default: all.")
     token: SecretStr | None = Field(None, description="Bearer token that every /v1 request must carry.")
-    query_timeout_s: float = Field(30.0, gt=0, le=3600, description="A SQL query is stopped after this long.")
-    query_memory: str = Field("512MB", description="Memory of one SQL query, such as 512MB or 2GB.")
+    query_timeout_s: float = Field(30.0, gt=0, le=3600, description="Time limit of a SQL query.")
+    query_memory: ByteSize = Field(ByteSize(512 * 10**6), description="Memory of one SQL query, such as 512MB or 2GB.")
     query_max_rows: int = Field(1_000_000, ge=1, description="A SQL query that yields more rows is refused.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
-    grace_s: float = Field(10.0, ge=0, le=3600, description="On a stop, running calls may go on for this long.")
+    grace_s: float = Field(10.0, ge=0, le=3600, description="Time for running calls to finish when the service stops.")
 
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        # Workers find artifacts under the same path, from other working directories.
+        # Workers use the same path from other working directories.
         return value.expanduser().absolute()
 
     @field_validator("token")
@@ -58,15 +59,16 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _a_database(cls, value: SecretStr | None) -> SecretStr | None:
+    def _supported_database(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             parse_url(value.get_secret_value())
         return value
 
-    @field_validator("query_memory")
+    @field_validator("query_memory", mode="before")
     @classmethod
-    def _a_size(cls, value: str) -> str:
-        memory_bytes(value)
+    def _whole_size(cls, value: object) -> object:
+        if isinstance(value, str) and SIZE.fullmatch(value.strip()) is None:  # ByteSize ignores text after the unit
+            raise ValueError("a memory size is a positive whole number and KB, MB or GB, such as 512MB")
         return value
 
     @model_validator(mode="after")
@@ -80,22 +82,10 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host`` (an address or ``localhost``; other names are not looked up)."""
+    """Whether only this machine can reach ``host``, an address or ``localhost``; other names are not resolved."""
     if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def memory_bytes(text: str) -> int:
-    """Bytes in a size such as ``512MB``.
-
-    Raises:
-        ValueError: for anything but a positive number with KB, MB or GB.
-    """
-    found = re.fullmatch(r"(\d+)\s*(KB|MB|GB)", text.strip(), re.IGNORECASE)
-    if found is None or int(found[1]) == 0:
-        raise ValueError("a memory size is a positive whole number and KB, MB or GB, such as 512MB")
-    return int(found[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[found[2].upper()]

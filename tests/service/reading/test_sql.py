@@ -24,7 +24,7 @@ ROWS = pa.table({"cell": ["a", "b", "c"], "experiment": ["linesearch"] * 3, "eta
 
 def make(fakes: Fakes, timeout_s: float = TIMEOUT_S) -> Sandbox:
     sql_tables: Any = fakes.sql_tables
-    return Sandbox(sql_tables, timeout_s, memory="256MB", max_rows=1000)
+    return Sandbox(sql_tables, timeout_s, memory=256 * 10**6, max_rows=1000)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_memory_is_bounded(sandbox: Sandbox, sql: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        with pytest.raises(QueryError, match=r"256MB of memory|longer than"):
+        with pytest.raises(QueryError, match=r"256 MB of memory|longer than"):
             sandbox.query(sql)
     finally:
         done.set()

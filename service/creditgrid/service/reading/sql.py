@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from creditgrid.core.errors import BusyError, QueryError
-from creditgrid.service.reading.sql_process import NO_MEMORY, Request
-from creditgrid.service.settings import memory_bytes
+from creditgrid.service.reading.sql_process import NO_MEMORY, Request, out_of_memory
 
 if TYPE_CHECKING:
     from creditgrid.service.reading.sql_tables import SqlTables
@@ -37,11 +36,11 @@ class Sandbox:
     Args:
         sql_tables: what queries read, as ``results``, ``cells`` and ``sweeps``.
         timeout_s: seconds until a query is stopped, and until one that waits for its turn gives up.
-        memory: DuckDB's memory for one query, such as ``512MB``.
+        memory: DuckDB's memory for one query, in bytes.
         max_rows: a result with more rows is refused.
     """
 
-    def __init__(self, sql_tables: SqlTables, timeout_s: float, memory: str, max_rows: int) -> None:
+    def __init__(self, sql_tables: SqlTables, timeout_s: float, memory: int, max_rows: int) -> None:
         self._tables = sql_tables
         self._timeout_s, self._memory, self._max_rows = timeout_s, memory, max_rows
         self._slots = threading.BoundedSemaphore(CONCURRENT)
@@ -113,7 +112,7 @@ class Sandbox:
         if status == -signal.SIGALRM:
             return QueryError(f"the query took longer than {self._timeout_s:g} s and was stopped: select less")
         if status in (NO_MEMORY, -signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
-            return QueryError(f"the query needs more than {self._memory} of memory and was stopped: select less")
+            return out_of_memory(self._memory)
         return QueryError(f"the process that ran the query ended with status {status} after {seconds:.1f} s")
 
     def _take(self) -> subprocess.Popen[bytes]:
@@ -130,7 +129,7 @@ class Sandbox:
     def _start(self) -> subprocess.Popen[bytes]:
         # The token and the database's password are none of its business.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CREDITGRID_")}
-        allowed = memory_bytes(self._memory) + OVERHEAD
+        allowed = self._memory + OVERHEAD
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "creditgrid.service.reading.sql_process", str(allowed)],
             stdin=subprocess.PIPE,

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
+from humanize import naturalsize
 
 from creditgrid.core.errors import QueryError
 
@@ -45,7 +46,7 @@ class Request:
     sql: str
     tables: Mapping[str, pa.Table | pads.Dataset]
     timeout_s: float
-    memory: str
+    memory: int
     max_rows: int
 
 
@@ -82,13 +83,18 @@ def answer(request: Request, replies: IO[bytes]) -> None:
             relation = _presentable(connection.sql(checked(request.sql)))
             _write(relation.to_arrow_reader(BATCH_ROWS), request.max_rows, replies)
     except (duckdb.OutOfMemoryException, MemoryError, pa.ArrowMemoryError) as error:
-        raise QueryError(f"the query needs more than {request.memory} of memory: select less") from error
+        raise out_of_memory(request.memory) from error
     except BrokenPipeError:
         raise  # nobody reads the answer any more
     except (duckdb.Error, pa.ArrowException, OSError, RuntimeError, ValueError) as error:
         if "Out of Memory" in str(error):  # so it is called when the last copy, to Arrow, fails
-            raise QueryError(f"the query needs more than {request.memory} of memory: select less") from error
+            raise out_of_memory(request.memory) from error
         raise QueryError(str(error)) from error
+
+
+def out_of_memory(memory: int) -> QueryError:
+    """The error of a query that needs more than ``memory`` bytes."""
+    return QueryError(f"the query needs more than {naturalsize(memory, format='%g')} of memory: select less")
 
 
 def checked(sql: str) -> str:
@@ -108,11 +114,11 @@ def checked(sql: str) -> str:
     return sql
 
 
-def _lock(connection: duckdb.DuckDBPyConnection, memory: str) -> None:
+def _lock(connection: duckdb.DuckDBPyConnection, memory: int) -> None:
     settings = {
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
-        "memory_limit": memory,
+        "memory_limit": f"{memory}B",
         "threads": 2,
         "temp_directory": "",
         "max_temp_directory_size": "0B",
