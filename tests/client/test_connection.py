@@ -140,17 +140,17 @@ def test_other_servers_are_recognised() -> None:
             NotFound, match=r"404 Not Found \(<html> nothing here</html>\): is it a CreditGrid service\?"
         ):
             client.experiments()
-        with pytest.raises(UnexpectedAnswer, match="no ExperimentView"):
+        with pytest.raises(UnexpectedAnswer, match="is no ExperimentView"):
             client.experiment("html")
-        with pytest.raises(UnexpectedAnswer, match="no ExperimentView"):
+        with pytest.raises(UnexpectedAnswer, match="is no ExperimentView"):
             client.experiment("shape")
-        with pytest.raises(UnexpectedAnswer, match=r"points to https://else\.where/"):
+        with pytest.raises(UnexpectedAnswer, match=r"redirects to https://else\.where/"):
             client.experiment("moved")
         with pytest.raises(UnexpectedAnswer, match="not JSON"):
             client.artifact_record("a")
-        with pytest.raises(UnexpectedAnswer, match="no safetensors file"):
+        with pytest.raises(UnexpectedAnswer, match="not a safetensors file"):
             client.artifact("a")
-        with pytest.raises(UnexpectedAnswer, match="no Arrow stream"):
+        with pytest.raises(UnexpectedAnswer, match="not an Arrow stream"):
             client.query("select 1")
 
 

@@ -127,7 +127,7 @@ def test_the_command_prints_json(file: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.usefixtures("commanded")
 def test_the_command_refuses_in_one_line(uploads: Service, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["import-checkpoint", str(file.parent)]) == 2
-    assert capsys.readouterr().err == f"error: {file.parent}: that is a folder; give a file by torch.save\n"
+    assert capsys.readouterr().err == f"error: {file.parent}: that is a folder; give one by torch.save\n"
     assert uploads.requests == []
     problem = Problem(title="Unprocessable", status=422, detail="out_ln.bias missing").model_dump_json()
     uploads.script = [httpx.Response(422, text=problem, headers={"Content-Type": "application/problem+json"})]

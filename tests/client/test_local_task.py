@@ -167,7 +167,7 @@ def test_what_it_raises_is_shown(service, run: Run) -> None:
     ("fate", "said"),
     [
         ("exit", "the task ended its process with exit status 3, without an exception"),
-        ("kill", "the task's process was ended by SIGKILL, as the system does to one that takes too much memory"),
+        ("kill", "the task's process was ended by SIGKILL, perhaps by the system because it used too much memory"),
         ("segv", "the task's process was ended by SIGSEGV"),
         ("leave", "SystemExit: the task asked its process to end with status enough"),
     ],
@@ -220,7 +220,7 @@ def test_a_parent_that_is_gone(service, run: Run, tmp_path: Path) -> None:
     code, out, err = run(key, "--keep", str(kept))
     assert (code, out) == (4, "")
     line = err.splitlines()[-1]
-    assert line.startswith(f"error: fates {key} stands on an artifact (base) that cannot be had: there is no artifact")
+    assert line.startswith(f"error: fates {key} needs an artifact (base) that is not available: there is no artifact")
     assert line.endswith(f"with --with-parents, or alone: creditgrid run-task {base}")
     code, out, err = run(key, "--with-parents", "--keep", str(kept), "-o", "json")
     assert code == 0, err

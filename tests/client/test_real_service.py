@@ -207,7 +207,7 @@ def test_control_of_a_sweep_that_runs(real: Service, capfd: pytest.CaptureFixtur
         assert "nothing was changed: " in out
         code, out = ask("extend", sweep.id, "--axis", "x=2,3")
         assert code == 0, out
-        assert "2 cells more make 3" in out
+        assert "2 cells added, 3 in total" in out
         assert "nothing was changed: " in ask("extend", sweep.id, "--axis", "x=3")[1]
         assert ask("retry", sweep.id)[0] == 5
         assert ask("resume", sweep.id)[0] == 0

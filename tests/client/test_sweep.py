@@ -229,7 +229,7 @@ def test_extend(service, client) -> None:
 
 def test_an_extension_that_cannot_be_sent(service, client, spec_problem) -> None:
     sweep = client.sweep(service.add())
-    with pytest.raises(BadSetting, match="nothing to extend"):
+    with pytest.raises(BadSetting, match="there is nothing to add"):
         sweep.extend()
     with pytest.raises(SpecError, match="/axes/eta/1: nan is not a finite number"):
         sweep.extend({"eta": [1, float("nan")]})

@@ -9,7 +9,7 @@
         print(sweep.summary().verdicts)
         table = sweep.results().table
 
-The names below are imported when they are first used: the command line's help needs no HTTP.
+The names below are imported at their first use, because the command line's help needs no HTTP.
 """
 
 from __future__ import annotations

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Plans, submits and reads sweeps on one service; use it as a context manager, or close it.
+    """Plans, submits and reads sweeps on one service. Use it as a context manager, or close it.
 
     Args:
-        url: of the service; default: $CREDITGRID_URL, else http://127.0.0.1:8000.
-        token: the API token; default: $CREDITGRID_TOKEN, else none.
+        url: of the service; default: $CREDITGRID_URL, or http://127.0.0.1:8000.
+        token: the API token; default: $CREDITGRID_TOKEN, or none.
         timeout: seconds without an answer after which a connection counts as lost.
         transport: replaces the network, in tests.
 
@@ -72,22 +72,22 @@ class Client:
         self._connection.close()
 
     def plan(self, spec: Spec) -> PlanView:
-        """What submitting ``spec`` would compute and what is there already; nothing is written.
+        """What submitting ``spec`` would compute and what exists already; nothing is written.
 
         Raises:
-            SpecError: for a spec that cannot be sent.
-            InvalidRequest: for one that the service refuses, with a pointer to each fault.
+            SpecError: if the spec cannot be sent.
+            InvalidRequest: if the service refuses it, with a pointer to each fault.
         """
         return read(self._connection.request("POST", "/v1/plans", json=spec_document(spec), computing=True), PlanView)
 
     def submit(self, spec: Spec) -> Sweep:
         """Submit a sweep: a mapping, a SweepSpec, or the path of a YAML or JSON file.
 
-        One Idempotency-Key goes with all tries, so a lost connection never makes two sweeps.
+        All tries have one Idempotency-Key, so a lost connection never makes two sweeps.
 
         Raises:
-            SpecError: for a spec that cannot be sent.
-            InvalidRequest: for one that the service refuses, with a pointer to each fault.
+            SpecError: if the spec cannot be sent.
+            InvalidRequest: if the service refuses it, with a pointer to each fault.
         """
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         answer = self._connection.request(
@@ -106,12 +106,12 @@ class Client:
         return Sweep(self._connection, self._connection.get(SweepView, "sweeps", id))
 
     def sweeps(self, state: State | str | None = None, limit: int | None = None) -> Iterator[Sweep]:
-        """Sweeps, the newest first; only those in one state, or at most ``limit``, if asked. Fetched page by page."""
+        """Sweeps, the newest first; if given, only those in ``state``, and at most ``limit``. Fetched page by page."""
         for view in pages(self._connection, "/v1/sweeps", SweepView, state, limit):
             yield Sweep(self._connection, view)
 
     def experiments(self) -> list[ExperimentView]:
-        """The experiments that the service knows."""
+        """All experiments of the service."""
         return self._connection.get(Page[ExperimentView], "experiments").items
 
     def experiment(self, name: str) -> ExperimentView:
@@ -126,14 +126,14 @@ class Client:
         """The rows of a SQL query over the table ``results`` and the views ``cells`` and ``sweeps``.
 
         Raises:
-            InvalidRequest: for a query that is refused or fails.
+            InvalidRequest: if the query is refused or fails.
         """
         return Result.from_stream(self.query_bytes(sql, "arrow"))
 
     def query_bytes(self, sql: str, format: str) -> bytes:
         """The rows of a SQL query as a file in ``format``: arrow (IPC stream), parquet, csv or json."""
         if format not in MEDIA_TYPES:
-            raise BadSetting(f"{format!r} is no format of results: use one of {', '.join(MEDIA_TYPES)}")
+            raise BadSetting(f"{format!r} is not a format of results: use one of {', '.join(MEDIA_TYPES)}")
         headers = {"Accept": MEDIA_TYPES[format]}
         return self._connection.request("POST", "/v1/query", json={"sql": sql}, headers=headers, computing=True).content
 
@@ -142,7 +142,7 @@ class Client:
 
         Raises:
             NotFound: if no artifact is stored under this key.
-            DamagedAnswer: if what came is not what was stored.
+            DamagedAnswer: if the received data is not what was stored.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -153,43 +153,43 @@ class Client:
         try:
             tensors: dict[str, np.ndarray[Any, Any]] = load(data)
         except SafetensorError as error:
-            raise UnexpectedAnswer(f"artifact {key} came as no safetensors file: {error}") from error
+            raise UnexpectedAnswer(f"artifact {key} is not a safetensors file: {error}") from error
         return tensors
 
     def download_artifact(self, key: str, path: str | Path) -> Path:
-        """Write an artifact to a safetensors file, which appears when it is whole.
+        """Write an artifact to a safetensors file, which appears when it is complete.
 
         Raises:
             NotFound: if no artifact is stored under this key.
-            DamagedAnswer: if what came is not what was stored.
+            DamagedAnswer: if the received data is not what was stored.
         """
         self._connection.download(resource("artifacts", key), Path(path), accept="application/octet-stream, */*")
         return Path(path)
 
     def import_checkpoint(self, path: str | Path) -> CheckpointView:
-        """Send a file by ``torch.save(model.state_dict(), path)``; a spec then names it as ``checkpoint``.
+        """Send a file made by ``torch.save(model.state_dict(), path)``; a spec then names it as ``checkpoint``.
 
         Raises:
-            BadSetting: for a path that is no file, or too large a one; nothing is sent.
-            InvalidRequest: for a file that is no state dict of a residual MLP.
+            BadSetting: if the path is not a file, or the file is too large; nothing is sent.
+            InvalidRequest: if the file is not a state dict of a residual MLP.
         """
         answer = self._connection.upload("/v1/checkpoints", _importable(Path(path)), "application/octet-stream")
         return read(answer, CheckpointView)
 
     def artifact_record(self, key: str) -> dict[str, Any]:
-        """What an artifact was made of and how: the hashed payload, the parents' keys, the provenance."""
+        """An artifact's record: the hashed payload, the parents' keys, the provenance."""
         answer = self._connection.request("GET", resource("artifacts", key, "record"))
         try:
             record = answer.json()
         except ValueError as error:
-            raise UnexpectedAnswer(f"{answer.request.url} answers something that is not JSON") from error
+            raise UnexpectedAnswer(f"the answer of {answer.request.url} is not JSON") from error
         return dict(record)
 
     def task(self, key: str) -> TaskDocument:
-        """A stage or cell of any sweep: what it computes, and the keys of what it stands on.
+        """A stage or cell of any sweep: what it computes, and the keys of its parents.
 
         Raises:
-            NotFound: if no sweep has named this key.
+            NotFound: if no sweep has a task with this key.
         """
         if not key:
             raise BadSetting("a task's key is empty")
@@ -198,18 +198,18 @@ class Client:
     def gc(
         self, older_than_s: float | None = None, max_bytes: int | None = None, dry_run: bool = False
     ) -> RetentionView:
-        """Remove artifacts that no open sweep needs; what a later sweep needs is computed again.
+        """Remove artifacts that no open sweep needs. A later sweep that needs one computes it again.
+
+        Without an age and a size only leftovers are removed. After a lost answer the request is sent again, and the
+        result has only what the repeated request removed.
 
         Args:
-            older_than_s: those that nothing has used for so many seconds.
-            max_bytes: then the longest unused, until the rest fits.
-            dry_run: remove nothing, and tell what would be.
-
-        Without an age and a size only leftovers go. Where the answer was lost on its way, what the repeated request
-        tells is what was left to do.
+            older_than_s: remove artifacts that were not used for this many seconds.
+            max_bytes: then remove the longest unused ones until the rest fits.
+            dry_run: remove nothing, and return what would be removed.
         """
-        asked = RetentionRequest(older_than_s=older_than_s, max_bytes=max_bytes, dry_run=dry_run)
-        answer = self._connection.request("POST", "/v1/gc", json=asked.model_dump(), computing=True)
+        request = RetentionRequest(older_than_s=older_than_s, max_bytes=max_bytes, dry_run=dry_run)
+        answer = self._connection.request("POST", "/v1/gc", json=request.model_dump(), computing=True)
         return read(answer, RetentionView)
 
 
@@ -217,7 +217,7 @@ def _importable(path: Path) -> Path:
     if not path.exists():
         raise BadSetting(f"{path}: there is no such file")
     if not path.is_file():
-        raise BadSetting(f"{path}: that is {'a folder' if path.is_dir() else 'no file'}; give a file by torch.save")
+        raise BadSetting(f"{path}: that is {'a folder' if path.is_dir() else 'no file'}; give one by torch.save")
     if (size := path.stat().st_size) > MAX_CHECKPOINT_BYTES:
         raise BadSetting(f"{path}: {size:,} bytes are more than the {MAX_CHECKPOINT_BYTES:,} that are accepted")
     return path

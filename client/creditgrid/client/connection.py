@@ -1,9 +1,9 @@
-"""HTTP with the service: tries again what may be tried again, and turns every failure into one of our errors.
+"""HTTP with the service: retries requests, and turns every failure into one of the client's errors.
 
-Every request of the API may be repeated: reads change nothing, a submission carries one Idempotency-Key for all its
-tries, and cancel, pause, extend and the like lead to the same state twice. So a lost connection and the answers 502,
-503 and 504 are tried again, after growing pauses with jitter, a bounded number of times. A service that never answered
-gets less patience than one that did and may be restarting.
+Every request of the API may be repeated: reads change nothing, a submission has one Idempotency-Key for all its tries,
+and cancel, pause, extend and the like lead to the same state twice. So after a lost connection and the answers 502, 503
+and 504 the request is sent again, a limited number of times, with growing random pauses. A service that has answered
+before may be restarting, so it gets more tries.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE, TOKEN_VARIABLE = "CREDITGRID_URL", "CREDITGRID_TOKEN"
 
 FIRST_TRIES, TRIES = 3, 9
-"""Tries before and after the service has answered once: about half a second, about half a minute."""
+"""Tries while the service has not answered yet (about half a second) and after it has (about half a minute)."""
 PATIENCE_S = 60.0
-"""No further try begins later than this: one that takes minutes to fail is not repeated."""
+"""No further try starts later than this: one that takes minutes to fail is not repeated."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 8.0
 CONNECT_TIMEOUT_S = 10.0
 COMPUTING_TIMEOUT_S = 600.0
-"""How long an answer may take that the service computes: a plan of a million cells, a query, a summary."""
+"""Limit for answers that take time to compute: a plan of a million cells, a query, a summary."""
 LOST = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
-"""What a lost connection looks like."""
+"""What httpx raises when the connection is lost."""
 UNAVAILABLE = (502, 503, 504)
 
 Answer = TypeVar("Answer")
@@ -47,7 +47,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Connection:
-    """One service: its URL, its token, and a pool of connections to it; may be used from several threads.
+    """One service: its URL, its token, and a pool of connections to it. Several threads may use it.
 
     Args:
         url: of the service's root; default: $CREDITGRID_URL, else http://127.0.0.1:8000.
@@ -66,7 +66,7 @@ class Connection:
         token = (token or os.environ.get(TOKEN_VARIABLE) or "").strip()
         if not token.isascii() or not token.isprintable():
             raise BadSetting(
-                f"the token holds characters that no header can carry: look at --token or ${TOKEN_VARIABLE}"
+                f"the token has characters that a header cannot hold: correct --token or ${TOKEN_VARIABLE}"
             )
         self._timeout = timeout
         self._answered = False
@@ -92,12 +92,12 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         computing: bool = False,
     ) -> httpx.Response:
-        """The answer, read whole; ``computing`` for answers that the service has to compute first.
+        """The whole answer; ``computing`` for answers that take time to compute.
 
-        Its ``extensions["tries"]`` says how often the request was sent before.
+        Its ``extensions["tries"]`` is how often the request was sent.
 
         Raises:
-            CannotConnect, ApiError, UnexpectedAnswer: when the tries are used up, or at once where another try is vain.
+            CannotConnect, ApiError, UnexpectedAnswer: after the last try, or at once if another try would not help.
         """
         params = {name: value for name, value in (params or {}).items() if value is not None}
         request = self._http.build_request(
@@ -120,9 +120,9 @@ class Connection:
         return read(self.request("GET", resource(*steps), computing=computing), model)
 
     def upload(self, path: str, source: Path, media_type: str) -> httpx.Response:
-        """The answer to the file ``source``, which is sent piece by piece, and from its start when the try is lost.
+        """The answer to the file ``source``, which is sent in pieces; every try starts at the first.
 
-        Raises as ``request`` does, and OSError when the file cannot be read.
+        Raises as ``request`` does, and OSError if the file cannot be read.
         """
 
         def send() -> httpx.Response:
@@ -134,9 +134,9 @@ class Connection:
         return self.persist(send)
 
     def download(self, path: str, target: Path, *, params: Mapping[str, Any] | None = None, accept: str) -> None:
-        """Write the answer to the file ``target``, which appears when it is whole; begun anew when cut off.
+        """Write the answer to the file ``target``, which appears when it is complete; every try starts from zero.
 
-        Raises as ``request`` does, OSError when the file cannot be written, and DamagedAnswer as ``check_digest`` does.
+        Raises as ``request`` and ``check_digest`` do, and OSError if the file cannot be written.
         """
 
         def fetch() -> None:
@@ -162,7 +162,7 @@ class Connection:
         read_timeout: float | None = None,
         computing: bool = False,
     ) -> Iterator[httpx.Response]:
-        """One try at an answer that is read piece by piece; raises httpx's errors when the connection is lost."""
+        """An answer that is read in pieces, without retries; raises httpx's errors when the connection is lost."""
         timeout = (
             self._read_timeout(computing) if read_timeout is None else httpx.Timeout(self._timeout, read=read_timeout)
         )
@@ -172,7 +172,7 @@ class Connection:
             yield self._checked(response)
 
     def persist(self, attempt: Callable[[], Answer]) -> Answer:
-        """The outcome of ``attempt``, made again while the connection is lost or the service is unavailable."""
+        """The result of ``attempt``, repeated while the connection is lost or the service is unavailable."""
         patience = Patience(self)
         while True:
             try:
@@ -192,34 +192,34 @@ class Connection:
         return httpx.Timeout(self._timeout, connect=min(self._timeout, CONNECT_TIMEOUT_S), read=read)
 
     def _checked(self, response: httpx.Response) -> httpx.Response:
-        """The response, if it is a good one; raises the error it stands for otherwise."""
+        """The response if it is a success; otherwise raises its error."""
         self._answered = True
         if response.is_success:
             return response
         if not response.is_error:
             where = response.headers.get("Location", "nowhere")
             raise UnexpectedAnswer(
-                f"{self.url} answers {response.status_code} and points to {where}: use that as the URL"
+                f"{self.url} answers {response.status_code} and redirects to {where}: use that as the URL"
             )
         raise api_error(_problem(response, self.url))
 
 
 class Patience:
-    """Pauses between the tries of one request, until they are used up."""
+    """The pauses between the tries of one request, and their limit."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.reset()
 
     def reset(self) -> None:
-        """Begin to count anew: something went well."""
+        """Count from zero again, because a try succeeded."""
         self._tries, self._since = 0, monotonic()
 
     def after(self, error: httpx.HTTPError | ApiError) -> None:
         """Pause after a failed try.
 
         Raises:
-            CannotConnect, ApiError: when another try is vain.
+            CannotConnect, ApiError: if another try would not help, or the limit is reached.
         """
         self._tries += 1
         failure: CannotConnect | ApiError
@@ -234,16 +234,16 @@ class Patience:
         if self._tries >= tries or monotonic() - self._since > PATIENCE_S:
             raise failure from error
         length = min(FIRST_PAUSE_S * 2 ** (self._tries - 1), LONGEST_PAUSE_S)
-        sleep(length * random.uniform(0.5, 1))  # noqa: S311 - jitter, so that clients do not come back in step
+        sleep(length * random.uniform(0.5, 1))  # noqa: S311 - jitter, so that clients do not return all at once
 
     def _cannot_connect(self, error: httpx.HTTPError) -> CannotConnect:
         url, reason = self._connection.url, _reason(error)
         if self._connection.answered:
             return CannotConnect(
-                f"lost the connection to {url} ({reason}) and did not get it back in {self._tries} tries"
+                f"lost the connection to {url} ({reason}) and did not regain it in {self._tries} tries"
             )
         return CannotConnect(
-            f"no CreditGrid service answers at {url} ({reason}). Start one with `creditgrid serve`, or say where it is "
+            f"no CreditGrid service answers at {url} ({reason}). Start one with `creditgrid serve`, or give its URL "
             f"with --url or ${URL_VARIABLE}"
         )
 
@@ -267,35 +267,35 @@ def read(response: httpx.Response, model: type[Model]) -> Model:
     """The body as ``model``.
 
     Raises:
-        UnexpectedAnswer: if it is something else.
+        UnexpectedAnswer: if the body does not fit the model.
     """
     try:
         return model.model_validate_json(response.content)
     except ValidationError as error:
         where = response.request.url
         raise UnexpectedAnswer(
-            f"{where} answers something that is no {model.__name__}: is a CreditGrid service of this version there?"
+            f"the answer of {where} is no {model.__name__}: is this a CreditGrid service of this version?"
         ) from error
 
 
 def check_digest(response: httpx.Response, sha256: bytes) -> None:
-    """Hold the SHA-256 of what came against the one in ``Repr-Digest`` (RFC 9530), if the service told one.
+    """Compare the SHA-256 of the received data with the one in ``Repr-Digest`` (RFC 9530), if the service sent one.
 
     Raises:
         DamagedAnswer: if they differ.
     """
-    told = re.search(r"(?:^|[,\s])sha-256=:([A-Za-z0-9+/=]+):", response.headers.get("Repr-Digest", ""))
-    if told is not None and told[1] != base64.b64encode(sha256).decode():
+    recorded = re.search(r"(?:^|[,\s])sha-256=:([A-Za-z0-9+/=]+):", response.headers.get("Repr-Digest", ""))
+    if recorded is not None and recorded[1] != base64.b64encode(sha256).decode():
         raise DamagedAnswer(
-            f"{response.request.url} is damaged: its SHA-256 is another than the one recorded when it was written"
+            f"{response.request.url} is damaged: its SHA-256 differs from the one recorded when it was written"
         )
 
 
 def _problem(response: httpx.Response, url: str) -> Problem:
     if response.headers.get("Content-Type", "").startswith("application/problem+json"):
         return read(response, Problem)
-    said = " ".join(response.text.split())[:200] or "nothing more"
-    detail = f"{url} answers {response.status_code} {response.reason_phrase} ({said}): is it a CreditGrid service?"
+    body = " ".join(response.text.split())[:200] or "empty body"
+    detail = f"{url} answers {response.status_code} {response.reason_phrase} ({body}): is it a CreditGrid service?"
     return Problem(title=response.reason_phrase, status=response.status_code, detail=detail)
 
 

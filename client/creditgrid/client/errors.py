@@ -1,19 +1,19 @@
-"""Every error the client raises on purpose; all are CreditGridErrors, fit for a person to read.
+"""Every error that the client raises on purpose; all are CreditGridErrors, whose messages are for a person.
 
 ClientError
 ├── BadSetting          a URL, token or option that cannot be used (also a ValueError)
 ├── CannotConnect       no service answers at the URL
-├── UnexpectedAnswer    something answers that does not speak like a CreditGrid service
-├── DamagedAnswer       what came is not what was stored: its checksum differs
-├── ApiError            the service refused; carries the RFC 9457 problem
+├── UnexpectedAnswer    the answer is not one of a CreditGrid service
+├── DamagedAnswer       the received data is not what was stored: its checksum differs
+├── ApiError            the service refused the request; carries the RFC 9457 problem
 │   ├── InvalidRequest      400, 413, 415, 422: a bad spec, query or parameter
-│   ├── Unauthorised        401, 403: no token, or not this one
+│   ├── Unauthorised        401, 403: no token, or a wrong one
 │   ├── NotFound            404
-│   └── Conflict            409: it does not fit the state that things are in
-├── SweepFailed         a sweep that was waited for failed
-├── WaitTimeout         a sweep that was waited for is not through (also a TimeoutError)
-├── ParentGone          a task cannot be computed here: an artifact that it stands on is not to be had
-├── TaskRefused         this machine's installation cannot compute a task
+│   └── Conflict            409: the request does not fit the current state
+├── SweepFailed         the sweep that was waited for failed
+├── WaitTimeout         the sweep that was waited for did not finish in time (also a TimeoutError)
+├── ParentGone          a task cannot be computed here: an artifact that it needs is not available
+├── TaskRefused         this machine's installation cannot compute the task
 ├── LocalServiceFailed  the service that was started on this machine does not run
 └── PackageMissing      an optional package is not installed (also an ImportError)
 """
@@ -42,15 +42,15 @@ class CannotConnect(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """Something answers that does not speak like a CreditGrid service."""
+    """The answer is not one of a CreditGrid service."""
 
 
 class DamagedAnswer(ClientError):
-    """What came is not what was stored: its checksum is another than the one recorded when it was written."""
+    """The received data is not what was stored: its checksum differs from the one recorded when it was written."""
 
 
 class ApiError(ClientError):
-    """The service refused. ``tries`` says how often the request was sent before this answer came."""
+    """The service refused the request; ``tries`` is how often the request was sent."""
 
     def __init__(self, problem: Problem, tries: int = 1) -> None:
         self.problem, self.tries = problem, tries
@@ -63,7 +63,7 @@ class InvalidRequest(ApiError):
 
 
 class Unauthorised(ApiError):
-    """No token was given, or not one that the service accepts."""
+    """There was no token, or the service does not accept it."""
 
 
 class NotFound(ApiError):
@@ -71,7 +71,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """The request does not fit the state that things are in."""
+    """The request does not fit the current state."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -88,7 +88,7 @@ def api_error(problem: Problem, tries: int = 1) -> ApiError:
 
 
 class SweepFailed(ClientError):
-    """A sweep that was waited for failed; ``failures`` are grouped by cause."""
+    """The sweep that was waited for failed; ``failures`` are grouped by cause."""
 
     def __init__(self, view: SweepView, failures: Sequence[FailureView]) -> None:
         self.view, self.failures = view, failures
@@ -98,15 +98,15 @@ class SweepFailed(ClientError):
 
 
 class WaitTimeout(ClientError, TimeoutError):
-    """A sweep that was waited for is not through; it goes on."""
+    """The sweep that was waited for did not finish in time; it continues."""
 
 
 class ParentGone(ClientError):
-    """A task cannot be computed here: an artifact that it stands on is not to be had from the service."""
+    """A task cannot be computed here: the service does not have an artifact that it needs."""
 
 
 class TaskRefused(ClientError):
-    """This machine's installation cannot compute a task."""
+    """This machine's installation cannot compute the task."""
 
 
 class LocalServiceFailed(ClientError):

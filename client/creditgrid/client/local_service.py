@@ -1,4 +1,4 @@
-"""A service of one's own on this machine, as a child process: for ``creditgrid run``, dry runs, and scripts."""
+"""A private service on this machine, as a child process: for ``creditgrid run``, dry runs, and scripts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from creditgrid.client.errors import BadSetting, LocalServiceFailed, PackageMiss
 from creditgrid.core.wire import PlanView, Problem
 
 START_TIMEOUT_S = 180.0
-"""A cluster that starts on a slow disk takes its time."""
+"""A cluster needs minutes to start on a slow disk."""
 STOP_TIMEOUT_S = 30.0
 LOG_LINES = 20
-"""The last lines of a failed service's log that are told."""
+"""The last lines of a failed service's log that are shown."""
 REFUSED = 2
 """The service's exit code for bad settings and specs."""
 SERVICE = (sys.executable, "-P", "-m", "creditgrid.service")
@@ -35,16 +35,16 @@ _SERVER_PACKAGES = ("deltalake", "duckdb", "fastapi", "ray", "sqlalchemy", "torc
 
 
 class LocalService:
-    """A service that runs while the ``with`` block does, on a free port of 127.0.0.1.
+    """A service that runs during the ``with`` block, on a free port of 127.0.0.1.
 
-    It is a child in a session of its own, so that Ctrl-C reaches only this process, which then stops it in good order.
+    It is a child in its own session, so that Ctrl-C reaches only this process, which then stops it gracefully.
 
     Args:
         arguments: for ``creditgrid serve``, such as ``"--data-dir", folder``.
 
     Raises:
-        PackageMissing: on entering, where only the client is installed.
-        LocalServiceFailed: on entering, when it does not come up; with the end of its log.
+        PackageMissing: on entering, if only the client is installed.
+        LocalServiceFailed: on entering, if the service does not start; with the end of its log.
     """
 
     def __init__(self, *arguments: str) -> None:
@@ -74,7 +74,7 @@ class LocalService:
         self.stop()
 
     def stop(self) -> None:
-        """Ask it to end, and end it if it does not."""
+        """Terminate the service, and kill it if it does not stop."""
         try:
             self._process.terminate()
             self._process.wait(STOP_TIMEOUT_S)
@@ -88,47 +88,47 @@ class LocalService:
 
     def _wait_until_ready(self, port_file: Path) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        said = "nothing"
+        answered = "nothing"
         while time.monotonic() < deadline:
             if (code := self._process.poll()) is not None:
                 raise LocalServiceFailed(
-                    f"the service ended while it started (exit code {code}):\n{self._last_lines()}"
+                    f"the service stopped during its start (exit code {code}):\n{self._last_lines()}"
                 )
-            # The file is read again each time: it may have been seen half written.
+            # The file is read again each time, because it may have been incomplete.
             self.url = port_file.read_text().strip() if port_file.exists() else ""
             if self.url:
                 try:
                     answer = httpx.get(f"{self.url}/readyz", timeout=5.0, trust_env=False)
                     if answer.is_success:
                         return
-                    said = answer.text[:500]
+                    answered = answer.text[:500]
                 except (httpx.HTTPError, httpx.InvalidURL) as error:
-                    said = str(error)
+                    answered = str(error)
             time.sleep(0.1)
         raise LocalServiceFailed(
-            f"the service is not ready after {START_TIMEOUT_S:.0f} s; /readyz said: {said}\n{self._last_lines()}"
+            f"the service is not ready after {START_TIMEOUT_S:.0f} s; /readyz: {answered}\n{self._last_lines()}"
         )
 
     def _last_lines(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
 
 
-def plan_locally(document: Mapping[str, Any], data_dir: Path | None = None) -> PlanView:
-    """A dry run by this machine's own installation, against its data folder; no service needed.
+def plan_locally(spec: Mapping[str, Any], data_dir: Path | None = None) -> PlanView:
+    """A dry run by this machine's installation, with its data folder; needs no service.
 
     Raises:
-        PackageMissing: where only the client is installed.
-        InvalidRequest: for a spec that is refused.
-        BadSetting: for a data folder that is.
-        LocalServiceFailed: when the dry run itself fails.
+        PackageMissing: if only the client is installed.
+        InvalidRequest: if the spec is refused.
+        BadSetting: if the data folder is refused.
+        LocalServiceFailed: if the dry run itself fails.
     """
     require_server()
     with tempfile.TemporaryDirectory(prefix="creditgrid-") as folder:
-        spec = Path(folder, "spec.json")
-        spec.write_text(json.dumps(document))
+        file = Path(folder, "spec.json")
+        file.write_text(json.dumps(spec))
         options = ["--data-dir", str(data_dir)] if data_dir else []
         done = subprocess.run(
-            [*SERVICE, "plan", str(spec), "-o", "json", *options],
+            [*SERVICE, "plan", str(file), "-o", "json", *options],
             capture_output=True,
             stdin=subprocess.DEVNULL,
             check=False,
@@ -138,18 +138,18 @@ def plan_locally(document: Mapping[str, Any], data_dir: Path | None = None) -> P
             return PlanView.model_validate_json(done.stdout)
         problem = Problem.model_validate_json(done.stdout)
     except ValidationError as error:
-        said = "\n".join((done.stderr or done.stdout).decode(errors="replace").splitlines()[-LOG_LINES:])
-        if done.returncode == REFUSED:  # refused before the spec was looked at: a setting is at fault
-            raise BadSetting(said) from error
-        raise LocalServiceFailed(f"the dry run failed (exit code {done.returncode}):\n{said}") from error
+        output = "\n".join((done.stderr or done.stdout).decode(errors="replace").splitlines()[-LOG_LINES:])
+        if done.returncode == REFUSED:  # without a problem: a setting was refused, not the spec
+            raise BadSetting(output) from error
+        raise LocalServiceFailed(f"the dry run failed (exit code {done.returncode}):\n{output}") from error
     raise api_error(problem)
 
 
 def require_server() -> None:
-    """Check that what the service needs is installed.
+    """Check that the service's packages are installed.
 
     Raises:
-        PackageMissing: if it is not.
+        PackageMissing: if one is not.
     """
     missing = [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]
     if missing or importlib.util.find_spec("creditgrid.service") is None:
@@ -159,8 +159,8 @@ def require_server() -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGHUP end this process through its ``finally`` blocks, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may say what signals do
+    """During the block SIGTERM and SIGHUP end this process through its ``finally`` blocks, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
 

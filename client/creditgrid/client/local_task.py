@@ -1,4 +1,4 @@
-"""One task of a service computed on this machine, to see what it does: in a process of its own, which may die of it."""
+"""One task of a service, computed on this machine to see what it does, in a separate process because it may crash."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from creditgrid.client.client import Client
 
 PROGRAM = (sys.executable, "-P", "-X", "faulthandler", "-m", "creditgrid.workers.run_task")
-"""One that ends by a signal leaves its stack on standard error; nothing is imported from the current folder."""
+"""If a signal ends it, it prints its stack on standard error; it imports nothing from the current folder."""
 TASKS, INPUTS = "tasks.json", "inputs"
-"""Where the program finds what it computes, and the artifacts that it computes it from."""
+"""The program's file of tasks and its folder of artifacts."""
 STOP_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRun:
-    """How a task went: ``rows`` of a cell, an ``artifact`` (a safetensors file) of a stage, or an ``error``.
+    """The outcome of a task: ``rows`` of a cell, an ``artifact`` (a safetensors file) of a stage, or an ``error``.
 
-    ``tensors`` are those of the artifact: {name: {"shape": [2, 3], "dtype": "float32"}}. ``key`` is that of the failed
-    task where one that ``task`` stands on failed.
+    ``tensors`` are those of the artifact: {name: {"shape": [2, 3], "dtype": "float32"}}. ``key`` and ``kind`` are those
+    of the task that failed, which may be an ancestor of ``task``.
     """
 
     task: TaskDocument
@@ -57,23 +57,23 @@ def compute_task(
     with_parents: bool = False,
     on_progress: Callable[[str], None] = lambda _line: None,
 ) -> TaskRun:
-    """Fetch what the task ``key`` needs from the service and compute it here; whatever it raises is in the outcome.
+    """Fetch what the task ``key`` needs from the service and compute it here; an exception of the task is returned.
 
-    The rows are those that a worker computes, bit for bit where machine and software are the same.
+    With the same machine and software the rows are bit for bit those of a worker.
 
     Args:
-        client: of the service that knows the task.
+        client: of the service that has the task.
         key: of a stage or a cell.
-        folder: an empty one, for the parents' artifacts and for what is made.
+        folder: an empty one, for the parents' artifacts and the results.
         device: cpu or cuda.
-        with_parents: compute first what the service does not have any more of what the task stands on.
-        on_progress: called with a line on how far the computation has come.
+        with_parents: first compute the parents' artifacts that the service no longer has.
+        on_progress: called with a line about the progress.
 
     Raises:
-        PackageMissing: where only the client is installed.
-        NotFound: if the service knows no such task.
-        ParentGone: if an artifact is not to be had that the task stands on.
-        TaskRefused: if this installation cannot compute it.
+        PackageMissing: if only the client is installed.
+        NotFound: if the service has no such task.
+        ParentGone: if the service does not have an artifact that the task needs.
+        TaskRefused: if this installation cannot compute the task.
     """
     require_server()
     asked = client.task(key)
@@ -81,14 +81,14 @@ def compute_task(
     try:
         tasks = _fetch(client, asked, folder / INPUTS, with_parents)
     except BaseException:
-        shutil.rmtree(folder / INPUTS)  # so that the folder can be given again
+        shutil.rmtree(folder / INPUTS)  # so that the folder can be used again
         raise
     (folder / TASKS).write_text(json.dumps([task.model_dump() for task in tasks]))
     return _compute(tasks, [*PROGRAM, str(folder.absolute()), "--device", device], on_progress)
 
 
 def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool) -> list[TaskDocument]:
-    """Download the artifacts that ``asked`` is computed from; the tasks to compute, the parents first."""
+    """Download the artifacts that ``asked`` needs, and return the tasks to compute, parents first."""
     order: list[TaskDocument] = []
     seen: set[str] = set()
 
@@ -102,8 +102,8 @@ def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool
             except (NotFound, DamagedAnswer) as error:
                 if not with_parents:
                     raise ParentGone(
-                        f"{task.kind} {task.key} stands on an artifact ({role}) that cannot be had: {error}. Compute "
-                        f"that here, too, with --with-parents, or alone: creditgrid run-task {parent}"
+                        f"{task.kind} {task.key} needs an artifact ({role}) that is not available: {error}. Compute "
+                        f"it here, too, with --with-parents, or alone: creditgrid run-task {parent}"
                     ) from error
                 fetch(client.task(parent))
         order.append(task)
@@ -113,18 +113,18 @@ def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool
 
 
 def _compute(tasks: list[TaskDocument], command: list[str], on_progress: Callable[[str], None]) -> TaskRun:
-    """Run the program to its end, whatever that is; it ends with this function."""
+    """Run the program until it ends; it never outlives this function."""
     at = tasks[-1]  # the task that is computed now
     known = {task.key: task for task in tasks}
     last: dict[str, Any] = {}
-    # A session of its own, so that Ctrl-C reaches only this process, which then ends the other one and all it started.
+    # Its own session, so that Ctrl-C reaches only this process, which then ends the program and its children.
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, text=True, encoding="utf-8"
     ) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                if not line.endswith("\n"):  # it died while it wrote
+                if not line.endswith("\n"):  # it ended during the write
                     break
                 last = json.loads(line)
                 if last["type"] == "begun":
@@ -164,9 +164,9 @@ def _outcome(asked: TaskDocument, at: TaskDocument, last: dict[str, Any], status
 
 
 def _death(status: int) -> str:
-    """What became of a process that ended without saying how."""
+    """Why a process ended that did not report it."""
     if status >= 0:
         return f"the task ended its process with exit status {status}, without an exception"
     name = signal.Signals(-status).name
-    hint = ", as the system does to one that takes too much memory" if name == "SIGKILL" else ""
+    hint = ", perhaps by the system because it used too much memory" if name == "SIGKILL" else ""
     return f"the task's process was ended by {name}{hint}"

@@ -1,4 +1,4 @@
-"""Rows that came back, as an Arrow table."""
+"""The rows of an answer, as an Arrow table."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Result:
         """The table in an Arrow IPC stream.
 
         Raises:
-            UnexpectedAnswer: if it is none.
+            UnexpectedAnswer: if it is not an Arrow stream.
         """
-        # Imported where it is first needed: it takes half a second.
+        # Imported at its first use, because that takes half a second.
         import pyarrow as pa
 
         try:
             with pa.ipc.open_stream(data) as reader:
                 return cls(reader.read_all())
         except (pa.ArrowInvalid, OSError) as error:
-            raise UnexpectedAnswer(f"the service's answer is no Arrow stream: {error}") from error
+            raise UnexpectedAnswer(f"the service's answer is not an Arrow stream: {error}") from error
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -1,4 +1,4 @@
-"""A sweep on a service: where it stands, its rows, its failures, and what can be done with it."""
+"""A sweep on a service: its state, its rows, its failures, and the requests that change it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ Item = TypeVar("Item", bound=BaseModel)
 UNCHANGED = "unchanged"
 """The condition of a sweep after a request that changed nothing."""
 PAGE = 100
-"""Items asked for at once."""
+"""Items in one request."""
 
 
 class Sweep:
-    """A sweep; ``view`` is what was last heard of it, ``refresh()`` asks again."""
+    """A sweep; ``view`` is its latest known view, ``refresh()`` requests it again."""
 
     def __init__(self, connection: Connection, view: SweepView) -> None:
         self.connection = connection
@@ -56,17 +56,17 @@ class Sweep:
 
     @property
     def state(self) -> State:
-        """Where the sweep stood when it was last asked."""
+        """The state in the latest known view."""
         return self.view.state
 
     def refresh(self) -> SweepView:
-        """Ask where the sweep stands."""
+        """Request the sweep's view."""
         self.view = self.connection.get(SweepView, "sweeps", self.id)
         return self.view
 
     @property
     def unchanged(self) -> str | None:
-        """Why what was last asked of the sweep changed nothing; None if it did."""
+        """Why the last request changed nothing; None if it changed something."""
         return next((found.message for found in self.view.conditions if found.type == UNCHANGED), None)
 
     def updates(self, timeout: float | None = None, patient: bool = True) -> Iterator[Update]:
@@ -76,16 +76,16 @@ class Sweep:
             yield update
 
     def wait(self, progress: bool = False, timeout: float | None = None, raise_on_failure: bool = True) -> Sweep:
-        """Wait until the sweep is through, and return it.
+        """Wait until the sweep is finished, and return it.
 
         Args:
-            progress: show it on standard error: live bars on a terminal, else a line now and then.
-            timeout: seconds after which to give up waiting; the sweep goes on.
+            progress: show progress on standard error: live bars on a terminal, otherwise a line now and then.
+            timeout: seconds after which to stop waiting; the sweep continues.
             raise_on_failure: whether a failed sweep is an error.
 
         Raises:
             SweepFailed: if it failed.
-            WaitTimeout: if it is not through in time.
+            WaitTimeout: if it is not finished in time.
         """
         if progress:
             from creditgrid.client.display.progress import show  # imported here because it needs Rich
@@ -99,13 +99,13 @@ class Sweep:
         return self
 
     def results(self) -> Result:
-        """The rows that are there: one a cell, or more with a layer or epoch column."""
+        """The rows so far: one per cell, or more with a layer or epoch column."""
         headers = {"Accept": MEDIA_TYPES["arrow"]}
         answer = self.connection.request("GET", f"{self._path}/results", headers=headers, computing=True)
         return Result.from_stream(answer.content)
 
     def export(self, path: str | Path, format: str | None = None) -> Path:
-        """Write the rows to a file, which appears when it is whole.
+        """Write the rows to a file, which appears when it is complete.
 
         Args:
             path: the file.
@@ -120,11 +120,11 @@ class Sweep:
         return path
 
     def charts(self, name: str | None = None, fix: Mapping[str, Any] | None = None) -> dict[str, alt.VConcatChart]:
-        """What the sweep's experiment declares as its charts, by name, drawn from the rows that are there.
+        """The charts of the sweep's experiment by name, drawn from the rows so far.
 
         Args:
-            name: of the one chart to draw; default: all.
-            fix: parameter → the one value to show of it, where a chart would have too many panels.
+            name: of the only chart to draw; default: all charts.
+            fix: parameter → its only value to show, for charts with too many panels.
 
         Raises:
             BadSetting: if there is nothing to draw, no such chart or value, or more panels than a page holds.
@@ -142,13 +142,13 @@ class Sweep:
         name: str | None = None,
         fix: Mapping[str, Any] | None = None,
     ) -> list[Path]:
-        """Write the charts to files, which appear when they are whole: ``folder/{sweep}-{chart}.{format}``.
+        """Write the charts to files ``folder/{sweep}-{chart}.{format}``, which appear when they are complete.
 
         Args:
-            folder: made if it is not there; default: the current one.
-            format: png, svg, pdf, or html, which needs no network to be looked at.
-            name: of the one chart to write; default: all.
-            fix: parameter → the one value to show of it, where a chart would have too many panels.
+            folder: created if it does not exist; default: the current one.
+            format: png, svg, pdf, or html, which works without a network.
+            name: of the only chart to write; default: all charts.
+            fix: parameter → its only value to show, for charts with too many panels.
 
         Raises:
             BadSetting: if there is nothing to draw, no such chart, value or format, or more panels than a page holds.
@@ -165,26 +165,26 @@ class Sweep:
         ]
 
     def summary(self) -> SummaryView:
-        """The best settings, the verdicts, and the numbers they rest on."""
+        """The best settings, the verdicts, and the numbers that they are based on."""
         return self.connection.get(SummaryView, "sweeps", self.id, "summary", computing=True)
 
     def cells(self, state: State | str | None = None) -> Iterator[CellView]:
-        """The cells, in order; only those in one state if asked. Fetched page by page."""
+        """The cells, in order; if given, only those in ``state``. Fetched page by page."""
         return pages(self.connection, f"{self._path}/cells", CellView, state)
 
     def tasks(self, state: State | str | None = None) -> Iterator[TaskView]:
-        """The stage tasks below the cells. Fetched page by page."""
+        """The stage tasks that the cells need. Fetched page by page."""
         return pages(self.connection, f"{self._path}/tasks", TaskView, state)
 
     def failures(self) -> list[FailureView]:
-        """Failures grouped by cause, with traceback."""
+        """Failures grouped by cause, with tracebacks."""
         return self.connection.get(Page[FailureView], "sweeps", self.id, "failures").items
 
     def events(self, since: int | None = None) -> Iterator[EventView]:
-        """Events as they happen, each once, until the sweep is through; lost connections are taken up again.
+        """Events as they happen, each once, until the sweep is finished; a lost connection is restored.
 
         Args:
-            since: the id of the last event that is already known; default: from the beginning.
+            since: the id of the last event that is already known; default: all events.
         """
         return EventStream(self.connection, self.id, since).follow()
 
@@ -193,71 +193,72 @@ class Sweep:
         return EventStream(self.connection, self.id).history()
 
     def cancel(self) -> Sweep:
-        """Stop what runs and forget what waits; what is finished stays.
+        """Stop the running calls and cancel the waiting ones; finished cells keep their results.
 
-        Where nothing was left to do, as for a sweep that is cancelled already, ``unchanged`` says so; so below.
+        If nothing changes, for example because the sweep is cancelled already, ``unchanged`` says why; so for the
+        methods below.
 
         Raises:
-            Conflict: if the sweep is through.
+            Conflict: if the sweep is finished.
         """
-        return self._ask("cancel")
+        return self._change("cancel")
 
     def pause(self) -> Sweep:
-        """Begin nothing more of the sweep until it is resumed; what runs, ends.
+        """Start no more calls of the sweep until it is resumed; running calls finish.
 
         Raises:
-            Conflict: if the sweep is through.
+            Conflict: if the sweep is finished.
         """
-        return self._ask("pause")
+        return self._change("pause")
 
     def resume(self) -> Sweep:
-        """Go on after a pause.
+        """Continue after a pause.
 
         Raises:
-            Conflict: if the sweep is through.
+            Conflict: if the sweep is finished.
         """
-        return self._ask("resume")
+        return self._change("resume")
 
     def retry(self) -> Sweep:
-        """Run again what failed or was skipped, and what a sweep had not got to that stopped at its failures.
+        """Run failed and skipped cells again, and those that were not run because the sweep stopped at its failures.
 
         Raises:
-            Conflict: if the sweep is not through, or there is nothing to run again.
+            Conflict: if the sweep is not finished, or there is nothing to run again.
         """
         try:
-            return self._ask("retry")
+            return self._change("retry")
         except Conflict as conflict:
             if conflict.tries == 1:
                 raise
-            self.refresh()  # an earlier try did it, and its answer was lost
+            self.refresh()  # an earlier try succeeded, but its answer was lost
             return self
 
     def extend(
         self, axes: Mapping[str, Any] | None = None, include: Sequence[Mapping[str, Any]] | None = None
     ) -> Sweep:
-        """Add cells to the sweep, whether it runs or is through; the cells that it has are not touched.
+        """Add cells to the sweep, whether it is running or finished; its present cells do not change.
 
         Args:
-            axes: parameter → further values, a list or a generator as in a spec; an axis of the sweep each.
-            include: further single cells, on top of the spec's ``fixed``.
+            axes: axis of the sweep → more values, as a list or a generator as in a spec.
+            include: more single cells, on top of the spec's ``fixed``.
 
         Raises:
-            BadSetting: if there is nothing in it.
+            BadSetting: if both are empty.
             SpecError: for values that cannot be sent.
-            InvalidRequest: for what the service refuses, with a pointer to each fault.
+            InvalidRequest: if the service refuses it, with a pointer to each fault.
             Conflict: if the sweep was cancelled.
         """
         more = spec_document({"axes": axes or {}, "include": include or []})
         if not more["axes"] and not more["include"]:
-            raise BadSetting("nothing to extend the sweep by: give values for an axis, or cells to include")
-        return self._ask("extend", more)
+            raise BadSetting("there is nothing to add: give values for an axis, or cells to include")
+        return self._change("extend", more)
 
-    def _ask(self, verb: str, body: Mapping[str, Any] | None = None) -> Sweep:
+    def _change(self, verb: str, body: Mapping[str, Any] | None = None) -> Sweep:
         answer = self.connection.request("POST", f"{self._path}/{verb}", json=body, computing=True)
         self.view = read(answer, SweepView)
-        if answer.extensions["tries"] > 1:  # then it may be an earlier try, its answer lost, that left nothing to do
-            told = [condition for condition in self.view.conditions if condition.type != UNCHANGED]
-            self.view = self.view.model_copy(update={"conditions": told})
+        if answer.extensions["tries"] > 1:  # an earlier try, whose answer was lost, may have made the change
+            conditions = [condition for condition in self.view.conditions if condition.type != UNCHANGED]
+            self.view = self.view.model_copy(update={"conditions": conditions})
         return self
 
 
@@ -281,6 +282,6 @@ def file_format(path: Path, format: str | None) -> str:
     found = format or path.suffix.removeprefix(".").lower()
     if found not in MEDIA_TYPES:
         raise BadSetting(
-            f"{found or 'no ending'!r} of {path} is no format of results: use one of {', '.join(MEDIA_TYPES)}"
+            f"{found or 'no ending'!r} of {path} is not a format of results: use one of {', '.join(MEDIA_TYPES)}"
         )
     return found

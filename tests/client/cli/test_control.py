@@ -36,14 +36,14 @@ def run(service, capsys: pytest.CaptureFixture[str], pauses: list[float], monkey
 
 def test_each_says_what_is_now_so(service, run: Run) -> None:
     service.add()
-    assert run("pause", "s1") == (0, "sweep s1 is paused: what runs, ends; 1 of 4 cells are open\n", "")
+    assert run("pause", "s1") == (0, "sweep s1 is paused: running calls finish; 1 of 4 cells are open\n", "")
     assert run("pause", "s1") == (0, "sweep s1 is paused; nothing was changed: it is paused already\n", "")
     assert run("resume", "s1") == (0, "sweep s1 is running: 1 of 4 cells are open\n", "")
     assert run("resume", "s1") == (0, "sweep s1 is running; nothing was changed: it is running already\n", "")
     assert run("retry", "s1") == (5, "", "error: sweep s1 is running\n")
     assert run("cancel", "s1") == (
         0,
-        "sweep s1 is cancelled: 3 of 4 cells have their results, and keep them\n",
+        "sweep s1 is cancelled: 3 of 4 cells have results, which are kept\n",
         "",
     )
     assert run("cancel", "s1") == (0, "sweep s1 is cancelled; nothing was changed: it is cancelled already\n", "")
@@ -69,7 +69,7 @@ def test_extend(service, run: Run, tmp_path: Path) -> None:
     options = ("--axis", "eta=0.1, 1e-3", "--axis", "method=vec", "--include", '{"method": "vec", "eta": 2}')
     assert run("extend", "s1", *options, "--file", str(more)) == (
         0,
-        "sweep s1 is running: 6 cells more make 10, 6 of them open\n",
+        "sweep s1 is running: 6 cells added, 10 in total, 6 of them open\n",
         "",
     )
     ((_, body),) = service.posts("/v1/sweeps/s1/extend")
@@ -98,14 +98,14 @@ def test_an_axis_that_the_sweep_has_not(service, run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "nothing to extend the sweep by"),
-        (["--axis", "eta"], "--axis eta: write it like --axis eta=0.1,0.3"),
-        (["--axis", "eta="], "--axis eta=: write it like --axis eta=0.1,0.3"),
-        (["--axis", "=1"], "--axis =1: write it like"),
+        ([], "there is nothing to add"),
+        (["--axis", "eta"], "--axis eta: write it as --axis eta=0.1,0.3"),
+        (["--axis", "eta="], "--axis eta=: write it as --axis eta=0.1,0.3"),
+        (["--axis", "=1"], "--axis =1: write it as"),
         (["--axis", "eta=[1"], "--axis eta=[1: not YAML"),
         (["--axis", "eta=1,&a 2"], "anchors"),
-        (["--axis", "eta={range: [3]}", "--axis", "eta=4"], "a generator of values stands alone"),
-        (["--include", "[1]"], "write a cell like"),
+        (["--axis", "eta={range: [3]}", "--axis", "eta=4"], "a generator cannot be joined with other values"),
+        (["--include", "[1]"], "write a cell as"),
         (["--include", "{a: 1"], "--include {a: 1: not YAML"),
         (["--axis", "eta=.nan"], "/axes/eta/0: nan is not a finite number"),
         (["--file", "none.yaml"], "there is no such file"),
@@ -161,9 +161,9 @@ def test_a_file_holds_axes_and_cells_and_nothing_else(tmp_path: Path, monkeypatc
     with pytest.raises(SpecError) as caught:
         extension([], [], str(path))
     assert [fault.pointer for fault in caught.value.faults] == ["/name", "/axes", "/include"]
-    assert "a sweep is extended by axes and include, not by 'name'" in str(caught.value)
+    assert "an extension has axes and include, not 'name'" in str(caught.value)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"axes: {eta: [1]}")))
     assert extension(["eta=2"], [], "-") == ({"eta": [1, 2]}, [])
     path.write_text("axes: {eta: {range: [3]}}")
-    with pytest.raises(BadSetting, match="stands alone"):
+    with pytest.raises(BadSetting, match="cannot be joined"):
         extension(["eta=2"], [], str(path))

@@ -368,7 +368,7 @@ def test_ctrl_c_on_run_stops_the_service(
     code, _, err = run("run", spec)
     assert code == 130
     assert local.stopped == 1
-    assert "run it again to go on" in err
+    assert "run it again to continue" in err
     assert "creditgrid watch" not in err
 
 

@@ -407,7 +407,7 @@ def test_every_format_is_written(tmp_path: Path, format: str) -> None:
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="'gif' is no format of charts: use one of png, svg, pdf, html"):
+    with pytest.raises(BadSetting, match="'gif' is not a format of charts: use one of png, svg, pdf, html"):
         write(charts(view(chart()), grid())["change"], tmp_path / "chart.gif", "gif")
     assert list(tmp_path.iterdir()) == []
 
@@ -458,7 +458,7 @@ def test_a_sweep_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.chdir(tmp_path)
         assert sweep.plot(format="html", name="bars", fix={"method": "dfa"}) == [Path("s1-bars.html")]
         assert (tmp_path / "s1-bars.html").is_file()
-        with pytest.raises(BadSetting, match="'gif' is no format"):
+        with pytest.raises(BadSetting, match="'gif' is not a format"):
             sweep.plot(tmp_path / "none", "gif")  # type: ignore[arg-type]
         assert not (tmp_path / "none").exists()
 

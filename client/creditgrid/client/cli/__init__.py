@@ -1,1 +1,1 @@
-"""The command line, ``creditgrid``, one file for each group of commands."""
+"""The command line, ``creditgrid``: one module for each group of commands."""

@@ -28,12 +28,13 @@ from creditgrid.client.errors import BadSetting
 def sql(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="A SELECT; - reads it from standard input.")],
     file: Annotated[
-        Path | None, typer.Option("--file", dir_okay=False, help="Write the rows there; its ending says how.")
+        Path | None,
+        typer.Option("--file", dir_okay=False, help="Write the rows to this file."),
     ] = None,
     url: Url = None,
     token: Token = None,
     output: Annotated[
-        RowsOutput | None, typer.Option("--output", "-o", help="Default: a table, or the file's ending.")
+        RowsOutput | None, typer.Option("--output", "-o", help="Default: a table, or the format of the file's ending.")
     ] = None,
 ) -> None:
     """Query the table `results` and the views `cells` and `sweeps` with SQL."""
@@ -43,10 +44,10 @@ def sql(
     text = sys.stdin.read() if query == "-" else query
     if file is not None:
         if output is RowsOutput.TABLE:
-            raise BadSetting("a table is for the screen: write csv, json, parquet or arrow to a file")
+            raise BadSetting("a table is for the terminal: write csv, json, parquet or arrow to a file")
         output = RowsOutput(file_format(file, output))
     if output in (RowsOutput.PARQUET, RowsOutput.ARROW) and file is None and sys.stdout.isatty():
-        raise BadSetting(f"{output} is not for a terminal: name a file with --file, or send it on with > or |")
+        raise BadSetting(f"{output} is not for a terminal: give a file with --file, or redirect it with > or |")
     with open_client(url, token) as client:
         if output in (None, RowsOutput.TABLE):
             console().print(rows_table(client.query(text)))
@@ -64,7 +65,7 @@ def export(
     """Write a sweep's rows to a file."""
     from creditgrid.client.sweep import file_format
 
-    file_format(file, None)  # before anything is asked
+    file_format(file, None)  # before any request
     with open_client(url, token) as client:
         client.sweep(sweep).export(file)
     note(f"wrote {file} ({file.stat().st_size:,} bytes)")
@@ -73,7 +74,7 @@ def export(
 def artifact(
     key: Annotated[str, typer.Argument(metavar="KEY", help="The artifact's key.")],
     file: Annotated[
-        Path | None, typer.Option("--file", dir_okay=False, help="Write its tensors there, as safetensors.")
+        Path | None, typer.Option("--file", dir_okay=False, help="Write its tensors to this file, as safetensors.")
     ] = None,
     url: Url = None,
     token: Token = None,
@@ -95,24 +96,24 @@ def import_checkpoint(
     token: Token = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Import a checkpoint that some other program trained. Prints its name."""
+    """Import a checkpoint that another program trained. Prints its name."""
     with open_client(url, token) as client:
         view = client.import_checkpoint(file)
     if output is Output.JSON:
         print_json(view.model_dump(mode="json"))
         return
     typer.echo(view.name)
-    note("a spec names it instead of training:")
+    note("in a spec it replaces training:")
     note(f"fixed: {{checkpoint: {view.name}, num_blocks: {view.num_blocks}, d_hidden: {view.d_hidden}}}")
 
 
 def experiments(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them: its parameters and columns.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the parameters and columns of one.")] = None,
     url: Url = None,
     token: Token = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List the experiments that the service knows, or describe one."""
+    """List the service's experiments, or describe one."""
     from creditgrid.client.display.tables import experiment_view, experiments_table
 
     with open_client(url, token) as client:

@@ -1,4 +1,4 @@
-"""What a sweep is extended by, as it is written on a command line: values of axes, cells, and a file with both."""
+"""The extension of a sweep as command-line options: values of axes, cells, and a file with both."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def extension(
     """Axes by name and included cells.
 
     Args:
-        axes: ``eta=0.1,0.3``, ``method=vec`` or ``eta={logspace: [1e-5, 1e-2, 4]}``; values are read as YAML. More
-            values of one axis are added to the earlier ones.
+        axes: ``eta=0.1,0.3``, ``method=vec`` or ``eta={logspace: [1e-5, 1e-2, 4]}``; values are YAML. Several options
+            for one axis are joined.
         include: cells as YAML or JSON mappings.
-        file: of a mapping with ``axes`` and ``include``; ``-`` is standard input. It comes first.
+        file: a mapping with ``axes`` and ``include``, which come before the options'; ``-`` is standard input.
 
     Raises:
         BadSetting: for an option that cannot be read.
-        SpecError: for a file that cannot be read, or that holds anything else.
+        SpecError: for a file that cannot be read, or that has other keys.
     """
     found: dict[str, Any] = {"axes": {}, "include": []}
     if file is not None:
@@ -35,21 +35,21 @@ def extension(
     for text in axes:
         name, separator, values = text.partition("=")
         if not separator or not name.strip() or not values.strip():
-            raise BadSetting(f"--axis {text}: write it like --axis eta=0.1,0.3")
+            raise BadSetting(f"--axis {text}: write it as --axis eta=0.1,0.3")
         _add(found["axes"], name.strip(), _axis(text, values.strip()))
     for text in include:
         cell = _yaml(f"--include {text}", text)
         if not isinstance(cell, dict):
-            raise BadSetting(f"--include {text}: write a cell like '{{method: vec, eta: 0.1}}'")
+            raise BadSetting(f"--include {text}: write a cell as '{{method: vec, eta: 0.1}}'")
         found["include"].append(cell)
-    resolve_datasets(found, Path.cwd())  # a file's are absolute by now
+    resolve_datasets(found, Path.cwd())  # those of a file are absolute already
     return found["axes"], found["include"]
 
 
 def _loaded(file: str) -> dict[str, Any]:
     more = load_spec(file)
     faults = [
-        Fault(f"{file}: a sweep is extended by {' and '.join(PARTS)}, not by {name!r}", f"/{name}")
+        Fault(f"{file}: an extension has {' and '.join(PARTS)}, not {name!r}", f"/{name}")
         for name in more
         if name not in PARTS
     ]
@@ -74,7 +74,7 @@ def _add(axes: dict[str, Any], name: str, values: Any) -> None:
     elif isinstance(axes[name], list) and isinstance(values, list):
         axes[name] = [*axes[name], *values]
     else:
-        raise BadSetting(f"--axis {name}: a generator of values stands alone; give the other values as a list")
+        raise BadSetting(f"--axis {name}: a generator cannot be joined with other values; give all of them as a list")
 
 
 def _yaml(option: str, text: str) -> Any:

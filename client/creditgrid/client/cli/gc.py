@@ -1,4 +1,4 @@
-"""The command that makes room in a service's artifact store."""
+"""The command that removes artifacts from a service's store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gc(
     *,
     older_than: Annotated[
         str | None,
-        typer.Option("--older-than", metavar="AGE", help="Remove what nothing has used for so long: 90m, 12h, 7d, 2w."),
+        typer.Option("--older-than", metavar="AGE", help="Remove artifacts unused for this long: 90m, 12h, 7d, 2w."),
     ] = None,
     max_size: Annotated[
         str | None,
@@ -32,15 +32,15 @@ def gc(
             "--max-size", metavar="SIZE", help="Then remove the longest unused until the rest fits: 500MB, 20GB, 1TB."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, and tell what would be.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing; show what would be removed.")] = False,
     url: Url = None,
     token: Token = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Remove artifacts that no open sweep needs, by age and size.
 
-    Without --older-than and --max-size only leftovers go: what interrupted writes left, and where calls that are over
-    had stood. Imported checkpoints always stay, and so do all rows. What a later sweep needs is computed again.
+    Without --older-than and --max-size only leftovers are removed: files of interrupted writes, and resume states of
+    finished calls. Imported checkpoints and rows are always kept. A later sweep computes again what it needs.
     """
     age = None if older_than is None else seconds_in(older_than)
     limit = None if max_size is None else bytes_in(max_size)
@@ -48,7 +48,7 @@ def gc(
         view = client.gc(older_than_s=age, max_bytes=limit, dry_run=dry_run)
     emit(output, view, _table(view))
     if output is Output.TABLE and limit is not None and view.kept_bytes > limit:
-        note("more is kept than that: open sweeps need it, or it cannot be computed again")
+        note("more than --max-size is kept: open sweeps need it, or it cannot be computed again")
 
 
 def seconds_in(text: str) -> float:
@@ -61,7 +61,7 @@ def seconds_in(text: str) -> float:
 
     seconds = parse(text) if AGE.fullmatch(text.strip()) else None
     if seconds is None:
-        raise BadSetting(f"{text!r} is no age: give a number and s, m, h, d or w, such as 12h or 7d")
+        raise BadSetting(f"{text!r} is not an age: give a number and s, m, h, d or w, such as 12h or 7d")
     return float(seconds)
 
 
@@ -75,7 +75,7 @@ def bytes_in(text: str) -> int:
 
     found = SIZE.fullmatch(text.strip())
     if found is None:
-        raise BadSetting(f"{text!r} is no size: give a number and B, KB, MB, GB or TB, such as 500MB or 20GB")
+        raise BadSetting(f"{text!r} is not a size: give a number and B, KB, MB, GB or TB, such as 500MB or 20GB")
     return round(float(found[1]) * ByteSize.byte_sizes[found[2].lower()])
 
 

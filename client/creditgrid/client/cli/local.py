@@ -1,4 +1,4 @@
-"""Commands that use this machine's own installation: the service, a run without one, and dry runs."""
+"""Commands that use this machine's installation: the service, a run without one, and dry runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from creditgrid.client.cli.options import (
     Url,
     console,
     emit,
-    end_of,
+    exit_code,
     note,
     open_client,
     print_json,
@@ -33,7 +33,7 @@ class RunnerName(enum.StrEnum):
 
 
 def serve(context: typer.Context) -> None:
-    """Start the service, on 127.0.0.1:8000 if nothing else is said; options: creditgrid serve --help."""
+    """Start the service, by default on 127.0.0.1:8000; options: creditgrid serve --help."""
     from creditgrid.client.local_service import SERVICE, require_server
 
     require_server()
@@ -48,31 +48,31 @@ def run(
     runner: Annotated[RunnerName | None, typer.Option(help="Ray, or this machine's threads.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Run a sweep to its end without a service: one is started for it, and stopped after it."""
+    """Run a sweep without a service: one is started for it, and stopped afterwards."""
     from creditgrid.client.display import progress
     from creditgrid.client.display.tables import summary_table
     from creditgrid.client.local_service import LocalService, ended_by_signals, require_server
     from creditgrid.client.spec import spec_document
 
-    sent = spec_document(spec)
+    document = spec_document(spec)
     require_server()
     arguments = [*(["--data-dir", str(data_dir)] if data_dir else []), *(["--runner", runner.value] if runner else [])]
     note("starting a service for this run …")
     with ended_by_signals(), LocalService(*arguments) as service, open_client(service.url, None) as client:
-        sweep = client.submit(sent)
+        sweep = client.submit(document)
         note(f"running {sweep.view.name}: {sweep.view.cells:,} cells, sweep {sweep.id}")
         try:
             # Nobody would start this service again, so it is not waited for.
             progress.show(sweep.view, sweep.updates(patient=False), service.url, detachable=False)
         except KeyboardInterrupt:
-            note("stopping; what is finished is kept: run it again to go on")
+            note("stopping; finished results are kept: run it again to continue")
             raise
         summary = sweep.summary()
         if output is Output.JSON:
             print_json(summary.model_dump(mode="json"))
         else:
             console().print(summary_table(summary))
-        if code := end_of(sweep.view):
+        if code := exit_code(sweep.view):
             note(progress.failed_text(sweep.view, sweep.failures(), service.url, tracebacks=True))
             raise typer.Exit(code)
 
@@ -84,15 +84,15 @@ def plan(
     token: Token = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show what a sweep would compute and what is there already; without --url, needs no service."""
+    """Show what a sweep would compute and what exists already; needs a service only with --url."""
     from creditgrid.client.display.tables import plan_table
     from creditgrid.client.local_service import plan_locally
     from creditgrid.client.spec import spec_document
 
-    sent = spec_document(spec)
+    document = spec_document(spec)
     if url:
         with open_client(url, token) as client:
-            view = client.plan(sent)
+            view = client.plan(document)
     else:
-        view = plan_locally(sent, data_dir)
+        view = plan_locally(document, data_dir)
     emit(output, view, plan_table(view))

@@ -6,8 +6,8 @@
 2     bad input: a spec, a query, an option
 3     no service answers
 4     no such sweep, task, artifact or experiment
-5     it does not fit the state that things are in
-6     no token, or the wrong one
+5     the request does not fit the current state
+6     no token, or a wrong one
 130   Ctrl-C
 ====  ==================================================================
 """
@@ -52,9 +52,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-# The service's own options, --help among them, are passed on.
-_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(context_settings=_PASSED_ON, add_help_option=False)(local.serve)
+# All options of serve, --help too, are the service's.
+_PASS_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=_PASS_OPTIONS, add_help_option=False)(local.serve)
 for command in (
     local.run,
     local.plan,
@@ -91,12 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except CreditGridError as error:
-        _tell(_paragraph(error))
+        _print_error(_paragraph(error))
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     except OSError as error:
         if not error.filename:
             return _unexpected()
-        _tell(f"{error.filename}: {error.strerror}")
+        _print_error(f"{error.filename}: {error.strerror}")
         return 2
     except Exception:
         return _unexpected()
@@ -115,9 +115,9 @@ def _paragraph(error: CreditGridError) -> str:
 
 def _unexpected() -> int:
     traceback.print_exc()
-    _tell("this is a bug in creditgrid, or a machine in trouble; what was printed above says where")
+    _print_error("this is a bug in creditgrid, or a problem of this machine; the traceback above shows where")
     return 1
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     sys.stderr.write(f"error: {message}\n")

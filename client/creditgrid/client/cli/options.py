@@ -1,4 +1,4 @@
-"""What the commands share: options, the client they make, and where they print."""
+"""The options that commands share, their client, and their output."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class RowsOutput(enum.StrEnum):
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url", envvar="CREDITGRID_URL", metavar="URL", help="Of the service; usually http://127.0.0.1:8000."
+        "--url", envvar="CREDITGRID_URL", metavar="URL", help="The service's URL, if not http://127.0.0.1:8000."
     ),
 ]
 Token = Annotated[
     str | None,
-    typer.Option("--token", envvar="CREDITGRID_TOKEN", metavar="TOKEN", help="Its API token, if it wants one."),
+    typer.Option("--token", envvar="CREDITGRID_TOKEN", metavar="TOKEN", help="Its API token, if it needs one."),
 ]
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table to look at, or JSON for a program.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table, or JSON for a program.")]
 SpecArgument = Annotated[
     str, typer.Argument(metavar="SPEC", help="A sweep spec in YAML or JSON; - reads it from standard input.")
 ]
@@ -57,27 +57,27 @@ SweepArgument = Annotated[str, typer.Argument(metavar="ID", help="The sweep's id
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", file_okay=False, help="Where artifacts and results are kept; usually the service's own."
+        "--data-dir", file_okay=False, help="The folder of artifacts and results, if not the service's default."
     ),
 ]
 
 
 def open_client(url: str | None, token: str | None) -> Client:
     """The client for a command's options."""
-    # Imported by the commands that need it: help comes without HTTP.
+    # Imported only by commands that need it, because help needs no HTTP.
     from creditgrid.client.client import Client
 
     return Client(url, token)
 
 
 def console() -> Console:
-    """Standard output for tables; not squeezed into 80 columns where it is a file or a pipe."""
+    """Standard output for tables; a file or a pipe has more than 80 columns."""
     width = None if sys.stdout.isatty() else 500
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def note(message: str) -> None:
-    """Tell the person something, on standard error."""
+    """Print a message for a person, on standard error."""
     Console(stderr=True, highlight=False, markup=False, emoji=False).print(message, soft_wrap=True)
 
 
@@ -108,6 +108,6 @@ def write_bytes(data: bytes, file: Path | None) -> None:
         sys.stdout.flush()
 
 
-def end_of(view: SweepView) -> int:
-    """The exit code for a sweep that is through: 0 if all its results are there, else 1."""
+def exit_code(view: SweepView) -> int:
+    """The exit code for a finished sweep: 0 if it has all its results, otherwise 1."""
     return 0 if view.state in RESULT else 1

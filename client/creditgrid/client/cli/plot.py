@@ -24,19 +24,17 @@ class ImageOutput(enum.StrEnum):
 def plot(
     sweep: SweepArgument,
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="The folder to write to.")] = Path(),
-    format: Annotated[
-        ImageOutput, typer.Option("--format", help="HTML needs no network to be looked at.")
-    ] = ImageOutput.PNG,
-    chart: Annotated[str | None, typer.Option("--chart", metavar="NAME", help="One of its charts alone.")] = None,
+    format: Annotated[ImageOutput, typer.Option("--format", help="HTML works without a network.")] = ImageOutput.PNG,
+    chart: Annotated[str | None, typer.Option("--chart", metavar="NAME", help="Only this chart.")] = None,
     *,
     fix: Annotated[
         list[str] | None,
-        typer.Option("--fix", metavar="NAME=VALUE", help="Show only rows with this value; may be given again."),
+        typer.Option("--fix", metavar="NAME=VALUE", help="Only rows with this value; may be repeated."),
     ] = None,
     url: Url = None,
     token: Token = None,
 ) -> None:
-    """Draw a sweep's charts. Prints the files written, one a line."""
+    """Draw a sweep's charts. Prints the written files, one per line."""
     wanted = dict(_pair(text) for text in fix or ())
     with open_client(url, token) as client:
         for file in client.sweep(sweep).plot(out, format.value, chart, wanted):

@@ -1,4 +1,4 @@
-"""The command that runs the published settings and holds the results against the published figures."""
+"""The command that runs the published settings and compares the results with the published figures."""
 
 from __future__ import annotations
 
@@ -34,30 +34,31 @@ def reproduce(
         list[str] | None,
         typer.Option(
             metavar="EXPERIMENT",
-            help="linesearch, exploitability, credit_recovery or snapshot_time; may be given several times.",
+            help="linesearch, exploitability, credit_recovery or snapshot_time; may be repeated.",
         ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", dir_okay=False, help="Write the report there as JSON, too.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", dir_okay=False, help="Also write the report here, as JSON."),
     ] = None,
     url: Url = None,
     token: Token = None,
 ) -> None:
-    """Run the published settings, and print ours beside the published figures.
+    """Run the published settings, and print our figures beside the published ones.
 
-    Needs a service. What is there already is not computed again. Fails if anything has no result, not if it disagrees.
+    Needs a service. Existing results are not computed again. Fails if a result is missing, not if figures disagree.
     """
-    # Imported here: help comes without YAML.
+    # Imported here, because help needs no YAML.
     from creditgrid.client.reproduce.report import Settings, report
     from creditgrid.client.reproduce.view import report_view
 
     settings = Settings(epochs, fit_epochs, seeds, dataset, tuple(only or ()))
-    if out is not None and not out.resolve().parent.is_dir():  # not after hours
+    if out is not None and not out.resolve().parent.is_dir():  # now, not after hours
         raise BadSetting(f"--out {out}: there is no folder {out.resolve().parent}")
     with open_client(url, token) as client:
         found = report(settings, _run(client, settings))
-    document = found.document()
+    document = found.as_json()
     if json_:
         print_json(document)
     else:
@@ -69,14 +70,14 @@ def reproduce(
 
 
 def _run(client: Client, settings: Settings) -> dict[str, Sweep]:
-    """Submit all sweeps at once, so that they share their stages, and wait for them one after the other."""
+    """Submit all sweeps first, so that they share their stages, then wait for each."""
     from creditgrid.client.connection import url_option
     from creditgrid.client.display import progress
     from creditgrid.client.reproduce.report import specs
 
     sweeps: dict[str, Sweep] = {}
     try:
-        # What asks for the most checkpoints of a training comes first: one call then makes them all.
+        # The sweep with the most checkpoints of a training comes first, so that one call makes them all.
         wanted = sorted(specs(settings).items(), key=lambda item: -len(item[1]["axes"].get("checkpoint_epoch", ())))
         for experiment, spec in wanted:
             sweeps[experiment] = client.submit(spec)

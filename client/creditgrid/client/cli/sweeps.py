@@ -16,7 +16,7 @@ from creditgrid.client.cli.options import (
     Url,
     console,
     emit,
-    end_of,
+    exit_code,
     note,
     open_client,
     print_json,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def submit(
     spec: SpecArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="Show its progress until it is through.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show its progress until it is finished.")] = False,
     url: Url = None,
     token: Token = None,
     output: OutputOption = Output.TABLE,
@@ -52,8 +52,8 @@ def submit(
 
 
 def ls(
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
-    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
+    state: Annotated[State | None, typer.Option(help="Only sweeps in this state.")] = None,
     url: Url = None,
     token: Token = None,
     output: OutputOption = Output.TABLE,
@@ -67,7 +67,7 @@ def ls(
 
 
 def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
-    """Show where a sweep stands, its summary and its failures."""
+    """Show a sweep's state, its summary and its failures."""
     from creditgrid.client.connection import url_option
     from creditgrid.client.display.tables import failures_text, summary_table, sweep_view
 
@@ -91,7 +91,7 @@ def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: Out
 
 
 def watch(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
-    """Show a sweep's progress until it is through. Ctrl-C ends the showing, not the sweep."""
+    """Show a sweep's progress until it is finished. Ctrl-C stops the display, not the sweep."""
     with open_client(url, token) as client:
         _watch(client.sweep(sweep), client.url, output)
 
@@ -102,19 +102,19 @@ def _watch(sweep: Sweep, url: str, output: Output) -> None:
     view = progress.show(sweep.view, sweep.updates(), url)
     if output is Output.JSON:
         print_json(view.model_dump(mode="json"))
-    if code := end_of(view):
+    if code := exit_code(view):
         note(progress.failed_text(view, sweep.failures(), url))
         raise typer.Exit(code)
 
 
 def logs(
     sweep: SweepArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sweep is through.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the sweep is finished.")] = False,
     url: Url = None,
     token: Token = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Print a sweep's events, one a line, then the failures with their tracebacks. JSON: one object a line."""
+    """Print a sweep's events, one per line, then the failures with their tracebacks. JSON: one object per line."""
     from creditgrid.client.connection import url_option
     from creditgrid.client.display.tables import failures_text
 
@@ -124,7 +124,7 @@ def logs(
             for event in found.events() if follow else found.history():
                 _print_event(event, output)
         except KeyboardInterrupt:
-            note(f"sweep {found.id} goes on")
+            note(f"sweep {found.id} continues")
             raise
         failures = found.failures()
     if output is Output.TABLE:

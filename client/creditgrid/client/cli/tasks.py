@@ -19,12 +19,12 @@ from creditgrid.client.errors import BadSetting
 if TYPE_CHECKING:
     from creditgrid.client.local_task import TaskRun
 
-TOLD_EVERY_S = 2.0
-"""Progress is told at most this often."""
+PROGRESS_S = 2.0
+"""Seconds between lines of progress."""
 
 
 class Device(enum.StrEnum):
-    """Where the task is computed."""
+    """The device that computes the task."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -33,31 +33,31 @@ class Device(enum.StrEnum):
 def run_task(
     key: Annotated[str, typer.Argument(metavar="KEY", help="The key of a stage or a cell.")],
     *,
-    device: Annotated[Device, typer.Option(help="What it is computed on.")] = Device.CPU,
+    device: Annotated[Device, typer.Option(help="The device that computes it.")] = Device.CPU,
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", file_okay=False, help="Keep what goes in and what comes out there."),
+        typer.Option("--keep", metavar="DIR", file_okay=False, help="Keep the inputs and results in this folder."),
     ] = None,
     with_parents: Annotated[
-        bool, typer.Option("--with-parents", help="Compute first what it needs and the service has not.")
+        bool, typer.Option("--with-parents", help="First compute the inputs that the service does not have.")
     ] = False,
     url: Url = None,
     token: Token = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Compute one task of a sweep on this machine: its rows, its artifact, or what it raises."""
+    """Compute one task of a sweep on this machine, and show its rows, its tensors or its traceback."""
     from creditgrid.client.local_service import ended_by_signals
     from creditgrid.client.local_task import compute_task
 
     if keep is not None and keep.exists() and any(keep.iterdir()):
-        raise BadSetting(f"--keep {keep}: the folder is not empty; name another one")
+        raise BadSetting(f"--keep {keep}: the folder is not empty; give another one")
     folder: AbstractContextManager[str] = (
         nullcontext(str(keep)) if keep is not None else tempfile.TemporaryDirectory(prefix="creditgrid-")
     )
     with ended_by_signals(), folder as name, open_client(url, token) as client:
         try:
             run = compute_task(
-                client, key, Path(name), device=device.value, with_parents=with_parents, on_progress=_Told()
+                client, key, Path(name), device=device.value, with_parents=with_parents, on_progress=_Progress()
             )
         except KeyboardInterrupt:
             note("stopped")
@@ -69,16 +69,16 @@ def run_task(
         raise typer.Exit(1)
 
 
-class _Told:
-    """Tells lines of progress now and then."""
+class _Progress:
+    """Prints a line of progress now and then."""
 
     def __init__(self) -> None:
-        self._at = -TOLD_EVERY_S
+        self._printed_at = -PROGRESS_S
 
     def __call__(self, line: str) -> None:
-        if time.monotonic() - self._at >= TOLD_EVERY_S:
+        if time.monotonic() - self._printed_at >= PROGRESS_S:
             note(line)
-            self._at = time.monotonic()
+            self._printed_at = time.monotonic()
 
 
 def _show(run: TaskRun, output: Output, *, kept: bool) -> None:

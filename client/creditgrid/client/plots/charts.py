@@ -91,7 +91,7 @@ def write(chart: alt.VConcatChart, path: Path, format: str) -> Path:
 def check_format(format: str) -> None:
     """Refuse what is no format of images."""
     if format not in get_args(ImageFormat):
-        raise BadSetting(f"{format!r} is no format of charts: use one of {', '.join(get_args(ImageFormat))}")
+        raise BadSetting(f"{format!r} is not a format of charts: use one of {', '.join(get_args(ImageFormat))}")
 
 
 def file_name(*parts: str) -> str:

@@ -136,7 +136,7 @@ class Report:
             for name, found in named.items()
         }
 
-    def document(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The whole report as plain JSON values."""
         return {**asdict(self), "counts": self.counts(), "complete": self.complete}
 
