@@ -154,9 +154,9 @@ def test_bars_that_hear_nothing_say_so(service, client, monkeypatch: pytest.Monk
     show(sweep, console)
     thread.join()
     text = out.getvalue()
-    assert "nothing heard for 0." in text
+    assert "no answer for 0." in text
     assert "left" not in text
-    assert "nothing heard" not in text[text.rindex("a [red]grid") :]
+    assert "no answer" not in text[text.rindex("a [red]grid") :]
 
 
 @pytest.mark.parametrize("detachable", [True, False])

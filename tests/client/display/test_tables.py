@@ -206,7 +206,7 @@ def test_failures() -> None:
         command="creditgrid run-task k",
     )
     text = shown(tables.failures_text([failure], tracebacks=True))
-    assert "fit: MemoryError (2 failed, 9 more skipped for it; attempt 3 on n1)" in text
+    assert "fit: MemoryError (2 failed, 9 skipped because of it; attempt 3 on n1)" in text
     assert "Traceback\n[x]\n" in text
     text = shown(tables.failures_text([failure], tracebacks=False, option=" --url http://here"))
     assert "Traceback" not in text

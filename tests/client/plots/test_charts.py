@@ -270,7 +270,7 @@ def test_too_many_panels_name_what_to_fix() -> None:
 
 def test_too_many_series_are_refused() -> None:
     rows = [row | {"method": f"m{i}"} for i in range(9) for row in grid(["dfa"])]
-    with pytest.raises(BadSetting, match="9 series, more than the 8 that can be told apart, along method"):
+    with pytest.raises(BadSetting, match="9 series, more than the 8 that can be distinguished, along method"):
         charts(view(chart("bar")), rows)
     assert charts(view(chart()), rows)
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from creditgrid.client.reproduce.published import EXPERIMENTS, PUBLISHED, Claim, Column
+from creditgrid.client.reproduce.published import EXPERIMENTS, PUBLISHED, Claim, PublishedColumn
 from creditgrid.core.experiment import Experiment
 
 LINE_SEARCH = """
@@ -83,7 +83,7 @@ def test_nothing_beside() -> None:
 
 
 @pytest.mark.parametrize("column", PUBLISHED, ids=lambda column: f"{column.experiment}-{column.title}")
-def test_the_experiment_has_the_columns(column: Column) -> None:
+def test_the_experiment_has_the_columns(column: PublishedColumn) -> None:
     experiment: Experiment = import_module(f"creditgrid.core.experiments.{column.experiment}").EXPERIMENT
     parameters = experiment.params.model_fields
     columns = {**parameters, **experiment.columns}

@@ -20,7 +20,7 @@ from creditgrid.client import watch
 from creditgrid.client.cli import main as cli
 from creditgrid.client.errors import BadSetting
 from creditgrid.client.reproduce.comparison import Agreement, Comparison, Figure, Status, compare
-from creditgrid.client.reproduce.published import EXPERIMENTS, PUBLISHED, Column
+from creditgrid.client.reproduce.published import EXPERIMENTS, PUBLISHED, PublishedColumn
 from creditgrid.client.reproduce.report import Settings, example, specs
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.model import parse
@@ -29,8 +29,10 @@ from creditgrid.core.states import State
 
 ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 METHODS = ("dfa", "scalar_cb", "vec", "oracle_bp")
-SHIFT = Column("shift", "exploitability", "delta_loss", {"rule": "target_shift"}, {"dfa": -0.1, "vec": 0.2, "x": None})
-STEP = Column("step", "linesearch", "delta_loss_same", {"norm_mode": "raw"}, {"vec": -0.1}, at_best_eta=True)
+SHIFT = PublishedColumn(
+    "shift", "exploitability", "delta_loss", {"rule": "target_shift"}, {"dfa": -0.1, "vec": 0.2, "x": None}
+)
+STEP = PublishedColumn("step", "linesearch", "delta_loss_same", {"norm_mode": "raw"}, {"vec": -0.1}, at_best_eta=True)
 
 Row = dict[str, Any]
 
@@ -50,7 +52,7 @@ def figure(found: Comparison, method: str = "vec") -> Figure:
     return one
 
 
-def judged(column: Column, rows: list[Row], seeds: list[int], **others: Any) -> Figure:
+def judged(column: PublishedColumn, rows: list[Row], seeds: list[int], **others: Any) -> Figure:
     return figure(compare(column, rows, seeds, [1e-3, 1e-2], **others))
 
 
@@ -288,7 +290,7 @@ def test_the_command_that_asks_for_the_same() -> None:
 def published_rows(seeds: list[int], epochs: int = 100) -> list[Row]:
     """Rows of all four experiments that hold the published figures, with a little of the seeds' noise."""
 
-    def rows_of(column: Column, method: str, value: float, seed: int) -> Iterator[Row]:
+    def rows_of(column: PublishedColumn, method: str, value: float, seed: int) -> Iterator[Row]:
         common = {"experiment": column.experiment, "seed": seed, "method": method, "train_epochs": epochs}
         common |= {"checkpoint_epoch": None, "diverged": False, **column.where}
         value *= 1 + 1e-6 * (seed - 42)
@@ -374,7 +376,7 @@ def test_disagreement_is_no_failure(service, run: Run) -> None:
     assert "Scaled down: the published figures are of 100 epochs and one seed, so disagreement is expected." in out
     assert "signs: 20 agrees, 1 disagrees\n" in out
     inner = line(out, "order in inner_product")
-    assert "3 of 6 pairs agree; published, and not so here: vec > dfa, vec > scalar_cb, vec > oracle_bp" in inner
+    assert "3 of 6 pairs agree; published but not ours: vec > dfa, vec > scalar_cb, vec > oracle_bp" in inner
     (spec,) = [json.loads(body) for _, body in service.posts("/v1/sweeps")]
     assert spec["fixed"]["train_epochs"] == 3
     assert spec["axes"]["fit_epochs"] == [None, 3, 2, None]

@@ -1,4 +1,4 @@
-"""Showing a sweep's progress on standard error: live bars on a terminal, else a line now and then."""
+"""A sweep's progress on standard error: live bars on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from creditgrid.client.connection import url_option
 from creditgrid.client.display.quantities import duration
-from creditgrid.client.display.tables import STYLES, counts_text, standing_text
+from creditgrid.client.display.tables import STYLES, counts_text, finished, state_text
 from creditgrid.client.watch import Update
 from creditgrid.core.states import RESULT, State
 from creditgrid.core.wire import EventView, FailureView, SweepView
@@ -22,13 +22,13 @@ BAR_WIDTH = 40
 LINE_S = 5.0
 """Without a terminal, a line at most this often."""
 PAUSED, HOLDING = "paused", ("paused", "degraded")
-"""Conditions under which a sweep does not go on by itself, or not as fast as it could."""
+"""Conditions that stop a sweep, or slow it down."""
 SILENT_S = 10.0
-"""Bars that have heard nothing for so long say so."""
-TOLD = ("call.failed", "call.retried", "sweep.cancelled", "sweep.paused", "sweep.resumed", "sweep.extended")
-"""Events that a person wants to hear of at once."""
+"""After so long without a view the bars report it."""
+REPORTED = ("call.failed", "call.retried", "sweep.cancelled", "sweep.paused", "sweep.resumed", "sweep.extended")
+"""Types of events that are printed at once."""
 MAX_ACTIVE = 4
-"""Running calls that are shown."""
+"""At most this many running calls are shown."""
 
 
 def show(
@@ -83,7 +83,7 @@ def watch_command(view: SweepView, url: str) -> str:
 
 
 def bar(counts: Mapping[State, int], width: int = BAR_WIDTH) -> Text:
-    """A bar of ``width`` characters (8 or more), split by state; each state that is there gets one at least."""
+    """A bar of ``width`` characters (8 or more), divided by state; each state with cells has at least one character."""
     shares = {state: counts[state] for state in STYLES if counts.get(state)}
     total = sum(shares.values())
     if not total:
@@ -97,11 +97,9 @@ def bar(counts: Mapping[State, int], width: int = BAR_WIDTH) -> Text:
 
 def status_line(view: SweepView) -> str:
     """The view in one line."""
-    through = sum(n for state, n in view.counts.items() if state.finished)
-    parts = [f"{view.state}: {through:,}/{view.cells:,} cells"]
+    parts = [f"{view.state}: {finished(view.counts):,}/{view.cells:,} cells"]
     for kind, counts in view.tasks.items():
-        done = sum(n for state, n in counts.items() if state.finished)
-        if done < sum(counts.values()):
+        if (done := finished(counts)) < sum(counts.values()):
             parts.append(f"{kind} {done:,}/{sum(counts.values()):,}")
     failed = view.counts.get(State.FAILED, 0)
     parts += [f"{failed:,} failed"] if failed else []
@@ -109,25 +107,25 @@ def status_line(view: SweepView) -> str:
 
 
 def _outlook(view: SweepView, since_s: float) -> list[str]:
-    """Why the sweep does not go on, if something holds it up, else how long it will take from ``since_s`` ago on.
+    """What holds the sweep up; if nothing does, the time left, of which ``since_s`` passed after the view.
 
-    A sweep that does not go on has no time left to tell: it would stand still, or count down to nothing.
+    A sweep that is held up has no time left to show: the number would be wrong.
     """
     if view.state.finished:
         return []
-    held_up = [f"{found.type}: {found.message}" for found in view.conditions if found.type in HOLDING]
+    reasons = [f"{found.type}: {found.message}" for found in view.conditions if found.type in HOLDING]
     if view.paused and not any(found.type == PAUSED for found in view.conditions):
-        held_up.append(PAUSED)
-    if held_up or view.remaining_s is None:
-        return held_up
+        reasons.append(PAUSED)
+    if reasons or view.remaining_s is None:
+        return reasons
     return [f"about {duration(max(0.0, view.remaining_s - since_s))} left"]
 
 
 class _Bars:
-    """Live bars: cells, and the tasks below them."""
+    """Live bars: one for each kind of stage, and one for the cells."""
 
     def __init__(self, view: SweepView, console: Console) -> None:
-        self._view, self._heard = view, time.monotonic()
+        self._view, self._received = view, time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> None:
@@ -140,24 +138,23 @@ class _Bars:
         self._live.console.print(text, style=style, soft_wrap=True)
 
     def update(self, view: SweepView, events: Sequence[EventView]) -> None:
-        for event in _told(events):
-            self.say(_line(event), "red")
-        self._view, self._heard = view, time.monotonic()
+        for event in events:
+            if event.type in REPORTED:
+                self.say(_line(event), "red")
+        self._view, self._received = view, time.monotonic()
 
     def _render(self) -> RenderableType:
         view = self._view
         until = view.finished_at or datetime.now(UTC)
-        times = duration((until - view.created_at).total_seconds())
-        silence = time.monotonic() - self._heard
+        silence = time.monotonic() - self._received
         silent = silence > SILENT_S and not view.state.finished
-        outlook = [f"nothing heard for {duration(silence)}"] if silent else _outlook(view, silence)
+        outlook = [f"no answer for {duration(silence)}"] if silent else _outlook(view, silence)
         grid = Table.grid(padding=(0, 2))
         for kind, counts in {**view.tasks, "cells": view.counts}.items():
-            through = sum(n for state, n in counts.items() if state.finished)
-            grid.add_row(kind, bar(counts), f"{through:,}/{sum(counts.values()):,}", counts_text(counts))
-        times = ", ".join([times, *outlook])
+            grid.add_row(kind, bar(counts), f"{finished(counts):,}/{sum(counts.values()):,}", counts_text(counts))
+        times = ", ".join([duration((until - view.created_at).total_seconds()), *outlook])
         lines: list[RenderableType] = [
-            Text.assemble((view.name, "bold"), f"  {view.id}  ", standing_text(view), f"  {times}"),
+            Text.assemble((view.name, "bold"), f"  {view.id}  ", state_text(view.state, view.paused), f"  {times}"),
             grid,
         ]
         for activity in [] if view.state.finished else view.active[:MAX_ACTIVE]:
@@ -167,11 +164,11 @@ class _Bars:
 
 
 class _Lines:
-    """A line when something changed, for logs and pipes."""
+    """A line after a change, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last, self._at = "", -LINE_S
+        self._last, self._printed_at = "", -LINE_S
 
     def __enter__(self) -> None:
         pass
@@ -183,16 +180,13 @@ class _Lines:
         self._console.print(text, style=style, soft_wrap=True)
 
     def update(self, view: SweepView, events: Sequence[EventView]) -> None:
-        for event in _told(events):
-            self.say(_line(event), "")
+        for event in events:
+            if event.type in REPORTED:
+                self.say(_line(event), "")
         line = status_line(view)
-        if line != self._last and (view.state.finished or time.monotonic() - self._at >= LINE_S):
+        if line != self._last and (view.state.finished or time.monotonic() - self._printed_at >= LINE_S):
             self._console.print(line, soft_wrap=True)
-            self._last, self._at = line, time.monotonic()
-
-
-def _told(events: Sequence[EventView]) -> list[EventView]:
-    return [event for event in events if event.type in TOLD]
+            self._last, self._printed_at = line, time.monotonic()
 
 
 def _line(event: EventView) -> str:

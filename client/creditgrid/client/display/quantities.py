@@ -29,12 +29,12 @@ def size(count: float) -> str:
 
 
 def moment(at: datetime) -> str:
-    """A time in the local zone."""
+    """A time in the local time zone."""
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def number(value: Any) -> str:
-    """A value of a cell: floats with four digits, nothing as a dash."""
+    """A value of a cell: a float with four digits, None as a dash."""
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Tables for a person, made of the wire models."""
+"""Tables of the wire models, for a person."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ STYLES: Mapping[State, str] = {
     State.CANCELLED: "magenta",
     State.SKIPPED: "magenta",
 }
-"""A colour for each state, in the order in which they are shown."""
+"""The colour of each state, in the order in which the states are shown."""
 MAX_ROWS = 100
-"""Rows of a query that are shown; files hold all."""
+"""At most this many rows of a query are shown; files have all."""
 
 
-def state_text(state: State) -> Text:
-    return Text(state.value, style=STYLES[state])
+def finished(counts: Mapping[State, int]) -> int:
+    """How many of these cells or tasks are finished."""
+    return sum(n for state, n in counts.items() if state.finished)
 
 
-def standing_text(view: SweepView) -> Text:
-    """The sweep's state, and whether it is paused."""
-    paused = view.paused and not view.state.finished
-    return Text.assemble(state_text(view.state), (" (paused)", "yellow") if paused else "")
+def state_text(state: State, paused: bool = False) -> Text:
+    """A state, and whether an unfinished sweep is paused."""
+    return Text.assemble((state.value, STYLES[state]), (" (paused)", "yellow") if paused and not state.finished else "")
 
 
 def counts_text(counts: Mapping[State, int]) -> Text:
-    """``cached 84 · succeeded 126``, each in its colour, without those that are none."""
+    """``cached 84 · succeeded 126``, each in its colour, without zeros."""
     parts = [Text(f"{state} {counts[state]:,}", style=style) for state, style in STYLES.items() if counts.get(state)]
     return Text(" · ").join(parts)
 
 
 def plan_table(plan: PlanView) -> RenderableType:
-    """One line for each kind of task, then the cells; below it, why what is new is not there."""
+    """One line for each kind of task, then the cells; below the table, why the new tasks are not cached."""
     columns = ("total", "cached", "shared", "new", "unneeded", "calls")
     table = _table(Text.assemble((plan.name, "bold"), f"  {plan.experiment}"), "kind", right=(*columns, "time", "size"))
     for name, kind in plan.tasks.items():
@@ -84,19 +84,18 @@ def _estimates(kind: PlanKind) -> tuple[str, str]:
 
 
 def sweeps_table(views: Sequence[SweepView]) -> RenderableType:
-    """One line a sweep."""
+    """One line per sweep."""
     table = _table(None, "id", "name", "experiment", "state", right=("cells", "failed"))
     table.add_column("created")
     table.add_column("took", justify="right")
     for view in views:
-        through = sum(n for state, n in view.counts.items() if state.finished)
         took = (view.finished_at - view.created_at).total_seconds() if view.finished_at else None
         table.add_row(
             view.id,
             view.name,
             view.experiment,
-            standing_text(view),
-            f"{through:,}/{view.cells:,}",
+            state_text(view.state, view.paused),
+            f"{finished(view.counts):,}/{view.cells:,}",
             f"{view.counts.get(State.FAILED, 0):,}",
             moment(view.created_at),
             "" if took is None else duration(took),
@@ -105,13 +104,13 @@ def sweeps_table(views: Sequence[SweepView]) -> RenderableType:
 
 
 def sweep_view(view: SweepView) -> RenderableType:
-    """All that a sweep's view says, but the spec."""
+    """A sweep's view without the spec."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_row("sweep", view.id)
     grid.add_row("name", view.name)
     grid.add_row("experiment", view.experiment)
-    grid.add_row("state", standing_text(view))
+    grid.add_row("state", state_text(view.state, view.paused))
     grid.add_row("cells", Text.assemble(f"{view.cells:,}: ", counts_text(view.counts)))
     for kind, counts in view.tasks.items():
         grid.add_row(kind, Text.assemble(f"{sum(counts.values()):,}: ", counts_text(counts)))
@@ -134,7 +133,7 @@ def sweep_view(view: SweepView) -> RenderableType:
 
 
 def summary_table(summary: SummaryView) -> RenderableType:
-    """The summary's table and verdicts; half-widths of 95 % intervals stand behind their means."""
+    """The summary's table and verdicts; means have the half-widths of their 95 % intervals."""
     title = summary.title if summary.complete else f"{summary.title} (so far: cells are missing)"
     table = _table(Text(title, style="bold"), right=[column.replace("_", " ") for column in summary.columns])
     for column, name in zip(table.columns, summary.columns, strict=True):
@@ -156,13 +155,13 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def failures_text(failures: Sequence[FailureView], tracebacks: bool, option: str = "") -> RenderableType:
-    """Each cause with its count, its traceback if asked, and the command that computes one such task here.
+    """Each cause with its count, its traceback if wanted, and the command that computes one of its tasks here.
 
     ``option`` ends the commands: the service's URL if it is not the usual one.
     """
     lines = []
     for failure in failures:
-        skipped = f", {failure.skipped:,} more skipped for it" if failure.skipped else ""
+        skipped = f", {failure.skipped:,} skipped because of it" if failure.skipped else ""
         where = f" on {failure.host}" if failure.host else ""
         head = f"{failure.kind}: {failure.cause} ({failure.count:,} failed{skipped}; attempt {failure.attempt}{where})"
         lines.append(Text(head, style="red"))
@@ -185,20 +184,20 @@ def rows_table(result: Result) -> RenderableType:
     more = len(result) - len(rows)
     if more > 0:
         return Group(
-            table, Text(f"{more:,} more rows: write them all with -o csv, or with --file rows.parquet", style="dim")
+            table, Text(f"{more:,} more rows: write all of them with -o csv, or with --file rows.parquet", style="dim")
         )
     return table
 
 
 def task_rows_table(result: Result, task: TaskDocument) -> RenderableType:
-    """A cell's rows: what was measured, without its parameters and where it was done."""
-    known = RESERVED - {"diverged"} | task.params.keys() | task.source.keys()
-    measured = result.table.select([name for name in result.table.column_names if name not in known])
+    """A cell's measured columns, without its parameters and provenance."""
+    others = RESERVED - {"diverged"} | task.params.keys() | task.source.keys()
+    measured = result.table.select([name for name in result.table.column_names if name not in others])
     return rows_table(type(result)(measured))
 
 
 def tensors_table(tensors: Mapping[str, Mapping[str, Any]]) -> RenderableType:
-    """One line a tensor of an artifact."""
+    """One line per tensor of an artifact."""
     table = _table(None, "tensor", "dtype", right=("shape",))
     for name, tensor in tensors.items():
         table.add_row(name, tensor["dtype"], " × ".join(map(str, tensor["shape"])) or "scalar")
@@ -206,7 +205,7 @@ def tensors_table(tensors: Mapping[str, Mapping[str, Any]]) -> RenderableType:
 
 
 def experiments_table(views: Sequence[ExperimentView]) -> RenderableType:
-    """One line an experiment."""
+    """One line per experiment."""
     table = _table(None, "experiment", "title", "columns")
     for view in views:
         note = Text(f"cannot be used: {view.problem}", style="red") if view.problem else Text(", ".join(view.columns))
@@ -231,7 +230,7 @@ def experiment_view(view: ExperimentView) -> RenderableType:
 
 
 def _values(schema: Mapping[str, Any]) -> str:
-    """What a JSON Schema of one parameter accepts, in a few words."""
+    """The values that a parameter's JSON Schema accepts, in a few words."""
     if "anyOf" in schema:
         return " or ".join(_values(option) for option in schema["anyOf"])
     if "enum" in schema:

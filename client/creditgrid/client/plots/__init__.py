@@ -1,1 +1,1 @@
-"""Charts of a sweep, drawn with Altair from rows that the client has."""
+"""Charts of a sweep, drawn with Altair from its rows."""

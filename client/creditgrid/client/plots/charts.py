@@ -1,6 +1,6 @@
 """Charts of a sweep, as its experiment declares them: drawn with Altair, written as PNG, SVG, PDF or offline HTML.
 
-What the service tells of an experiment is all that is needed, so a plugin's charts are drawn where it is not installed.
+The service's view of an experiment is enough, so the client draws a plugin's charts without the plugin.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ImageFormat: TypeAlias = Literal["png", "svg", "pdf", "html"]
 PIXELS = 2.0
-"""Of a PNG for one of the chart's own, so that print and sharp screens show clear text."""
+"""A PNG's pixels per pixel of the chart, so that text is sharp in print and on fine screens."""
 
 
 def charts(
@@ -35,15 +35,15 @@ def charts(
 ) -> dict[str, alt.VConcatChart]:
     """The charts that ``view`` declares, by name, drawn from the rows of a sweep.
 
-    A point is the mean over the seeds with its 95 % interval (Student t). Parameters that vary and that a chart does
-    not use have panels. Charts whose columns are all null are left out.
+    A point is the mean over the seeds with its 95 % interval (Student t). Parameters that vary and are not in the chart
+    have panels. Charts whose columns are all null are left out.
 
     Args:
-        name: of the one chart to draw; default: all.
-        fix: parameter or column → the value that the rows shown have, as itself or as text.
+        name: of the only chart to draw; default: all charts.
+        fix: parameter or column → show only rows with this value, given as itself or as text.
 
     Raises:
-        PackageMissing: if what draws is not installed.
+        PackageMissing: if Altair or vl-convert is not installed.
         BadSetting: if there is nothing to draw, no such chart or value, or more panels than a page holds.
     """
     _require_packages()
@@ -60,13 +60,13 @@ def charts(
 
 
 def write(chart: alt.VConcatChart, path: Path, format: str) -> Path:
-    """Write a chart to a file, which appears when it is whole.
+    """Write a chart to a file, which appears when it is complete.
 
-    HTML carries all that it needs, and asks for nothing on the network.
+    HTML has everything in one file, and needs no network.
 
     Raises:
         BadSetting: for an unknown format.
-        PackageMissing: if what draws is not installed.
+        PackageMissing: if Altair or vl-convert is not installed.
     """
     check_format(format)
     _require_packages()
@@ -89,13 +89,13 @@ def write(chart: alt.VConcatChart, path: Path, format: str) -> Path:
 
 
 def check_format(format: str) -> None:
-    """Refuse what is no format of images."""
+    """Refuse an unknown image format."""
     if format not in get_args(ImageFormat):
         raise BadSetting(f"{format!r} is not a format of charts: use one of {', '.join(get_args(ImageFormat))}")
 
 
 def file_name(*parts: str) -> str:
-    """The parts as a file's name; what a folder or a shell might take for more becomes an underscore."""
+    """The parts as a file's name; characters with a meaning for folders or shells become underscores."""
     return "-".join(re.sub(r"[^\w.-]", "_", part).lstrip(".") for part in parts)
 
 
@@ -120,7 +120,6 @@ def _wanted(view: ExperimentView, name: str | None) -> list[Chart]:
 
 
 def _fixed(rows: Sequence[Mapping[str, Any]], fix: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The rows with these values."""
     for name, wanted in fix.items():
         if name not in rows[0]:
             raise BadSetting(f"there is no column {name!r} to fix")

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 TEXT = "#222222"
 WIDEST = 1400
-"""Pixels of a row's panels together."""
+"""Pixels of a row of panels."""
 CELL = (54, 30)
-"""Width and height of a heat map's cell with a number in it."""
+"""Width and height of a heat map's cell with a number."""
 
 
 def compose(picture: Picture) -> alt.VConcatChart:
@@ -29,7 +29,7 @@ def compose(picture: Picture) -> alt.VConcatChart:
     heading = alt.TitleParams(
         picture.chart.title, subtitle=list(picture.notes), anchor="start", offset=14, subtitlePadding=5
     )
-    # Altair copies a chart whole at every turn: what can be said in one call is, and the data comes last, by name.
+    # Altair copies the whole chart at every change, so there is one call, and the data is added last, by name.
     page = alt.vconcat(
         *_grids(picture),
         spacing=20,
@@ -44,7 +44,7 @@ def compose(picture: Picture) -> alt.VConcatChart:
 
 
 def _resolve(picture: Picture) -> alt.Resolve:
-    """One legend for all panels; but of heat maps each measure has a scale of its own."""
+    """All panels share a legend, except those of heat maps: each measure has its own colour scale."""
     import altair as alt
 
     color: Literal["independent", "shared"] = "independent" if picture.chart.mark == "heatmap" else "shared"
@@ -52,7 +52,7 @@ def _resolve(picture: Picture) -> alt.Resolve:
 
 
 def _grids(picture: Picture) -> Iterator[alt.ConcatChart]:
-    """The panels of each run side by side, as many as the page is wide."""
+    """The panels of each run side by side, as many as fit the page's width."""
     import altair as alt
 
     runs, resolve = _runs(picture), _resolve(picture)
@@ -86,7 +86,7 @@ def _name(panel: int) -> str:
 
 
 def _runs(picture: Picture) -> list[list[Panel]]:
-    """The panels that follow one another without a new row: of a column, else of a measure, else all."""
+    """The panels that share rows: those of a column, or of a measure, or all."""
     if any(panel.heading != picture.panels[0].heading for panel in picture.panels):
         return [list(run) for _, run in groupby(picture.panels, key=lambda panel: panel.column)]
     runs = [list(run) for _, run in groupby(picture.panels, key=lambda panel: panel.measure)]
@@ -94,12 +94,12 @@ def _runs(picture: Picture) -> list[list[Panel]]:
 
 
 def _new_scale(picture: Picture, left: Panel, right: Panel) -> bool:
-    """Whether the vertical axis is another than its left neighbour's."""
+    """Whether the vertical axis differs from the left neighbour's."""
     return picture.chart.mark != "heatmap" and left.measure != right.measure
 
 
 def _across(panels: int) -> int:
-    """How many panels stand side by side."""
+    """How many panels are side by side."""
     if panels <= 3:
         return panels
     if panels == 4:
@@ -108,7 +108,7 @@ def _across(panels: int) -> int:
 
 
 def _size(picture: Picture, panels: int) -> tuple[float, float]:
-    """Width and height of a panel in pixels: the more there are, the smaller."""
+    """Width and height of a panel in pixels; more panels are smaller."""
     if picture.chart.mark == "heatmap":
         columns, rows = len(picture.xs or ()), len(picture.series.labels)
         return min(CELL[0], 640 / columns) * columns, min(CELL[1], 480 / rows) * rows

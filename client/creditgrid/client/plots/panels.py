@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from creditgrid.client.plots.points import Panel, Picture
 
 MANY_POINTS = 30
-"""Along a line, more are not dotted; they still tell their numbers to the mouse."""
+"""A line with more has no dots; it still has tooltips."""
 FEW_CELLS = 80
-"""A heat map with more has no numbers written in it."""
+"""A heat map with more has no numbers in its cells."""
 INK = "#222222"
 LETTER = 6.6
 """Width of a letter of a label, pixels."""
 
 
 class Place(NamedTuple):
-    """Where a panel stands, which says what it shows beside its marks; ``data`` is the name of its records."""
+    """The size of a panel, and the titles and legend that its place on the page needs; ``data`` names its records."""
 
     data: str
     width: float
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 
 def draw(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
-    """The panel as a chart of its own; panels of one measure have the same scale."""
+    """The panel as a chart; panels of one measure have the same scale."""
     return {"line": _lines, "bar": _bars, "heatmap": _heat_map}[picture.chart.mark](picture, panel, place)
 
 
@@ -125,7 +125,7 @@ def _heat_map(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
 
 
 def _several(panel: Panel) -> bool:
-    """Whether the measure's title is not enough to say what the panel shows."""
+    """Whether the panel must name its column, because its measure has several."""
     return len(panel.measure.columns) > 1
 
 
@@ -142,23 +142,23 @@ def _kin(picture: Picture, panel: Panel) -> Sequence[Panel]:
 
 
 def _scale_of(picture: Picture, panel: Panel) -> Scaled:
-    """The scale that all panels of the measure share."""
+    """The scale of all panels of the measure."""
     log = panel.measure.scale == "log"
     ends = []
     for point in (point for one in _kin(picture, panel) for point in one.points):
         low = point.mean - (point.ci95 or 0.0)
-        # An interval that comes near 0 would stretch a log axis without end.
+        # An interval that almost reaches 0 would make a log axis too long.
         ends += [max(low, point.mean / 10) if log else low, point.mean + (point.ci95 or 0.0)]
     return scaled(panel.measure.scale, ends, zero=picture.chart.mark == "bar")
 
 
 def _limit(picture: Picture, panel: Panel) -> float:
-    """The end of a heat map's colours: for all panels of the measure, and on either side of 0, which is pale."""
+    """The end of a heat map's colours, on both sides of 0 and for all panels of the measure."""
     return max((abs(point.mean) for one in _kin(picture, panel) for point in one.points), default=0.0) or 1.0
 
 
 def records(picture: Picture, panel: Panel) -> list[dict[str, Any]]:
-    """The points as Vega sees them."""
+    """The points as Vega's records."""
     lowest = _scale_of(picture, panel).low if panel.measure.scale == "log" else -math.inf
     dark = 0.6 * _limit(picture, panel)
     out = []
@@ -206,7 +206,7 @@ def _axis(title: str, shown: bool, found: Scaled, grid: bool = True) -> alt.Axis
     options: dict[str, Any] = {"labelOverlap": True} if found.ticks is None or not grid else {}
     if found.ticks is not None:
         options["values"] = found.ticks
-    if grid:  # what lies above and what below 0 is the first question
+    if grid:  # a darker line at 0 separates ascent from descent
         options["gridColor"] = {"condition": {"test": "datum.value === 0", "value": "#9a9a9a"}, "value": "#e8e8e8"}
     if found.short:
         options["labelExpr"] = SHORT
@@ -214,7 +214,7 @@ def _axis(title: str, shown: bool, found: Scaled, grid: bool = True) -> alt.Axis
 
 
 def _category_axis(picture: Picture, place: Place) -> alt.Axis:
-    """Labels lie flat where they fit, on lines of their own; panels below one another share them."""
+    """Labels are horizontal if they fit, with one part per line; panels below one another share them."""
     import altair as alt
 
     labels = picture.xs or ()
@@ -232,7 +232,7 @@ def _category_axis(picture: Picture, place: Place) -> alt.Axis:
 
 
 def flat_width(labels: Sequence[str]) -> float:
-    """Pixels that labels take side by side, each with its parts below one another."""
+    """Pixels of the labels side by side, with one part per line."""
     return len(labels) * (4 + LETTER * max((len(part) for label in labels for part in label.split(", ")), default=0))
 
 

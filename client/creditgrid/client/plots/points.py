@@ -1,7 +1,7 @@
-"""What a chart shows, as numbers: the rows of a sweep sorted into panels and points, averaged over the seeds.
+"""The numbers of a chart: the rows of a sweep, grouped into panels and points and averaged over the seeds.
 
-Nothing here draws, or knows an experiment: a chart names columns, the parameters' JSON Schema says which columns are
-parameters and in which order their values stand, and the rows say which of them vary.
+Nothing here draws, or depends on an experiment: the chart names the columns, the JSON Schema names the parameters and
+orders their values, and the rows show which parameters vary.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ AVERAGED = ("seed", "probe_seed")
 """A point is the mean over these."""
 MOST_ACROSS = 4
 MOST_PANELS = 24
-"""More cannot be read on one page."""
+"""More are not readable on one page."""
 MOST_SERIES: dict[str, float] = {"line": 24, "bar": len(COLOURS), "heatmap": math.inf}
-"""Lines have dashes beside their colours, and a row of a heat map has its name."""
+"""Lines have dashes too, and rows of a heat map have labels, so they may be more than the colours."""
 
 FIX = "fix some of these to one value: --fix NAME=VALUE, or fix={NAME: VALUE}"
 
@@ -32,7 +32,7 @@ FIX = "fix some of these to one value: --fix NAME=VALUE, or fix={NAME: VALUE}"
 class Point(NamedTuple):
     """The mean over ``n`` seeds; ``ci95``, the half-width of its 95 % interval, is None for one seed.
 
-    ``series`` is the place of its series in ``Picture.series``.
+    ``series`` is an index into ``Picture.series``.
     """
 
     x: float | str
@@ -43,7 +43,7 @@ class Point(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One column of one measure, at one value of whatever else varies: ``heading`` has a "name = value" for each."""
+    """One column of one measure, for one value of each other parameter that varies: ``heading`` has "name = value"."""
 
     measure: Axis
     column: str
@@ -55,9 +55,9 @@ class Panel(NamedTuple):
 class Picture:
     """A chart's numbers.
 
-    ``panels`` come measure by measure and are empty where there is nothing to show; ``xs`` are the labels along x in
-    order, or None where x is a number; ``notes`` say what is averaged and what is left out. Where the headings are a
-    whole grid, ``across`` of them stand beside each other, one for each value of what varies fastest; else it is None.
+    ``panels`` are ordered by measure and empty if there is nothing to show; ``xs`` are the labels along x in order, or
+    None if x is a number; ``notes`` say what is averaged and what is left out. If the headings are a full grid,
+    ``across`` panels are side by side, one for each value of the last parameter; otherwise ``across`` is None.
     """
 
     chart: Chart
@@ -78,11 +78,11 @@ def picture(chart: Chart, parameters: Mapping[str, Any], rows: Sequence[Row]) ->
     """The panels and points of ``chart``.
 
     Args:
-        parameters: by name, the JSON Schema of each.
+        parameters: name → JSON Schema.
         rows: of a sweep; every row has every column.
 
     Raises:
-        BadSetting: for a column that the rows do not have, too many panels, or rows that the chart cannot tell apart.
+        BadSetting: for a column that the rows do not have, too many panels, or rows that the chart cannot distinguish.
     """
     for name in (*chart.x.columns, *chart.series, *(column for axis in chart.measures for column in axis.columns)):
         if any(name not in row for row in rows):
@@ -104,7 +104,7 @@ def picture(chart: Chart, parameters: Mapping[str, Any], rows: Sequence[Row]) ->
     if not series.numeric and len(series.labels) > MOST_SERIES[chart.mark]:
         raise BadSetting(
             f"chart {chart.name} would have {len(series.labels)} series, more than the {MOST_SERIES[chart.mark]} that "
-            f"can be told apart, along {series.title}; {FIX}"
+            f"can be distinguished, along {series.title}; {FIX}"
         )
     split: dict[tuple[Any, ...], list[_Placed]] = defaultdict(list)
     for one in placed:
@@ -139,7 +139,7 @@ def picture(chart: Chart, parameters: Mapping[str, Any], rows: Sequence[Row]) ->
 def _place(
     chart: Chart, parameters: Mapping[str, Any], kept: Sequence[Row]
 ) -> tuple[list[_Placed], list[str] | None, Values]:
-    """The rows with their x and series; the labels along x, or None where x is a number."""
+    """The rows with their x and series; the labels along x, or None if x is a number."""
     series = Values.of(chart.series, [_take(row, chart.series) for row in kept], parameters)
     number = {combination: i for i, combination in enumerate(series.combinations)}
     along = [_along(chart, row) for row in kept]
@@ -157,7 +157,7 @@ def _place(
 
 
 def _along(chart: Chart, row: Row) -> Any:
-    """Where a row stands along x: for a line one value, else the values of all columns; None for nowhere."""
+    """A row's x: one value for a line, otherwise the values of all columns; None if it has no place on the axis."""
     if chart.mark != "line":
         return _take(row, chart.x.columns)
     value: Any = next((row[name] for name in chart.x.columns if row[name] is not None), None)
@@ -165,9 +165,9 @@ def _along(chart: Chart, row: Row) -> Any:
 
 
 def _panelled(placed: Sequence[_Placed], parameters: Mapping[str, Any]) -> tuple[list[str], int | None]:
-    """The parameters that still vary between rows of one point: a value has panels of its own, never a part in a mean.
+    """The parameters that still vary among the rows of one point: each value has its own panels, no mean mixes them.
 
-    The last is the one whose values stand side by side, if all combinations are there; how many, else None.
+    The values of the last one are side by side if all combinations exist; also returns how many, or None.
     """
     panelled: list[str] = []
     keys: list[tuple[Any, ...]] = [(one.x, one.series) for one in placed]
@@ -195,11 +195,11 @@ def _points(chart: Chart, column: str, placed: Sequence[_Placed]) -> Iterator[Po
             continue
         if not is_number(value):
             raise BadSetting(f"chart {chart.name} shows the column {column}, which holds {value!r}: not a number")
-        # A cell has several rows where it has layers or epochs; what is the same on all of them counts once.
+        # A cell with layers or epochs has several rows; a value that is the same in all of them counts once.
         if found[x, series].setdefault(tuple(row.get(name) for name in AVERAGED), value) != value:
             raise BadSetting(
                 f"chart {chart.name} shows the column {column}, which differs between rows of one seed at "
-                f"{chart.x.columns[0]} {label_of(x)}: its x and series do not tell these rows apart"
+                f"{chart.x.columns[0]} {label_of(x)}: its x and series do not distinguish these rows"
             )
     for (x, series), values in found.items():
         n, mean, _, ci95 = mean_std_ci(list(values.values()))
@@ -207,7 +207,7 @@ def _points(chart: Chart, column: str, placed: Sequence[_Placed]) -> Iterator[Po
 
 
 def _above_zero(panels: Sequence[Panel]) -> tuple[list[Panel], dict[str, int]]:
-    """The panels without the points that a log axis has no place for, and how many those are of each column."""
+    """The panels without the points that have no place on a log axis, and the number of those points by column."""
     out, hidden = [], Counter[str]()
     for panel in panels:
         points = [point for point in panel.points if panel.measure.scale != "log" or point.mean > 0]
@@ -218,7 +218,7 @@ def _above_zero(panels: Sequence[Panel]) -> tuple[list[Panel], dict[str, int]]:
 
 
 def _averaged(chart: Chart, panels: Sequence[Panel]) -> list[str]:
-    """What a point is, in words."""
+    """A note on what a point is the mean of."""
     counts = {point.n for panel in panels for point in panel.points}
     if not counts:
         return []

@@ -1,10 +1,10 @@
-"""Scales of charts: domains with room around the data, and ticks that can be read, on linear, log and symlog axes."""
+"""Scales of charts: domains with room around the data, and readable ticks, on linear, log and symlog axes."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
+from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from creditgrid.client.plots.labels import COLOURS, Values
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import altair as alt
 
 DASHES = ([1, 0], [7, 3], [2, 2], [10, 3, 2, 3], [5, 2, 1, 2, 1, 2], [12, 4], [4, 4])
-"""One fewer than the colours, so that 56 pairs come before the first repeats."""
+"""One fewer than the colours, so that 56 pairs differ."""
 SEPARATE = 10
-"""More series than that along a number are told by a continuous scale."""
+"""More series of numbers have a continuous scale of colours."""
 MOST_TICKS = 7
-# 1e-5, 0.01, 1, 1000, 1e4: powers of ten are long written out.
+# 1e-5, 0.01, 1, 1000, 1e4: other powers of ten are too long in full.
 SHORT = (
     "replace(format(datum.value, datum.value != 0 && (abs(datum.value) < 0.01 || abs(datum.value) >= 10000)"
     " ? '~e' : '~g'), 'e+', 'e')"
@@ -25,7 +25,7 @@ SHORT = (
 
 
 class Scaled(NamedTuple):
-    """A scale, and what its axis needs to know of it: ``ticks`` is None where Vega's own are right."""
+    """A scale with the domain and ticks of its axis; ``ticks`` is None for Vega's default."""
 
     scale: alt.Scale
     low: float
@@ -34,12 +34,12 @@ class Scaled(NamedTuple):
 
     @property
     def short(self) -> bool:
-        """Whether numbers along it are too long, or too unlike each other, to be written out."""
+        """Whether numbers on the axis need the short format, because of their size or range."""
         return self.ticks is not None or not 1e-3 <= max(abs(self.low), abs(self.high)) < 1e5
 
 
 def scaled(kind: Literal["linear", "log", "symlog"], values: Sequence[float], zero: bool = False) -> Scaled:
-    """The scale on which ``values`` have room; with ``zero`` it shows 0 too. On a log scale only values > 0 count."""
+    """A scale with room for ``values``; with ``zero`` it includes 0. On a log scale only values > 0 count."""
     import altair as alt
 
     if kind == "log":
@@ -63,7 +63,7 @@ def scaled(kind: Literal["linear", "log", "symlog"], values: Sequence[float], ze
 
 
 def along(kind: Literal["linear", "log", "symlog"], values: Sequence[float]) -> Scaled:
-    """The scale of x; few whole numbers, such as epochs, are ticks themselves."""
+    """The scale of x; if its values are few whole numbers, such as epochs, they are the ticks."""
     found = scaled(kind, values)
     distinct = sorted(set(values))
     whole = all(float(value).is_integer() for value in distinct)
@@ -80,26 +80,26 @@ def powers(low: float, high: float, most: int = MOST_TICKS) -> list[float]:
 
 
 def symmetric_powers(low: float, high: float, constant: float) -> list[float]:
-    """0 and the same powers of ten on either side of it, beyond the part around 0 that is all but linear."""
+    """0 and the same powers of ten on both sides, outside the almost linear part around 0."""
     outer = max(-low, high)
     sizes = powers(constant if outer < 100 * constant else 10 * constant, outer, most=3)
     return [*(-size for size in reversed(sizes) if -size >= low), 0.0, *(size for size in sizes if size <= high)]
 
 
 def linear_below(values: Sequence[float]) -> float:
-    """The power of ten below which a symlog scale is linear: small beside most values, not beside the largest alone.
+    """The power of ten below which a symlog scale is linear: smaller than most values, not only than the largest.
 
-    At most four decades stand above it, else the ticks on both sides of 0 would be too many.
+    At most four decades are above it, because both sides of 0 have ticks.
     """
     sizes = sorted(abs(value) for value in values if value)
     if not sizes:
         return 1.0
-    quarter = statistics.quantiles(sizes, n=4)[0] if len(sizes) > 1 else sizes[0]
+    quarter = quantiles(sizes, n=4)[0] if len(sizes) > 1 else sizes[0]
     return float(f"1e{math.floor(math.log10(min(max(quarter, sizes[-1] / 1e4), sizes[-1] / 10)))}")
 
 
 def colour(series: Values, line: bool) -> alt.Color:
-    """The colour of each series: by the place of its value for names, along viridis for numbers."""
+    """The colour of each series: by slot for names, along viridis for numbers."""
     import altair as alt
 
     options: Any = {"symbolType": "stroke", "symbolSize": 420, "symbolStrokeWidth": 2.5} if line else {}
@@ -114,7 +114,7 @@ def colour(series: Values, line: bool) -> alt.Color:
 
 
 def dash(series: Values) -> alt.StrokeDash:
-    """The dashes of each series of names, so that lines differ in print without colours too."""
+    """The dashes of each series of names, so that lines differ in black and white too."""
     import altair as alt
 
     dashes: Any = [DASHES[slot % len(DASHES)] for slot in series.slots]

@@ -1,1 +1,1 @@
-"""The published runs, and the report that compares ours with the published figures."""
+"""The published runs, and the report that compares our figures with the published ones."""

@@ -1,39 +1,39 @@
-"""Holding rows against the published figures: only what was computed is judged.
+"""Comparing rows with the published figures: only computed figures are judged.
 
-A figure of ours is a mean over all the seeds that were asked for: where one has no row, or no finite number, the figure
-says so instead. A sign, and the order of two methods, agree, disagree, or are unclear: where the 95 % interval of the
-mean (of the difference, seed by seed) spans 0, or a single seed's number is 0. No tolerance is allowed for.
+Our figure is a mean over all seeds; if a seed has no row or no finite number, the figure has a note instead. A sign, or
+the order of two methods, agrees, disagrees, or is unclear: the 95 % interval of the mean (of the difference by seed)
+contains 0, or the number of a single seed is 0. There is no tolerance.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import fmean
 from typing import Any
 
-from creditgrid.client.reproduce.published import Claim, Column
+from creditgrid.client.reproduce.published import Claim, PublishedColumn
 from creditgrid.core.statistics import mean_std_ci
 
 Row = Mapping[str, Any]
 
 
 class Status(StrEnum):
-    """What became of a figure of ours."""
+    """Whether our figure was computed, and if not, why."""
 
     COMPUTED = "computed"
     DIVERGED = "diverged"
-    """A number is not finite: at every step size, or at a seed."""
+    """A number is not finite: at every step size, or for a seed."""
     UNDEFINED = "undefined"
-    """There is no such number, such as a correlation with something that does not vary."""
+    """The number does not exist, such as a correlation with a constant."""
     FAILED = "failed"
-    """Rows are missing, of a sweep that failed."""
+    """Rows are missing because the sweep failed."""
     CANCELLED = "cancelled"
-    """Rows are missing, of a sweep that was cancelled."""
+    """Rows are missing because the sweep was cancelled."""
     MISSING = "missing"
-    """Rows are missing, and nothing is known to have failed."""
+    """Rows are missing for no known reason."""
 
 
 ABSENT = (Status.FAILED, Status.CANCELLED, Status.MISSING)
@@ -41,7 +41,7 @@ ABSENT = (Status.FAILED, Status.CANCELLED, Status.MISSING)
 
 
 class Agreement(StrEnum):
-    """What a comparison found."""
+    """The result of a comparison."""
 
     AGREES = "agrees"
     DISAGREES = "disagrees"
@@ -50,10 +50,10 @@ class Agreement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A method's figure, ours beside the published one.
+    """Our figure of a method beside the published one.
 
-    ``value`` is the mean over ``n`` seeds, with its 95 % half-width where n is 2 or more; ``eta`` the step size it was
-    taken at, where that was chosen. ``agreement`` is of the sign (or of the step size), None where it was not judged.
+    ``value`` is the mean over ``n`` seeds, with its 95 % half-width if n is 2 or more; ``eta`` is the chosen step size,
+    if one was chosen. ``agreement`` is that of the sign (or of the step size), None if it was not judged.
     """
 
     method: str
@@ -69,7 +69,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two methods in the published order, and whether ours is the same."""
+    """Two methods in the published order, and whether our order agrees."""
 
     higher: str
     lower: str
@@ -78,7 +78,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One published column, with ours beside it."""
+    """A published column with our figures beside it."""
 
     experiment: str
     title: str
@@ -90,7 +90,7 @@ class Comparison:
 
     @property
     def claimed_pairs(self) -> int:
-        """How many pairs of methods the published figures order; ``order`` holds those that could be judged."""
+        """How many pairs of methods have a published order; ``order`` has those that could be judged."""
         if self.claim is not Claim.SIGNS_AND_ORDER:
             return 0
         published = [figure.published for figure in self.figures if figure.published is not None]
@@ -99,7 +99,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class _Ours:
-    """One method's numbers by seed, or why there are none."""
+    """Our numbers of one method by seed, or why there are none."""
 
     status: Status
     by_seed: Mapping[int, float] = field(default_factory=dict)
@@ -108,18 +108,21 @@ class _Ours:
 
 
 def compare(
-    column: Column, rows: Sequence[Row], seeds: Sequence[int], etas: Sequence[float], absent: Status = Status.MISSING
+    column: PublishedColumn,
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    etas: Sequence[float],
+    absent: Status = Status.MISSING,
 ) -> Comparison:
-    """Hold ``rows`` against a published column.
+    """Compare ``rows`` with a published column.
 
     Args:
-        column: of the published tables.
-        rows: of a sweep of its experiment; others are passed over.
-        seeds: over which a figure is the mean.
-        etas: the step sizes among which the best one is chosen, if the column asks for that.
-        absent: what rows that are not there stand for.
+        rows: of a sweep of the column's experiment; rows that do not belong to the column are ignored.
+        seeds: a figure is the mean over these.
+        etas: the step sizes among which the best is chosen, for a column ``at_best_eta``.
+        absent: the status of figures without rows.
     """
-    chosen = [row for row in rows if _stands_beside(column, row)]
+    chosen = [row for row in rows if _belongs_to(column, row)]
     ours = {
         method: _ours(column, [row for row in chosen if row["method"] == method], seeds, etas, absent)
         for method in column.figures
@@ -129,7 +132,7 @@ def compare(
     return Comparison(column.experiment, column.title, column.column, column.where, column.claim, figures, order)
 
 
-def _stands_beside(column: Column, row: Row) -> bool:
+def _belongs_to(column: PublishedColumn, row: Row) -> bool:
     at_the_end = row["checkpoint_epoch"] in (None, row["train_epochs"])
     return (
         row["experiment"] == column.experiment
@@ -138,14 +141,16 @@ def _stands_beside(column: Column, row: Row) -> bool:
     )
 
 
-def _ours(column: Column, rows: Sequence[Row], seeds: Sequence[int], etas: Sequence[float], absent: Status) -> _Ours:
+def _ours(
+    column: PublishedColumn, rows: Sequence[Row], seeds: Sequence[int], etas: Sequence[float], absent: Status
+) -> _Ours:
     candidates: dict[float | None, dict[int, Row]] = (
         {eta: {row["seed"]: row for row in rows if row["eta"] == eta} for eta in etas}
         if column.at_best_eta
         else {None: {row["seed"]: row for row in rows}}
     )
     without = {seed for by_seed in candidates.values() for seed in seeds if seed not in by_seed}
-    if without:  # the best of the step sizes that are there might not be the best
+    if without:  # the best of the present step sizes may not be the best of all
         return _Ours(absent, note=_of_seeds("no result", len(without), len(seeds)))
     if column.at_best_eta:
         candidates = {
@@ -157,7 +162,7 @@ def _ours(column: Column, rows: Sequence[Row], seeds: Sequence[int], etas: Seque
             return _Ours(Status.DIVERGED, note="diverged at every step size")
 
     def same_batch(eta: float | None) -> tuple[float, float]:
-        return statistics.fmean(candidates[eta][seed]["delta_loss_same"] for seed in seeds), eta or 0.0
+        return fmean(candidates[eta][seed]["delta_loss_same"] for seed in seeds), eta or 0.0
 
     eta = min(candidates, key=same_batch) if column.at_best_eta else None
     values = {seed: candidates[eta][seed][column.column] for seed in seeds}
@@ -190,7 +195,7 @@ def _figure(claim: Claim, method: str, published: float | None, ours: _Ours) -> 
 
 
 def _order(published: Mapping[str, float | None], ours: Mapping[str, _Ours]) -> list[Pair]:
-    """Every two methods of which both the published figures and ours exist."""
+    """All pairs of methods for which both the published figures and ours exist."""
     known = {name: figure for name, figure in published.items() if figure is not None}
     judged = [name for name in known if ours[name].status is Status.COMPUTED]
     pairs = []

@@ -1,8 +1,8 @@
-"""The published runs, at full size or scaled down, and the report that holds ours against the published figures.
+"""The published runs, at full size or scaled down, and the report that compares our figures with the published ones.
 
-The specs are those that ship as examples. A smaller number of training epochs takes the epochs of fitting and of the
-checkpoints down in proportion; each method that is fitted then has its own, so the axis ``fit_epochs`` advances with
-``method``, and methods that are not fitted keep null, so that their cells are the same whatever the fitting.
+The specs are the shipped examples. Fewer training epochs reduce the epochs of fitting and of the checkpoints in
+proportion. Each fitted method then has its own number, so the axis ``fit_epochs`` advances with ``method``; for other
+methods it stays null, so that their cells do not depend on the fitting.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from creditgrid.client.sweep import Sweep
 
 MAX_SEEDS = 1000
-"""More seeds than a sweep has room for are refused before they are listed."""
+"""More seeds than a sweep can have are refused before they are listed."""
 _ABSENT = {State.FAILED: Status.FAILED, State.CANCELLED: Status.CANCELLED}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the runs differ from the published ones; the defaults are the published ones.
+    """The settings of the runs; the defaults are the published ones.
 
     Raises:
         BadSetting: for a number below 1 or too large, or an experiment without published figures.
@@ -37,7 +37,7 @@ class Settings:
 
     epochs: int = TRAIN_EPOCHS
     fit_epochs: int | None = None
-    """Of every fit; default: in proportion to ``epochs``."""
+    """Epochs of every fit; default: in proportion to ``epochs``."""
     seeds: int = 1
     dataset: str = DATASET
     only: Sequence[str] = ()
@@ -58,7 +58,7 @@ class Settings:
 
     @property
     def experiments(self) -> list[str]:
-        """Those to run, in the order in which they are shown."""
+        """The experiments to run, in the order in which they are shown."""
         return [name for name in EXPERIMENTS if not self.only or name in self.only]
 
     @property
@@ -67,19 +67,19 @@ class Settings:
 
     @property
     def scaled_fit_epochs(self) -> dict[str, int]:
-        """Epochs of fitting by method, for the methods that are fitted."""
+        """Epochs of fitting by fitted method."""
         if self.fit_epochs is not None:
             return dict.fromkeys(FIT_EPOCHS, self.fit_epochs)
         return {method: _scaled(epochs, self.epochs) for method, epochs in FIT_EPOCHS.items()}
 
     @property
     def scaled_down(self) -> bool:
-        """Whether anything is trained or fitted for less than the published epochs."""
+        """Whether anything is trained or fitted for fewer epochs than published."""
         return self.epochs < TRAIN_EPOCHS or any(n < FIT_EPOCHS[m] for m, n in self.scaled_fit_epochs.items())
 
     @property
     def command(self) -> str:
-        """The command line that asks for the same again."""
+        """The command line with these settings."""
         words = ["creditgrid", "reproduce"]
         words += ["--epochs", str(self.epochs)] if self.epochs != TRAIN_EPOCHS else []
         words += ["--fit-epochs", str(self.fit_epochs)] if self.fit_epochs is not None else []
@@ -92,7 +92,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """A sweep that was run for the report; ``failures`` are its causes, one a line."""
+    """A sweep of the report; ``failures`` are the causes of its failures, one per line."""
 
     experiment: str
     id: str
@@ -103,7 +103,7 @@ class SweepReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Ours beside the published figures; ``heading`` says what was run and what can be expected of it."""
+    """Our figures beside the published ones; ``heading`` says what was run, and whether to expect agreement."""
 
     heading: Sequence[str]
     sweeps: Sequence[SweepReport]
@@ -111,12 +111,12 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether everything was computed, whatever it came to."""
+        """Whether everything was computed; figures may disagree."""
         absent = any(figure.status in ABSENT for table in self.comparisons for figure in table.figures)
         return not absent and all(sweep.state in RESULT for sweep in self.sweeps)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many signs, orders of two methods, and step sizes agree, disagree, are unclear, or were not judged."""
+        """How many signs, orders of two methods and step sizes agree, disagree, are unclear, or were not judged."""
         figures = {
             name: [
                 figure.agreement
@@ -127,7 +127,7 @@ class Report:
             ]
             for name, claim in (("signs", Claim.SIGNS_AND_ORDER), ("step sizes", Claim.STEP_SIZE))
         }
-        # Two methods one of which has no figure of ours are no pair of `order`.
+        # `order` lacks the pairs in which a method has no figure of ours.
         orders: list[Agreement | None] = [pair.agreement for table in self.comparisons for pair in table.order]
         orders += [None] * (sum(table.claimed_pairs for table in self.comparisons) - len(orders))
         named = {"signs": figures["signs"], "orders": orders, "step sizes": figures["step sizes"]}
@@ -147,7 +147,7 @@ def specs(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def example(experiment: str) -> dict[str, Any]:
-    """The spec of an experiment's published run, as it ships."""
+    """The shipped spec of an experiment's published run."""
     from creditgrid.core.spec.text import parse_text
 
     file = resources.files("creditgrid.client").joinpath("examples", f"reproduce-{experiment}.yaml")
@@ -156,7 +156,7 @@ def example(experiment: str) -> dict[str, Any]:
 
 
 def report(settings: Settings, sweeps: Mapping[str, Sweep]) -> Report:
-    """Hold the rows of the sweeps, which are through, against the published figures."""
+    """Compare the rows of the finished sweeps with the published figures."""
     rows = {experiment: sweep.results().to_pylist() for experiment, sweep in sweeps.items()}
     etas = example("linesearch")["axes"]["eta"]
     comparisons = [
@@ -170,8 +170,9 @@ def report(settings: Settings, sweeps: Mapping[str, Sweep]) -> Report:
         for column in PUBLISHED
         if column.experiment in sweeps
     ]
-    told = [_told(experiment, sweep) for experiment, sweep in sweeps.items()]
-    return Report(_heading(settings), told, comparisons)
+    return Report(
+        _heading(settings), [_sweep_report(experiment, sweep) for experiment, sweep in sweeps.items()], comparisons
+    )
 
 
 def _rescaled(spec: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def _rescaled(spec: dict[str, Any], settings: Settings) -> dict[str, Any]:
     if "checkpoint_epoch" in axes:
         axes["checkpoint_epoch"] = sorted({_scaled(epoch, settings.epochs) for epoch in axes["checkpoint_epoch"]})
     fits = settings.scaled_fit_epochs
-    if fits != FIT_EPOCHS:  # else each method's own default, so that the cells are the shipped spec's
+    if fits != FIT_EPOCHS:  # otherwise the cells are those of the shipped spec
         axes["fit_epochs"] = [fits.get(method) for method in axes["method"]]
         groups.append(["method", "fit_epochs"])
     return {**spec, "fixed": fixed, "axes": axes, "zip": groups}
@@ -194,7 +195,7 @@ def _scaled(published: int, epochs: int) -> int:
 
 
 def _dataset(name: str) -> str:
-    """A folder becomes absolute: the service does not know where the command was given."""
+    """A folder becomes absolute, because the service has another current folder."""
     path = name.startswith((".", "~")) or "/" in name
     return str(Path(name).expanduser().resolve()) if path and not name.startswith("parquet:") else name
 
@@ -214,7 +215,7 @@ def _heading(settings: Settings) -> list[str]:
     return lines
 
 
-def _told(experiment: str, sweep: Sweep) -> SweepReport:
+def _sweep_report(experiment: str, sweep: Sweep) -> SweepReport:
     causes = [] if sweep.state in RESULT else sweep.failures()
     lines = [f"{failure.kind}: {failure.cause} ({failure.count:,} failed)" for failure in causes]
     return SweepReport(experiment, sweep.id, sweep.state, sweep.view.cells, lines)

@@ -1,4 +1,4 @@
-"""The report of ours beside the published figures, for a person."""
+"""The report as a person reads it: our figures beside the published ones."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ STYLES: Mapping[Agreement | None, str] = {
 
 
 def report_view(report: Report) -> RenderableType:
-    """The heading, a table an experiment with the order of its methods below, what failed, and the counts."""
+    """The heading; for each experiment a table, the order of its methods and its failures; the counts."""
     parts: list[RenderableType] = [Text(line, style="bold") for line in report.heading]
     for sweep in report.sweeps:
         tables = [table for table in report.comparisons if table.experiment == sweep.experiment]
         parts += [Text(), _table(sweep, tables), *_orders(tables), *_failures(sweep)]
     parts.append(Text())
     for name, counts in report.counts().items():
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        parts += [Text(f"{name}: {told}", style="bold")] if told else []
+        text = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        parts += [Text(f"{name}: {text}", style="bold")] if text else []
     return Group(*parts)
 
 
@@ -61,7 +61,7 @@ def _table(sweep: SweepReport, tables: Sequence[Comparison]) -> Table:
 
 
 def _number(claim: Claim, value: float | None) -> str:
-    """With its sign where that is claimed."""
+    """With its sign if that is claimed."""
     return f"{value:+.4g}" if value is not None and claim is Claim.SIGNS_AND_ORDER else number(value)
 
 
@@ -85,26 +85,26 @@ def _not_judged(claim: Claim, figure: Figure) -> str:
     if figure.status is not Status.COMPUTED:
         return "not judged: no figure of ours"
     if figure.published is None:
-        return "not judged: none was published"
+        return "not judged: no published figure"
     assert claim is Claim.NONE
     return "not judged: neither sign nor order is claimed"
 
 
 def _orders(tables: Sequence[Comparison]) -> list[Text]:
-    """A line a column: how many pairs of methods stand in the published order, and which do not."""
+    """A line per column: how many pairs of methods agree with the published order, and which do not."""
     lines = []
     for table in tables:
         if table.claim is not Claim.SIGNS_AND_ORDER:
             continue
         if not table.order:
-            lines.append(Text(f"order in {table.title}: not judged, there are no two methods with both figures", "dim"))
+            lines.append(Text(f"order in {table.title}: not judged, fewer than two methods have both figures", "dim"))
             continue
         agree = sum(pair.agreement is Agreement.AGREES for pair in table.order)
         line = Text(f"order in {table.title}: {agree} of {table.claimed_pairs} pairs agree")
-        for verdict, told in ((Agreement.DISAGREES, "published, and not so here"), (Agreement.UNCLEAR, "unclear")):
+        for verdict, label in ((Agreement.DISAGREES, "published but not ours"), (Agreement.UNCLEAR, "unclear")):
             pairs = [f"{pair.higher} > {pair.lower}" for pair in table.order if pair.agreement is verdict]
             if pairs:
-                line.append(f"; {told}: {', '.join(pairs)}", STYLES[verdict])
+                line.append(f"; {label}: {', '.join(pairs)}", STYLES[verdict])
         if left := table.claimed_pairs - len(table.order):
             line.append(f"; not judged: {left}", STYLES[None])
         lines.append(line)
