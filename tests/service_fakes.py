@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from creditgrid.core.errors import ConflictError, DatasetError, Fault, NotFoundE
 from creditgrid.core.states import State
 from creditgrid.core.wire import (
     TERMINAL_EVENT,
+    Activity,
     CellView,
     EventView,
     Extension,
@@ -83,6 +85,9 @@ class FakeScheduler:
 
     def problem(self) -> str | None:
         return self.trouble
+
+    def activities(self) -> dict[int, tuple[Activity, float]]:
+        return {1: (Activity(call=1, kind="train", tasks=3), 2.0)}
 
     def capacity(self) -> Capacity:
         return Capacity(cpu=2.0, gpu=0.0, nodes=1, degraded=self.trouble)
@@ -200,6 +205,13 @@ class FakeSweeps:
         start = 0 if after is None else int(after)
         following = str(start + limit) if start + limit < len(found) else None
         return [view.model_copy(update={"spec": None}) for view in found[start : start + limit]], following
+
+    def open_totals(self) -> tuple[dict[State, int], dict[State, int]]:
+        opened = [view for view in self.ledger.sweeps.values() if not view.state.finished]
+        cells: Counter[State] = Counter()
+        for view in opened:
+            cells.update(view.counts)
+        return Counter(view.state for view in opened), cells
 
     def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
         self.ledger.sweep(sweep)

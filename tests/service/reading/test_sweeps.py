@@ -59,6 +59,16 @@ def test_sweeps_are_listed_newest_first_in_pages(house: House) -> None:
     house.drain()
 
 
+def test_open_totals_are_the_sums_of_the_open_sweeps(house: House) -> None:
+    house.submit(axes={"x": [1, 2]})
+    house.drain()
+    waiting, cancelled = (house.submit(axes={"x": [2, x]}) for x in (3, 4))
+    house.control.cancel(cancelled)
+    view = house.sweeps.get(waiting)
+    assert view.counts == {State.CACHED: 1, State.PENDING: 1}
+    assert house.sweeps.open_totals() == ({State.PENDING: 1}, view.counts)
+
+
 def test_events_go_on_after_the_last_one_seen(house: House) -> None:
     sweep, other = house.submit(axes={"x": [1]}), house.submit(axes={"x": [2]})
     house.drain()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import prometheus_client as prometheus
@@ -16,8 +15,6 @@ from creditgrid.core.states import OPEN, State
 from creditgrid.service.services import Services
 
 METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-MAX_SWEEPS = 1000
-"""Open sweeps that a scrape counts, at most, in each state."""
 
 
 class Metrics:
@@ -53,11 +50,12 @@ class _ServiceCollector(Collector):
         return iter(())  # otherwise the registry would collect once to learn the names
 
     def collect(self) -> Iterator[Metric]:
-        sweeps, cells, calls = self._open_sweeps()
+        sweeps, cells = self._services.sweeps.open_totals()
         yield _by_state("creditgrid_open_sweeps", "Sweeps that have not ended, by state.", sweeps, OPEN)
         yield _by_state(
             "creditgrid_open_sweep_cells", "Cells of sweeps that have not ended, by state.", cells, tuple(State)
         )
+        calls = len(self._services.scheduler.activities())
         yield GaugeMetricFamily("creditgrid_calls_running", "Calls that are running.", value=calls)
         capacity = self._services.scheduler.capacity()
         for name, value in (("cpus", capacity.cpu), ("gpus", capacity.gpu), ("nodes", capacity.nodes)):
@@ -71,24 +69,11 @@ class _ServiceCollector(Collector):
         yield _maintenance(self._services.maintenance.counts())
         yield GaugeMetricFamily("creditgrid_ready", "1 while sweeps advance, otherwise 0.", value=float(ready))
 
-    def _open_sweeps(self) -> tuple[Counter[State], Counter[State], int]:
-        """Open sweeps by state, their cells by state, and their running calls."""
-        sweeps: Counter[State] = Counter()
-        cells: Counter[State] = Counter()
-        calls = 0
-        for state in OPEN:
-            views, _ = self._services.sweeps.page(state, None, MAX_SWEEPS)
-            sweeps[state] += len(views)
-            for view in views:
-                cells.update(view.counts)
-                calls += len(view.active)
-        return sweeps, cells, calls
 
-
-def _by_state(name: str, text: str, counts: Counter[State], states: tuple[State, ...]) -> GaugeMetricFamily:
+def _by_state(name: str, text: str, counts: Mapping[State, int], states: tuple[State, ...]) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text, labels=["state"])
     for state in states:
-        family.add_metric([state.value], counts[state])
+        family.add_metric([state.value], counts.get(state, 0))
     return family
 
 

@@ -17,7 +17,7 @@ from creditgrid.core.spec.extension import forms
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Activity, Condition, EventView, SweepView
 from creditgrid.service.ledger import tables
-from creditgrid.service.ledger.counts import count_all, mean_seconds, open_needs
+from creditgrid.service.ledger.counts import count_all, count_open, mean_seconds, open_needs
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.queries import sweep_row
 from creditgrid.service.ledger.tables import CELLS
@@ -64,6 +64,13 @@ class Sweeps:
         with self._ledger.read() as connection:
             row = known(connection, sweep)
             return _view(row, self._now(connection, [sweep]), spec=True)
+
+    def open_totals(self) -> tuple[dict[State, int], dict[State, int]]:
+        """Open sweeps by state, and their cells by state."""
+        state = tables.sweeps.c.state
+        query = sa.select(state, sa.func.count()).where(state.in_(OPEN)).group_by(state)
+        with self._ledger.read() as connection:
+            return {State(state): n for state, n in connection.execute(query)}, count_open(connection)
 
     def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
         """Events with an id above ``after``, in order."""

@@ -187,6 +187,7 @@ def test_metrics(client: AppClient, fakes: Fakes, sweep: str) -> None:
     assert found["creditgrid_open_sweep_cells", (("state", "running"),)] == 2
     assert found["creditgrid_open_sweep_cells", (("state", "succeeded"),)] == 1
     assert found["creditgrid_open_sweeps", (("state", "running"),)] == 1
+    assert found["creditgrid_calls_running", ()] == 1
     assert found["creditgrid_runner_cpus", ()] == 2
     assert found["creditgrid_ready", ()] == 1
     assert found["creditgrid_query_seconds_count", (("outcome", "answered"),)] == 1
