@@ -1,14 +1,14 @@
 """Every experiment's rows, computed again from downloaded artifacts alone: float64, one cell at a time, nothing shared.
 
-Written from the formulas and the tensors' names; imports nothing of CreditGrid. ``expected_rows`` computes, ``agrees``
-compares. The tolerances are what measuring in float32 can keep, and for rho and nudge what measuring in float64 can:
+It follows the formulas and the tensors' names, and imports nothing of CreditGrid. ``expected_rows`` computes and
+``agrees`` compares. The tolerances are those of measurements in float32, and for rho and nudge in float64:
 
 =============================  =======================================================================================
 losses, norms, credit_rms, …   1e-5 of the value
-differences, cosines, shares   1e-5 of the value, or 1e-6: a difference of losses of order 1 keeps their rounding
-                               (float32's is 1.2e-7), and a cosine that of its unit vectors, however small they come out
-``pur_k``                      what those of its two differences make of their quotient
-rho, nudge                     1e-3 of the value, or 1e-6 and 1e-8. Single precision would not do for rho: it
+differences, cosines, shares   1e-5 of the value, or 1e-6: a difference of losses of order 1 has their rounding error
+                               (1.2e-7 in float32), and a cosine that of its unit vectors, however small it is
+``pur_k``                      the tolerances of its two differences, propagated to their quotient
+rho, nudge                     1e-3 of the value, or 1e-6 and 1e-8. Single precision is too coarse for rho: it
                                rounds a loss of order 1 by 2e-7, and so its central difference over 2e-3 by 1e-4, which
                                moved a trained network's rho, of 0.01 where the credit is weak, by up to 9e-5
 =============================  =======================================================================================
@@ -43,7 +43,7 @@ FINITE_DIFFERENCE_FLOORS = {"rho": 1e-6, "nudge": 1e-8}
 
 
 class Worst(NamedTuple):
-    """The value that is farthest off: ``ratio`` is its error over the tolerance, so at most 1 is agreement."""
+    """The value with the largest error: ``ratio`` is its error over the tolerance, so at most 1 is agreement."""
 
     ratio: float
     column: str
@@ -59,7 +59,7 @@ def expected_rows(
 
 
 def agrees(expected: Sequence[Mapping[str, Any]], actual: Sequence[Mapping[str, Any]]) -> Worst:
-    """Compare the rows of one cell, matched by epoch and layer; columns that are not expected are not looked at."""
+    """Compare the rows of one cell, matched by epoch and layer; other columns are ignored."""
     if len(expected) != len(actual):
         return Worst(math.inf, f"number of rows: {len(expected)} expected, {len(actual)} found", None, None)
     worst = Worst(0.0, "", None, None)

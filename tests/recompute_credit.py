@@ -1,4 +1,4 @@
-"""Credits, and how good they are, in float64: one layer, one nudge at a time."""
+"""Credits and their quality in float64: one layer, one nudge at a time."""
 
 from __future__ import annotations
 

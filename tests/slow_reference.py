@@ -1,7 +1,7 @@
-"""Slow, obvious versions of the science, to hold the fast ones against: float64, one sample and one step at a time.
+"""Slow, obvious versions of the science, to compare the fast ones with: float64, one sample and one step at a time.
 
 Nothing here imports what it checks. Networks and estimators are dicts of parameters by state-dict name; a sample is a
-vector. Gradients are autograd's, of one sample's formula written out.
+vector. Autograd differentiates the formula of one sample.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def norm_of(gradients: Parameters) -> float:
 
 
 def clipped(gradients: Parameters) -> Parameters:
-    """Scaled down to norm 1 where longer, as torch's clipping, which adds 1e-6."""
+    """Scaled down to norm 1 if longer, as by torch's clipping, which adds 1e-6."""
     norm = norm_of(gradients)
     return {name: g / (norm + 1e-6) for name, g in gradients.items()} if norm > 1 else gradients
 

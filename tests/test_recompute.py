@@ -1,4 +1,4 @@
-"""The recomputation itself, held against facts that need no recomputing."""
+"""The recomputation itself, compared with facts that need no computation."""
 
 from __future__ import annotations
 

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 MARGIN = 0.02
 """How far scalar_cb's rho must exceed dfa's for a positive verdict, and 0 for a marginal one."""
 GROUPED = ("method", "cb_source")
+NUDGES = {"nudge_0_001": 0.001, "nudge_0_003": 0.003, "nudge_0_01": 0.01}
+"""The columns of the nudges, and their step sizes: ``quality.NUDGE_ETAS``."""
 PER_LAYER: Mapping[str, Column] = {
     "gamma": Column("float64", "Mean cosine of a_l with the gradient, over up to 10 test batches."),
     "rho": Column("float64", "Pearson correlation of ⟨a_l, v⟩ with the loss's central difference along v."),
-    "nudge_0_001": Column(
-        "float64", "Loss change when h_l moves by 0.001 against a_l/‖a_l‖, nats; negative is downhill."
-    ),
-    "nudge_0_003": Column("float64", "Loss change when h_l moves by 0.003 against a_l/‖a_l‖, nats."),
-    "nudge_0_01": Column("float64", "Loss change when h_l moves by 0.01 against a_l/‖a_l‖, nats."),
+    **{
+        name: Column("float64", f"Loss change when h_l moves by {eta:g} against a_l/‖a_l‖, nats; negative is downhill.")
+        for name, eta in NUDGES.items()
+    },
     "pred_error": Column("float64", "state_bridge: mean ‖P(h_l, t_l, e_T) - h_L‖² over the test set."),
 }
 MEANS: Mapping[str, Column] = {
@@ -95,9 +96,6 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         )
 
 
-NUDGES = ("nudge_0_001", "nudge_0_003", "nudge_0_01")
-
-
 def summarise(rows: Sequence[Row]) -> Summary:
     """For each method (and s of scalar_cb) the means over layers, then each layer, as means over seeds."""
     others = varied(CreditRecoveryParams, rows, besides=GROUPED)
@@ -156,9 +154,7 @@ CHARTS = (
         measures=(
             Axis(("gamma",), "gamma: cosine with the gradient"),
             Axis(("rho",), "rho: correlation with the loss's slope"),
-            Axis(("nudge_0_001",), "loss change of a nudge of 0.001 (nats)"),
-            Axis(("nudge_0_003",), "loss change of a nudge of 0.003 (nats)"),
-            Axis(("nudge_0_01",), "loss change of a nudge of 0.01 (nats)"),
+            *(Axis((name,), f"loss change of a nudge of {eta:g} (nats)") for name, eta in NUDGES.items()),
         ),
         series=("method", "cb_source"),
     ),

@@ -163,10 +163,7 @@ def _spreads(
     sources: Mapping[str, CreditSource],
     blocks: range,
 ) -> dict[tuple[str, int], tuple[float, float]]:
-    """The `_spread` of the update directions of head and ``blocks`` over the first extra batches.
-
-    By credit source and number of batches.
-    """
+    """The `_spread` of the update directions of head and ``blocks``, by credit source and number of extra batches."""
     import torch
 
     from creditgrid.core.science.credit_sources import source_name

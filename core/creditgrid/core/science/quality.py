@@ -2,7 +2,7 @@
 
 ===========  =======================================================================================================
 ``gamma_l``  mean over the batch of cos(a_l, ∂CE/∂h_l), averaged over up to GAMMA_BATCHES test batches
-``rho_l``    Pearson correlation, over all samples and RHO_DIRECTIONS unit Gaussian directions v, of ⟨a_l, v⟩ with the
+``rho_l``    Pearson correlation, over all samples and RHO_DIRECTIONS directions v ~ N(0, I), of ⟨a_l, v⟩ with the
              central difference (CE(h_l + ε v) - CE(h_l - ε v))/2ε of the per-sample loss run forward from layer l
 ``nudge_l``  mean_b [CE(h_l - η a_l/‖a_l‖₂) - CE(h_l)] for each η of NUDGE_ETAS, run forward from layer l; negative is
              downhill
