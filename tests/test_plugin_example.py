@@ -378,7 +378,7 @@ def test_an_unfit_package_is_named_and_costs_itself_alone(client: Client, name: 
 
 
 @pytest.mark.parametrize("name", RAISING)
-def test_an_experiment_that_raises_is_named_and_the_service_goes_on(client: Client, name: str, tmp_path: Path) -> None:
+def test_an_experiment_that_raises_is_named_and_the_service_runs_on(client: Client, name: str, tmp_path: Path) -> None:
     spec = {"name": "raises", "experiment": name, "fixed": {"marker": str(tmp_path / "marker")}, "retry": {"max": 1}}
     before = [sweep.id for sweep in client.sweeps()]
     with pytest.raises(ApiError) as caught:
@@ -390,7 +390,7 @@ def test_an_experiment_that_raises_is_named_and_the_service_goes_on(client: Clie
     assert [sweep.view.counts for sweep in after] == ([{"succeeded": 1}] if name == "raises_at_its_summary" else [])
 
 
-def test_the_rest_goes_on_beside_unfit_packages(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rest_works_beside_unfit_packages(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     views = {view.name: view for view in client.experiments()}
     assert {name for name, view in views.items() if view.problem is not None} == set(UNFIT)
     assert {*SHIPPED, "weight_spectrum", "fails_once"} <= {name for name, view in views.items() if not view.problem}

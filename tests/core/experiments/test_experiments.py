@@ -113,7 +113,7 @@ def test_kappa_is_of_target_shift_alone(fixed: dict[str, Any], pointers: dict[st
     assert faults("exploitability", fixed) == pointers
 
 
-def test_kappa_and_rule_on_axes_are_told_by_place() -> None:
+def test_faults_of_kappa_and_rule_on_axes_name_their_place() -> None:
     found = faults("exploitability", {}, axes={"rule": ["inner_product", "target_shift"], "kappa": [None, 0.1]})
     assert set(found) == {"/axes/kappa/0", "/axes/kappa/1"}
     together = {"axes": {"rule": ["inner_product", "target_shift"], "kappa": [None, 0.1]}, "zip": [["rule", "kappa"]]}
@@ -194,7 +194,7 @@ def test_dynamics_shares_its_checkpoints_with_whatever_else_probes_that_run() ->
         assert not keys("linesearch", train_epochs=20, seed=1, **run)["train"] & looked_at
 
 
-def test_a_run_by_dfa_stands_on_the_feedback_of_its_own_seed_and_not_of_the_probe_s() -> None:
+def test_a_run_by_dfa_depends_on_the_feedback_of_its_own_seed_and_not_of_the_probe_s() -> None:
     _, kinds = planned("linesearch", method="dfa", train_rule="dfa", seed=3, probe_seed=9)
     assert [task.params["seed"] for task in kinds["feedback"]] == [3, 9]
     (train,) = kinds["train"]
@@ -576,7 +576,7 @@ def test_exploitability_is_averaged_over_seeds_by_method_rule_and_kappa() -> Non
     assert len(shown(summary)) == 6
 
 
-def test_exploitability_tells_apart_what_else_varies_and_counts_what_diverged() -> None:
+def test_exploitability_has_lines_for_the_other_axes_and_counts_what_diverged() -> None:
     rows = [
         row("exploitability", eta=eta, seed=seed, delta_loss=None if lost else eta, diverged=lost)
         for eta, seed, lost in ((0.1, 1, False), (0.1, 2, True), (0.2, 1, False), (0.2, 2, False))

@@ -39,7 +39,7 @@ def changed(**changes: Any) -> set[str]:
     return {kind for kind in before | after if before.get(kind) != after.get(kind)}
 
 
-def test_each_method_stands_on_what_it_needs() -> None:
+def test_each_method_depends_on_what_it_needs() -> None:
     methods = ("oracle_bp", "dfa", "vec", "scalar_cb", "state_bridge")
     below = {method: set(tasks(method=method)) - {"measure"} for method in methods}
     assert below["oracle_bp"] == {"data", "probe", "train"}

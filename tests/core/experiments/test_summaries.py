@@ -31,7 +31,7 @@ def row(**values: Any) -> dict[str, Any]:
 # -- what varies ---------------------------------------------------------------------------------------------------
 
 
-def test_what_varies_is_told_but_the_seeds_and_what_is_told_anyway() -> None:
+def test_what_varies_is_named_except_the_seeds_and_those_given() -> None:
     rows = [
         row(seed=1, probe_seed=1, method="u", eta=None, depth=1),
         row(seed=2, probe_seed=2, method="v", eta=0.1, depth=1),
@@ -124,7 +124,7 @@ def test_lines_come_in_order_and_hold_what_they_are_of() -> None:
     ]
 
 
-def test_what_distinguishes_a_line_is_told_in_words() -> None:
+def test_the_setting_of_a_line_in_words() -> None:
     line = {"num_blocks": 4, "lr": 0.001, "eta": None}
     assert setting_prefix(line, ["num_blocks", "lr"]) == "num_blocks 4, lr 0.001: "
     assert setting_prefix(line, []) == ""

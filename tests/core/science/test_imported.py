@@ -71,7 +71,7 @@ def test_what_is_no_name(text: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 4, 6, 3), (11, 3, 2, 5)])
-def test_the_name_tells_the_shape(shape: tuple[int, int, int, int]) -> None:
+def test_the_name_holds_the_shape(shape: tuple[int, int, int, int]) -> None:
     name = check(make(*shape))
     assert (name.num_blocks, name.d_hidden, name.input_dim, name.num_classes) == shape
 

@@ -196,7 +196,7 @@ def test_only_the_blocks_that_are_named_and_the_head_step(blocks: list[int]) -> 
     _assert_as_serial(network, wanted, _run(network, wanted, blocks=blocks), blocks)
 
 
-def test_more_steps_begin_as_fewer_do() -> None:
+def test_more_steps_start_as_fewer_do() -> None:
     network, wanted = _network(), _mixed()
     whole = _run(network, wanted)
     for steps in range(K):

@@ -340,7 +340,7 @@ def _kept(state: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
 
 @pytest.mark.parametrize(("rule", "random_targets"), [("bp", False), ("dfa", False), ("dfa", True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_run_goes_on_from_any_epoch_bit_for_bit(
+def test_a_run_resumes_from_any_epoch_bit_for_bit(
     tiny_data: ImageData, rule: Any, random_targets: bool, dtype: torch.dtype
 ) -> None:
     data, epochs = _few(tiny_data, 90), 5
