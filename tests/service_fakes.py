@@ -1,8 +1,10 @@
-"""Fakes of the parts behind the HTTP API, and a synchronous client for an app without a socket."""
+"""Fakes of the parts behind the HTTP API, and clients for an app with and without a socket."""
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ import anyio.from_thread
 import httpx
 import pyarrow as pa
 import pyarrow.dataset as pads
+import uvicorn
 from fastapi import FastAPI
 
 from creditgrid.core.errors import ConflictError, DatasetError, Fault, NotFoundError, SpecError
@@ -28,6 +31,7 @@ from creditgrid.core.wire import (
     FailureView,
     PlanKind,
     PlanView,
+    Problem,
     RetentionRequest,
     RetentionView,
     SummaryView,
@@ -395,3 +399,31 @@ def serving(app: FastAPI) -> Iterator[AppClient]:
         client = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
         with lifespan, portal.wrap_async_context_manager(client):
             yield AppClient(portal, client)
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The app on a free port, in a thread; yields its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def problem_in(response: httpx.Response, status: int) -> Problem:
+    """The problem document in a response with this status."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = Problem.model_validate_json(response.text)
+    assert problem.status == status
+    assert problem.title
+    return problem

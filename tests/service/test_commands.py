@@ -1,4 +1,4 @@
-"""``python -m creditgrid.service`` as a process: served on fakes, so that Ray and a runner are not needed."""
+"""``python -m creditgrid.service`` as a process that serves fakes, without Ray or a runner."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def command(*arguments: str) -> list[str]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs a command in this process, whose logs and signals stay as they are."""
+    """Runs a command in this process, and keeps the process's logging and signals."""
     monkeypatch.setattr(wiring, "create_planner", lambda settings: FakePlanner())
     monkeypatch.setattr("creditgrid.service.commands.configure_logging", lambda form: None)
     before = signal.getsignal(signal.SIGTERM)
@@ -66,7 +66,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts services and waits until their URL is written."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: str, data: str = "data") -> tuple[subprocess.Popen[str], str]:
+    def start_service(*arguments: str, data: str = "data") -> tuple[subprocess.Popen[str], str]:
         port_file = tmp_path / f"url-{len(started)}"
         options = ["--port", "0", "--port-file", str(port_file), "--data-dir", str(tmp_path / data)]
         pipe = subprocess.PIPE
@@ -79,7 +79,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             time.sleep(0.05)
         return process, port_file.read_text().strip()
 
-    yield begin
+    yield start_service
     for process in started:
         process.kill()
         process.communicate()
@@ -94,7 +94,7 @@ def test_serve_and_stop(start: Start, tmp_path: Path, how: signal.Signals) -> No
         lines = response.iter_lines()
         assert next(lines).startswith(":")
         process.send_signal(how)
-        list(lines)  # the stream of a running sweep ends, cleanly
+        list(lines)  # the stream of a running sweep ends normally
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0, err
     (line,) = out.splitlines()
@@ -122,7 +122,7 @@ def test_one_service_a_data_directory(run: Run, start: Start, tmp_path: Path) ->
     assert str(process.pid) in second.stderr
     assert "in use" in second.stderr
     start(data="other")
-    process.kill()  # a service that was killed holds nothing
+    process.kill()  # a killed service holds no lock
     process.wait()
     start()
 
@@ -165,7 +165,7 @@ def test_a_damaged_ledger(run: Run, tmp_path: Path) -> None:
     assert "results folder away together" in result.stderr
 
 
-def test_the_port_may_be_taken(run: Run, tmp_path: Path) -> None:
+def test_a_port_in_use(run: Run, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = run("serve", "--port", port, "--data-dir", str(tmp_path / "data"))

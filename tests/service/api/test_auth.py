@@ -1,4 +1,4 @@
-"""Who may talk to the service."""
+"""Who may use the service."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_v1_request_needs_the_token(guarded: AppClient, header: str | None
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_the_token_opens(guarded: AppClient, scheme: str) -> None:
+def test_the_right_token_is_accepted(guarded: AppClient, scheme: str) -> None:
     response = guarded.get("/v1/sweeps", headers={"Authorization": f"{scheme} {TOKEN}", "Host": "grid.example.org"})
     assert response.status_code == 200
 

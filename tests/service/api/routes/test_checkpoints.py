@@ -1,4 +1,4 @@
-"""Foreign checkpoints over HTTP: what is taken, what is refused, and that no code in an upload runs."""
+"""Uploads of checkpoints: which are accepted, which are refused; no code in an upload runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import psutil
 import pytest
 import torch
 from pydantic import SecretStr
-from service_fakes import AppClient, Fakes, serving
+from service_fakes import AppClient, Fakes, problem_in, serving
 
 from creditgrid.core.experiments.stages import checkpoint_task
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.wire import MAX_SPEC_BYTES, CheckpointView, Problem
+from creditgrid.core.wire import MAX_SPEC_BYTES, CheckpointView
 from creditgrid.service.api import app as app_module
 from creditgrid.service.api import checkpoint_import
 from creditgrid.service.api.app import create_app
@@ -29,7 +29,7 @@ HEADERS = {"Content-Type": "application/octet-stream"}
 
 
 class Malicious:
-    """Unpickled carelessly, it makes a file."""
+    """An unsafe unpickling of it makes a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -50,15 +50,12 @@ def left_over(settings: Settings) -> list[Path]:
 
 def refused(client: AppClient, status: int, **options: Any) -> str:
     response = client.post(URL, **{"headers": HEADERS, **options})
-    assert response.headers["content-type"] == "application/problem+json"
-    problem = Problem.model_validate_json(response.text)
-    assert (response.status_code, problem.status) == (status, status)
-    return problem.detail
+    return problem_in(response, status).detail
 
 
 @pytest.fixture
 def reading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A program that runs in the place of the importing process."""
+    """A program that runs instead of the importing process."""
     program = tmp_path / "reading.py"
     starter = tmp_path / "python"
     starter.write_text(f"#!/bin/sh\nexec {sys.executable} {program}\n")
@@ -70,7 +67,7 @@ def reading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_import(client: AppClient, fakes: Fakes, settings: Settings) -> None:
     network = ResidualMLP(3072, 256, 10, 4)
     data = saved(network.state_dict())
-    assert len(data) > MAX_SPEC_BYTES  # no limit of specs is in the way
+    assert len(data) > MAX_SPEC_BYTES  # the limit of specs does not apply
     response = client.post(URL, content=data, headers=HEADERS)
     assert response.status_code == 201, response.text
     view = CheckpointView.model_validate_json(response.text)
@@ -121,7 +118,7 @@ def test_a_file_that_is_too_large(
         assert "100,000 bytes" in refused(other, 413, content=bytes(100_001))
         assert "100,000 bytes" in refused(other, 413, content=pieces())
         response = other.post("/v1/plans", content=b" " * (MAX_SPEC_BYTES + 1))
-        assert response.status_code == 413  # specs have their own limit still
+        assert response.status_code == 413  # the limit of specs is unchanged
     assert left_over(settings) == []
 
 
@@ -183,7 +180,7 @@ def guarded(fakes: Fakes, settings: Settings) -> Iterator[AppClient]:
         yield found
 
 
-def test_the_token_is_asked_for(guarded: AppClient, settings: Settings) -> None:
+def test_the_token_is_required(guarded: AppClient, settings: Settings) -> None:
     refused(guarded, 401, content=b"x")
     assert not settings.data_dir.exists()
 

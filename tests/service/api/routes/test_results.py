@@ -168,7 +168,7 @@ def test_bad_queries(client: AppClient) -> None:
 
 
 @pytest.mark.parametrize("sql", [5, None, "", "x" * 100_001])
-def test_queries_that_are_none(client: AppClient, sql: Any) -> None:
+def test_invalid_sql_values(client: AppClient, sql: Any) -> None:
     response = client.post("/v1/query", json={"sql": sql})
     assert response.status_code == 422
     assert response.json()["errors"][0]["pointer"] == "/sql"

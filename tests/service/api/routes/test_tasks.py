@@ -1,4 +1,4 @@
-"""Tasks by their keys: over HTTP, and as the ledger knows them."""
+"""Tasks by key, over HTTP and from the ledger."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_unknown_tasks(client: AppClient, key: str) -> None:
     assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_every_task_of_a_sweep_is_known_as_it_was_planned(tmp_path: Path) -> None:
+def test_every_task_of_a_sweep_is_found_as_planned(tmp_path: Path) -> None:
     house = House(tmp_path)
     cells: list[dict[str, Any]] = [{"x": 1}, {"x": 2, "base": "ok", "y": 0.1}, {"x": 3, "behaviour": "raise"}]
     sweep = house.submit(include=cells)
@@ -66,7 +66,7 @@ def test_every_task_of_a_sweep_is_known_as_it_was_planned(tmp_path: Path) -> Non
     assert house.tasks.get(failure.key).kind == failure.kind == "noop"
 
 
-def test_the_ledger_knows_no_other(tmp_path: Path) -> None:
+def test_keys_of_no_task(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.submit(axes={"x": [1]})
     for key in ("0" * 64, "", "%", "x" * 1000):
