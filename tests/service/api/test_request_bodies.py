@@ -7,7 +7,7 @@ import json
 import pytest
 from service_fakes import AppClient, Fakes, problem_in
 
-SPEC = {"name": "n", "experiment": "linesearch"}
+SPEC = {"name": "one", "experiment": "linesearch", "axes": {"eta": [0.1]}}
 JSON = {"Content-Type": "application/json"}
 
 
