@@ -50,8 +50,8 @@ class Connection:
     """One service: its URL, its token, and a pool of connections to it. Several threads may use it.
 
     Args:
-        url: of the service's root; default: $CREDITGRID_URL, else http://127.0.0.1:8000.
-        token: the API token; default: $CREDITGRID_TOKEN, else none.
+        url: of the service's root; default: $CREDITGRID_URL, or http://127.0.0.1:8000.
+        token: the API token; default: $CREDITGRID_TOKEN, or none.
         timeout: seconds without a byte after which a connection counts as lost.
         transport: replaces the network, in tests.
 
@@ -69,7 +69,8 @@ class Connection:
                 f"the token has characters that a header cannot hold: correct --token or ${TOKEN_VARIABLE}"
             )
         self._timeout = timeout
-        self._answered = False
+        self.answered = False
+        """Whether the service has ever answered on this connection."""
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -133,7 +134,7 @@ class Connection:
 
         return self.persist(send)
 
-    def download(self, path: str, target: Path, *, params: Mapping[str, Any] | None = None, accept: str) -> None:
+    def download(self, path: str, target: Path, *, accept: str) -> None:
         """Write the answer to the file ``target``, which appears when it is complete; every try starts from zero.
 
         Raises as ``request`` and ``check_digest`` do, and OSError if the file cannot be written.
@@ -142,7 +143,7 @@ class Connection:
         def fetch() -> None:
             with (
                 atomic_file(target) as file,
-                self.stream(path, params=params, headers={"Accept": accept}, computing=True) as response,
+                self.stream(path, headers={"Accept": accept}, computing=True) as response,
             ):
                 found = hashlib.sha256()
                 for chunk in response.iter_bytes():
@@ -157,8 +158,7 @@ class Connection:
         self,
         path: str,
         *,
-        params: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str],
         read_timeout: float | None = None,
         computing: bool = False,
     ) -> Iterator[httpx.Response]:
@@ -166,7 +166,7 @@ class Connection:
         timeout = (
             self._read_timeout(computing) if read_timeout is None else httpx.Timeout(self._timeout, read=read_timeout)
         )
-        with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as response:
+        with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
             if not response.is_success:
                 response.read()
             yield self._checked(response)
@@ -182,18 +182,13 @@ class Connection:
             except httpx.HTTPError as error:
                 raise CannotConnect(f"cannot talk to {self.url}: {_reason(error)}") from error
 
-    @property
-    def answered(self) -> bool:
-        """Whether the service has ever answered on this connection."""
-        return self._answered
-
     def _read_timeout(self, computing: bool) -> httpx.Timeout:
         read = max(self._timeout, COMPUTING_TIMEOUT_S) if computing else self._timeout
         return httpx.Timeout(self._timeout, connect=min(self._timeout, CONNECT_TIMEOUT_S), read=read)
 
     def _checked(self, response: httpx.Response) -> httpx.Response:
         """The response if it is a success; otherwise raises its error."""
-        self._answered = True
+        self.answered = True
         if response.is_success:
             return response
         if not response.is_error:

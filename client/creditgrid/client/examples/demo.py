@@ -1,8 +1,8 @@
-"""The main job from end to end, with nothing but the public client: start a service, run a grid, read it, stop.
+"""The main use from start to end, with the public client only: start a service, run a grid, read its results, stop.
 
     python demo.py
 
-Everything it makes is in a temporary folder and goes with it.
+All files are in a temporary folder, which is deleted at the end.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
         submitted = time.perf_counter()
         again = client.submit(SPEC).wait()
         console.print(f"{again.view.cells} cells are {again.state} after {time.perf_counter() - submitted:.1f} s.")
-    console.print(f"The service has stopped; all of it took {time.perf_counter() - started:.0f} s.")
+    console.print(f"The service has stopped after {time.perf_counter() - started:.0f} s.")
 
 
 if __name__ == "__main__":
