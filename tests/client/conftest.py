@@ -96,6 +96,7 @@ class FakeService:
 def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # otherwise each answer waits 40 ms for an acknowledgement
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

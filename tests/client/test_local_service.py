@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -42,10 +43,11 @@ mode = arguments.get("--mode")
 print("starting", *sys.argv[1:], flush=True)
 if mode == "die":
     sys.exit("no disk left")
-ready_after = time.monotonic() + (float("inf") if mode == "never" else 0.5)
+ready_after = time.monotonic() + (float("inf") if mode == "never" else 0.3)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        pathlib.Path(arguments["--data-dir"], "asked").touch()
         ready = time.monotonic() > ready_after
         self.send_response(200 if ready else 503)
         self.end_headers()
@@ -113,9 +115,13 @@ def test_one_that_dies_is_told_with_its_log(tmp_path: Path) -> None:
 
 
 def test_one_that_never_gets_ready_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_service, "START_TIMEOUT_S", 3.0)
+    def monotonic() -> float:
+        """A clock that jumps to the timeout when the service has been asked."""
+        return time.monotonic() + (local_service.START_TIMEOUT_S if (tmp_path / "asked").exists() else 0.0)
+
+    monkeypatch.setattr(local_service, "time", SimpleNamespace(monotonic=monotonic, sleep=time.sleep))
     with (
-        pytest.raises(LocalServiceFailed, match="not ready after"),
+        pytest.raises(LocalServiceFailed, match="not ready after 180 s; /readyz: Ray is starting"),
         LocalService("--data-dir", str(tmp_path), "--mode", "never"),
     ):
         pass

@@ -44,7 +44,7 @@ def show(sweep: Sweep, console: Console, detachable: bool = True) -> SweepView:
 
 def finish_soon(service, sweep: str, state: State) -> threading.Thread:
     def finish() -> None:
-        time.sleep(0.4)
+        time.sleep(0.15)
         service.tell(sweep, "call.failed", "fit failed: [bold]no[/bold]")
         service.change(sweep, state)
         service.tell(sweep, "sweep.finished")
