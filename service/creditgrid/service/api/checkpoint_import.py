@@ -51,7 +51,7 @@ class CheckpointImporter:
             with await to_thread.run_sync(self._open) as file:
                 async for chunk in chunks:
                     await to_thread.run_sync(file.write, chunk)
-                await to_thread.run_sync(file.seek, 0)  # and flush
+                await to_thread.run_sync(file.seek, 0)  # seek also flushes
                 async with self._one_at_a_time:
                     status, outcome = await self._run(file)
         except OSError as error:

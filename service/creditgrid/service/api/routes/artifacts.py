@@ -49,7 +49,7 @@ router = APIRouter(prefix=PROTECTED, tags=["artifacts"])
 def artifact(services: ServicesDep, key: str, if_none_match: str = Header("")) -> Response:
     """An artifact's tensors. ``Repr-Digest`` (RFC 9530) is the SHA-256 that was recorded when they were written.
 
-    The service checks the whole file against it before it sends the first byte.
+    The service checks the whole file against this digest before it sends the first byte.
     """
     record = services.store.record(key)
     etag = f'"{key}"'

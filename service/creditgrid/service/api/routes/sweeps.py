@@ -114,7 +114,7 @@ def resume(services: ServicesDep, sweep: str) -> SweepView:
 
 @router.post("/sweeps/{sweep}/retry")
 def retry(services: ServicesDep, sweep: str) -> SweepView:
-    """Run the failed, skipped and cancelled cells of an ended sweep again; its other cells stay."""
+    """Run the failed and skipped cells of an ended sweep again, and those that a failed sweep cancelled."""
     services.control.retry(sweep)
     return services.sweeps.get(sweep)
 
