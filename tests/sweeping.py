@@ -214,6 +214,7 @@ class House:
                 states = {sweep.id: (sweep.state, sweep.paused, sweep.priority) for sweep in sweeps}
                 told = f"nobody will begin call {call.id} of {call.sweep} that {able} need: {states}"
                 assert not able or call.sweep in able, told
+        with self.ledger.write() as connection:
             self._check_counts(connection)
         for sweep in sweeps:
             view = self.sweeps.get(sweep.id)

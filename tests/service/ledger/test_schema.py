@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from postgresql import fresh_database
+from sweeping import House
 
 from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.states import State
@@ -40,26 +39,26 @@ def upgrade() -> None:
     op.execute("UPDATE sweeps SET cost = 10 * cells")
 """
 """A revision after the newest one. It adds a column and computes its values."""
+CANCELLED, PENDING = "s6b0853aa8611f084", "s6b0853aa89f4dd1f"
+"""The sweeps of the first ledger."""
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-        return
-    with fresh_database() as found:
-        yield found.url
+def load_first_ledger(url: str) -> None:
+    """A ledger as the first revision made it, with a cancelled and a pending sweep of the plugin ``noop``."""
+    folder = Path(__file__).with_name("first_schema")
+    connected = sa.create_engine(engine.parse_url(url))
+    with connected.begin() as connection:
+        for name in (connection.dialect.name, "rows"):
+            for statement in (folder / f"{name}.sql").read_text().split(";\n"):
+                if statement:
+                    connection.exec_driver_sql(statement)
+    connected.dispose()
 
 
-def make_ledger(url: str) -> str:
-    """A closed ledger with one sweep; returns its identity."""
-    ledger = Ledger(url)
-    row = {"id": "s", "name": "n", "experiment": "e", "state": State.PENDING, "priority": 0, "spec": "{}", "cells": 7}
-    with ledger.write() as connection:
-        connection.execute(tables.sweeps.insert().values(**row, created_at=0.0))
-    identity = ledger.identity()
-    ledger.close()
-    return identity
+def make_ledger(url: str) -> None:
+    """The same ledger with the newest schema."""
+    load_first_ledger(url)
+    Ledger(url, lock=True).close()
 
 
 def query(url: str, statement: str) -> list[tuple[Any, ...]]:
@@ -133,17 +132,29 @@ def test_opening_a_ledger_loads_no_alembic(url: str) -> None:
 # -- older and newer ledgers ---------------------------------------------------------------------------------------
 
 
+def test_a_sweep_of_the_first_schema_finishes_on_the_newest(url: str, tmp_path: Path) -> None:
+    load_first_ledger(url)
+    Ledger(url, lock=True).close()
+    assert difference(url) == []
+    assert revision_of(url) == [(schema.HEAD,)]
+    house = House(tmp_path, url=url)
+    assert house.ledger.identity() == "18eba2bf498847a6"
+    assert house.counts(PENDING) == {State.PENDING: 3}
+    house.drain()
+    assert house.counts(PENDING) == {State.SUCCEEDED: 3}
+    assert house.counts(CANCELLED) == {State.CANCELLED: 1}
+    assert sorted(row["twice"] for row in house.rows()) == [2.0, 4.0, 6.0]
+    house.check()
+    house.close()
+
+
 def test_an_older_ledger_is_migrated(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    identity = make_ledger(url)
+    load_first_ledger(url)
     add_revision(monkeypatch, tmp_path / "migrations")
-    ledger = Ledger(url, lock=True)
-    assert ledger.identity() == identity
-    with ledger.write() as connection:
-        assert connection.execute(sa.text("SELECT id, cost FROM sweeps")).all() == [("s", 70)]
-        emit_event(connection, "s", "t", "m")
-    ledger.close()
+    Ledger(url, lock=True).close()
     assert revision_of(url) == [("next",)]
-    Ledger(url).close()  # is as new as this version now
+    assert query(url, "SELECT id, cost FROM sweeps ORDER BY seq") == [(CANCELLED, 10), (PENDING, 30)]
+    Ledger(url).close()  # it is as new as this version now
 
 
 def test_only_the_owner_of_the_lock_migrates(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +208,7 @@ def test_a_newer_ledger_is_refused_and_left_alone(
         Ledger(url, lock=lock)
     assert f"has schema next, which this version does not know (its newest is {schema.HEAD})" in str(caught.value)
     assert revision_of(url) == [("next",)]
-    assert query(url, "SELECT cost FROM sweeps") == [(70,)]
+    assert query(url, "SELECT cost FROM sweeps ORDER BY seq") == [(10,), (30,)]
 
 
 @pytest.mark.parametrize("lock", [False, True])
