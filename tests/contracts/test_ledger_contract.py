@@ -1,4 +1,4 @@
-"""One suite over every database that the ledger may live in.
+"""One suite over every database that can hold a ledger.
 
 SQLite always; PostgreSQL where CREDITGRID_TEST_POSTGRES is the URL of a server whose user may create databases.
 """
@@ -34,7 +34,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def opened(url: str) -> Iterator[Callable[[], Ledger]]:
-    """Opens the ledger, as often as one likes."""
+    """Opens the ledger; each call returns another ``Ledger``."""
     made: list[Ledger] = []
 
     def go() -> Ledger:
@@ -88,7 +88,7 @@ def test_a_transaction_happens_whole_or_not_at_all(ledger: Ledger) -> None:
     with ledger.read() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(tables.sweeps)) == 0
         assert connection.scalar(sa.select(sa.func.count()).select_from(tables.events)) == 0
-    with ledger.write() as connection:  # and the next one is not in its way
+    with ledger.write() as connection:  # the next transaction is not blocked
         add_sweep(connection, "s")
 
 
@@ -109,10 +109,10 @@ def test_readers_neither_wait_for_a_writer_nor_see_what_is_not_committed(ledger:
     assert seen == [0, 1]
 
 
-def test_writers_take_turns(ledger: Ledger) -> None:
+def test_writers_of_several_threads_run_one_after_the_other(ledger: Ledger) -> None:
     with ledger.write() as connection:
         connection.execute(tables.meta.insert().values(name="count", value="0"))
-    troubles: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def add() -> None:
         try:
@@ -124,14 +124,14 @@ def test_writers_take_turns(ledger: Ledger) -> None:
                     )
                     connection.execute(query)
         except BaseException as error:
-            troubles.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=add) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert troubles == []
+    assert errors == []
     with ledger.read() as connection:
         assert connection.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.name == "count")) == "40"
 
@@ -144,7 +144,7 @@ def test_a_ledger_keeps_its_identity(opened: Callable[[], Ledger], tmp_path: Pat
     other.close()
 
 
-def test_a_reader_sees_one_moment(ledger: Ledger) -> None:
+def test_a_reader_sees_one_snapshot(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "a")
     with ledger.read() as reader:
@@ -157,7 +157,7 @@ def test_a_reader_sees_one_moment(ledger: Ledger) -> None:
         assert reader.scalar(count) == 2
 
 
-def test_writers_of_several_processes_take_turns(opened: Callable[[], Ledger], url: str) -> None:
+def test_writers_of_several_processes_run_one_after_the_other(opened: Callable[[], Ledger], url: str) -> None:
     with opened().write() as connection:
         connection.execute(tables.meta.insert().values(name="count", value="0"))
     program = (
@@ -177,7 +177,7 @@ def test_writers_of_several_processes_take_turns(opened: Callable[[], Ledger], u
         assert reader.scalar(sa.select(tables.meta.c.value).where(tables.meta.c.name == "count")) == "75"
 
 
-def test_a_writer_that_is_killed_leaves_nothing_and_nobody_waiting(opened: Callable[[], Ledger], url: str) -> None:
+def test_a_killed_writer_leaves_nothing_and_blocks_nobody(opened: Callable[[], Ledger], url: str) -> None:
     program = (
         "import sys; from creditgrid.service.ledger.ledger import Ledger\n"
         "from creditgrid.service.ledger.events import emit_event\n"
@@ -204,7 +204,7 @@ def test_a_writer_that_is_killed_leaves_nothing_and_nobody_waiting(opened: Calla
             connection.execute(tables.events.delete())
 
 
-def test_a_ledger_is_made_once_by_whoever_is_first(url: str) -> None:
+def test_processes_that_open_a_new_ledger_create_it_once(url: str) -> None:
     program = "import sys; from creditgrid.service.ledger.ledger import Ledger; print(Ledger(sys.argv[1]).identity())"
     command = [sys.executable, "-c", program, url]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -234,7 +234,7 @@ def test_one_process_schedules(opened: Callable[[], Ledger], url: str) -> None:
     Ledger(url, lock=True).close()
 
 
-def test_text_that_nobody_checked_fits(ledger: Ledger) -> None:
+def test_any_text_can_be_stored(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "s", name="a\0b")
         add_call(connection, error="\0", traceback="File 'caf\udce9\0.py': π")
@@ -246,7 +246,7 @@ def test_text_that_nobody_checked_fits(ledger: Ledger) -> None:
         assert connection.scalar(sa.select(tables.sweeps.c.name)) in ("a\0b", "a\N{REPLACEMENT CHARACTER}b")
 
 
-def test_ids_from_the_future_are_compared(ledger: Ledger) -> None:
+def test_large_ids_can_be_compared(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_cell(connection, "s", 0, "k", None)
         emit_event(connection, "s", "t", "m")

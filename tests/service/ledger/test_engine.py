@@ -63,7 +63,7 @@ def test_postgresql_has_several_schemes(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("", "not a database URL"),
         (f"postgresql//u:{SECRET}@h/d", "not a database URL"),
@@ -75,8 +75,8 @@ def test_postgresql_has_several_schemes(scheme: str) -> None:
         ("sqlite:///file:x?mode=ro&uri=true", "without options"),
     ],
 )
-def test_urls_that_are_refused_and_not_shown(url: str, said: str) -> None:
-    with pytest.raises(ValidationError, match=said) as caught:
+def test_urls_that_are_refused_and_not_shown(url: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message) as caught:
         Settings(database_url=SecretStr(url))
     assert SECRET not in str(caught.value)
 

@@ -92,18 +92,18 @@ def test_a_missing_column(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "named"),
     [
         ("DELETE FROM meta WHERE name = 'identity'", "'meta'"),
         ("DELETE FROM alembic_version", "'alembic_version'"),
         ("DROP TABLE alembic_version", "'alembic_version'"),
     ],
 )
-def test_a_ledger_without_identity_or_revision(path: Path, statement: str, said: str) -> None:
+def test_a_ledger_without_identity_or_revision(path: Path, statement: str, named: str) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(statement)
     connection.close()
-    assert said in refused(path)
+    assert named in refused(path)
 
 
 def test_missing_tables_in_postgresql() -> None:
