@@ -6,6 +6,7 @@ Only ``transitions`` changes them, in the same transaction as the states that th
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -20,6 +21,7 @@ from creditgrid.service.ledger.tables import (
     counts,
     kind_totals,
     needs,
+    one_of,
     stages,
     sweeps,
     tasks,
@@ -29,12 +31,6 @@ from creditgrid.service.ledger.tables import (
 _ADD = (
     "INSERT INTO counts (sweep, kind, state, n) {} "
     "ON CONFLICT (sweep, kind, state) DO UPDATE SET n = counts.n + excluded.n"
-)
-_SHIFT = sa.text(
-    _ADD.format(
-        "SELECT sweep, kind, :after, open FROM needs WHERE call = :call "
-        "UNION ALL SELECT sweep, kind, :before, -open FROM needs WHERE call = :call"
-    )
 )
 _ADD_ONE = sa.text(_ADD.format("VALUES (:sweep, :kind, :state, :n)"))
 _NEED_MORE = sa.text(
@@ -53,7 +49,7 @@ _SWEEP: sa.BindParameter[str] = sa.bindparam("sweep")
 _DROP_CALL = needs.delete().where(needs.c.call == _CALL)
 _SWEEPS_NEEDING = (
     sa.select(sweeps.c.id)
-    .where(sweeps.c.id.in_(sa.select(needs.c.sweep).where(needs.c.call == _CALL)), sweeps.c.state.in_(OPEN))
+    .where(sweeps.c.id.in_(sa.select(needs.c.sweep).where(needs.c.call == _CALL)), one_of(sweeps.c.state, OPEN))
     .order_by(sweeps.c.seq)
 )
 _COUNTS = sa.select(counts.c.state, counts.c.n).where(counts.c.sweep == _SWEEP, counts.c.kind == CELLS, counts.c.n > 0)
@@ -125,9 +121,17 @@ def mean_bytes(connection: sa.Connection) -> dict[str, float]:
 # -- keep ------------------------------------------------------------------------------------------------------------
 
 
-def shift(connection: sa.Connection, call: int, before: str, after: State) -> None:
-    """All that needs the call has another state now."""
-    connection.execute(_SHIFT, {"call": call, "before": before, "after": after})
+def shift(connection: sa.Connection, call: int, before: tuple[State, ...], after: State) -> None:
+    """What needs the call goes to another state with it, if the call is in one of the states ``before``."""
+    connection.execute(_shift(before), {"call": call, "after": after})
+
+
+@functools.cache
+def _shift(before: tuple[State, ...]) -> sa.TextClause:
+    legal = ", ".join(f"'{state}'" for state in before)
+    needed = f"FROM needs JOIN calls ON calls.id = needs.call WHERE needs.call = :call AND calls.state IN ({legal})"
+    gone = f"SELECT needs.sweep, needs.kind, calls.state, -needs.open {needed}"
+    return sa.text(_ADD.format(f"SELECT needs.sweep, needs.kind, :after, needs.open {needed} UNION ALL {gone}"))
 
 
 def add(connection: sa.Connection, sweep: str, kind: str, state: str, n: int) -> None:

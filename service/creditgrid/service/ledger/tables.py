@@ -165,6 +165,11 @@ events = sa.Table(
 )
 
 
+def one_of(column: sa.ColumnElement[str], states: Iterable[State]) -> sa.ColumnElement[bool]:
+    """``IN`` with the states written out: SQLAlchemy compiles a list of parameters again at each execution."""
+    return sa.or_(*(column == sa.literal_column(f"'{state}'") for state in states))
+
+
 def chunks(keys: Iterable[Item]) -> Iterator[list[Item]]:
     """Split keys into lists that fit one statement."""
     piece: list[Item] = []

@@ -30,6 +30,7 @@ from creditgrid.service.ledger.tables import (
     idempotency,
     insert_many,
     needs,
+    one_of,
     stages,
     sweeps,
     tasks,
@@ -82,7 +83,7 @@ _OF_SWEEP: sa.BindParameter[str] = sa.bindparam("of_sweep")
 _CALL = sa.select(calls).where(calls.c.id == _OF_CALL)
 _START_SWEEP = (
     sweeps.update()
-    .where(sweeps.c.id == _OF_SWEEP, sweeps.c.state.in_(legal_before(SWEEP, State.RUNNING)))
+    .where(sweeps.c.id == _OF_SWEEP, one_of(sweeps.c.state, legal_before(SWEEP, State.RUNNING)))
     .values(state=State.RUNNING)
 )
 _WAITING = (
@@ -92,6 +93,7 @@ _WAITING = (
     .scalar_subquery()
 )
 """How many tasks a call waits for."""
+_CREATE_CALL = calls.insert()
 _SET_BYTES = tasks.update().where(tasks.c.key == sa.bindparam("of_key")).values(bytes=sa.bindparam("size"))
 
 
@@ -209,7 +211,7 @@ def _emit_end(connection: sa.Connection, sweep: str, end: State, why: str, found
 
 def create_call(connection: sa.Connection, sweep: str, kind: str, size: int = 0) -> int:
     """Write a pending call of the sweep; returns its id."""
-    made = connection.execute(calls.insert().values(sweep=sweep, kind=kind, state=State.PENDING, size=size))
+    made = connection.execute(_CREATE_CALL, {"sweep": sweep, "kind": kind, "state": State.PENDING, "size": size})
     return int(made.inserted_primary_key[0])  # type: ignore[index]
 
 
@@ -287,7 +289,7 @@ def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[s
 def finish_call(
     connection: sa.Connection,
     call: int,
-    message: str,
+    how: str,
     *,
     seconds: float | None = None,
     host: str | None = None,
@@ -296,7 +298,7 @@ def finish_call(
     """The call's results are durable: it and its open tasks succeeded; returns the open sweeps that needed it.
 
     Args:
-        message: of the event ``call.finished``.
+        how: ends the message of the event ``call.finished``, which says what is done.
         seconds, host: of the attempt; None where a restart found the rows written.
         sizes: bytes of the artifacts by key.
     """
@@ -308,7 +310,7 @@ def finish_call(
         connection.execute(_SET_BYTES, [{"of_key": key, "size": size} for key, size in sizes.items()])
     if seconds is not None:
         counts.learn(connection, row.kind, row.size, seconds, sizes or {})
-    return _end_tasks(connection, call, State.SUCCEEDED, "call.finished", message)
+    return _end_tasks(connection, call, State.SUCCEEDED, "call.finished", f"{row.size:,} {row.kind} done{how}")
 
 
 def mark_diverged(connection: sa.Connection, keys: Iterable[str]) -> None:
@@ -377,22 +379,20 @@ def _cancel_unneeded(connection: sa.Connection, candidates: sa.Select[int], stop
 
 
 def _move(connection: sa.Connection, call: int, after: State, **columns: Any) -> sa.Row[Any] | None:
-    """Move a call if that is legal; returns its row before the step, or None."""
-    row = connection.execute(_CALL, {"of_call": call}).one_or_none()
-    if row is None or row.state not in legal_before(CALL, after):
-        return None
+    """Move a call if that is legal; returns its kind and size, or None."""
+    counts.shift(connection, call, legal_before(CALL, after), after)
     given = {f"new_{name}": value for name, value in columns.items()}
-    connection.execute(_set_state(after, tuple(sorted(columns))), {"of_call": call, **given})
-    counts.shift(connection, call, row.state, after)
-    return row
+    return connection.execute(_set_state(after, tuple(sorted(columns))), {"of_call": call, **given}).one_or_none()
 
 
 @functools.cache
-def _set_state(after: State, names: tuple[str, ...]) -> sa.Update:
+def _set_state(after: State, names: tuple[str, ...]) -> sa.UpdateBase:
     values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
     if after is State.PENDING:  # what it waited for may be computed again by now
         values["waiting"] = _WAITING
-    return calls.update().where(calls.c.id == _OF_CALL).values(state=after, **values)
+    legal = one_of(calls.c.state, legal_before(CALL, after))
+    moved = calls.update().where(calls.c.id == _OF_CALL, legal).values(state=after, **values)
+    return moved.returning(calls.c.kind, calls.c.size)
 
 
 # -- tasks, stages and cells -----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from creditgrid.service.ledger.counts import sweeps_needing
 from creditgrid.service.ledger.events import emit_to_all
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.ownership import hand_over_all
-from creditgrid.service.ledger.queries import call_row, calls_in_flight, lost_inputs, open_tasks, sweep_row
+from creditgrid.service.ledger.queries import calls_in_flight, lost_inputs, open_tasks, sweep_row
 from creditgrid.service.ledger.tables import load_task
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling.call_settings import parsed, resources, timeout_s
@@ -109,8 +109,8 @@ class Scheduler:
             diverged = self._results.diverged(keys)
             for row in interrupted:
                 if row.id in written:
-                    text = f"{row.size:,} {row.kind} done: their rows were written when the service ended"
-                    sweeps = transitions.finish_call(connection, row.id, text)
+                    how = ": their rows were written when the service ended"
+                    sweeps = transitions.finish_call(connection, row.id, how)
                     self.completion.tasks_ended(connection, sweeps)
                 else:
                     transitions.requeue_call(connection, row.id, batch=None)
@@ -322,12 +322,11 @@ class Scheduler:
         self.commits.add(message, table)
 
     def _succeeded(self, connection: sa.Connection, message: Finished) -> None:
-        row = call_row(connection, message.call)
-        text = f"{row.size:,} {row.kind} done in {message.seconds:.2f} s"
+        how = f" in {message.seconds:.2f} s"
         if message.diverged:
-            text += f"; {len(message.diverged):,} with numbers that are not finite"
+            how += f"; {len(message.diverged):,} with numbers that are not finite"
         sweeps = transitions.finish_call(
-            connection, message.call, text, seconds=message.seconds, host=message.host, sizes=message.sizes
+            connection, message.call, how, seconds=message.seconds, host=message.host, sizes=message.sizes
         )
         transitions.mark_diverged(connection, message.diverged)
         self.completion.tasks_ended(connection, sweeps)
