@@ -222,7 +222,7 @@ def test_every_input_that_the_store_does_not_hold_whole_is_named(kit: Kit) -> No
     assert isinstance(end, Failed)
     assert list(end.missing) == [gone, damaged]
     assert "there is no artifact 222222222222" in end.error
-    assert "is gone while its record stands" in end.error
+    assert "is gone, but its record is there" in end.error
 
 
 def test_what_stands_where_an_artifact_is_to_be_made_makes_room(kit: Kit) -> None:

@@ -270,7 +270,7 @@ def test_a_changed_byte_anywhere_is_seen(tmp_path_factory: pytest.TempPathFactor
     ("file", "content", "complaint"),
     [
         (TENSORS, b"", "SHA-256 differs"),
-        (TENSORS, None, "is gone while its record stands"),
+        (TENSORS, None, "is gone, but its record is there"),
         (RECORD, b"", "is not what was written"),
         (RECORD, b"{\xff", "is not what was written"),
         (RECORD, b"[]", "is not the record of"),

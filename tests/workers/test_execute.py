@@ -294,8 +294,12 @@ def words(tasks: Sequence[Task], inputs: Inputs) -> Iterator[Output]:
 @pytest.mark.parametrize(
     ("kind", "body", "text"),
     [
-        ("probe_it", foreign, "TaskError: probe_it yielded ffffffffffff, which it was not asked for, or twice"),
-        ("probe_it", twice, "which it was not asked for, or twice"),
+        (
+            "probe_it",
+            foreign,
+            "TaskError: probe_it yielded ffffffffffff, which it was not asked for, or already yielded",
+        ),
+        ("probe_it", twice, "which it was not asked for, or already yielded"),
         ("probe_it", some, "TaskError: probe_it ended without a result for 1 of 4 tasks"),
         ("probe_it", no_rows, "yielded no row for"),
         ("probe_it", neither, "yielded no row for"),

@@ -286,7 +286,7 @@ def test_a_run_goes_on_where_its_save_cannot_be_written(
     store.root.mkdir(parents=True, exist_ok=True)
     (store.root / resume_state.FOLDER).write_text("in the way")
     assert isinstance(go(checkpoints([LAST]))[-1], Finished)
-    assert "a save cannot be written" in caplog.text
+    assert "a resume state cannot be written" in caplog.text
 
 
 def test_a_save_of_another_version_is_not_gone_on_from(go: Go, batches: Batches, store: ArtifactStore) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import subprocess
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +27,20 @@ Run = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Computes the last of the tasks and returns the exit status and what was said."""
+def run(tmp_path: Path) -> Run:
+    """Computes the last of the tasks and returns the exit status and the messages."""
 
     def compute(*tasks: Task, cpu: float = 1.0, options: tuple[str, ...] = ()) -> tuple[int, list[dict[str, Any]]]:
         documents = [dataclasses.asdict(task) | {"cpu": cpu} for task in tasks]
         (tmp_path / "tasks.json").write_text(json.dumps(documents))
-        status = main([str(tmp_path), *options])
-        return status, [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        reader, writer = Pipe(duplex=False)
+        status = main([str(tmp_path), str(os.dup(writer.fileno())), *options])
+        writer.close()
+        said = []
+        with reader, contextlib.suppress(EOFError):
+            while True:
+                said.append(json.loads(reader.recv_bytes()))
+        return status, said
 
     return compute
 
@@ -44,8 +54,8 @@ def test_a_cell_leaves_its_rows(run: Run, tmp_path: Path) -> None:
     task, _ = cell(x=21, y=0.5)
     status, said = run(task)
     assert status == 0
-    begun, finished = said
-    assert begun == {"type": "begun", "kind": "noop", "key": task.key}
+    started, finished = said
+    assert started == {"type": "started", "kind": "noop", "key": task.key}
     assert finished["type"] == "finished"
     assert finished["rows"] == str(tmp_path / "rows.arrow")
     with pa.ipc.open_stream((tmp_path / "rows.arrow").read_bytes()) as reader:
@@ -79,7 +89,7 @@ def test_inputs_come_from_the_folder_or_from_the_task_before(
     save_file({"one": np.full(1, 7, np.float32)}, tmp_path / "inputs" / f"{base.key}.safetensors")
     status, said = run(task)
     assert status == 0
-    assert [message["type"] for message in said] == ["begun", "progress", "finished"]
+    assert [message["type"] for message in said] == ["started", "progress", "finished"]
     assert said[1] == {"type": "progress", "kind": "noop", "done": 1, "total": 2, "note": "half"}
     assert seen[0][base.key]["one"] == 7
 
@@ -87,9 +97,9 @@ def test_inputs_come_from_the_folder_or_from_the_task_before(
     status, said = run(base, task)
     assert status == 0
     assert [(message["type"], message["kind"]) for message in said if message["type"] != "progress"] == [
-        ("begun", "noop_base"),
+        ("started", "noop_base"),
         ("finished", "noop_base"),
-        ("begun", "noop"),
+        ("started", "noop"),
         ("finished", "noop"),
     ]
     assert seen[1][base.key]["one"] == 1
@@ -99,7 +109,7 @@ def test_what_a_task_raises_is_told_and_ends_it(run: Run) -> None:
     task, (base,) = cell(x=1, base="raise")
     status, said = run(base, task)
     assert status == 1
-    assert [message["type"] for message in said] == ["begun", "failed"]
+    assert [message["type"] for message in said] == ["started", "failed"]
     assert (said[1]["key"], said[1]["error"]) == (base.key, "ValueError: the base was asked to raise")
     assert said[1]["traceback"].rstrip().endswith("ValueError: the base was asked to raise")
     assert "run_base" in said[1]["traceback"]
@@ -121,18 +131,31 @@ def test_what_a_task_prints_is_no_message(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def chat(tasks: Any, inputs: Any, device: Any) -> Any:
-        import os
-
         os.write(1, b'{"type": "finished"}\n')
         yield Output(tasks[0].key, rows=[{"twice": 1.0}])
 
     monkeypatch.setitem(noop.MEASURE.__dict__, "run", chat)
     status, said = run(cell(x=1)[0])
     assert status == 0
-    assert [message["type"] for message in said] == ["begun", "finished"]
+    assert [message["type"] for message in said] == ["started", "finished"]
     assert "rows" in said[-1]
-    print("standard output is as it was")
-    assert capfd.readouterr().out == "standard output is as it was\n"
+    assert capfd.readouterr().out == '{"type": "finished"}\n'
+
+
+def test_what_a_task_starts_does_not_hold_the_connection_open(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(tasks: Any, inputs: Any, device: Any) -> Any:
+        children.append(subprocess.Popen(["sleep", "60"], close_fds=False))
+        yield Output(tasks[0].key, rows=[{"twice": 1.0}])
+
+    monkeypatch.setitem(noop.MEASURE.__dict__, "run", start)
+    status, said = run(cell(x=1)[0])
+    (child,) = children
+    with child:
+        assert child.poll() is None
+        child.kill()
+    assert (status, said[-1]["type"]) == (0, "finished")
 
 
 def refusal(run: Run, task: Task, *options: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ PROGRAM = (sys.executable, "-P", "-X", "faulthandler", "-m", "creditgrid.workers
 """If a signal ends it, it prints its stack on standard error; it imports nothing from the current folder."""
 TASKS, INPUTS = "tasks.json", "inputs"
 """The program's file of tasks and its folder of artifacts."""
+STDERR = 2
 STOP_TIMEOUT_S = 3.0
 
 
@@ -84,7 +87,7 @@ def compute_task(
         shutil.rmtree(folder / INPUTS)  # so that the folder can be used again
         raise
     (folder / TASKS).write_text(json.dumps([task.model_dump() for task in tasks]))
-    return _compute(tasks, [*PROGRAM, str(folder.absolute()), "--device", device], on_progress)
+    return _compute(tasks, [*PROGRAM, "--device", device, str(folder.absolute())], on_progress)
 
 
 def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool) -> list[TaskDocument]:
@@ -113,31 +116,45 @@ def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool
 
 
 def _compute(tasks: list[TaskDocument], command: list[str], on_progress: Callable[[str], None]) -> TaskRun:
-    """Run the program until it ends; it never outlives this function."""
-    at = tasks[-1]  # the task that is computed now
+    """Run the program to its end; it ends with this function."""
+    current = tasks[-1]
     known = {task.key: task for task in tasks}
     last: dict[str, Any] = {}
-    # Its own session, so that Ctrl-C reaches only this process, which then ends the program and its children.
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, text=True, encoding="utf-8"
-    ) as process:
+    messages, writer = Pipe(duplex=False)
+    # What tasks print goes to standard error. In a session of its own, the program does not get Ctrl-C: this process
+    # does, and ends the program with all that it started.
+    with (
+        messages,
+        writer,
+        subprocess.Popen(
+            [*command, str(writer.fileno())],
+            pass_fds=[writer.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=STDERR,
+            start_new_session=True,
+        ) as process,
+    ):
+        writer.close()
         try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if not line.endswith("\n"):  # it ended during the write
-                    break
-                last = json.loads(line)
-                if last["type"] == "begun":
-                    at = known[last["key"]]
+            for last in _received(messages):
+                if last["type"] == "started":
+                    current = known[last["key"]]
                 elif last["type"] == "progress":
                     on_progress(f"{last['kind']}: {last['done']:,}/{last['total']:,} {last['note']}".rstrip())
             status = process.wait()
         finally:
             _end(process)
-    return _outcome(tasks[-1], at, last, status)
+    return _outcome(tasks[-1], current, last, status)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _received(messages: Connection) -> Iterator[dict[str, Any]]:
+    """The program's messages until it ends, perhaps in the middle of one."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            yield json.loads(messages.recv_bytes())
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -149,18 +166,18 @@ def _end(process: subprocess.Popen[str]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _outcome(asked: TaskDocument, at: TaskDocument, last: dict[str, Any], status: int) -> TaskRun:
+def _outcome(asked: TaskDocument, current: TaskDocument, last: dict[str, Any], status: int) -> TaskRun:
     match last.get("type"):
         case "refused":
             raise TaskRefused(last["error"])
         case "failed":
-            return TaskRun(asked, at.key, at.kind, error=last["error"], traceback=last["traceback"])
-        case "finished" if at.key == asked.key:
+            return TaskRun(asked, current.key, current.kind, error=last["error"], traceback=last["traceback"])
+        case "finished" if current.key == asked.key:
             rows = Result.from_stream(Path(last["rows"]).read_bytes()) if "rows" in last else None
             artifact = Path(last["artifact"]) if "artifact" in last else None
             tensors = last.get("tensors")
-            return TaskRun(asked, at.key, at.kind, last["seconds"], last["device"], rows, artifact, tensors)
-    return TaskRun(asked, at.key, at.kind, error=_death(status))
+            return TaskRun(asked, current.key, current.kind, last["seconds"], last["device"], rows, artifact, tensors)
+    return TaskRun(asked, current.key, current.kind, error=_death(status))
 
 
 def _death(status: int) -> str:

@@ -192,14 +192,14 @@ import os, psutil, signal, time
 from creditgrid.workers.ray import memory_watch
 memory_watch.memory = lambda: memory_watch.Memory(used=2, total=1)
 
-def tell(process, why):
-    print(process, why)
-    if why is not None:
+def record(process, reason):
+    print(process, reason)
+    if reason is not None:
         os.kill(process, signal.SIGKILL)  # as another worker's watch, which is faster
         while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
 
-memory_watch.MemoryWatch("call of this test", tell).look()
+memory_watch.MemoryWatch("call of this test", record).check()
 """
 
 
@@ -224,7 +224,7 @@ def test_a_call_that_takes_too_much_memory_is_ended_and_its_neighbours_are_not(
     try:
         kit.ready()
         assert kit.failure_of(kit.submit([fault("kill")])).crashed  # a dead process does not stop the others' watch
-        hog = kit.submit([fault("hog", 6)])  # the first, so that Ray would end its younger neighbours
+        hog = kit.submit([fault("hog", 6)])  # the first: Ray itself would kill its younger neighbours
         kit.running(hog)
         neighbours = [kit.submit([fault("sleep", 5, f"beside {number}")]) for number in range(2)]
         kit.running(*neighbours)

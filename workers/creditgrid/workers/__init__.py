@@ -1,1 +1,1 @@
-"""Where tasks run: artifacts, datasets, and the runners that carry calls to processes."""
+"""Where tasks run: the artifact store, and the runners that compute calls in processes."""

@@ -1,9 +1,9 @@
-"""The artifact store: what tasks made, durable, addressed by key.
+"""The artifact store: the results of tasks, durable, addressed by key.
 
 An artifact is a directory ``<root>/<first two digits>/<key>/`` with ``tensors.safetensors`` and ``record.json`` (the
-hashed payload, the payload's checksum, provenance). It is written under a temporary name beside its place, synced, and
-renamed once, so that a reader sees all of it or none. Two writers of one key write interchangeable results: the first
-rename wins and the other copy is dropped.
+hashed payload, the checksum of the tensors, provenance). It is written under a temporary name in the same parent
+directory, synced, and renamed once, so that a reader sees all or nothing. Two writers of one key write interchangeable
+results: the first rename wins and the other copy is deleted.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 TENSORS = "tensors.safetensors"
 RECORD = "record.json"
 TEMPORARY = ".writing-"
-"""Prefix of directories that are being written, or were when their writer died."""
+"""Prefix of directories that are being written, or whose writer died."""
 REMOVED = ".removed-"
-"""Prefix of directories that are no artifacts any more and are being deleted."""
+"""Prefix of removed artifacts, which are being deleted."""
 CORRUPT = "corrupt"
-USE_NOTED_EVERY_S = 3600.0
+USE_RECORDED_EVERY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +53,42 @@ class Stored:
 
 
 class ArtifactStore:
-    """Artifacts below one directory, which every worker must see under the same path."""
+    """Artifacts below one directory; every worker must see it under the same path."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, key: str) -> Path:
-        """Where the artifact lies, or would.
+        """The directory of the artifact, whether or not it exists.
 
         Raises:
-            ArtifactMissing: for what is no key (64 lower-case hexadecimal digits), before a path is made of it.
+            ArtifactMissing: if ``key`` is no key, so that no other path is made from it.
         """
         if len(key) != 64 or set(key) - set("0123456789abcdef"):
-            raise ArtifactMissing(f"{key[:80]!r} is no artifact key: 64 lower-case hexadecimal digits are")
+            raise ArtifactMissing(f"{key[:80]!r} is no artifact key: a key has 64 lower-case hexadecimal digits")
         return self.root / key[:2] / key
 
     def has(self, key: str) -> bool:
-        """Whether the artifact is there whole (its directory appears at once).
+        """Whether the artifact is there; it is then complete.
 
         Raises:
-            ArtifactError: when the store cannot be looked into.
+            ArtifactError: when the store cannot be read.
         """
         try:
             return (self.path(key) / RECORD).is_file()
         except OSError as error:
-            raise ArtifactError(f"the artifact {key[:12]} cannot be looked for: {error}") from error
+            raise ArtifactError(f"the store cannot be searched for the artifact {key[:12]}: {error}") from error
 
     def size(self, key: str) -> int:
-        """Bytes of the tensors of an artifact that is there; raises as ``record`` does."""
+        """Bytes of the artifact's tensors; raises as ``record`` does."""
         return int(self.record(key)["bytes"])
 
     def save(self, key: str, payload: Mapping[str, Any], arrays: Arrays, provenance: Mapping[str, Any]) -> int:
-        """Write an artifact durably and return its size in bytes; if it is there already, do nothing.
+        """Write an artifact durably, unless it is there already; returns its size in bytes.
 
         Raises:
             ArtifactError: naming the path, when it cannot be written (disk full, no permission).
-            ValueError, TypeError: when payload or provenance is no JSON; nothing is written.
+            ValueError, TypeError: when payload or provenance cannot be written as JSON; nothing is written then.
         """
         place = self.path(key)
         data = save({name: _contiguous(array) for name, array in arrays.items()})
@@ -109,7 +109,7 @@ class ArtifactStore:
         )
         draft = place.with_name(temporary_name(TEMPORARY, key))
         try:
-            self._make_shelf(place.parent)
+            self._make_parent(place.parent)
             draft.mkdir()
             for name, content in ((TENSORS, data), (RECORD, text.encode())):
                 with synced_file(draft / name) as file:
@@ -120,7 +120,7 @@ class ArtifactStore:
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-                if not self.has(key):  # someone took away a part of what stood there: the rest makes room
+                if not self.has(key):  # another artifact of this key was there, and a part of it was removed
                     self._set_aside(key, "its record is gone", _inode(place))
                     draft.rename(place)
             sync(place.parent)
@@ -128,23 +128,23 @@ class ArtifactStore:
             raise ArtifactError(
                 f"the artifact {key[:12]} cannot be written below {self.root}: {error}{_advice(error)}"
             ) from error
-        finally:  # also where the call was cancelled in the middle
+        finally:  # also when the call is cancelled here
             shutil.rmtree(draft, ignore_errors=True)
         return len(data)
 
-    def _make_shelf(self, shelf: Path) -> None:
-        if shelf.is_dir():
+    def _make_parent(self, directory: Path) -> None:
+        if directory.is_dir():
             return
-        shelf.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         sync(self.root, self.root.parent)
 
     def record(self, key: str) -> dict[str, Any]:
-        """The record beside the tensors.
+        """The record of an artifact.
 
         Raises:
             ArtifactMissing: when there is no such artifact.
-            ArtifactCorrupt: when it is no record of that artifact.
-            ArtifactError: when it cannot be read, as all below.
+            ArtifactCorrupt: when the file is not the record of that artifact.
+            ArtifactError: when it cannot be read; all methods below raise this too.
         """
         path = self.path(key) / RECORD
         try:
@@ -153,7 +153,7 @@ class ArtifactStore:
             raise ArtifactMissing(f"there is no artifact {key[:12]}… in the store") from None
         except OSError as error:
             raise ArtifactError(f"the artifact {key[:12]} cannot be read: {error}") from error
-        except ValueError as error:  # no JSON, or no text
+        except ValueError as error:  # neither JSON nor text
             raise ArtifactCorrupt(f"{path} is not what was written: {error}") from error
         if not isinstance(found, dict) or found.get("key") != key or not isinstance(found.get("sha256"), str):
             raise ArtifactCorrupt(f"{path} is not the record of {key[:12]}…")
@@ -164,13 +164,13 @@ class ArtifactStore:
 
         Raises:
             ArtifactMissing: when there is no such artifact.
-            ArtifactCorrupt: when the bytes are not those that were written.
+            ArtifactCorrupt: when the bytes differ from those that were written.
         """
         with self.open(key) as file:
             return file.read()
 
     def open(self, key: str) -> BinaryIO:
-        """The tensors' file, all of it checked, at its beginning: what is removed meanwhile can be read to the end.
+        """The file of tensors, checked and at its start; it can be read to the end even if the artifact is removed.
 
         Raises as ``read`` does. The caller closes it.
         """
@@ -179,9 +179,9 @@ class ArtifactStore:
         try:
             file = path.open("rb")
         except FileNotFoundError:
-            if not self.has(key):  # it was removed in between, whole
+            if not self.has(key):  # the artifact was removed in between
                 raise ArtifactMissing(f"there is no artifact {key[:12]}… in the store") from None
-            raise ArtifactCorrupt(f"{path} is gone while its record stands") from None
+            raise ArtifactCorrupt(f"{path} is gone, but its record is there") from None
         except OSError as error:
             raise ArtifactError(f"the artifact {key[:12]} cannot be read: {error}") from error
         try:
@@ -199,7 +199,7 @@ class ArtifactStore:
     def load(self, key: str) -> Arrays:
         """The tensors as NumPy arrays; raises as ``read`` does.
 
-        A corrupt artifact is moved out of its place, below ``corrupt``, so that whoever asks again computes it anew.
+        A corrupt artifact is moved to the folder ``corrupt``, so that it is computed again when it is next needed.
         """
         seen = _inode(self.path(key))
         try:
@@ -214,18 +214,18 @@ class ArtifactStore:
             except OSError as why:
                 raise ArtifactCorrupt(f"{error}; it cannot be moved out of the way: {why}{_advice(why)}") from error
             where = f"it was moved to {aside}" if aside.exists() else "another reader has moved it away"
-            raise ArtifactCorrupt(f"{error}; {where}, and it is computed again for who needs it") from error
-        self._note_use(key)
+            raise ArtifactCorrupt(f"{error}; {where}, and it is computed again when it is needed") from error
+        self._record_use(key)
         return arrays
 
-    def _note_use(self, key: str) -> None:
+    def _record_use(self, key: str) -> None:
         path = self.path(key) / RECORD
-        with contextlib.suppress(OSError):  # removed meanwhile, or a store that this worker may only read
-            if abs(time.time() - path.stat().st_mtime) > USE_NOTED_EVERY_S:
+        with contextlib.suppress(OSError):  # it was removed, or this worker may only read the store
+            if abs(time.time() - path.stat().st_mtime) > USE_RECORDED_EVERY_S:
                 os.utime(path)
 
     def _set_aside(self, key: str, why: str, seen: int | None) -> Path:
-        """Move out of its place what was seen there, and not what another writer has put there since."""
+        """Move the artifact with the inode ``seen`` away, but not one that another writer has put there since."""
         aside = self.root / CORRUPT / f"{key}-{uuid.uuid4().hex[:8]}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         place = self.path(key)
@@ -236,7 +236,7 @@ class ArtifactStore:
                 log.warning("a corrupt artifact was set aside: %s, as %s: %s", key, aside, why)
         return aside
 
-    # -- what there is, and what may go ----------------------------------------------------------------------------
+    # -- listing and removing --------------------------------------------------------------------------------------
 
     def keys(self) -> Iterator[str]:
         """Every key in the store."""
@@ -245,20 +245,20 @@ class ArtifactStore:
                 yield place.name
 
     def stored(self) -> Iterator[Stored]:
-        """Every whole artifact with its size and last use."""
+        """Every complete artifact with its size and last use."""
         for key in self.keys():
             place = self.path(key)
-            with contextlib.suppress(FileNotFoundError):  # a part of one, or it was removed in between
+            with contextlib.suppress(FileNotFoundError):  # an incomplete one, or it was removed in between
                 record, tensors = (place / RECORD).stat(), (place / TENSORS).stat()
                 yield Stored(key, record.st_size + tensors.st_size, record.st_mtime)
 
     def corrupt(self) -> list[Path]:
-        """What was found corrupt and set aside."""
+        """The corrupt artifacts that were set aside."""
         folder = self.root / CORRUPT
         return sorted(folder.iterdir()) if folder.is_dir() else []
 
     def leftovers(self, grace_s: float = GRACE_S) -> list[Path]:
-        """Directories of writers that died and of removals that did not end, and parts of artifacts."""
+        """Directories left by dead writers and by interrupted removals, and incomplete artifacts."""
         found = []
         for place in self._places():
             name = place.name
@@ -271,11 +271,11 @@ class ArtifactStore:
         return found
 
     def remove(self, key: str) -> Path:
-        """Take an artifact away, all at once; returns the directory that is left to be deleted.
+        """Remove an artifact by one rename; the caller deletes the directory that is returned.
 
         Raises:
-            ArtifactMissing: when there is none.
-            ArtifactError: when it cannot be moved.
+            ArtifactMissing: when there is no such artifact.
+            ArtifactError: when it cannot be renamed.
         """
         place = self.path(key)
         away = place.with_name(temporary_name(REMOVED, key))
@@ -288,8 +288,8 @@ class ArtifactStore:
         return away
 
     def _places(self) -> Iterator[Path]:
-        for shelf in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
-            yield from sorted(shelf.iterdir())
+        for parent in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
+            yield from sorted(parent.iterdir())
 
 
 def _advice(error: OSError) -> str:
@@ -303,7 +303,7 @@ def _advice(error: OSError) -> str:
 def _inode(path: Path) -> int | None:
     try:
         return path.stat().st_ino
-    except OSError:  # whoever reads there says why
+    except OSError:  # reading the artifact reports why
         return None
 
 

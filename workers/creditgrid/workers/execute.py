@@ -1,6 +1,6 @@
-"""What a worker does with a call: run its kind's function, keep artifacts, shape rows, and say how it ends.
+"""What a worker does with a call: run its kind's function, save artifacts, shape rows, and report how it ends.
 
-The science below sees tasks, arrays and a device; caching, provenance and failure are all here, once, for every runner.
+The science sees tasks, arrays and a device alone. Caching, provenance and failures are handled here, for every runner.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from creditgrid.workers.resume_state import ResumeState
 from creditgrid.workers.runner import Advanced, Call, Failed, Finished, Started
 
 PROGRESS_EVERY_S = 0.5
-"""Advance is told at most this often: a call may have many thousand steps."""
+"""Progress is reported at most this often: a call may have many thousand steps."""
 
 
 def execute(
     call: Call, inputs: Inputs, store: ArtifactStore, device: torch.device
 ) -> Iterator[Started | Advanced | Finished | Failed | tuple[str, Arrays]]:
-    """Run a call to its end; the last item is Finished or Failed. An artifact comes as (key, arrays) once stored."""
+    """Run a call to its end; the last item is Finished or Failed. A stored artifact is yielded as (key, arrays)."""
     stored: dict[str, int] = {}
     yield Started(call.id, host(), device_name(device))
-    began, began_at, told = time.perf_counter(), datetime.now(UTC), 0.0
+    started, started_at, reported = time.perf_counter(), datetime.now(UTC), 0.0
     resume = ResumeState(store.root, call.tasks[-1].group, call.tasks[-1].key)
     try:
-        _settle(call, device)
-        kind, experiment = _known(call)
+        _configure_torch(call, device)
+        kind, experiment = _kind_of(call)
         run = kind.run
         if run is None:
-            raise TaskError(f"a {call.kind} is brought in from outside and cannot be computed here")
-        # What an interrupted attempt finished is there; where it stood is in the inputs under the group's key.
-        found = {task.key: _stored(store, task.key) for task in call.tasks} if experiment is None else {}
-        stored = {key: size for key, size in found.items() if size is not None}
+            raise TaskError(f"a {call.kind} is imported and cannot be computed here")
+        # Artifacts of an interrupted attempt are not made again; its resume state joins the inputs.
+        sizes = {task.key: _stored_size(store, task.key) for task in call.tasks} if experiment is None else {}
+        stored = {key: size for key, size in sizes.items() if size is not None}
         tasks = {task.key: task for task in call.tasks if task.key not in stored}
         measured: list[tuple[Task, Output]] = []
         missing = set(tasks)
@@ -57,8 +57,8 @@ def execute(
                 resume.save(item)
                 continue
             if isinstance(item, Progress):
-                if time.perf_counter() - told >= PROGRESS_EVERY_S:
-                    told = time.perf_counter()
+                if time.perf_counter() - reported >= PROGRESS_EVERY_S:
+                    reported = time.perf_counter()
                     yield Advanced(call.id, item.done, item.total, item.note)
                 continue
             _check(call, item, missing, measures=experiment is not None)
@@ -66,7 +66,7 @@ def execute(
             if experiment is not None:
                 measured.append((tasks[item.key], item))
             if item.arrays is not None:
-                provenance = _provenance(call, device, began, began_at) | {"info": _plain(item.info)}
+                provenance = _provenance(call, device, started, started_at) | {"info": _as_json(item.info)}
                 stored[item.key] = store.save(item.key, tasks[item.key].payload(), item.arrays, provenance)
                 resume.save_next()
                 yield item.key, item.arrays
@@ -75,50 +75,50 @@ def execute(
         rows: bytes | None = None
         diverged: list[str] = []
         if experiment is not None:
-            rows, diverged = _rows(experiment, call, measured, _provenance(call, device, began, began_at))
+            rows, diverged = _rows(experiment, call, measured, _provenance(call, device, started, started_at))
         resume.delete()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
-    except Exception as error:  # whatever the task raised is its result: it goes to its cells with the traceback
+    except Exception as error:  # whatever the task raised is its result: its cells get it, with the traceback
         resume.hand_over([task.key for task in call.tasks if task.key not in stored])
         yield Failed(call.id, describe(error), traceback.format_exc(), transient(error), host(), tuple(stored))
-    except SystemExit as error:  # the task would have ended its process
+    except SystemExit as error:  # the task asked to end its process
         text = f"SystemExit: the task asked its process to end with status {error.code}"
         yield Failed(call.id, text, traceback.format_exc(), True, host(), tuple(stored), crashed=True)
 
 
-def _stored(store: ArtifactStore, key: str) -> int | None:
-    """Bytes of an artifact that is there; one without a proper record is moved out of its place, to be made again."""
+def _stored_size(store: ArtifactStore, key: str) -> int | None:
+    """Bytes of an artifact; None if it is missing. One with a corrupt record is set aside, and made again."""
     if not store.has(key):
         return None
     try:
         return store.size(key)
     except ArtifactCorrupt:
         with contextlib.suppress(ArtifactCorrupt):
-            store.load(key)  # moves it
+            store.load(key)  # sets it aside
         if store.has(key):
             raise
         return None
 
 
 def _check(call: Call, item: Output, missing: set[str], *, measures: bool) -> None:
-    """Raise TaskError for an output that a kind should not have yielded."""
+    """Raise TaskError for an output that the kind must not yield."""
     if item.key not in missing:
-        raise TaskError(f"{call.kind} yielded {item.key[:12]}, which it was not asked for, or twice")
+        raise TaskError(f"{call.kind} yielded {item.key[:12]}, which it was not asked for, or already yielded")
     if measures and not item.rows:
-        raise TaskError(f"{call.kind} yielded no row for {item.key[:12]}: every cell has one at least")
+        raise TaskError(f"{call.kind} yielded no row for {item.key[:12]}: every cell has at least one")
     if not measures and item.arrays is None:
-        raise TaskError(f"{call.kind} yielded no arrays for {item.key[:12]}: they are what a stage is kept as")
+        raise TaskError(f"{call.kind} yielded no arrays for {item.key[:12]}: they are the artifact of a stage")
 
 
 def describe(error: BaseException) -> str:
-    """One line that says what happened; memory trouble is named as such, on either device."""
+    """One line that says what happened; running out of memory is named so on either device."""
     name = "out of memory" if _out_of_memory(error) else type(error).__name__
     return f"{name}: {error}".strip().splitlines()[0]
 
 
 def transient(error: BaseException) -> bool:
-    """Whether the machine is to blame, so that trying again may help: memory, or I/O (also an artifact's)."""
+    """Whether the machine is the cause (memory, or I/O, also of an artifact), so that a retry may help."""
     unwritten = isinstance(error, ArtifactError) and isinstance(error.__cause__, OSError)
     return isinstance(error, OSError) or unwritten or _out_of_memory(error)
 
@@ -129,8 +129,8 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(allocator)
 
 
-def _known(call: Call) -> tuple[TaskKind, Experiment | None]:
-    """The call's kind, and the experiment that measures by it, if one does."""
+def _kind_of(call: Call) -> tuple[TaskKind, Experiment | None]:
+    """The call's kind, and the experiment that measures with it, if there is one."""
     found = registry()
     if call.kind not in found.kinds:
         broken = "".join(f"; {name} cannot be used: {why}" for name, why in sorted(found.broken.items()))
@@ -139,21 +139,21 @@ def _known(call: Call) -> tuple[TaskKind, Experiment | None]:
     return found.kinds[call.kind], measured_by.get(call.kind)
 
 
-def _settle(call: Call, device: torch.device) -> None:
-    # As many threads as the call was given, so that neighbours do not fight, and the same sums in the same order.
+def _configure_torch(call: Call, device: torch.device) -> None:
+    # As many threads as the call has cores, so that calls do not compete, and sums are always made in the same order.
     torch.set_num_threads(max(1, int(call.resources.cpu)))
-    # As use_deterministic_algorithms(True), which first imports the compiler: 3 s of every worker, for nothing here.
+    # Does what use_deterministic_algorithms(True) does, which would first import the compiler, 3 s in every worker.
     torch.set_deterministic_debug_mode("error")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _provenance(call: Call, device: torch.device, began: float, began_at: datetime) -> dict[str, Any]:
+def _provenance(call: Call, device: torch.device, started: float, started_at: datetime) -> dict[str, Any]:
     return {
         **software(),
         "attempt": call.attempt,
-        "started_at": began_at.isoformat(),
-        "seconds": time.perf_counter() - began,
+        "started_at": started_at.isoformat(),
+        "seconds": time.perf_counter() - started,
         "device": device_name(device),
         "host": host(),
     }
@@ -164,7 +164,7 @@ def _rows(
 ) -> tuple[bytes, list[str]]:
     """All rows of the call as an Arrow IPC stream, and the keys of cells with a number that is not finite."""
     origin = {**call.stamp, **provenance, "started_at": datetime.fromisoformat(provenance["started_at"])}
-    # The call's time, shared out: cells of one call are computed together, so no cell has a time of its own.
+    # An equal share of the call's time: cells of one call are computed together, so no cell has a time of its own.
     origin["seconds"] = provenance["seconds"] / len(call.tasks)
     complete: list[dict[str, Any]] = []
     for task, output in measured:
@@ -176,19 +176,19 @@ def _rows(
             **task.params,
         }
         for row in output.rows or ():
-            if stray := row.keys() - experiment.columns.keys():
-                raise TaskError(f"{experiment.name} yielded columns it does not declare: {', '.join(sorted(stray))}")
+            if unknown := row.keys() - experiment.columns.keys():
+                raise TaskError(f"{experiment.name} yielded columns it does not declare: {', '.join(sorted(unknown))}")
             complete.append({**origin, **own, "experiment": experiment.name, **row})
     shaped = table(experiment, complete)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, shaped.schema) as writer:
         writer.write_table(shaped)
-    lost = shaped.filter(shaped["diverged"])["cell"].unique().to_pylist()
-    return sink.getvalue().to_pybytes(), lost
+    diverged = shaped.filter(shaped["diverged"])["cell"].unique().to_pylist()
+    return sink.getvalue().to_pybytes(), diverged
 
 
-def _plain(info: Mapping[str, Any]) -> dict[str, Any]:
-    # A record is JSON: a loss that is not finite is told as text.
+def _as_json(info: Mapping[str, Any]) -> dict[str, Any]:
+    # A record is JSON, so a loss that is not finite is written as text.
     return {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in info.items()

@@ -1,4 +1,4 @@
-"""The inputs of a call: all of them, or a failure that says which cannot be had."""
+"""The inputs of a call: all of them, or a failure that names the missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Loaded = TypeVar("Loaded")
 def load_inputs(call: Call, load: Callable[[str], Loaded]) -> list[Loaded] | Failed:
     """``load`` of each of the call's inputs, in their order.
 
-    What the store does not hold whole is named in ``Failed.missing``, every one of it: it must be made again. What
+    ``Failed.missing`` names every input that the store does not hold complete: these must be made again. An input that
     merely cannot be read now (an ``OSError``) makes a transient failure.
     """
     loaded: list[Loaded] = []

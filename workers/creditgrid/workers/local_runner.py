@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from creditgrid.core.task import Arrays
+from creditgrid.workers.artifact_cache import ArtifactCache
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
 from creditgrid.workers.inputs import load_inputs
 from creditgrid.workers.runner import Call, Capacity, Failed, Message
 
-KEPT_BYTES = 2**30
-"""Artifacts kept in memory between calls, least recently used dropped first."""
+CACHE_BYTES = 2**30
+"""Artifacts that stay in memory between calls."""
 
 
 class LocalRunner:
     """Runs up to ``workers`` calls at a time on threads; see ``runner.Runner``.
 
-    A thread cannot be stopped from outside: a cancelled call ends at the next item that it yields, and one that hangs,
-    or computes on without yielding, keeps its thread, and ``stop`` waits for it. Nor is it a process of its own: a
-    call that crashes (``os._exit``, a segmentation fault) or takes all memory takes the service with it.
+    A thread cannot be stopped from outside: a cancelled call ends at the next item that it yields. A call that hangs,
+    or computes without yielding, keeps its thread, and ``stop`` waits for it. Nor is a thread a process of its own: a
+    call that crashes (``os._exit``, a segmentation fault) or takes all memory ends the service too.
     """
 
     def __init__(self, store: ArtifactStore, workers: int = 1) -> None:
@@ -33,7 +33,7 @@ class LocalRunner:
         self._cancelled: set[int] = set()
         self._active: set[int] = set()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Arrays] = OrderedDict()
+        self._cache: ArtifactCache[Arrays] = ArtifactCache(CACHE_BYTES)
         self._pool: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
@@ -92,20 +92,13 @@ class LocalRunner:
 
     def _load(self, key: str) -> Arrays:
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            cached = self._cache.get(key)
+        if cached is not None:
+            return cached
         arrays = self._store.load(key)
         self._keep(key, arrays)
         return arrays
 
     def _keep(self, key: str, arrays: Arrays) -> None:
         with self._lock:
-            self._kept[key] = arrays
-            self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(_size(kept) for kept in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)
-
-
-def _size(arrays: Arrays) -> int:
-    return sum(array.nbytes for array in arrays.values())
+            self._cache.put(key, arrays, sum(array.nbytes for array in arrays.values()))

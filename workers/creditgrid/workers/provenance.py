@@ -1,4 +1,4 @@
-"""Under which conditions a number was made: software versions, source revision, machine, device."""
+"""The conditions under which a number was made: software versions, source revision, machine, device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @lru_cache(1)
 def software() -> dict[str, Any]:
-    """``torch`` and ``version`` (of CreditGrid), and ``commit`` and ``dirty`` of a source that is a git checkout."""
+    """``torch`` and ``version`` (of CreditGrid); ``commit`` and ``dirty`` if the source is a git checkout."""
     commit = _git("rev-parse", "HEAD")
     return {
         "torch": _version("torch"),
@@ -30,7 +30,7 @@ def host() -> str:
 
 
 def device_name(device: Any) -> str:
-    """A device as a person would name it: ``cpu (x86_64)`` or ``cuda (NVIDIA H100)``."""
+    """A readable name: ``cpu (x86_64)`` or ``cuda (NVIDIA H100)``."""
     if device.type == "cuda":
         import torch
 
@@ -46,17 +46,17 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """The answer of git about the checkout that this file is part of; None where it is installed without one."""
+    """The answer of git about the checkout that holds this file; None if there is no checkout."""
     file = Path(__file__).resolve()
     try:
-        # site-packages inside some other project's checkout says nothing about us
+        # site-packages may be inside another project's checkout, which says nothing about this code
         _ask_git(file.parent, "ls-files", "--error-unmatch", file.name)
         return _ask_git(file.parent, *arguments)
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _ask_git(where: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(where), *arguments]
+def _ask_git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
     answer = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)
     return answer.stdout.strip()

@@ -1,7 +1,8 @@
-"""Where long calls stood when they were interrupted: one file a call, replaced as it goes on, gone at its end.
+"""Resume states of long calls: one file for each call, replaced as it runs, deleted when it has finished.
 
-A save is no artifact: it belongs to a call that has no result yet, and only another attempt at what that call was last
-to make reads it. So two calls of one group, such as two sweeps' epochs of one training, do not meet.
+A resume state is no artifact: it belongs to a call without a result. Its file is named after the artifact that the call
+makes last, and only another attempt to make that artifact reads it. So two calls of one group, such as two sweeps'
+epochs of one training, do not share a file.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ log = logging.getLogger(__name__)
 
 FOLDER = "saves"
 EVERY_S = 2.0
-"""A run is saved no more often than this, …"""
+"""The shortest time between two saves."""
 SHARE = 0.05
-"""… nor so often that saving takes more than this share of its time; but always after an artifact."""
+"""The largest share of the time that saving may take. The first save after an artifact is made in any case."""
 
 
 class ResumeState:
-    """What is saved of the call that makes the artifact ``last`` of a group, below the artifact store's root."""
+    """The resume state of the call that makes the artifact ``last`` of a group, below the artifact store's root."""
 
     def __init__(self, root: Path, group: str, last: str) -> None:
         self._group = group
@@ -38,33 +39,33 @@ class ResumeState:
         self._next = time.monotonic() + EVERY_S
 
     def restore(self, inputs: Inputs) -> Inputs:
-        """The inputs, with what an earlier attempt saved under the group's key if it is there whole."""
+        """The inputs, plus what an earlier attempt saved, under the group's key."""
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return inputs
         except OSError as error:
-            log.warning("a save cannot be read, and the run begins anew: %s", error)
+            log.warning("a resume state cannot be read, so the run starts from the beginning: %s", error)
             return inputs
         digest, data = content[:64], content[64:]
         with contextlib.suppress(SafetensorError):
             if hashlib.sha256(data).hexdigest().encode() == digest:
                 saved: Mapping[str, Arrays] = {self._group: load(data)}
                 return {**inputs, **saved}
-        self._path.unlink(missing_ok=True)  # damaged: the run begins anew, and loses nothing but time
+        self._path.unlink(missing_ok=True)  # it is damaged: the run starts from the beginning, which costs only time
         return inputs
 
     def save(self, saved: Saved) -> None:
-        """Replace what is kept, if it is time for that; where it cannot be written, the run goes on without."""
-        began = time.monotonic()
-        if began < self._next:
+        """Replace what was saved, if enough time has passed. If it cannot be written, the run continues without."""
+        started = time.monotonic()
+        if started < self._next:
             return
         try:
             self._write(save(dict(saved.state())))
         except OSError as error:
-            log.warning("a save cannot be written, and an interruption would begin anew: %s", error)
+            log.warning("a resume state cannot be written, so an interrupted run would start again: %s", error)
         now = time.monotonic()
-        self._next = now + max(EVERY_S, (now - began) / SHARE)
+        self._next = now + max(EVERY_S, (now - started) / SHARE)
 
     def _write(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,11 +74,11 @@ class ResumeState:
             file.write(data)
 
     def save_next(self) -> None:
-        """Let the next save be kept whatever the time."""
+        """Make the next ``save`` write, whatever the time."""
         self._next = 0.0
 
     def hand_over(self, left: Sequence[str]) -> None:
-        """Let the next attempt find what is kept, which has just what is ``left`` to make."""
+        """Rename what was saved for the next attempt, which makes exactly the artifacts ``left``."""
         if not left or left[-1] == self._path.name:
             return
         try:
@@ -85,23 +86,23 @@ class ResumeState:
         except FileNotFoundError:
             return
         except OSError as error:
-            log.warning("a save cannot be handed on, and the run begins anew: %s", error)
+            log.warning("a resume state cannot be renamed, so the run starts from the beginning: %s", error)
 
     def delete(self) -> None:
-        """Forget what is kept: the run is through."""
+        """Delete what was saved: the call has finished."""
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("a save that nothing needs any more cannot be removed: %s", error)
+            log.warning("a resume state that is not needed any more cannot be deleted: %s", error)
 
 
 def resume_states(root: Path) -> dict[str, Path]:
-    """The saves below an artifact store's root, by the key of the artifact that their call was to make last."""
+    """The resume states below an artifact store's root, by the key of the artifact that their call makes last."""
     return {path.name: path for path in _files(root) if not path.name.startswith(".")}
 
 
 def abandoned_resume_states(root: Path, grace_s: float = GRACE_S) -> list[Path]:
-    """ResumeState whose writer died over them."""
+    """Temporary files of writers that died."""
     return [path for path in _files(root) if path.name.startswith(".") and is_abandoned(path, grace_s)]
 
 

@@ -1,8 +1,8 @@
-"""The one seam to the machines: a runner takes calls and tells what becomes of them.
+"""The one seam to the machines: a runner takes calls, and reports how they run and end.
 
-The scheduler sees this Protocol alone. ``ray_runner`` implements it over a Ray cluster and ``local_runner`` in this
-process; one contract suite holds both to the same behaviour. Calls and messages are plain data, because between the
-service and the Ray driver they cross a pipe.
+The scheduler sees this Protocol alone. ``ray.runner`` implements it over a Ray cluster and ``local_runner`` in this
+process; one contract suite holds both to the same behaviour. Calls and messages are plain data, because they cross a
+pipe between the service and the Ray driver.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from creditgrid.core.task import Resources, Task
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one process computes in one go: tasks of one kind and group. ``inputs`` are the artifacts it reads."""
+    """Tasks of one kind and group, which one process computes together. ``inputs`` are the artifacts that it reads.
+
+    ``stamp`` holds columns that every row of the call gets, such as the sweep.
+    """
 
     id: int
     kind: str
@@ -24,12 +27,12 @@ class Call:
     inputs: Sequence[str]
     resources: Resources
     attempt: int = 1
-    stamp: Mapping[str, Any] = field(default_factory=dict)  # what every row says of its origin, such as the sweep
+    stamp: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process began the call."""
+    """A process started the call."""
 
     call: int
     host: str
@@ -38,7 +41,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """How far the call has come."""
+    """Progress of the call: ``done`` of ``total`` steps."""
 
     call: int
     done: int
@@ -48,7 +51,7 @@ class Advanced:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The call is through and its artifacts are in the store; ``rows`` is an Arrow IPC stream of all its rows.
+    """The call has finished and its artifacts are in the store; ``rows`` is an Arrow IPC stream of all its rows.
 
     ``diverged`` are the keys of tasks with a number that is not finite; ``sizes`` gives bytes of artifacts by key.
     """
@@ -64,10 +67,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The call ended without a result. ``transient``: the machine is to blame (a lost worker, memory, I/O), try again.
+    """The call ended without a result. ``transient``: the machine caused it (a lost worker, memory, I/O), so retry.
 
-    ``stored`` are keys whose artifacts were saved before the failure. ``crashed``: its process died of it, or was made
-    to. ``missing`` are inputs that the store does not hold whole any more: they must be made again first.
+    ``stored`` are the keys of artifacts that were saved before the failure. ``crashed``: the call's process died, or
+    was killed. ``missing`` are inputs that the store no longer holds complete: they must be made again first.
     """
 
     call: int
@@ -82,7 +85,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Everything in flight is gone with the driver or the cluster; the runner is being started again."""
+    """Everything in flight was lost with the driver or the cluster; the runner restarts."""
 
     reason: str
 
@@ -92,7 +95,7 @@ Message: TypeAlias = Started | Advanced | Finished | Failed | Lost
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the runner can use, and what is wrong with it, if anything."""
+    """What the runner can use; ``degraded`` says what is wrong with it, if anything."""
 
     cpu: float
     gpu: float
@@ -101,29 +104,25 @@ class Capacity:
 
 
 class Runner(Protocol):
-    """Runs calls, several at a time, in no promised order. One thread uses it."""
+    """Runs calls, several at a time, in no guaranteed order. One thread uses it."""
 
     def start(self) -> None:
-        """Begin; may go on starting in the background.
-
-        Raises:
-            RunnerError: when it cannot be started at all.
-        """
+        """Start; this may continue in the background."""
 
     def capacity(self) -> Capacity:
-        """What there is now."""
+        """The capacity now."""
 
     def submit(self, call: Call) -> None:
-        """Take a call; its end comes back as one Finished or Failed, or all at once as Lost.
+        """Take a call. Its end is reported as one Finished or Failed, or with all others as Lost.
 
-        A Lost is of everything that was submitted before the poll that tells it.
+        A Lost covers everything that was submitted before the poll that returns it.
         """
 
     def poll(self, timeout: float) -> list[Message]:
         """Messages since the last poll, waiting up to ``timeout`` seconds for the first."""
 
     def cancel(self, call: int) -> None:
-        """Stop a call; it ends as Failed (or Finished, if it was faster). Unknown calls are ignored."""
+        """Stop a call: it ends as Failed, or as Finished if that came first. Unknown calls are ignored."""
 
     def stop(self) -> None:
         """End everything in flight and release what was started."""

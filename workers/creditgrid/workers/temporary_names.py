@@ -1,7 +1,7 @@
-"""Names for what is being written, which tell who writes it: what a dead writer left is known as such and can go.
+"""Names for files and directories that are being written. They name the writer, so what a dead one left can be removed.
 
-A writer on this machine is dead when its process is. Of one elsewhere, or before this machine was started, only the age
-of what it left is seen; something from the future, after a clock was set back, is as good as new.
+A writer on this machine is dead when its process is. Of a writer on another machine, or before this machine's last
+start, only the age of its files is known. A file from the future, after a clock was set back, counts as new.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 import psutil
 
 GRACE_S = 3600.0
-"""No write takes longer than this: what is older was left behind, wherever its writer was."""
+"""No write takes longer: an older file was abandoned, wherever its writer was."""
 
 
 def temporary_name(prefix: str, name: str) -> str:
-    """A new file name, with the marks of this process."""
+    """A new file name that identifies this process."""
     return "@".join((f"{prefix}{name}", *_machine(), str(os.getpid()), uuid.uuid4().hex))
 
 
 def is_abandoned(path: Path, grace_s: float = GRACE_S) -> bool:
-    """Whether nobody writes to the file or directory any more that was named by ``temporary_name``, or is gone."""
+    """Whether the writer of a file or directory named by ``temporary_name`` is dead, or the file is gone."""
     _, *machine, pid, _ = ["", "", "", *path.name.split("@")][-5:]
     if tuple(machine) == _machine() and pid.isdecimal():
         return not psutil.pid_exists(int(pid))
@@ -37,7 +37,7 @@ def is_abandoned(path: Path, grace_s: float = GRACE_S) -> bool:
 
 @cache
 def _machine() -> tuple[str, str]:
-    """This host, and what tells its starts and its containers apart: their process ids have nothing to do with ours."""
+    """The host, and an id of its last start and of the container: elsewhere the same process id is another process."""
     try:
         space = str(Path("/proc/self/ns/pid").readlink())
         start = Path("/proc/sys/kernel/random/boot_id").read_text()

@@ -1,1 +1,1 @@
-"""Calls on a Ray cluster: the runner supervises a driver process, and only the driver imports ray."""
+"""Calls on a Ray cluster: the runner supervises a driver process, and only the driver's side imports ray."""

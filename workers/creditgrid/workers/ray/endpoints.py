@@ -1,19 +1,19 @@
-"""Whether anything listens at an address: asked before what would otherwise block for minutes."""
+"""Whether something listens at an address: checked before a call that would block for minutes without it."""
 
 from __future__ import annotations
 
 import socket
 
-PATIENCE_S = 2.0
+TIMEOUT_S = 2.0
 
 
-def refusal(address: str, patience: float = PATIENCE_S) -> str | None:
-    """Why no connection to ``host:port`` can be made, or None where one can; what is no such address is not asked."""
+def connection_error(address: str) -> str | None:
+    """Why no connection to ``host:port`` can be made; None if one can, or if ``address`` has another form."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         return None
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=patience).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
         return str(error)
     return None

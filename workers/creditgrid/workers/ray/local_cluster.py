@@ -1,8 +1,8 @@
-"""What a Ray cluster of our own leaves behind: its folder, and processes that outlived their driver.
+"""The Ray cluster that a driver starts on this machine: its folder, and processes that outlived their driver.
 
-Ray keeps sockets, logs and spilled objects of a cluster below one folder, a session for each start. The folder's name
-follows from the artifact store, so that whoever starts a cluster for that store finds what an earlier one left there,
-also after everything was killed. Two services never run on one store at a time.
+Ray keeps sockets, logs and spilled objects of a cluster below one folder, with a session for each start. The folder's
+name is made from the path of the artifact store. So the next service on that store finds what an earlier cluster left
+there, also after everything was killed. Two services never run on one store at a time.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from pathlib import Path
 
 import psutil
 
-END_S = 5.0
-LONGEST = 39
-"""Characters of the folder's path: Ray makes sockets far below it, whose paths have at most 103 (macOS) or 107."""
+KILL_TIMEOUT_S = 5.0
+MAX_PATH = 39
+"""Characters of the folder's path: Ray makes sockets far below it, whose paths may have 103 (macOS) or 107."""
 MARK = "CREDITGRID_RAY_FOLDER"
-"""In the environment of the driver and of all that it starts. A process's number may be given anew, this may not."""
+"""Set in the environment of the driver and of all that it starts. A process id may be reused, this mark is not."""
 
 
 class LocalCluster:
-    """The Ray cluster that is started on this machine for one artifact store."""
+    """The cluster on this machine for one artifact store."""
 
     def __init__(self, store: Path) -> None:
         name = hashlib.sha256(f"{os.getuid()} {store.resolve()}".encode()).hexdigest()[:10]
         folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"creditgrid-ray-{name}"
-        # A folder of the user's own there, which ``clear`` makes sure of.
-        self.folder = folder if len(str(folder)) <= LONGEST else Path("/tmp") / folder.name  # noqa: S108
+        # ``clear`` makes sure that the folder is the user's own.
+        self.folder = folder if len(str(folder)) <= MAX_PATH else Path("/tmp") / folder.name  # noqa: S108
 
     def environment(self) -> dict[str, str]:
-        """What the driver is started with, so that its cluster's processes are known as such."""
+        """The driver's environment, by which the processes of its cluster are found."""
         return {MARK: str(self.folder)}
 
     def clear(self, keep: int = 1) -> None:
-        """End what is left of a dead cluster, and remove its sessions but the last ``keep``, whose logs may tell why.
+        """Kill what is left of a dead cluster, and remove all its sessions but the last ``keep``, for their logs.
 
         Raises:
             OSError: when the folder cannot be made or emptied, or is another user's.
@@ -46,19 +46,19 @@ class LocalCluster:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{self.folder} belongs to another user")
-        self.end()
+        self.kill()
         sessions = sorted(self.folder.glob("session_2*"))
         for session in sessions[: len(sessions) - keep]:
             shutil.rmtree(session)
 
     def remove(self) -> None:
-        """End what is left of a cluster that was stopped, and remove everything of it."""
-        self.end()
-        shutil.rmtree(self.folder, ignore_errors=True)  # what cannot be removed now is at the next start
+        """Kill what is left of a stopped cluster, and remove all its files."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)  # the next start removes what cannot be removed now
 
-    def end(self) -> None:
-        """Kill what is left of the cluster that was started last, and wait until it is gone."""
-        deadline = time.monotonic() + END_S
+    def kill(self) -> None:
+        """Kill what is left of the last cluster, and wait until it is gone."""
+        deadline = time.monotonic() + KILL_TIMEOUT_S
         while (left := self._left()) and time.monotonic() < deadline:
             for process in left:
                 with contextlib.suppress(psutil.Error):
@@ -66,7 +66,7 @@ class LocalCluster:
             time.sleep(0.1)
 
     def _left(self) -> list[psutil.Process]:
-        """The marked processes, and who shares a session with one: the titles of Ray's agents hide what marks them."""
+        """The marked processes, and those in the session of one: the titles of Ray's agents overwrite their mark."""
         own = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):

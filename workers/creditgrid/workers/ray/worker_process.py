@@ -1,4 +1,4 @@
-"""Where a call runs, and what can be said of it when its process dies without a word."""
+"""The operating system's process that runs a call: where it is, how it is killed, and how it died."""
 
 from __future__ import annotations
 
@@ -15,70 +15,70 @@ import psutil
 
 from creditgrid.workers.provenance import host
 
-LAST_WORDS = 20_000
+LOG_TAIL = 20_000
 """Characters of a dead process's log that are kept as its traceback."""
 _CAUSE = re.compile(r"Fatal Python error: .*|\*\*\* (SIG[A-Z]+) received")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The process of a call; ``log`` is the file on its host that takes what it writes to standard error.
+class WorkerProcess:
+    """The process of a call; ``log`` is the file on its host that takes its standard error.
 
-    ``since`` is the length of that file when the call began: what stands before is of other calls.
+    ``log_start`` is the length of that file when the call started: what comes before belongs to other calls.
     """
 
     host: str
     node: str
     pid: int
     log: str
-    since: int = 0
+    log_start: int = 0
 
 
-def here(node: str) -> Place:
-    """This process, on a node of that id."""
+def this_process(node: str) -> WorkerProcess:
+    """This process, on the Ray node of that id."""
     log = Path("/proc/self/fd/2")
     if not log.exists():
-        return Place(host(), node, os.getpid(), "")
-    return Place(host(), node, os.getpid(), str(log.readlink()), os.fstat(2).st_size)
+        return WorkerProcess(host(), node, os.getpid(), "")
+    return WorkerProcess(host(), node, os.getpid(), str(log.readlink()), os.fstat(2).st_size)
 
 
-def end_with_parent() -> None:
-    """Let this process be killed when its parent dies: what is left of a lost node must not go on computing."""
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent dies: a worker of a lost node must not compute on."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         if ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL) != 0:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
-def title_of(process: psutil.Process) -> str:
-    """What the process calls itself, which for a Ray worker is the call that it is at."""
+def process_title(process: psutil.Process) -> str:
+    """The title of the process, which for a Ray worker is the task that it runs."""
     return " ".join(process.cmdline()).strip()
 
 
-def end_process(pid: int, title: str) -> bool:
-    """Kill a process of this machine, if it is there and still has the title; it may go on to other work any time.
+def kill_process(pid: int, title: str) -> bool:
+    """Kill a process of this machine if it exists and still has the title; a worker may take other work at any time.
 
     Returns:
-        whether it was.
+        whether it was killed.
     """
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        if title_of(process) == title:
+        if process_title(process) == title:
             process.kill()
             return True
     return False
 
 
-def obituary(place: Place | None) -> tuple[str, str]:
-    """One line that says which process died and of what, as far as is known, and its last words."""
-    if place is None:
-        return "its worker process died as it began", ""
-    words = ""
-    log = Path(place.log)
-    if place.host == host() and log.is_file():
+def describe_death(process: WorkerProcess | None) -> tuple[str, str]:
+    """One line that says which process died and of what, as far as that is known, and the end of its log."""
+    if process is None:
+        return "its worker process died as it started", ""
+    tail = ""
+    log = Path(process.log)
+    if process.host == host() and log.is_file():
         with log.open("rb") as file:
-            file.seek(max(place.since, log.stat().st_size - LAST_WORDS))
-            words = file.read(LAST_WORDS).decode(errors="replace")
-    found = _CAUSE.search(words)
+            file.seek(max(process.log_start, log.stat().st_size - LOG_TAIL))
+            tail = file.read(LOG_TAIL).decode(errors="replace")
+    found = _CAUSE.search(tail)
     cause = found.group(1) or found.group(0) if found else "killed, or ended by what the task calls"
-    return f"its worker process {place.pid} on {place.host} died: {cause}", words
+    return f"its worker process {process.pid} on {process.host} died: {cause}", tail
