@@ -40,7 +40,7 @@ ARTIFACT, PROBLEM = "application/vnd.safetensors", "application/problem+json"
 
 
 class FakeService:
-    """What the tests look at and turn: ``log`` of (method, path, headers, body); ``faults`` for the next requests."""
+    """A service for the tests: ``log`` of (method, path, headers, body); ``faults`` for the next requests."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, str, dict[str, str], bytes]] = []
@@ -84,7 +84,7 @@ class FakeService:
         self.sweeps.pop(sweep)
         self.add(state, id=sweep)
 
-    def tell(self, sweep: str, type: str, message: str = "") -> None:
+    def emit(self, sweep: str, type: str, message: str = "") -> None:
         events = self.events[sweep]
         data = {"message": message or type, "counts": {}}
         events.append(EventView(id=10 * (len(events) + 1), sweep=sweep, at=NOW, type=type, data=data))  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 already = {"cancel": "cancelled", "pause": "paused", "resume": "running"}[verb]
                 return self._unchanged(view, f"it is {already} already")
             if ended is (verb != "retry"):
-                return self._conflict(f"sweep {view.id} is {'through' if ended else 'running'}")
+                return self._conflict(f"sweep {view.id} is {'finished' if ended else 'running'}")
             if verb == "cancel":
                 service.change(view.id, State.CANCELLED)
             elif verb == "retry":

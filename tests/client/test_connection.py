@@ -116,7 +116,7 @@ def test_problems_become_typed_errors_at_once(service, client, pauses, status: i
     assert len(service.log) == 1
 
 
-def test_faults_of_a_spec_are_told_with_their_pointers(service, client, spec_problem: Problem) -> None:
+def test_faults_of_a_spec_have_their_pointers(service, client, spec_problem: Problem) -> None:
     service.faults.append(spec_problem)
     with pytest.raises(InvalidRequest) as caught:
         client.plan(SPEC)

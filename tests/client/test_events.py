@@ -94,10 +94,10 @@ def test_a_closed_stream_ends_at_the_next_bytes_even_of_a_comment() -> None:
     assert list(closing.follow()) == []
 
 
-def tell_five(service) -> str:
+def emit_five(service) -> str:
     sweep = service.add()
     for type_ in ("sweep.created", "call.started", "call.finished", "call.failed", "sweep.finished"):
-        service.tell(sweep, type_, "a\u2028b")
+        service.emit(sweep, type_, "a\u2028b")
     return sweep
 
 
@@ -106,17 +106,17 @@ def last_event_ids(service) -> list[str | None]:
 
 
 def test_events_come_in_order_and_end(service, client) -> None:
-    sweep = client.sweep(tell_five(service))
-    told = list(sweep.events())
-    assert [event.id for event in told] == [10, 20, 30, 40, 50]
-    assert told[-1].type == "sweep.finished"
-    assert told[0].data["message"] == "a\u2028b"
+    sweep = client.sweep(emit_five(service))
+    received = list(sweep.events())
+    assert [event.id for event in received] == [10, 20, 30, 40, 50]
+    assert received[-1].type == "sweep.finished"
+    assert received[0].data["message"] == "a\u2028b"
     assert [event.id for event in sweep.events(since=30)] == [40, 50]
     assert last_event_ids(service) == [None, "30"]
 
 
 def test_a_lost_stream_is_taken_up_where_it_ended(service, client, pauses) -> None:
-    sweep = client.sweep(tell_five(service))
+    sweep = client.sweep(emit_five(service))
     service.event_limits.extend([2, 0, 1])
     assert [event.id for event in sweep.events()] == [10, 20, 30, 40, 50]
     assert last_event_ids(service) == [None, "20", "20", "30"]
@@ -124,7 +124,7 @@ def test_a_lost_stream_is_taken_up_where_it_ended(service, client, pauses) -> No
 
 
 def test_a_service_that_is_away_for_a_while(service, client, pauses) -> None:
-    sweep = client.sweep(tell_five(service))
+    sweep = client.sweep(emit_five(service))
     service.event_limits.append(3)
     stream = sweep.events()
     first = [next(stream) for _ in range(3)]
@@ -133,14 +133,14 @@ def test_a_service_that_is_away_for_a_while(service, client, pauses) -> None:
 
 
 def test_a_stream_that_never_comes_back(service, client, pauses) -> None:
-    sweep = client.sweep(tell_five(service))
+    sweep = client.sweep(emit_five(service))
     service.event_limits.extend([1] + [0] * 100)
     with pytest.raises(CannotConnect, match="lost the connection"):
         list(sweep.events())
     assert len(pauses) == TRIES - 1
 
 
-def test_a_service_that_tells_all_again_is_heard_once() -> None:
+def test_events_that_are_sent_again_come_once() -> None:
     def message(id_: int, type_: str) -> str:
         return f"id: {id_}\ndata: {event(id_, type_).model_dump_json()}\n\n"
 
@@ -158,7 +158,7 @@ def test_a_service_that_tells_all_again_is_heard_once() -> None:
 
 
 def test_a_finished_sweep_whose_events_are_all_known_has_no_more(service, client, pauses) -> None:
-    sweep = client.sweep(tell_five(service))
+    sweep = client.sweep(emit_five(service))
     service.change(sweep.id, State.FAILED)
     assert list(sweep.events(since=50)) == []
 
@@ -187,9 +187,9 @@ def test_an_answer_that_is_no_stream_of_events() -> None:
 def test_history_ends_where_the_stream_pauses(service, client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "QUIET_S", 0.3)
     sweep = service.add()
-    service.tell(sweep, "sweep.created")
-    service.tell(sweep, "call.started")
+    service.emit(sweep, "sweep.created")
+    service.emit(sweep, "call.started")
     assert [event.id for event in client.sweep(sweep).history()] == [10, 20]
-    assert [event.id for event in client.sweep(tell_five(service)).history()] == [10, 20, 30, 40, 50]
+    assert [event.id for event in client.sweep(emit_five(service)).history()] == [10, 20, 30, 40, 50]
     with pytest.raises(NotFound):
         client.sweep("none")

@@ -1,4 +1,4 @@
-"""The specs that come with the client are valid, and of the size their comments tell."""
+"""The specs that come with the client are valid, and of the size in their comments."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_the_file_is_sent_as_it_is(uploads: Service, importing: Client, file: Pa
     assert uploads.bodies == [DATA]
 
 
-def test_a_lost_try_begins_anew(uploads: Service, importing: Client, file: Path, pauses: list[float]) -> None:
+def test_a_lost_try_is_repeated(uploads: Service, importing: Client, file: Path, pauses: list[float]) -> None:
     uploads.script = [httpx.ReadError("gone"), httpx.Response(502, text="no")]
     assert importing.import_checkpoint(file) == VIEW
     assert uploads.bodies == [DATA] * 3

@@ -1,4 +1,4 @@
-"""A service as a child process; a small script stands in for the real one."""
+"""A service as a child process; a small script replaces the real one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_one_that_does_not_stop_is_ended(tmp_path: Path, monkeypatch: pytest.Mon
     assert not is_running(pid)
 
 
-def test_one_that_dies_is_told_with_its_log(tmp_path: Path) -> None:
+def test_one_that_stops_is_reported_with_its_log(tmp_path: Path) -> None:
     with (
         pytest.raises(LocalServiceFailed, match=r"exit code 1\)(.|\n)*no disk left"),
         LocalService("--data-dir", str(tmp_path), "--mode", "die"),

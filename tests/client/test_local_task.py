@@ -40,7 +40,7 @@ def run(tasks, inputs, device):
     print("the task says hello")
     fate = task.params["fate"]
     if fate == "raise":
-        raise ValueError("told to")
+        raise ValueError("as asked")
     if fate == "leave":
         sys.exit("enough")
     if fate == "exit":
@@ -75,7 +75,7 @@ EXPERIMENT = Experiment(
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed package whose tasks do to their process what they are told."""
+    """An installed package whose tasks do to their process what a parameter says."""
     folder = tmp_path / "plugin"
     (folder / "fates-0.dist-info").mkdir(parents=True)
     (folder / "fates.py").write_text(PLUGIN)
@@ -155,11 +155,11 @@ def test_what_it_raises_is_shown(service, run: Run) -> None:
     code, out, err = run(key)
     assert code == 1
     assert out.startswith("Traceback (most recent call last):\n")
-    assert out.endswith("ValueError: told to\n")
-    assert err.splitlines()[-1] == f"fates {key} failed: ValueError: told to"
+    assert out.endswith("ValueError: as asked\n")
+    assert err.splitlines()[-1] == f"fates {key} failed: ValueError: as asked"
     code, out, _ = run(key, "-o", "json")
     assert code == 1
-    assert json.loads(out)["error"] == "ValueError: told to"
+    assert json.loads(out)["error"] == "ValueError: as asked"
     assert "fates.py" in json.loads(out)["traceback"]
 
 
@@ -194,11 +194,11 @@ def test_ctrl_c_ends_a_task_that_hangs(service, plugin: None, tmp_path: Path, nu
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
-        told = ""
-        while "hangs in" not in told:
-            told = process.stderr.readline()
-            assert told, "it ended"
-        pid = int(told.split()[-1])
+        line = ""
+        while "hangs in" not in line:
+            line = process.stderr.readline()
+            assert line, "it ended"
+        pid = int(line.split()[-1])
         assert not gone(pid)
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
@@ -267,9 +267,9 @@ def test_in_python(service, client, plugin: None, tmp_path: Path) -> None:
     key = put(service, "fates", {"fate": "progress"}, base=base)
     with pytest.raises(ParentGone):
         compute_task(client, key, tmp_path / "folder")
-    told: list[str] = []
-    found = compute_task(client, key, tmp_path / "folder", with_parents=True, on_progress=told.append)
-    assert told == ["fates: 3/1,000 as it should"]
+    lines: list[str] = []
+    found = compute_task(client, key, tmp_path / "folder", with_parents=True, on_progress=lines.append)
+    assert lines == ["fates: 3/1,000 as it should"]
     assert found.rows is not None
     assert found.rows.table["number"].to_pylist() == [2 + 1 / 3]
     assert (found.task.key, found.key, found.kind, found.error) == (key, key, "fates", None)

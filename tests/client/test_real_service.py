@@ -78,7 +78,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         service.kill()
 
 
-def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_provenance(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows without where and when they were made."""
     made = (LEADING.keys() | PROVENANCE.keys()) - {"cell", "experiment", "diverged", "task", "parents"}
     return [{name: value for name, value in row.items() if name not in made} for row in rows]
@@ -99,12 +99,13 @@ def test_a_task_computed_here_has_the_rows_that_the_service_has(
     monkeypatch.setenv("CREDITGRID_URL", real.url)
     with Client(real.url) as client:
         sweep = client.submit(spec).wait(timeout=120)
-        rows = json.loads(json.dumps(told(sweep.results().to_pylist())))  # floats pass through JSON exactly
+        # JSON keeps floats exactly.
+        rows = json.loads(json.dumps(without_provenance(sweep.results().to_pylist())))
         keys = sorted({row["cell"] for row in rows})
     capfd.readouterr()
     for key in (keys[0], keys[-1]):
         assert cli.main(["run-task", key, "-o", "json"]) == 0
-        found = told(json.loads(capfd.readouterr().out)["rows"])
+        found = without_provenance(json.loads(capfd.readouterr().out)["rows"])
         expected = [row for row in rows if row["cell"] == key]
         assert [{name: row[name] for name in found[0]} for row in expected] == found
 
@@ -133,8 +134,8 @@ def asleep(*, group: int) -> dict[str, Any]:
 def test_a_service_that_is_killed_and_comes_back_is_waited_for(real: Service, tmp_path: Path) -> None:
     with Client(real.url) as client, (tmp_path / "said").open("w") as said:
         sweep = client.submit(asleep(group=100))
-        heard: list[EventView] = []
-        follower = threading.Thread(target=lambda: heard.extend(client.sweep(sweep.id).events()), daemon=True)
+        received: list[EventView] = []
+        follower = threading.Thread(target=lambda: received.extend(client.sweep(sweep.id).events()), daemon=True)
         waiter = threading.Thread(target=lambda: client.sweep(sweep.id).wait(timeout=120), daemon=True)
         follower.start()
         waiter.start()
@@ -144,7 +145,7 @@ def test_a_service_that_is_killed_and_comes_back_is_waited_for(real: Service, tm
             while "running: " not in (tmp_path / "said").read_text():
                 assert watcher.poll() is None
                 time.sleep(0.05)
-            while not any(event.type == "call.started" for event in heard):  # it comes by a connection of its own
+            while not any(event.type == "call.started" for event in received):  # it comes by a connection of its own
                 time.sleep(0.05)
             real.kill()
             assert not sweep.view.state.finished
@@ -165,8 +166,8 @@ def test_a_service_that_is_killed_and_comes_back_is_waited_for(real: Service, tm
         assert not follower.is_alive()
         assert sweep.refresh().state is State.SUCCEEDED
         # Each event came once, though the connection that brought them was lost in between.
-        assert [event.id for event in heard] == [event.id for event in sweep.history()]
-        assert heard[-1].type == "sweep.finished"
+        assert [event.id for event in received] == [event.id for event in sweep.history()]
+        assert received[-1].type == "sweep.finished"
 
 
 def test_what_cannot_be_asked_is_one_clear_line(real: Service, capfd: pytest.CaptureFixture[str]) -> None:

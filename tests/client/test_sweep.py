@@ -44,7 +44,7 @@ def test_a_failed_sweep_is_an_error(service, client) -> None:
     assert sweep.wait(raise_on_failure=False).state is State.FAILED
 
 
-def test_a_cancelled_sweep_is_through(service, client) -> None:
+def test_a_cancelled_sweep_is_finished(service, client) -> None:
     assert client.sweep(service.add(State.CANCELLED)).wait().state is State.CANCELLED
 
 
@@ -76,7 +76,7 @@ def test_control(service, client) -> None:
     assert sweep.unchanged is None
     assert sweep.cancel().unchanged == "nothing was changed: it is cancelled already"
     for ask in (sweep.pause, sweep.resume):
-        with pytest.raises(Conflict, match="is through"):
+        with pytest.raises(Conflict, match="is finished"):
             ask()
     assert sweep.retry().state is State.PENDING
     assert [len(service.posts(f"/v1/sweeps/s1/{verb}")) for verb in ("pause", "resume", "retry", "cancel")] == [
@@ -112,7 +112,7 @@ def test_an_extension_that_cannot_be_sent(service, client, spec_problem) -> None
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry", "extend"])
-def test_what_was_asked_and_whose_answer_was_lost_is_done(service, client, pauses, verb: str) -> None:
+def test_a_request_whose_answer_was_lost_is_done(service, client, pauses, verb: str) -> None:
     state = State.FAILED if verb == "retry" else State.RUNNING
     sweep = client.sweep(service.add(state, paused=verb == "resume"))
     service.faults.append("drop after")

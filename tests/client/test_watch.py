@@ -19,17 +19,17 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import Problem
 
 
-def test_wait_returns_when_the_sweep_is_through(service, client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_returns_when_the_sweep_is_finished(service, client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "LONGEST_S", 0.3)
     sweep = client.sweep(service.add())
     asked = []
 
-    def through_at_the_third(id_: str) -> None:
+    def finished_at_the_third(id_: str) -> None:
         asked.append(time.monotonic())
         if len(asked) == 3:
             service.change(id_, State.SUCCEEDED)
 
-    service.on_view = through_at_the_third
+    service.on_view = finished_at_the_third
     assert sweep.wait() is sweep
     assert sweep.state is State.SUCCEEDED
     assert len(asked) == 3
@@ -42,7 +42,7 @@ def test_an_event_makes_it_look_at_once(service, client, monkeypatch: pytest.Mon
     def finish() -> None:
         time.sleep(0.2)
         service.change(sweep.id, State.CACHED)
-        service.tell(sweep.id, "sweep.finished")
+        service.emit(sweep.id, "sweep.finished")
 
     thread = threading.Thread(target=finish)
     thread.start()
@@ -56,7 +56,7 @@ def test_an_event_makes_it_look_at_once(service, client, monkeypatch: pytest.Mon
 def test_many_events_make_few_requests(service, client) -> None:
     sweep = client.sweep(service.add())
     for _ in range(300):
-        service.tell(sweep.id, "call.finished")
+        service.emit(sweep.id, "call.finished")
     seen = []
     started = time.monotonic()
     for update in sweep.updates():
@@ -121,7 +121,7 @@ def test_no_thread_is_left_waiting(service, client, monkeypatch: pytest.MonkeyPa
     with pytest.raises(WaitTimeout):
         sweep.wait(timeout=0.3)
     assert len(reading()) == 1
-    service.tell("s1", "call.started")  # or a keep-alive
+    service.emit("s1", "call.started")  # or a keep-alive
     deadline = time.monotonic() + 5
     while reading() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -27,7 +27,7 @@ def test_each_says_what_is_now_so(connected, run: Run) -> None:
         "",
     )
     assert run("cancel", "s1") == (0, "sweep s1 is cancelled; nothing was changed: it is cancelled already\n", "")
-    assert run("pause", "s1") == (5, "", "error: sweep s1 is through\n")
+    assert run("pause", "s1") == (5, "", "error: sweep s1 is finished\n")
     assert run("retry", "s1") == (0, "sweep s1 is pending: 1 of 4 cells to run\n", "")
 
 

@@ -98,7 +98,7 @@ def test_a_refusal_is_an_error(service: Service) -> None:
         (["--older-than", "1.5h", "--max-size", "0B"], {"older_than_s": 5400, "max_bytes": 0}),
     ],
 )
-def test_the_command_asks_for_what_it_is_told(
+def test_the_command_sends_its_options(
     service: Service, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: dict[str, object]
 ) -> None:
     assert cli.main(["gc", *arguments]) == 0
@@ -111,7 +111,7 @@ def test_the_command_asks_for_what_it_is_told(
     assert "needed by open sweeps 7" in printed
 
 
-def test_that_the_rest_does_not_fit_is_told(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_that_the_rest_does_not_fit_is_reported(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["gc", "--max-size", "7.89MB"]) == 0
     assert capsys.readouterr().err == ""
     assert cli.main(["gc", "--max-size", "7.88MB"]) == 0

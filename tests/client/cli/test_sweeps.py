@@ -102,8 +102,8 @@ def test_show(connected, run: Run) -> None:
 def test_logs(connected, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "QUIET_S", 0.2)
     connected.add()
-    connected.tell("s1", "sweep.created", "[b]created[/b]")
-    connected.tell("s1", "call.failed", "fit failed")
+    connected.emit("s1", "sweep.created", "[b]created[/b]")
+    connected.emit("s1", "call.failed", "fit failed")
     failure = {
         "cause": "E",
         "kind": "fit",
@@ -122,7 +122,7 @@ def test_logs(connected, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0].endswith("sweep.created    [b]created[/b]")
     assert lines[1].endswith("call.failed      fit failed")
     assert "Traceback: here" in lines[3:]
-    connected.tell("s1", "sweep.finished", "done")
+    connected.emit("s1", "sweep.finished", "done")
     code, out, _ = run("logs", "s1", "--follow", "-o", "json")
     objects = [json.loads(line) for line in out.splitlines()]
     assert [found["type"] for found in objects] == ["sweep.created", "call.failed", "sweep.finished", "failure"]

@@ -45,9 +45,9 @@ def show(sweep: Sweep, console: Console, detachable: bool = True) -> SweepView:
 def finish_soon(service, sweep: str, state: State) -> threading.Thread:
     def finish() -> None:
         time.sleep(0.15)
-        service.tell(sweep, "call.failed", "fit failed: [bold]no[/bold]")
+        service.emit(sweep, "call.failed", "fit failed: [bold]no[/bold]")
         service.change(sweep, state)
-        service.tell(sweep, "sweep.finished")
+        service.emit(sweep, "sweep.finished")
 
     thread = threading.Thread(target=finish)
     thread.start()
@@ -105,7 +105,7 @@ def held(kind: str, message: str, paused: bool = False) -> dict[str, Any]:
     ("fields", "said"),
     [
         (held("degraded", "the cluster is away"), "degraded: the cluster is away"),
-        (held("paused", "nothing more begins", paused=True), "paused: nothing more begins"),
+        (held("paused", "no more calls start", paused=True), "paused: no more calls start"),
         ({"remaining_s": 30.0, "paused": True}, "paused"),
         (held("unchanged", "nothing was changed"), "about 30 s left"),
     ],
@@ -129,7 +129,7 @@ def test_what_holds_a_sweep_up_stands_in_place_of_the_time_left(
         assert "(paused)" not in text[text.rindex("a [red]grid") :]
 
 
-def test_a_service_that_is_away_is_told_once(service, client, pauses, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_is_away_is_reported_once(service, client, pauses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SHORTEST_S", 0.01)
     out = io.StringIO()
     sweep = client.sweep(service.add())

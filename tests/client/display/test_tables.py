@@ -23,7 +23,7 @@ def shown(renderable: RenderableType) -> str:
 
 
 def line_of(text: str, start: str) -> list[str]:
-    """The words of the line that begins with ``start``."""
+    """The words of the line that starts with ``start``."""
     found = [line.replace("│", " ").split() for line in text.splitlines() if line.strip().startswith(start)]
     assert len(found) == 1, text
     return found[0]
@@ -120,10 +120,10 @@ def test_one_sweep() -> None:
 
 
 def test_a_paused_sweep() -> None:
-    condition = {"type": "paused", "message": "nothing more begins"}
+    condition = {"type": "paused", "message": "no more calls start"}
     text = shown(tables.sweep_view(view(paused=True, conditions=[condition])))
     assert "running (paused)" in text
-    assert "paused: nothing more begins" in text
+    assert "paused: no more calls start" in text
     assert "left" not in text
     assert "running (paused)" in shown(tables.sweeps_table([view(paused=True)]))
     assert "(paused)" not in shown(tables.sweep_view(view(paused=True, state="cancelled")))

@@ -22,7 +22,7 @@ def test_colours_are_a_methods_own() -> None:
     assert colours(grid(["dfa"])) == {"dfa": COLOURS[2]}
 
 
-def test_values_are_told_where_they_set_apart() -> None:
+def test_labels_hold_the_values_that_distinguish() -> None:
     methods = Values.of(
         ("method", "source"), [("dfa", "e"), ("vec", "e"), ("vec", "delta"), ("oracle", "e")], PARAMETERS
     )
@@ -36,5 +36,5 @@ def test_values_are_told_where_they_set_apart() -> None:
     assert (list(plain.labels), plain.title) == (["oracle", "dfa"], "method")
 
 
-def test_numbers_that_look_alike_are_told_apart() -> None:
+def test_numbers_that_look_alike_have_different_labels() -> None:
     assert len(set(Values.of(("eta",), [(0.12345678,), (0.12345679,)], {}).labels)) == 2

@@ -93,7 +93,11 @@ def emit(output: Output, models: BaseModel | Sequence[BaseModel], table: Rendera
 
 def print_json(value: object) -> None:
     """Print a JSON document and nothing else."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value))
+
+
+def json_text(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_bytes(data: bytes, file: Path | None) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from creditgrid.client.cli.options import Token, Url, console, note, open_client, print_json, write_bytes
+from creditgrid.client.cli.options import Token, Url, console, json_text, note, open_client, print_json, write_bytes
 from creditgrid.client.errors import BadSetting
 from creditgrid.core.errors import CreditGridError
 
@@ -64,7 +63,7 @@ def reproduce(
     else:
         console().print(report_view(found))
     if out is not None:
-        write_bytes((json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(), out)
+        write_bytes(json_text(document).encode(), out)
     if not found.complete:
         raise typer.Exit(1)
 
