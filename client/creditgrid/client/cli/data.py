@@ -100,7 +100,7 @@ def import_checkpoint(
     with open_client(url, token) as client:
         view = client.import_checkpoint(file)
     if output is Output.JSON:
-        print_json(view.model_dump(mode="json"))
+        print_json(view)
         return
     typer.echo(view.name)
     note("in a spec it replaces training:")

@@ -39,8 +39,9 @@ def gc(
 ) -> None:
     """Remove artifacts that no open sweep needs, by age and size.
 
-    Without --older-than and --max-size only leftovers are removed: files of interrupted writes, and resume states of
-    finished calls. Imported checkpoints and rows are always kept. A later sweep computes again what it needs.
+    Without --older-than and --max-size only leftovers of interrupted writes and finished calls are removed.
+
+    Imported checkpoints and rows are always kept. A later sweep computes again what it needs.
     """
     age = None if older_than is None else seconds_in(older_than)
     limit = None if max_size is None else bytes_in(max_size)

@@ -16,12 +16,10 @@ from creditgrid.client.cli.options import (
     SpecArgument,
     Token,
     Url,
-    console,
     emit,
     exit_code,
     note,
     open_client,
-    print_json,
 )
 
 
@@ -68,10 +66,7 @@ def run(
             note("stopping; finished results are kept: run it again to continue")
             raise
         summary = sweep.summary()
-        if output is Output.JSON:
-            print_json(summary.model_dump(mode="json"))
-        else:
-            console().print(summary_table(summary))
+        emit(output, summary, summary_table(summary))
         if code := exit_code(sweep.view):
             note(progress.failed_text(sweep.view, sweep.failures(), service.url, tracebacks=True))
             raise typer.Exit(code)

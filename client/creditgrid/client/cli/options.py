@@ -6,8 +6,9 @@ import enum
 import json
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -85,10 +86,8 @@ def emit(output: Output, models: BaseModel | Sequence[BaseModel], table: Rendera
     """Print ``models`` as JSON or ``table``."""
     if output is Output.TABLE:
         console().print(table)
-    elif isinstance(models, Sequence):
-        print_json([model.model_dump(mode="json") for model in models])
     else:
-        print_json(models.model_dump(mode="json"))
+        print_json(models)
 
 
 def print_json(value: object) -> None:
@@ -97,7 +96,12 @@ def print_json(value: object) -> None:
 
 
 def json_text(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """A JSON document with models and times as strings and mappings."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value.model_dump(mode="json")
 
 
 def write_bytes(data: bytes, file: Path | None) -> None:

@@ -46,7 +46,7 @@ def submit(
         if watch:
             _watch(sweep, client.url, output)
         elif output is Output.JSON:
-            print_json(sweep.view.model_dump(mode="json"))
+            print_json(sweep.view)
         else:
             note(f"watch it with: {watch_command(sweep.view, client.url)}")
 
@@ -75,9 +75,7 @@ def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: Out
         found = client.sweep(sweep)
         summary, failures, option = found.summary(), found.failures(), url_option(client.url)
     if output is Output.JSON:
-        parts = {"sweep": found.view, "summary": summary}
-        document = {name: part.model_dump(mode="json") for name, part in parts.items()}
-        print_json(document | {"failures": [failure.model_dump(mode="json") for failure in failures]})
+        print_json({"sweep": found.view, "summary": summary, "failures": failures})
         return
     out = console()
     out.print(sweep_view(found.view))
@@ -101,7 +99,7 @@ def _watch(sweep: Sweep, url: str, output: Output) -> None:
 
     view = progress.show(sweep.view, sweep.updates(), url)
     if output is Output.JSON:
-        print_json(view.model_dump(mode="json"))
+        print_json(view)
     if code := exit_code(view):
         note(progress.failed_text(view, sweep.failures(), url))
         raise typer.Exit(code)

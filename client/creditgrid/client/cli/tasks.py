@@ -5,11 +5,9 @@ from __future__ import annotations
 import enum
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -88,10 +86,10 @@ def _show(run: TaskRun, output: Output, *, kept: bool) -> None:
     if output is Output.JSON:
         print_json(
             {
-                "task": run.task.model_dump(mode="json"),
+                "task": run.task,
                 "seconds": run.seconds,
                 "device": run.device,
-                "rows": None if run.rows is None else [_plain(row) for row in run.rows.to_pylist()],
+                "rows": None if run.rows is None else run.rows.to_pylist(),
                 "artifact": str(run.artifact) if run.artifact is not None and kept else None,
                 "tensors": run.tensors,
                 "error": run.error,
@@ -112,7 +110,3 @@ def _show(run: TaskRun, output: Output, *, kept: bool) -> None:
     note(f"{run.kind} took {duration(run.seconds)} on {run.device}")
     if kept and run.artifact is not None:
         note(f"its artifact: {run.artifact}")
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}

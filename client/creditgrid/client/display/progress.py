@@ -16,7 +16,7 @@ from creditgrid.client.display.quantities import duration
 from creditgrid.client.display.tables import STYLES, counts_text, finished, state_text
 from creditgrid.client.watch import Update
 from creditgrid.core.states import RESULT, State
-from creditgrid.core.wire import EventView, FailureView, SweepView
+from creditgrid.core.wire import FailureView, SweepView
 
 BAR_WIDTH = 40
 LINE_S = 5.0
@@ -56,8 +56,12 @@ def show(
                 elif update.error is None and away:
                     display.say(f"{url} answers again", "yellow")
                 away = update.error is not None
+                for event in update.events:
+                    if event.type in REPORTED:
+                        message = event.data.get("message", event.type)
+                        display.say(f"{event.at.astimezone():%H:%M:%S} {message}", "red")
                 if not away:
-                    display.update(view, update.events)
+                    display.update(view)
     except KeyboardInterrupt:
         if detachable:
             console.print(f"sweep {view.id} continues; watch it with: {watch_command(view, url)}", soft_wrap=True)
@@ -137,10 +141,7 @@ class _Bars:
     def say(self, text: str, style: str) -> None:
         self._live.console.print(text, style=style, soft_wrap=True)
 
-    def update(self, view: SweepView, events: Sequence[EventView]) -> None:
-        for event in events:
-            if event.type in REPORTED:
-                self.say(_line(event), "red")
+    def update(self, view: SweepView) -> None:
         self._view, self._received = view, time.monotonic()
 
     def _render(self) -> RenderableType:
@@ -179,15 +180,8 @@ class _Lines:
     def say(self, text: str, style: str) -> None:
         self._console.print(text, style=style, soft_wrap=True)
 
-    def update(self, view: SweepView, events: Sequence[EventView]) -> None:
-        for event in events:
-            if event.type in REPORTED:
-                self.say(_line(event), "")
+    def update(self, view: SweepView) -> None:
         line = status_line(view)
         if line != self._last and (view.state.finished or time.monotonic() - self._printed_at >= LINE_S):
             self._console.print(line, soft_wrap=True)
             self._last, self._printed_at = line, time.monotonic()
-
-
-def _line(event: EventView) -> str:
-    return f"{event.at.astimezone():%H:%M:%S} {event.data.get('message', event.type)}"
