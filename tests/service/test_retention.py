@@ -351,10 +351,10 @@ def test_gc_over_http(client: AppClient, fakes: Fakes) -> None:
     assert response.status_code == 200
     assert RetentionView.model_validate_json(response.text).removed_bytes == 2000
     assert client.post("/v1/gc", json={}).json()["dry_run"] is False
-    assert fakes.retention.asked == [request(older_than_s=60, max_bytes=5, dry_run=True), request()]
+    assert fakes.retention.requests == [request(older_than_s=60, max_bytes=5, dry_run=True), request()]
     for body in ({"older_than_s": -1}, {"max_bytes": 0.5}, {"older_than": 3}, [], None):
         assert client.post("/v1/gc", json=body).status_code == 422
-    assert len(fakes.retention.asked) == 2
+    assert len(fakes.retention.requests) == 2
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
