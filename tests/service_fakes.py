@@ -204,10 +204,10 @@ class FakeSweeps:
     def get(self, sweep: str) -> SweepView:
         return self.ledger.sweep(sweep)
 
-    def page(self, state: State | None, after: str | None, limit: int) -> tuple[list[SweepView], str | None]:
+    def page(self, state: State | None, after: int | None, limit: int) -> tuple[list[SweepView], int | None]:
         found = [view for view in reversed(self.ledger.sweeps.values()) if state in (None, view.state)]
-        start = 0 if after is None else int(after)
-        following = str(start + limit) if start + limit < len(found) else None
+        start = after or 0
+        following = start + limit if start + limit < len(found) else None
         return [view.model_copy(update={"spec": None}) for view in found[start : start + limit]], following
 
     def open_totals(self) -> tuple[dict[State, int], dict[State, int]]:
@@ -333,7 +333,11 @@ class FakeResults:
 
 
 class FakeRetention:
+    def __init__(self) -> None:
+        self.requests: list[RetentionRequest] = []
+
     def run(self, request: RetentionRequest) -> RetentionView:
+        self.requests.append(request)
         numbers = {"removed": 2, "removed_bytes": 2000, "kept": 3, "kept_bytes": 5000, "in_use": 1}
         return RetentionView(dry_run=request.dry_run, **numbers, leftovers=4, leftover_bytes=17)
 

@@ -137,5 +137,5 @@ def test_results_of_another_data_directory(start: Start, server: Database) -> No
     first.process.wait(120)
     second = start(server.url, data="other")
     assert second.process.wait(120) == 1
-    assert "data directory is not the one that belongs to the ledger" in second.log_text()
+    assert "belong to another ledger" in second.log_text()
     assert len(second.log_text().splitlines()) == 1

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sweeping import House, ScriptedRunner, pages
 
 from creditgrid.core.errors import NotFoundError
@@ -52,7 +53,7 @@ def test_a_sweep_tells_what_was_asked_and_where_it_stands(house: House) -> None:
 def test_sweeps_are_listed_newest_first_in_pages(house: House) -> None:
     made = [house.submit(axes={"x": [x]}) for x in range(5)]
     house.control.cancel(made[1])
-    found = pages(lambda after: house.sweeps.page(None, after or None, 2), "")
+    found = pages(lambda after: house.sweeps.page(None, after or None, 2), 0)
     assert [[view.id for view in page] for page in found] == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
     assert all(view.spec is None for page in found for view in page)
     assert [view.id for view in house.sweeps.page(State.CANCELLED, None, 9)[0]] == [made[1]]
@@ -67,6 +68,27 @@ def test_open_totals_are_the_sums_of_the_open_sweeps(house: House) -> None:
     view = house.sweeps.get(waiting)
     assert view.counts == {State.CACHED: 1, State.PENDING: 1}
     assert house.sweeps.open_totals() == ({State.PENDING: 1}, view.counts)
+
+
+def test_a_page_takes_as_many_queries_for_many_sweeps_as_for_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for x in range(20):
+        house.submit(axes={"group": [0, 1], "x": [x]}, include=[{"x": x, "base": "ok"}])
+    house.step()
+    counted: list[int] = []
+    execute = sa.Connection.execute
+
+    def counting(self: sa.Connection, *args: Any, **options: Any) -> Any:
+        counted[-1] += 1
+        return execute(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sa.Connection, "execute", counting)
+        for limit in (1, 20):
+            counted.append(0)
+            assert len(house.sweeps.page(None, None, limit)[0]) == limit
+    assert counted[0] == counted[1] > 0
+    for view in house.sweeps.page(None, None, 20)[0]:
+        assert view == house.sweeps.get(view.id).model_copy(update={"spec": None})
 
 
 def test_events_go_on_after_the_last_one_seen(house: House) -> None:

@@ -10,7 +10,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import CellView
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.reading.sweeps import known, shown_state
+from creditgrid.service.reading.sweeps import shown_state, sweep_row
 
 
 class Cells:
@@ -43,7 +43,7 @@ class Cells:
         if state is not None:
             query = query.where(shown == state)
         with self._ledger.read() as connection:
-            known(connection, sweep)
+            sweep_row(connection, sweep)
             rows = connection.execute(query).all()
         views = []
         for row in rows[:limit]:

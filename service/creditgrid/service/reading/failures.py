@@ -12,7 +12,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import FailureView
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.reading.sweeps import known
+from creditgrid.service.reading.sweeps import sweep_row
 
 NUMBER = re.compile(r"\d+(\.\d+)?")
 FAILURES_SHOWN = 100
@@ -28,7 +28,7 @@ class Failures:
     def of(self, sweep: str) -> list[FailureView]:
         """What failed by cause, the most frequent first; messages that differ in numbers alone are of one cause."""
         with self._ledger.read() as connection:
-            known(connection, sweep)
+            sweep_row(connection, sweep)
             groups: dict[tuple[str, str], list[tuple[sa.Row[Any], int, str]]] = defaultdict(list)
             for table in (tables.stages, tables.cells):
                 query = (

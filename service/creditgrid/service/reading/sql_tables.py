@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.reading.sweeps import known, shown_state, utc
+from creditgrid.service.reading.sweeps import shown_state, sweep_row, utc
 from creditgrid.service.results.table import Results
 
 
@@ -34,7 +34,7 @@ class SqlTables:
             .order_by(tables.cells.c.idx)
         )
         with self._ledger.read() as connection:
-            known(connection, sweep)
+            sweep_row(connection, sweep)
             rows = connection.execute(query).all()
         return _table({"idx": pa.int64(), "cell": pa.string()}, rows)
 

@@ -19,9 +19,10 @@ from creditgrid.core.wire import Activity, Condition, EventView, SweepView
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.counts import count_all, count_open, mean_seconds, open_needs
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.queries import sweep_row
-from creditgrid.service.ledger.tables import CELLS
+from creditgrid.service.ledger.tables import CELLS, sweeps
 from creditgrid.service.scheduling.scheduler import Scheduler
+
+_LISTED = [column for column in sweeps.c if column.name not in ("spec", "extensions")]  # these have megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +43,18 @@ class Sweeps:
     def __init__(self, ledger: Ledger, scheduler: Scheduler) -> None:
         self._ledger, self._scheduler = ledger, scheduler
 
-    def page(self, state: State | None, after: str | None, limit: int) -> tuple[list[SweepView], str | None]:
-        """Sweeps, the newest first, from the one after ``after``; and the cursor of the next page."""
-        query = sa.select(tables.sweeps).order_by(tables.sweeps.c.seq.desc()).limit(limit + 1)
+    def page(self, state: State | None, after: int | None, limit: int) -> tuple[list[SweepView], int | None]:
+        """Sweeps without their specs, the newest first, after the position ``after``; and the next page's ``after``."""
+        query = sa.select(*_LISTED).order_by(sweeps.c.seq.desc()).limit(limit + 1)
         if state is not None:
-            query = query.where(tables.sweeps.c.state == state)
+            query = query.where(sweeps.c.state == state)
         if after is not None:
-            query = query.where(tables.sweeps.c.seq < int(after))
+            query = query.where(sweeps.c.seq < after)
         with self._ledger.read() as connection:
             rows = connection.execute(query).all()
             shown = rows[:limit]
             now = self._now(connection, [row.id for row in shown])
-        return [_view(row, now, spec=False) for row in shown], str(shown[-1].seq) if len(rows) > limit else None
+        return [_view(row, now) for row in shown], shown[-1].seq if len(rows) > limit else None
 
     def get(self, sweep: str) -> SweepView:
         """One sweep with its spec.
@@ -62,44 +63,47 @@ class Sweeps:
             NotFoundError: for an unknown sweep.
         """
         with self._ledger.read() as connection:
-            row = known(connection, sweep)
-            return _view(row, self._now(connection, [sweep]), spec=True)
+            row = sweep_row(connection, sweep, *sweeps.c)
+            view = _view(row, self._now(connection, [sweep]))
+        spec = forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1]
+        return view.model_copy(update={"spec": spec})
 
     def open_totals(self) -> tuple[dict[State, int], dict[State, int]]:
         """Open sweeps by state, and their cells by state."""
-        state = tables.sweeps.c.state
+        state = sweeps.c.state
         query = sa.select(state, sa.func.count()).where(state.in_(OPEN)).group_by(state)
         with self._ledger.read() as connection:
             return {State(state): n for state, n in connection.execute(query)}, count_open(connection)
 
     def events(self, sweep: str, after: int, limit: int) -> list[EventView]:
-        """Events with an id above ``after``, in order."""
-        query = (
-            sa.select(tables.events)
-            .where(tables.events.c.sweep == sweep, tables.events.c.id > after)
-            .order_by(tables.events.c.id)
-            .limit(limit)
-        )
-        with self._ledger.read() as connection:
-            known(connection, sweep)
-            return [
-                EventView(id=row.id, sweep=row.sweep, at=utc(row.at), type=row.type, data=json.loads(row.data))
-                for row in connection.execute(query)
-            ]
+        """Events with an id above ``after``, in order.
 
-    def _now(self, connection: sa.Connection, sweeps: Sequence[str]) -> _Now:
+        Raises:
+            NotFoundError: for an unknown sweep.
+        """
+        c = tables.events.c
+        query = sa.select(tables.events).where(c.sweep == sweep, c.id > after).order_by(c.id).limit(limit)
+        with self._ledger.read() as connection:
+            sweep_row(connection, sweep)
+            rows = connection.execute(query).all()
+        return [
+            EventView(id=row.id, sweep=row.sweep, at=utc(row.at), type=row.type, data=json.loads(row.data))
+            for row in rows
+        ]
+
+    def _now(self, connection: sa.Connection, ids: Sequence[str]) -> _Now:
         activities = self._scheduler.activities()
         return _Now(
             activities,
-            open_needs(connection, sweeps, sorted(activities)),
-            count_all(connection, sweeps),
+            open_needs(connection, ids, sorted(activities)),
+            count_all(connection, ids),
             mean_seconds(connection),
             self._scheduler.problem(),
             max(1.0, self._scheduler.capacity().cpu),
         )
 
 
-def _view(row: sa.Row[Any], now: _Now, *, spec: bool) -> SweepView:
+def _view(row: sa.Row[Any], now: _Now) -> SweepView:
     state, counts, needs = State(row.state), now.counts[row.id], now.needs.get(row.id, {})
     running = [] if state.finished else sorted(needs)
     return SweepView(
@@ -117,19 +121,18 @@ def _view(row: sa.Row[Any], now: _Now, *, spec: bool) -> SweepView:
         paused=row.paused,
         conditions=_conditions(row, now.problem),
         active=[now.activities[call][0] for call in running],
-        spec=forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1] if spec else None,
     )
 
 
 def _conditions(row: sa.Row[Any], problem: str | None) -> list[Condition]:
-    found = []
+    conditions = []
     if row.state in OPEN and problem is not None:
-        found.append(Condition(type="degraded", message=problem))
+        conditions.append(Condition(type="degraded", message=problem))
     if row.paused:
-        found.append(Condition(type="paused", message="no further call starts until it is resumed"))
+        conditions.append(Condition(type="paused", message="no further call starts until it is resumed"))
     if row.stopped is not None:
-        found.append(Condition(type="stopped", message=row.stopped))
-    return found
+        conditions.append(Condition(type="stopped", message=row.stopped))
+    return conditions
 
 
 def _remaining(
@@ -162,13 +165,14 @@ def _remaining(
     return max(total, 0.0) / now.cpus
 
 
-def known(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
-    """The sweep's row.
+def sweep_row(connection: sa.Connection, sweep: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:
+    """These columns of the sweep, or its experiment.
 
     Raises:
         NotFoundError: for an unknown sweep.
     """
-    row = sweep_row(connection, sweep)
+    query = sa.select(*(columns or (sweeps.c.experiment,))).where(sweeps.c.id == sweep)
+    row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no sweep {sweep!r}")
     return row

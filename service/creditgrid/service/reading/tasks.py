@@ -12,7 +12,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import TaskDocument, TaskView
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.reading.sweeps import known, shown_state
+from creditgrid.service.reading.sweeps import shown_state, sweep_row
 from creditgrid.service.scheduling.call_settings import parsed, resources
 
 
@@ -50,7 +50,7 @@ class Tasks:
         if state is not None:
             query = query.where(shown == state)
         with self._ledger.read() as connection:
-            known(connection, sweep)
+            sweep_row(connection, sweep)
             rows = connection.execute(query).all()
         views = []
         for row in rows[:limit]:

@@ -51,7 +51,7 @@ def sweeps(
     services: ServicesDep, state: StateFilter = None, cursor: Cursor = None, limit: Limit = 100
 ) -> Page[SweepView]:
     """Sweeps, newest first."""
-    after = None if cursor is None else str(pagination.decode_number(cursor))
+    after = None if cursor is None else pagination.decode_number(cursor)
     items, following = services.sweeps.page(state, after, limit)
     return Page(items=items, next=pagination.encode(following))
 
