@@ -8,7 +8,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 # Processes come and go here by the dozen; without cached bytecode each would compile torch again, for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-postgresql check bench chaos lock serve clean
+.PHONY: setup demo test test-fast test-postgresql check bench chaos lock serve clean
 
 setup: $(STAMP)
 
@@ -26,8 +26,15 @@ $(STAMP): requirements.txt pyproject.toml | $(UV)
 demo: $(STAMP)
 	$(BIN)/python client/creditgrid/client/examples/demo.py
 
+# Much of the tests' time is waiting: three processes share two cores. A plain pytest runs in one.
+PARALLEL := --numprocesses 3 --no-loadscope-reorder
+
 test: $(STAMP) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# For the inner loop: no Ray, no service, no PostgreSQL.
+test-fast: $(STAMP)
+	env -u CREDITGRID_TEST_POSTGRES $(BIN)/python -m pytest $(PARALLEL) -rfE -m "not slow"
 
 # The same, and nothing is skipped for want of a PostgreSQL server: one is started for it, from Debian's programs.
 test-postgresql:

@@ -342,6 +342,7 @@ def test_the_service_dies_before_and_after_a_commit_of_the_ledger(tmp_path: Path
         assert found == there
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_and_nothing_twice_whatever_is_killed() -> None:
     """Every fault once; ``make chaos`` goes on for longer."""

@@ -57,6 +57,7 @@ def run(settings: Settings, specs: dict[str, dict[str, Any]]) -> tuple[list[dict
     return sorted(rows, key=lambda row: (row["cell"], row.get("epoch") or 0, row.get("layer") or 0)), artifacts
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_same_specs_twice_are_the_same_bits_by_one_worker_or_two(tmp_path: Path) -> None:
     rows, artifacts = run(Settings(data_dir=tmp_path / "one", runner="ray", cpus=1), PROGRAM)

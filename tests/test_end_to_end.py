@@ -16,9 +16,11 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import creditgrid_noop as noop
 import httpx
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from safetensors.numpy import load
 from creditgrid.client import Client
 from creditgrid.core.wire import SweepView
 
+pytestmark = pytest.mark.slow
 PLUGIN = Path(__file__).parent / "plugin"
 METHODS = ["dfa", "scalar_cb", "vec", "oracle_bp"]
 
@@ -36,7 +39,8 @@ class Service:
     """A service process on a data directory; it can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.gate = folder, folder / "gate"
+        self.saves = folder / "data" / "artifacts" / "saves"
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -44,7 +48,8 @@ class Service:
         port_file = self.folder / "url"
         port_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "creditgrid.service", "serve", "--port", "0", "--port-file", str(port_file)]
-        environment = os.environ | {"PYTHONPATH": str(PLUGIN)}
+        command += ["--cpus", str(max(2, os.cpu_count() or 2))]
+        environment = os.environ | {"PYTHONPATH": str(PLUGIN), noop.GATE: str(self.gate)}
         with (self.folder / "service.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--data-dir", str(self.folder / "data")], env=environment, stdout=log, stderr=log
@@ -80,6 +85,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     running.start()
     yield running
     assert running.stop() == 0
+    assert not list(running.saves.glob("*"))
 
 
 def grid(dataset: Path) -> dict[str, Any]:
@@ -257,37 +263,68 @@ def test_a_crashed_worker_is_tried_again_and_then_named(service: Service) -> Non
         assert "worker" in failure.cause
 
 
-@pytest.mark.timeout(600)
-def test_a_killed_service_goes_on_where_it_was(tmp_path: Path) -> None:
-    """kill -9 in the middle: what was through stays, what was in flight runs again, each cell has one row."""
-    service = Service(tmp_path)
-    service.start()
-    slow = {
-        "name": "slow and fast",
-        "experiment": "noop",
-        "axes": {"x": {"range": [40]}},
-        "include": [{"x": 1000, "behaviour": "sleep", "group": 1}],
-    }
+TRAINING = {"dataset": "digits", "seed": 5, "d_hidden": 64, "batch_size": 64, "train_epochs": 160, "lr": 1e-3}
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """Two sweeps that were in flight when their service was killed, and what was seen when it had started again."""
+
+    noop: str
+    training: str
+    saved: int
+    """The last epoch that was saved before."""
+    epochs: list[int]
+    """Those that were reported after."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(service: Service) -> Interrupted:
+    """kill -9 in the middle of a training and of a call, after others are through."""
+    cells = {"axes": {"x": {"range": [40]}}, "include": [{"x": 1000, "behaviour": "wait", "group": 1}]}
+    fixed = TRAINING | {"method": "oracle_bp", "eta": 1e-3, "train_rule": "dfa"}
     with Client(service.url) as client:
-        sweep = client.submit(slow).id
+        noops = client.submit({"name": "slow and fast", "experiment": "noop", **cells}).id
+        long = {"name": "long", "experiment": "linesearch", "fixed": fixed, "retry": {"max": 3, "backoff_s": 0.1}}
+        training = client.submit(long).id
         deadline = time.monotonic() + 120
-        while client.sweep(sweep).view.counts.get("succeeded", 0) < 40 or not client.sweep(sweep).view.active:
+        while (
+            epoch_of(client.sweep(training).view) < 40
+            or not list(service.saves.glob("[!.]*"))
+            or client.sweep(noops).view.counts.get("succeeded", 0) < 40
+            or not client.sweep(noops).view.active
+        ):
             assert time.monotonic() < deadline
-            time.sleep(0.2)
+            time.sleep(0.05)
     service.kill()
+    (kept,) = service.saves.glob("[!.]*")
+    saved = int(load(kept.read_bytes()[64:])["epoch"])
     service.start()
     with Client(service.url) as client:
-        resumed = client.sweep(sweep)
-        assert resumed.view.counts["succeeded"] >= 40
-        resumed.wait(timeout=240)
-        rows = client.query("SELECT cell, count(*) AS n FROM results GROUP BY cell").table.to_pylist()
-        assert [row["n"] for row in rows] == [1] * 41
-    assert service.stop() == 0
+        assert client.sweep(noops).view.counts["succeeded"] >= 40
+        service.gate.touch()
+        epochs = []
+        while not (view := client.sweep(training).view).state.finished:
+            epochs.append(epoch_of(view))
+            time.sleep(0.05)
+        client.sweep(noops).wait(timeout=240)
+    return Interrupted(noops, training, saved, [epoch for epoch in epochs if epoch >= 0])
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_training_goes_on_from_its_last_saved_epoch(tmp_path: Path) -> None:
-    """kill -9 of everything in the middle of a training: the epochs before the save are not trained again."""
+def test_a_killed_service_goes_on_where_it_was(service: Service, interrupted: Interrupted) -> None:
+    """What was through stays, what was in flight runs again, each cell has one row."""
+    with Client(service.url) as client:
+        assert client.sweep(interrupted.noop).view.counts == {"succeeded": 41}
+        count = "SELECT cell, sweep, count(*) AS n FROM results GROUP BY ALL"
+        rows = client.query(count).table.to_pylist()
+        assert {row["n"] for row in rows if row["sweep"] != interrupted.training} == {1}
+        assert sum(row["sweep"] == interrupted.noop for row in rows) == 41
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_training_goes_on_from_its_last_saved_epoch(service: Service, interrupted: Interrupted) -> None:
+    """The epochs before the save are not trained again."""
     import torch
 
     from creditgrid.core.science.data import ImageData
@@ -295,39 +332,17 @@ def test_a_killed_training_goes_on_from_its_last_saved_epoch(tmp_path: Path) -> 
     from creditgrid.core.science.streams import generator
     from creditgrid.core.science.training import train
 
-    fixed = {"dataset": "digits", "seed": 5, "d_hidden": 64, "train_epochs": 160, "lr": 1e-3, "method": "oracle_bp"}
-    spec = {"name": "long", "experiment": "linesearch", "fixed": fixed | {"eta": 1e-3, "train_rule": "dfa"}}
-    service = Service(tmp_path)
-    service.start()
+    assert interrupted.saved > 20
+    assert min(interrupted.epochs) >= interrupted.saved
     with Client(service.url) as client:
-        sweep = client.submit(spec | {"axes": {"batch_size": [64]}, "retry": {"max": 3, "backoff_s": 0.1}}).id
-        saves = tmp_path / "data" / "artifacts" / "saves"
-        deadline = time.monotonic() + 120
-        while epoch_of(client.sweep(sweep).view) < 40 or not list(saves.glob("[!.]*")):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    service.kill()
-    (kept,) = saves.glob("[!.]*")
-    saved = int(load(kept.read_bytes()[64:])["epoch"])
-    assert saved > 20
-    service.start()
-    with Client(service.url) as client:
-        seen = []
-        while not (view := client.sweep(sweep).view).state.finished:
-            seen.append(epoch_of(view))
-            time.sleep(0.05)
-        seen = [epoch for epoch in seen if epoch >= 0]
-        assert view.state == "succeeded"
-        assert min(seen) >= saved
-        (row,) = client.sweep(sweep).results().table.to_pylist()
-        parents = json.loads(row["parents"])
-        checkpoint = client.artifact(parents["checkpoint"])
-        (feedback,) = (task for task in client.sweep(sweep).tasks() if task.kind == "feedback")
+        sweep = client.sweep(interrupted.training)
+        assert sweep.view.state == "succeeded"
+        (row,) = sweep.results().table.to_pylist()
+        checkpoint = client.artifact(json.loads(row["parents"])["checkpoint"])
+        (feedback,) = (task for task in sweep.tasks() if task.kind == "feedback")
         matrices = client.artifact(feedback.key)
-        (digits,) = (task for task in client.sweep(sweep).tasks() if task.kind == "data")
+        (digits,) = (task for task in sweep.tasks() if task.kind == "data")
         data = ImageData.from_arrays(client.artifact(digits.key))
-    assert service.stop() == 0
-    assert not list(saves.iterdir())
 
     # The same training without a break, in this process.
     network = ResidualMLP(64, 64, 10, 4, generator=generator(5, "init"))

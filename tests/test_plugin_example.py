@@ -27,6 +27,7 @@ from creditgrid.client.local_service import LocalService
 from creditgrid.client.sweep import Sweep
 from creditgrid.core.experiments.registry import ENTRY_POINTS
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "tests" / "plugin_example"
 SPEC: dict[str, Any] = yaml.safe_load((EXAMPLE / "spectrum.yaml").read_text())

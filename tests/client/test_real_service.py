@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import creditgrid_noop as noop
 import httpx
 import pytest
 
@@ -22,6 +23,7 @@ from creditgrid.core.rows import LEADING, PROVENANCE
 from creditgrid.core.states import State
 from creditgrid.core.wire import EventView
 
+pytestmark = pytest.mark.slow
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin"
 LINESEARCH = {
     "name": "digits",
@@ -36,6 +38,7 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.gate = folder / "gate"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = int(probe.getsockname()[1])
@@ -47,7 +50,8 @@ class Service:
         self._folder.mkdir(exist_ok=True)
         with (self._folder / "service.log").open("ab") as log:
             command = [sys.executable, "-m", "creditgrid.service", "serve", *options]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            environment = os.environ | {noop.GATE: str(self.gate)}
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 90
         while wait and not self._ready():
             assert self._process.poll() is None, (self._folder / "service.log").read_text()[-4000:]
@@ -126,8 +130,8 @@ def test_a_stage_computed_here_is_the_artifact_that_the_service_has(
 
 
 def asleep(*, group: int) -> dict[str, Any]:
-    """A sweep of one call of 15 s and one that is done at once."""
-    cells = [{"x": 1, "group": group}, {"x": 2, "behaviour": "sleep", "group": group + 1}]
+    """A sweep of one call that waits for the gate and one that is done at once."""
+    cells = [{"x": 1, "group": group}, {"x": 2, "behaviour": "wait", "group": group + 1}]
     return {"name": "asleep", "experiment": "noop", "include": cells}
 
 
@@ -153,6 +157,7 @@ def test_a_service_that_is_killed_and_comes_back_is_waited_for(real: Service, tm
             assert watcher.poll() is None
             assert waiter.is_alive()
             real.start()
+            real.gate.touch()
             assert watcher.wait(timeout=120) == 0, (tmp_path / "said").read_text()
         finally:
             watcher.kill()

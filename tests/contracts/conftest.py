@@ -12,7 +12,7 @@ import torch
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _plugin_in_child_processes() -> Iterator[None]:
     """Workers are processes of their own: they find the experiments of the tests by the environment."""
     with pytest.MonkeyPatch.context() as patch:

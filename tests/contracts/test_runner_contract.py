@@ -50,7 +50,7 @@ def local_kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
     runner.stop()
 
 
-@pytest.fixture(params=["local", "ray"])
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
 def kit(request: pytest.FixtureRequest) -> Kit:
     found: Kit = request.getfixturevalue(f"{request.param}_kit")
     found.ready()
@@ -365,6 +365,7 @@ def test_a_task_that_exits_ends_its_call_alone(local_kit: Kit, monkeypatch: pyte
 # -- the Ray runner's supervision, which an in-process runner has no need of ---------------------------------------
 
 
+@pytest.mark.slow
 def test_when_the_driver_dies_everything_is_lost_and_a_new_one_takes_over(ray_kit: Kit) -> None:
     ray_kit.ready()
     ray_kit.seen.clear()

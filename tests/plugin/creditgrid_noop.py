@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -12,13 +13,18 @@ from pydantic import Field
 from creditgrid.core.experiment import Column, Experiment, Params, Row, Summary
 from creditgrid.core.task import Inputs, Output, Progress, Task, TaskKind
 
+GATE = "CREDITGRID_TEST_GATE"
+"""Names the file that cells wait for."""
+
 
 class NoopParams(Params):
     """Parameters of a cell that computes nothing."""
 
     x: int = Field(description="Any number.")
     y: float = Field(0.0, description="Any other.")
-    behaviour: Literal["ok", "raise", "nan", "sleep", "crash", "io"] = Field("ok", description="What the cell does.")
+    behaviour: Literal["ok", "raise", "nan", "sleep", "wait", "crash", "io"] = Field(
+        "ok", description="What the cell does."
+    )
     base: Literal["none", "ok", "raise"] = Field(
         "none", description="A stage that the cell depends on, and what it does."
     )
@@ -39,6 +45,9 @@ def run(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Progress
             for _ in range(150):  # 15 s, unless it is cancelled
                 time.sleep(0.1)
                 yield Progress(number, len(tasks), "asleep")
+        while behaviour == "wait" and not Path(os.environ[GATE]).exists():
+            time.sleep(0.1)
+            yield Progress(number, len(tasks), "waiting")
         yield Output(task.key, rows=[{"twice": float("nan") if behaviour == "nan" else 2.0 * x}])
 
 

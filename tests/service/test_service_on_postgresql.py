@@ -17,6 +17,7 @@ import pytest
 from deltalake import DeltaTable
 from postgresql import Database, fresh_database
 
+pytestmark = pytest.mark.slow
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin"
 CELLS = 200
 

@@ -24,10 +24,10 @@ from runner_kit import Kit, drivers
 from creditgrid.core.task import Resources, Task
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.ray.local_cluster import LocalCluster
-from creditgrid.workers.ray.memory_watch import Memory, memory, ray_limit
 from creditgrid.workers.ray.runner import RayRunner
 from creditgrid.workers.runner import Advanced, Failed, Finished, Lost, Started
 
+pytestmark = pytest.mark.slow
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin_faults"
 OWN_MEMORY = Path(__file__).parent / "own_memory"
 SMALL_MACHINE = 3 * 2**30
@@ -165,56 +165,11 @@ def test_a_cancelled_call_whose_worker_dies_meanwhile_ends_once(kit: Kit) -> Non
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_memory_is_measured_as_ray_does(tmp_path: Path) -> None:
-    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
-    for folder in (proc, cgroup):
-        folder.mkdir()
-    (proc / "meminfo").write_text("MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 400 kB\nHugePages_Total: 0\n")
-    assert memory(proc, cgroup) == Memory(600 * 1024, 1000 * 1024)
-    (cgroup / "memory.max").write_text("max\n")
-    assert memory(proc, cgroup) == Memory(600 * 1024, 1000 * 1024)
-    (cgroup / "memory.max").write_text("500000\n")
-    (cgroup / "memory.current").write_text("300000\n")
-    (cgroup / "memory.stat").write_text("anon 1\ninactive_file 1000\nactive_file 200\n")
-    assert memory(proc, cgroup) == Memory(298_800, 500_000)
-    real = psutil.virtual_memory()
-    assert abs(memory(cgroup=tmp_path).used - (real.total - real.available)) < 2**30
-
-
-def test_the_limit_of_ray_is_read_from_the_environment() -> None:
-    assert ray_limit(1000, {}) == 950
-    assert ray_limit(1000, {"RAY_memory_usage_threshold": "0.5"}) == 500
-    assert ray_limit(1000, {"RAY_memory_usage_threshold": "0.5", "RAY_min_memory_free_bytes": "200"}) == 800
-
-
-TWO_WATCHES = """
-import os, psutil, signal, time
-from creditgrid.workers.ray import memory_watch
-memory_watch.memory = lambda: memory_watch.Memory(used=2, total=1)
-
-def record(process, reason):
-    print(process, reason)
-    if reason is not None:
-        os.kill(process, signal.SIGKILL)  # as another worker's watch, which is faster
-        while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
-
-memory_watch.MemoryWatch("call of this test", record).check()
-"""
-
-
-def test_of_two_watches_that_end_one_call_the_slower_does_not_take_back_why() -> None:
-    with subprocess.Popen(["call of this test", "60"], executable="sleep") as call:
-        said = subprocess.run([sys.executable, "-c", TWO_WATCHES], capture_output=True, text=True, check=True).stdout
-    assert call.returncode == -signal.SIGKILL
-    assert said.startswith(f"{call.pid} out of memory: its process {call.pid} ")
-    assert len(said.splitlines()) == 1
-
-
 def test_a_call_that_takes_too_much_memory_is_ended_and_its_neighbours_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ray's own monitor, which measures the machine, never acts; ours measures the workers of this test.
+    monkeypatch.delenv("RAY_memory_monitor_refresh_ms")
     monkeypatch.setenv("RAY_memory_usage_threshold", "1")
     monkeypatch.setenv("CREDITGRID_TEST_MEMORY", str(SMALL_MACHINE))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(OWN_MEMORY), os.environ["PYTHONPATH"]]))
