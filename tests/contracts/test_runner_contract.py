@@ -28,6 +28,8 @@ from creditgrid.workers.ray.runner import RayRunner
 from creditgrid.workers.runner import Advanced, Failed, Finished, Lost, Started
 
 WORKERS = 2
+RAY = pytest.param("ray", marks=pytest.mark.slow)
+ray_alone = pytest.mark.parametrize("kit", [RAY], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def local_kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
     runner.stop()
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.fixture(params=["local", RAY])
 def kit(request: pytest.FixtureRequest) -> Kit:
     found: Kit = request.getfixturevalue(f"{request.param}_kit")
     found.ready()
@@ -287,9 +289,8 @@ def test_more_than_there_is_gets_what_there_is(kit: Kit) -> None:
     assert rows_of(kit.end_of(call))[0]["twice"] == 10.0
 
 
+@ray_alone  # the local runner's threads share what the process has
 def test_resources_that_no_cluster_can_give_fail_their_call_alone(kit: Kit) -> None:
-    if kit.name == "local":
-        pytest.skip("the local runner's threads share what the process has")
     end = kit.end_of(kit.submit(cells(5), resources=Resources(cpu=1e-6)))
     assert isinstance(end, Failed)
     assert "0.0001" in end.error
@@ -338,9 +339,8 @@ def test_cancelling_what_is_not_there_is_nothing(kit: Kit) -> None:
 # -- what costs workers, and the time to start others -------------------------------------------------------------
 
 
+@ray_alone  # calls of the local runner run in this very process: os._exit would end the tests
 def test_a_worker_that_dies_is_tried_again(kit: Kit) -> None:
-    if kit.name == "local":
-        pytest.skip("calls of the local runner run in this very process: os._exit would end the tests")
     end = kit.end_of(kit.submit(cells(1, behaviour="crash")))
     assert isinstance(end, Failed)
     assert (end.transient, end.crashed) == (True, True)
