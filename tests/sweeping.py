@@ -1,11 +1,10 @@
-"""A service's parts below HTTP in one process, over a runner that a test drives message by message."""
+"""The service below its API in one process, with a runner that a test drives message by message."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ class Crash(BaseException):
 
 
 class ScriptedRunner:
-    """A runner that does what the test says: calls wait in ``calls`` until one of the verbs is said of them."""
+    """A runner without processes: a call stays in ``calls`` until the test says what happens to it."""
 
     cpus, gpus = 8.0, 0.0
 
@@ -56,7 +55,7 @@ class ScriptedRunner:
     def submit(self, call: Call) -> None:
         assert call.id not in self.calls, "a call in flight was submitted again"
         self.history.append(call)
-        if not any(isinstance(message, Lost) for message in self._messages):  # else it is lost with the others
+        if not any(isinstance(message, Lost) for message in self._messages):  # otherwise it is lost with the others
             self.calls[call.id] = call
 
     def poll(self, timeout: float) -> list[Message]:
@@ -66,15 +65,15 @@ class ScriptedRunner:
     def cancel(self, call: int) -> None:
         self.cancelled.append(call)
         if self.calls.pop(call, None) is not None:
-            self.say(Failed(call, "cancelled", "", transient=False))
+            self.report(Failed(call, "cancelled", "", transient=False))
 
-    # -- verbs -----------------------------------------------------------------------------------------------------
+    # -- what happens ----------------------------------------------------------------------------------------------
 
-    def say(self, *messages: Message) -> None:
+    def report(self, *messages: Message) -> None:
         self._messages.extend(messages)
 
-    def begin(self, call: int) -> None:
-        self.say(Started(call, "host", "cpu"))
+    def start_call(self, call: int) -> None:
+        self.report(Started(call, "host", "cpu"))
 
     def work(self, call: int) -> None:
         """Compute the call as a worker does."""
@@ -86,29 +85,29 @@ class ScriptedRunner:
             except ArtifactMissing:
                 missing.append(key)
         if missing:
-            self.say(Failed(call, "an input is gone", "", transient=False, missing=missing))
+            self.report(Failed(call, "an input is gone", "", transient=False, missing=missing))
             return
         for item in execute(done, inputs, self._store, torch.device("cpu")):
             if not isinstance(item, tuple):
-                self.say(item)
+                self.report(item)
 
-    def fail(self, call: int, *, transient: bool = False, error: str = "ValueError: told to") -> None:
+    def fail(self, call: int, *, transient: bool = False, error: str = "ValueError: on request") -> None:
         del self.calls[call]
-        self.say(Failed(call, error, f"Traceback\n{error}", transient, "host"))
+        self.report(Failed(call, error, f"Traceback\n{error}", transient, "host"))
 
     def crash(self, call: int) -> None:
         """The process of the call dies."""
         del self.calls[call]
-        self.say(Failed(call, "the worker died", "", transient=True, host="host", crashed=True))
+        self.report(Failed(call, "the worker died", "", transient=True, host="host", crashed=True))
 
     def lose(self, reason: str = "the cluster is gone") -> None:
-        """All that is in flight, and all that is submitted before this is told, is gone."""
+        """All calls in flight are lost, and so are those submitted before the scheduler reads of the loss."""
         self.calls.clear()
         self._messages.append(Lost(reason))
 
 
 class House:
-    """Ledger, planner, results and scheduler over one folder. ``step`` is one turn of the scheduler's loop."""
+    """Ledger, planner, results and scheduler over one folder. ``step`` is one round of the scheduler's loop."""
 
     def __init__(
         self, root: Path, runner: Callable[[ArtifactStore], Runner] = ScriptedRunner, url: str | None = None
@@ -123,8 +122,8 @@ class House:
         self.planner, self.sweeps, self.cells, self.tasks = parts.planner, parts.sweeps, parts.cells, parts.tasks
         self.failures, self.summaries, self.sql_tables = parts.failures, parts.summaries, parts.sql_tables
 
-    def again(self) -> House:
-        """Another service's over the same folder and ledger, after a crash of the first."""
+    def restarted(self) -> House:
+        """Another service over the same folder and ledger, as after a crash of the first."""
         return House(self.root, url=self.url)
 
     def submit(self, **document: Any) -> str:
@@ -135,24 +134,24 @@ class House:
             self.scheduler.step()
 
     def drain(self) -> None:
-        """Work every call there is until nothing is left to do."""
+        """Compute all calls until no call is open and no row waits."""
         for _ in range(200):
             self.step()
             for call in list(self.runner.calls):
                 self.runner.work(call)
             if not self.open_calls() and not self.scheduler.commits.waiting:
                 return
-        raise AssertionError(f"there is no end: {self.open_calls()}")
+        raise AssertionError(f"calls stay open: {self.open_calls()}")
 
-    def drain_of(self, sweep: str) -> None:
-        """Work what comes until the sweep has ended."""
+    def drain_sweep(self, sweep: str) -> None:
+        """Compute all calls until the sweep has ended."""
         for _ in range(200):
             self.step()
             for call in list(self.runner.calls):
                 self.runner.work(call)
             if self.state(sweep).finished:
                 return
-        raise AssertionError(f"there is no end: {self.sweeps.get(sweep)}")
+        raise AssertionError(f"the sweep does not end: {self.sweeps.get(sweep)}")
 
     def open_calls(self) -> list[int]:
         with self.ledger.read() as connection:
@@ -179,27 +178,19 @@ class House:
         rows: list[dict[str, Any]] = [] if dataset is None else dataset.to_table().to_pylist()
         return rows
 
-    def wait(self, sweep: str, within: float = 60.0) -> State:
-        """Wait for a started scheduler to end the sweep."""
+    def wait(self, sweep: str, within: float = 60.0, *, despite_trouble: bool = False) -> State:
+        """Wait for a started scheduler to end the sweep; a problem of the scheduler fails the test unless allowed."""
         deadline = time.monotonic() + within
         while not (state := self.state(sweep)).finished:
-            assert self.scheduler.problem() is None, self.scheduler.problem()
-            assert time.monotonic() < deadline, self.sweeps.get(sweep)
-            time.sleep(0.02)
-        return state
-
-    def wait_on(self, sweep: str, within: float = 60.0) -> State:
-        """As ``wait``, through trouble that passes."""
-        deadline = time.monotonic() + within
-        while not (state := self.state(sweep)).finished:
+            assert despite_trouble or self.scheduler.problem() is None, self.scheduler.problem()
             assert time.monotonic() < deadline, (self.scheduler.problem(), self.sweeps.get(sweep))
             time.sleep(0.02)
         return state
 
     def check(self) -> None:
-        """What must hold at any time."""
+        """Assert what holds at any time."""
         rows = Counter(row["cell"] for row in self.rows())
-        assert all(n == 1 for n in rows.values()), "a cell stands in the table twice"
+        assert all(n == 1 for n in rows.values()), "a cell is in the table twice"
         with self.ledger.read() as connection:
             sweeps = connection.execute(sa.select(tables.sweeps)).all()
             cells = connection.execute(sa.select(tables.cells)).all()
@@ -208,12 +199,12 @@ class House:
                 opened = sa.select(sa.func.count()).where(
                     tables.tasks.c.key.in_(waits), tables.tasks.c.state == State.PENDING
                 )
-                assert connection.scalar(opened) == call.waiting, "a call waits for more or less than it is told to"
+                assert connection.scalar(opened) == call.waiting, "a call does not count what it waits for"
                 needing = sweeps_needing(connection, call.id)
                 able = {sweep.id for sweep in sweeps if sweep.id in needing and not sweep.paused}
                 states = {sweep.id: (sweep.state, sweep.paused, sweep.priority) for sweep in sweeps}
-                told = f"nobody will begin call {call.id} of {call.sweep} that {able} need: {states}"
-                assert not able or call.sweep in able, told
+                text = f"nothing starts call {call.id} of {call.sweep}, which {able} need: {states}"
+                assert not able or call.sweep in able, text
         with self.ledger.write() as connection:
             self._check_counts(connection)
         for sweep in sweeps:
@@ -228,15 +219,14 @@ class House:
                 assert view.finished_at is not None
                 assert not set(view.counts) & set(OPEN)
             else:
-                begun = (TERMINAL_EVENT, "sweep.created", "sweep.retried", "sweep.extended")
-                lives = [event for event in events if event.type in begun]
-                assert lives[-1].type != TERMINAL_EVENT
+                opening = (TERMINAL_EVENT, "sweep.created", "sweep.retried", "sweep.extended")
+                assert [event.type for event in events if event.type in opening][-1] != TERMINAL_EVENT
         for cell in cells:
             if cell.state in (State.SUCCEEDED, State.CACHED):
-                assert cell.key in rows, "a cell is told to have a result and is not in the table"
+                assert cell.key in rows, "a cell has a result and no row in the table"
 
     def _check_counts(self, connection: sa.Connection) -> None:
-        """The counts and needs that transitions keep are what counting again gives."""
+        """Assert that the counts and needs that transitions keep are what a recount gives."""
 
         def kept() -> tuple[list[Any], list[Any]]:
             nonzero = connection.execute(sa.select(tables.counts).where(tables.counts.c.n != 0)).all()
@@ -264,11 +254,21 @@ def pages(ask: Callable[[Any], tuple[list[Any], Any]], first: Any) -> list[list[
     return found
 
 
-@contextmanager
-def quick(patch: pytest.MonkeyPatch, **values: float) -> Iterator[None]:
-    """The scheduler without its pauses: a test says itself when something happens."""
+def wait_until(condition: Callable[[], bool], within: float = 30.0) -> None:
+    """Wait for a started scheduler to make the condition true."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def groups(count: int, **changes: Any) -> dict[str, Any]:
+    """A sweep of this many calls of two cells each."""
+    return {"axes": {"group": list(range(count)), "x": [1, 2]}, **changes}
+
+
+def quick(patch: pytest.MonkeyPatch, **values: float) -> None:
+    """The scheduler without its pauses: a test decides when something happens."""
     settings: Mapping[str, float] = {"POLL_S": 0.0, "COMMIT_EVERY_S": 0.0, "COMMIT_PAUSE_S": 0.0, **values}
-    with patch.context() as inner:
-        for name, value in settings.items():
-            inner.setattr(row_commits if hasattr(row_commits, name) else scheduler, name, value)
-        yield
+    for name, value in settings.items():
+        patch.setattr(row_commits if hasattr(row_commits, name) else scheduler, name, value)

@@ -1,4 +1,4 @@
-"""Fixtures of the service's tests: an app over fakes, and the logging of the test process."""
+"""Fixtures of the service's tests: an app over fakes, a service that tests step, a ledger's URL, and logging."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+from postgresql import fresh_database
 from service_fakes import AppClient, Fakes, serving
 
 from creditgrid.service.api.app import create_app
 from creditgrid.service.settings import Settings
+
+if TYPE_CHECKING:
+    from sweeping import House
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +61,43 @@ def logging_restored() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scheduler has no pauses; torch is left as it was."""
+    import sweeping
+    import torch
+
+    sweeping.quick(monkeypatch)
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode(mode)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty ledger in each database; PostgreSQL where CREDITGRID_TEST_POSTGRES names a server."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    with fresh_database() as found:
+        yield found.url
+
+
+@pytest.fixture
+def house_url() -> str | None:
+    """The URL of the house's ledger, or None for a SQLite file in its folder."""
+    return None
+
+
+@pytest.fixture
+def house(tmp_path: Path, house_url: str | None, no_pauses: None) -> Iterator[House]:
+    """A service whose scheduler the test steps; at the end it is checked."""
+    from sweeping import House
+
+    made = House(tmp_path, url=house_url)
+    yield made
+    made.check()
+    made.close()

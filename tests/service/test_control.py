@@ -5,14 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from postgresql import fresh_database
-from sweeping import House, ScriptedRunner, quick
+from sweeping import House, ScriptedRunner
 
 from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
 from creditgrid.core.states import State
@@ -27,14 +24,10 @@ SUCCEEDED, CACHED, FAILED = State.SUCCEEDED, State.CACHED, State.FAILED
 CANCELLED, SKIPPED = State.CANCELLED, State.SKIPPED
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def house(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    with quick(monkeypatch), ExitStack() as stack:
-        url = None if request.param == "sqlite" else stack.enter_context(fresh_database()).url
-        made = House(tmp_path, url=url)
-        yield made
-        made.check()
-        made.close()
+@pytest.fixture
+def house_url(url: str) -> str:
+    """Each database: these tests run in both."""
+    return url
 
 
 def groups(n: int, first: int = 0, **more: Any) -> dict[str, Any]:
@@ -53,7 +46,7 @@ def test_a_paused_sweep_ends_what_runs_and_begins_nothing(house: House) -> None:
     sweep = house.submit(**groups(3))
     house.step()
     runs, *_ = house.runner.calls
-    house.runner.begin(runs)
+    house.runner.start_call(runs)
     house.step()
     assert house.control.pause(sweep)
     house.step(2)
@@ -80,7 +73,7 @@ def test_a_sweep_paused_at_once_begins_nothing_and_a_restart_changes_nothing(hou
     sweep = house.submit(**groups(2))
     house.control.pause(sweep)
     house.step(3)
-    again = house.again()
+    again = house.restarted()
     again.scheduler.recover()
     again.step(3)
     assert not house.runner.history
@@ -95,7 +88,7 @@ def test_what_another_sweep_needs_of_a_paused_one_runs_and_is_told_to_both(house
     one = house.submit(**groups(3))
     two = house.submit(**groups(2, 1))
     house.control.pause(one)
-    house.drain_of(two)
+    house.drain_sweep(two)
     assert house.state(two) is SUCCEEDED
     assert house.counts(one) == {SUCCEEDED: 2, PENDING: 1}
     house.control.resume(one)
@@ -174,7 +167,7 @@ def test_a_running_sweep_is_extended_and_its_calls_run_on(house: House) -> None:
     sweep = house.submit(axes={"x": [1, 2]}, fixed={"base": "ok"})
     house.step()
     (base,) = house.runner.calls
-    house.runner.begin(base)
+    house.runner.start_call(base)
     house.step()
     house.control.extend(sweep, Extension(axes={"x": [3]}))
     assert house.runner.calls.keys() == {base}
@@ -272,8 +265,8 @@ def test_an_urgent_sweep_takes_the_next_free_slot(house: House, monkeypatch: pyt
     house.submit(**groups(10))
     house.step()
     one, two = list(house.runner.calls)
-    house.runner.begin(one)
-    house.runner.begin(two)
+    house.runner.start_call(one)
+    house.runner.start_call(two)
     house.step(2)
     assert len(house.runner.calls) == 4  # two run, two wait in the runner's own queue
     house.submit(**groups(3, 100), priority=5)
@@ -294,7 +287,7 @@ def test_sweeps_of_one_priority_take_turns(house: House, monkeypatch: pytest.Mon
     for _ in range(12):
         house.step()
         (number,) = house.runner.calls
-        house.runner.begin(number)
+        house.runner.start_call(number)
         house.step()
         others = [call for call in house.runner.calls if call != number]
         assert len(others) <= 1
@@ -321,7 +314,7 @@ def test_a_call_that_takes_too_long_is_stopped_tried_again_and_failed(
         house.step()
         (call,) = house.runner.calls.values()
         assert call.attempt == attempt
-        house.runner.begin(call.id)
+        house.runner.start_call(call.id)
         house.step()
         now += 4.9
         house.step()
@@ -352,7 +345,7 @@ def test_the_third_crash_of_a_cell_fails_it_alone(house: House) -> None:
     for _ in range(200):
         house.step()
         for number, call in list(house.runner.calls.items()):
-            house.runner.begin(number)
+            house.runner.start_call(number)
             if any(task.params["x"] == guilty for task in call.tasks):
                 house.runner.crash(number)
                 crashes += 1
@@ -430,7 +423,7 @@ def test_a_call_whose_owner_has_ended_goes_to_who_needs_it(house: House) -> None
     house.step(2)
     assert house.state(two) is FAILED
     (number,) = house.runner.calls
-    house.runner.begin(number)
+    house.runner.start_call(number)
     house.step()
     house.runner.lose()
     house.step()
@@ -439,14 +432,7 @@ def test_a_call_whose_owner_has_ended_goes_to_who_needs_it(house: House) -> None
     assert house.counts(one) == {SUCCEEDED: 1, SKIPPED: 1}
 
 
-def test_a_ledger_with_calls_of_ended_owners_is_mended_at_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with quick(monkeypatch):
-        mended(tmp_path)
-
-
-def mended(tmp_path: Path) -> None:
+def test_calls_of_ended_owners_are_handed_over_at_the_start(tmp_path: Path, no_pauses: None) -> None:
     house = House(tmp_path)
     one, two = house.submit(**groups(2)), house.submit(**groups(2))
     with house.ledger.write() as connection:
@@ -466,7 +452,7 @@ def test_an_extended_sweep_that_is_paused_takes_nothing_from_one_that_runs(house
     two = house.submit(**groups(2))
     house.control.extend(one, Extension(axes={"group": [7]}))
     house.check()
-    house.drain_of(two)
+    house.drain_sweep(two)
     assert house.counts(one) == {SUCCEEDED: 2, PENDING: 1}
     house.control.resume(one)
     house.drain()
@@ -477,13 +463,13 @@ def test_a_sweep_does_not_inherit_a_stage_that_failed_for_another(house: House) 
     one = house.submit(**document)
     house.step()
     (stage,) = house.runner.calls
-    house.runner.begin(stage)
+    house.runner.start_call(stage)
     house.step()
     house.control.pause(one)
     house.runner.fail(stage)
     house.step(2)
     two = house.submit(**document)
-    house.drain_of(two)
+    house.drain_sweep(two)
     assert house.counts(two) == {SUCCEEDED: 1}
 
 
@@ -501,7 +487,7 @@ def test_what_is_made_again_is_everybodys_who_needs_it(house: House, then: str) 
     house.step()
     getattr(house.control, then)(one)
     house.check()
-    house.drain_of(two)
+    house.drain_sweep(two)
     assert house.counts(two) == {SUCCEEDED: 1}
 
 
@@ -559,7 +545,7 @@ def test_calls_that_need_a_gpu_do_not_keep_the_others_waiting(house: House, monk
     house.submit(**groups(10), resources={"measure": {"gpu": 1}})
     house.step()
     busy = list(house.runner.calls)
-    house.runner.begin(busy[0])
+    house.runner.start_call(busy[0])
     house.step(2)
     house.submit(**groups(10, 100))
     house.step(2)
@@ -619,7 +605,7 @@ def test_a_retried_sweep_does_not_wait_for_what_a_user_cancelled(house: House) -
     house.check()
     with house.ledger.read() as connection:
         assert sweeps_needing(connection, second) == [one]
-    house.drain_of(two)
+    house.drain_sweep(two)
     assert house.counts(two) == {SUCCEEDED: 1, CANCELLED: 1}
     house.control.resume(one)
     house.drain()
@@ -628,7 +614,7 @@ def test_a_retried_sweep_does_not_wait_for_what_a_user_cancelled(house: House) -
 def test_a_sweep_that_shares_what_runs_is_running(house: House) -> None:
     house.submit(**groups(1))
     house.step()
-    house.runner.begin(next(iter(house.runner.calls)))
+    house.runner.start_call(next(iter(house.runner.calls)))
     house.step()
     two = house.submit(**groups(1))
     assert (house.state(two), house.counts(two)) == (RUNNING, {RUNNING: 1})
@@ -644,6 +630,6 @@ def test_an_input_that_is_missing_for_the_worker_alone_comes_to_an_end(house: Ho
         house.step()
         (number,) = house.runner.calls
         del house.runner.calls[number]
-        house.runner.say(Failed(number, "not there", "", transient=False, missing=[key]))
+        house.runner.report(Failed(number, "not there", "", transient=False, missing=[key]))
         house.step()
     assert house.counts(sweep) == {FAILED: 1}

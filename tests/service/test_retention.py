@@ -6,17 +6,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
-import torch
 from safetensors.numpy import load
 from service_fakes import AppClient, Fakes
-from sweeping import House, quick
+from sweeping import House
 
 from creditgrid.core.errors import ArtifactError
 from creditgrid.core.states import State
@@ -28,17 +26,6 @@ from creditgrid.workers.resume_state import FOLDER
 
 KEYS = [f"{digit}" * 64 for digit in "0123456789"]
 DAY = 86_400.0
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    with quick(monkeypatch):
-        made = House(tmp_path)
-        yield made
-        made.close()
-    torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode(mode)
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from sweeping import House, quick
+from sweeping import House
 
 from creditgrid.core.datasets import resolve
 from creditgrid.core.errors import SpecError
@@ -33,17 +31,6 @@ ISSUE: dict[str, Any] = {
         "eta": {"logspace": [1e-5, 1e-2, 7]},
     },
 }
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    with quick(monkeypatch):
-        made = House(tmp_path)
-        yield made
-        made.close()
-    torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode(mode)
 
 
 def numbers(view: PlanView) -> dict[str, tuple[int, int, int, int, int, int]]:

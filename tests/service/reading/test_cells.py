@@ -30,8 +30,8 @@ def test_cells_show_the_state_of_their_call_while_it_is_open(house: House) -> No
     house.step()
     one, two, _ = house.runner.calls
     assert states() == [State.QUEUED] * 3
-    house.runner.begin(one)
-    house.runner.begin(two)
+    house.runner.start_call(one)
+    house.runner.start_call(two)
     house.step()
     house.runner.fail(two, error="ValueError: so\nand so")
     house.step()

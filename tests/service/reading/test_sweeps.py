@@ -116,15 +116,15 @@ def test_the_time_left_comes_from_progress_and_from_what_was_measured(
     second = house.submit(axes={"group": [0, 1], "x": [1]})  # shares every call
     house.step()
     one, two = house.runner.calls
-    house.runner.begin(one)
+    house.runner.start_call(one)
     house.step()
     assert house.sweeps.get(first).remaining_s is None  # nothing is known of the other call
     now += 10.0
-    house.runner.say(Advanced(one, 1, 5, ""))
-    house.runner.begin(two)
+    house.runner.report(Advanced(one, 1, 5, ""))
+    house.runner.start_call(two)
     house.step()
     now += 10.0
-    house.runner.say(Advanced(two, 1, 2, ""))
+    house.runner.report(Advanced(two, 1, 2, ""))
     house.step()
     # One is at it for 20 s and has four fifths to go, the other for 10 s and has one half to go; there are two cores.
     assert house.sweeps.get(first).remaining_s == pytest.approx((20 * 4 + 10) / 2)

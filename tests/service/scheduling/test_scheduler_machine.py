@@ -1,9 +1,8 @@
-"""The scheduler under any sequence of events: submissions that overlap, failures, crashes and losses of what runs,
+"""The scheduler under any sequence of events: sweeps that share cells, failures, crashes and losses of running calls,
 cancel, pause, resume, retry, extend, lost artifacts, kills of the service and crashes within a commit.
 
-After each event what must hold is checked (``House.check``): counts add up, no cell stands in the table twice, every
-cell that is told to have a result stands there, a finished sweep's last event is the terminal one. In the end all that
-is open is worked off, and nothing may be left.
+``House.check`` runs after each event: counts add up, no cell is in the table twice, every cell with a result is in it,
+the last event of a finished sweep is the terminal one. At the end all open calls are computed, and none may be left.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sweeping import Crash, House, quick
+from sweeping import Crash, House
 
 from creditgrid.core.errors import ConflictError
 from creditgrid.core.states import State
@@ -43,19 +41,16 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 class Sweeps(RuleBasedStateMachine):
-    """One data directory, and the services that live and die over it."""
+    """One data directory, and the services that are started and killed over it."""
 
     house: House
 
     @initialize()
-    def begin(self) -> None:
-        self.patch = pytest.MonkeyPatch()
-        self.pauses = quick(self.patch)
-        self.pauses.__enter__()
+    def open(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.house = House(Path(self.folder.name))
         self.sweeps: list[str] = []
-        self.dead = False  # nothing can be worked off by a service that is dying
+        self.dead = False  # a service that was killed computes nothing
 
     def teardown(self) -> None:
         if not hasattr(self, "house") or self.dead:
@@ -70,15 +65,14 @@ class Sweeps(RuleBasedStateMachine):
             if self.house.state(sweep) in (State.SUCCEEDED, State.CACHED):
                 assert set(self.house.counts(sweep)) <= {State.SUCCEEDED, State.CACHED}
         self.house.close()
-        self.pauses.__exit__(None, None, None)
         self.folder.cleanup()
 
-    def flights(self) -> list[int]:
+    def in_flight(self) -> list[int]:
         return list(self.house.runner.calls)
 
     def one(self, pick: int) -> int:
-        flights = self.flights()
-        return flights[pick % len(flights)]
+        calls = self.in_flight()
+        return calls[pick % len(calls)]
 
     @rule(document=DOCUMENTS)
     def submit(self, document: dict[str, Any]) -> None:
@@ -88,37 +82,37 @@ class Sweeps(RuleBasedStateMachine):
     def step(self, times: int) -> None:
         self.house.step(times)
 
-    @precondition(lambda self: self.flights())
+    @precondition(lambda self: self.in_flight())
     @rule(pick=PICK)
     def start(self, pick: int) -> None:
-        self.house.runner.begin(self.one(pick))
+        self.house.runner.start_call(self.one(pick))
 
-    @precondition(lambda self: self.flights())
+    @precondition(lambda self: self.in_flight())
     @rule(pick=PICK)
     def work(self, pick: int) -> None:
         self.house.runner.work(self.one(pick))
 
-    @precondition(lambda self: self.flights())
+    @precondition(lambda self: self.in_flight())
     @rule(pick=PICK, transient=st.booleans())
     def fail(self, pick: int, transient: bool) -> None:
         self.house.runner.fail(self.one(pick), transient=transient)
 
-    @precondition(lambda self: self.flights())
+    @precondition(lambda self: self.in_flight())
     @rule(pick=PICK)
     def die(self, pick: int) -> None:
         """The process of a call dies."""
         self.house.runner.crash(self.one(pick))
 
-    @precondition(lambda self: self.flights())
+    @precondition(lambda self: self.in_flight())
     @rule()
     def lose(self) -> None:
         self.house.runner.lose()
 
     @rule(pick=PICK)
     def lose_artifact(self, pick: int) -> None:
-        """An artifact is gone from the store while calls count on it."""
-        if there := sorted(self.house.store.keys()):
-            shutil.rmtree(self.house.store.path(there[pick % len(there)]))
+        """An artifact is gone from the store while calls need it."""
+        if keys := sorted(self.house.store.keys()):
+            shutil.rmtree(self.house.store.path(keys[pick % len(keys)]))
 
     @precondition(lambda self: self.sweeps)
     @rule(pick=PICK)
@@ -213,7 +207,7 @@ class Sweeps(RuleBasedStateMachine):
         self.dead = False
 
     @invariant()
-    def what_must_hold(self) -> None:
+    def consistent(self) -> None:
         if hasattr(self, "house"):
             self.house.check()
 
@@ -224,11 +218,4 @@ Sweeps.TestCase.settings = settings(
 
 
 class TestSweeps(Sweeps.TestCase):  # type: ignore[misc,name-defined]
-    """Runs the machine, and leaves torch as it was."""
-
-    def setUp(self) -> None:
-        self.torch = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-
-    def tearDown(self) -> None:
-        torch.set_num_threads(self.torch[0])
-        torch.set_deterministic_debug_mode(self.torch[1])
+    """Runs the machine."""

@@ -1,54 +1,22 @@
-"""One suite over every database that can hold a ledger.
-
-SQLite always; PostgreSQL where CREDITGRID_TEST_POSTGRES is the URL of a server whose user may create databases.
-"""
+"""The ledger's contract: transactions, locks, ids and text are the same in every database that can hold a ledger."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from ledger_rows import add_call, add_cell, add_sweep, add_task
-from postgresql import fresh_database
 
 from creditgrid.core.errors import ConflictError
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.events import emit_event
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import CHUNK
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-        return
-    with fresh_database() as found:
-        yield found.url
-
-
-@pytest.fixture
-def opened(url: str) -> Iterator[Callable[[], Ledger]]:
-    """Opens the ledger; each call returns another ``Ledger``."""
-    made: list[Ledger] = []
-
-    def go() -> Ledger:
-        made.append(Ledger(url))
-        return made[-1]
-
-    yield go
-    for ledger in made:
-        ledger.close()
-
-
-@pytest.fixture
-def ledger(opened: Callable[[], Ledger]) -> Ledger:
-    return opened()
 
 
 class Crash(BaseException):

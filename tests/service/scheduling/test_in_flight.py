@@ -1,0 +1,42 @@
+"""Calls in flight: what comes back of a cancelled call changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeping import House, groups
+
+from creditgrid.core.states import State
+from creditgrid.workers.runner import Advanced, Failed, Finished
+
+CANCELLED = State.CANCELLED
+
+
+def test_a_message_of_a_cancelled_call_changes_nothing(house: House, calls: dict[int, Any]) -> None:
+    sweep = house.submit(**groups(1))
+    house.step()
+    (call,) = calls.values()
+    house.control.cancel(sweep)
+    house.runner.start_call(call.id)
+    house.runner.work(call.id)
+    house.runner.report(Advanced(call.id, 1, 1, ""), Finished(call.id, 1.0, "h", "cpu"), Failed(call.id, "e", "", True))
+    house.step(3)
+    assert house.counts(sweep) == {CANCELLED: 2}
+    assert house.rows() == []
+
+
+def test_a_call_that_is_cancelled_during_its_submission_is_cancelled_in_the_runner(
+    house: House, calls: dict[int, Any]
+) -> None:
+    sweep = house.submit(**groups(1))
+    submit = house.runner.submit
+
+    def meanwhile(call: Any) -> None:
+        house.control.cancel(sweep)
+        submit(call)
+
+    house.runner.submit = meanwhile
+    house.step(2)
+    assert not calls
+    assert len(house.runner.cancelled) == 1
+    assert house.counts(sweep) == {CANCELLED: 2}
