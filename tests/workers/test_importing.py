@@ -176,7 +176,7 @@ def test_a_whole_model_is_code(network: ResidualMLP, store: ArtifactStore) -> No
         (lambda state: list(state.values()), ["a single object of type list"]),
         (lambda state: state["embed.weight"], ["a single object of type Tensor"]),
         (lambda state: None, ["a single object of type NoneType"]),
-        (lambda state: dict(enumerate(state.values())), ["names that are no text, such as 0"]),
+        (lambda state: dict(enumerate(state.values())), ["names are not text, such as 0"]),
     ],
 )
 def test_what_is_no_state_dict_is_described(
@@ -326,5 +326,5 @@ def test_a_lower_limit_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         (2**40, (importing.MEMORY, 2**40)),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, most=most: (most, most))
-        importing._bound_memory()
+        importing.limit_memory()
         assert limits.pop() == (resource.RLIMIT_DATA, expected)

@@ -24,7 +24,7 @@ from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.rows import table
 from creditgrid.core.task import Arrays, Inputs, Output, Progress, Saved, Task, TaskKind
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.provenance import device_name, host, software
+from creditgrid.workers.provenance import device_name, host, provenance
 from creditgrid.workers.resume_state import ResumeState
 from creditgrid.workers.runner import Advanced, Call, Failed, Finished, Started
 
@@ -66,8 +66,10 @@ def execute(
             if experiment is not None:
                 measured.append((tasks[item.key], item))
             if item.arrays is not None:
-                provenance = _provenance(call, device, started, started_at) | {"info": _as_json(item.info)}
-                stored[item.key] = store.save(item.key, tasks[item.key].payload(), item.arrays, provenance)
+                origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
+                stored[item.key] = store.save(
+                    item.key, tasks[item.key].payload(), item.arrays, origin | {"info": _as_json(item.info)}
+                )
                 resume.save_next()
                 yield item.key, item.arrays
         if missing:
@@ -75,7 +77,8 @@ def execute(
         rows: bytes | None = None
         diverged: list[str] = []
         if experiment is not None:
-            rows, diverged = _rows(experiment, call, measured, _provenance(call, device, started, started_at))
+            origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
+            rows, diverged = _rows(experiment, call, measured, origin)
         resume.delete()
         seconds = time.perf_counter() - started
         yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
@@ -148,24 +151,13 @@ def _configure_torch(call: Call, device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _provenance(call: Call, device: torch.device, started: float, started_at: datetime) -> dict[str, Any]:
-    return {
-        **software(),
-        "attempt": call.attempt,
-        "started_at": started_at.isoformat(),
-        "seconds": time.perf_counter() - started,
-        "device": device_name(device),
-        "host": host(),
-    }
-
-
 def _rows(
-    experiment: Experiment, call: Call, measured: list[tuple[Task, Output]], provenance: Mapping[str, Any]
+    experiment: Experiment, call: Call, measured: list[tuple[Task, Output]], origin: Mapping[str, Any]
 ) -> tuple[bytes, list[str]]:
     """All rows of the call as an Arrow IPC stream, and the keys of cells with a number that is not finite."""
-    origin = {**call.stamp, **provenance, "started_at": datetime.fromisoformat(provenance["started_at"])}
+    shared = {**call.stamp, **origin, "started_at": datetime.fromisoformat(origin["started_at"])}
     # An equal share of the call's time: cells of one call are computed together, so no cell has a time of its own.
-    origin["seconds"] = provenance["seconds"] / len(call.tasks)
+    shared["seconds"] = origin["seconds"] / len(call.tasks)
     complete: list[dict[str, Any]] = []
     for task, output in measured:
         own = {
@@ -178,7 +170,7 @@ def _rows(
         for row in output.rows or ():
             if unknown := row.keys() - experiment.columns.keys():
                 raise TaskError(f"{experiment.name} yielded columns it does not declare: {', '.join(sorted(unknown))}")
-            complete.append({**origin, **own, "experiment": experiment.name, **row})
+            complete.append({**shared, **own, "experiment": experiment.name, **row})
     shaped = table(experiment, complete)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, shaped.schema) as writer:

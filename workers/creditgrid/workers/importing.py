@@ -1,9 +1,9 @@
-"""Importing: the state dict in somebody's ``.pt`` file becomes an artifact, which sweeps name instead of training.
+"""Import of checkpoints: the state dict in a ``.pt`` file becomes an artifact, which sweeps use instead of training.
 
-``python -m creditgrid.workers.importing FILE ROOT`` imports FILE (``-`` for standard input, when that is a file) into
-the artifacts below ROOT and prints one line of JSON: a ``CheckpointView`` with ``created`` (false if it was there
-already), or ``error``. The exit status is 0, 2 when the file is to blame, or 1. It is a process of its own because the
-file is a stranger's: it is read with ``weights_only``, which runs no code of it, and still within a bound of memory.
+``python -m creditgrid.workers.importing FILE ROOT`` imports FILE (``-`` for standard input, which must be a file) into
+the artifacts below ROOT and prints one line of JSON: a ``CheckpointView`` with ``created`` (false if the artifact was
+there already), or ``error``. The exit status is 0, 2 when the file is refused, or 1. It is a process of its own because
+the file is not trusted: it is read with ``weights_only``, which runs no code of it, and within a limit of memory.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from creditgrid.core.science.imported import SHOWN, check
 from creditgrid.core.task import Arrays
 from creditgrid.core.wire import CheckpointView
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.provenance import device_name, host, software
+from creditgrid.workers.provenance import provenance
 
 REFUSED = 2
 """Exit status when the file is no state dict of a residual MLP, or takes too much memory to read."""
 MEMORY = 5 * 2**30
-"""Bytes that the process may take: a state dict of the largest file that is accepted, and copies of it to write."""
+"""Bytes that the process may use: for the state dict of the largest accepted file, and for copies that are written."""
 ADVICE = "save the state dict alone, by torch.save(model.state_dict(), FILE)"
 
 
 def import_checkpoint(file: BinaryIO, store: ArtifactStore) -> tuple[CheckpointView, bool]:
-    """Keep the state dict in ``file`` as an artifact; the flag says that it was not there before.
+    """Store the state dict in ``file`` as an artifact; the flag says whether the artifact is new.
 
     Raises:
-        CheckpointError: for a file that is no state dict of a residual MLP.
+        CheckpointError: when the file is no state dict of a residual MLP.
         ArtifactError: when the artifact cannot be written.
         MemoryError: when the file takes more memory than there is.
     """
-    began, began_at = time.perf_counter(), datetime.now(UTC)
+    started, started_at = time.perf_counter(), datetime.now(UTC)
     state = read_state_dict(file)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
     arrays = _arrays(state)
@@ -55,16 +55,8 @@ def import_checkpoint(file: BinaryIO, store: ArtifactStore) -> tuple[CheckpointV
     task = checkpoint_task(str(name))
     created = not store.has(task.key)
     if created:
-        provenance = {
-            **software(),
-            "attempt": 1,
-            "started_at": began_at.isoformat(),
-            "seconds": time.perf_counter() - began,
-            "device": device_name(torch.device("cpu")),
-            "host": host(),
-            "info": {"imported_from": dtypes},
-        }
-        store.save(task.key, task.payload(), arrays, provenance)
+        origin = provenance(1, started_at, time.perf_counter() - started, torch.device("cpu"))
+        store.save(task.key, task.payload(), arrays, origin | {"info": {"imported_from": dtypes}})
     view = CheckpointView(
         name=str(name),
         key=task.key,
@@ -78,14 +70,14 @@ def import_checkpoint(file: BinaryIO, store: ArtifactStore) -> tuple[CheckpointV
 
 
 def read_state_dict(file: BinaryIO) -> dict[str, torch.Tensor]:
-    """The tensors by name of the state dict in a file by ``torch.save``; no code in it is run.
+    """The tensors by name of a state dict that ``torch.save`` wrote; no code in the file is run.
 
     Raises:
-        CheckpointError: for anything else, saying what is there instead.
-        MemoryError: when it takes more memory than there is.
+        CheckpointError: when the file holds anything else; the message says what.
+        MemoryError: when the file takes more memory than there is.
     """
     try:
-        _whole(file)
+        _check_archive(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats and layouts that are refused below
             found = torch.load(file, map_location="cpu", weights_only=True)
@@ -93,33 +85,33 @@ def read_state_dict(file: BinaryIO) -> dict[str, torch.Tensor]:
         raise
     except EOFError as error:
         raise CheckpointError(f"the file is empty or cut off: {ADVICE}") from error
-    except Exception as error:  # torch.load fails in every way at what a stranger sends
-        if isinstance(error, RuntimeError) and "alloc" in str(error):  # as torch's allocator says it
+    except Exception as error:  # torch.load raises many kinds of errors for files that are not trusted
+        if isinstance(error, RuntimeError) and "alloc" in str(error):  # raised by torch's allocator
             raise MemoryError from error
-        raise _unreadable(error, file) from error
+        raise _refusal(error, file) from error
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise CheckpointError(f"the file holds {_described(found)}, no state dict: {ADVICE}")
+        raise CheckpointError(f"the file holds {_describe(found)}, no state dict: {ADVICE}")
     if strange := [name for name in found if not isinstance(name, str)]:
-        raise CheckpointError(f"the file holds tensors under names that are no text, such as {strange[0]!r}: {ADVICE}")
+        raise CheckpointError(f"the file holds tensors whose names are not text, such as {strange[0]!r}: {ADVICE}")
     return dict(found)
 
 
-def _whole(file: BinaryIO) -> None:
-    """Check the checksums of a zip archive, which torch.load does not, and go back to the start."""
+def _check_archive(file: BinaryIO) -> None:
+    """Check the checksums of a zip archive, because torch.load does not, and go back to the start."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if (damaged := archive.testzip()) is not None:
-                raise CheckpointError(f"the file is damaged, the checksum of {damaged} in it is wrong: copy it anew")
+                raise CheckpointError(f"the file is damaged, the checksum of {damaged} in it is wrong: copy it again")
     file.seek(0)
 
 
-def _unreadable(error: Exception, file: BinaryIO) -> CheckpointError:
+def _refusal(error: Exception, file: BinaryIO) -> CheckpointError:
     file.seek(0)
     start = file.read(2)
     if isinstance(error, pickle.UnpicklingError) and (start == b"PK" or start[:1] == b"\x80" or "GLOBAL" in str(error)):
         called = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({called[1]:.80})" if called else ""
-        return CheckpointError(f"the file holds code or pickled objects{what}, and those are not loaded: {ADVICE}")
+        return CheckpointError(f"the file holds code or pickled objects{what}, which are not loaded: {ADVICE}")
     if "TorchScript" in str(error):
         return CheckpointError(f"the file is a TorchScript archive, which holds code: {ADVICE}")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -128,7 +120,7 @@ def _unreadable(error: Exception, file: BinaryIO) -> CheckpointError:
     return CheckpointError(f"the file was not written by torch.save: {ADVICE}")
 
 
-def _described(found: object) -> str:
+def _describe(found: object) -> str:
     if not isinstance(found, Mapping):
         return f"a single object of type {type(found).__name__}"
     entries = [f"{name!r:.80} ({_kind(value)})" for name, value in list(found.items())[:SHOWN]]
@@ -143,15 +135,15 @@ def _kind(value: object) -> str:
 
 
 def _arrays(state: dict[str, torch.Tensor]) -> Arrays:
-    """The tensors as float32 arrays; ``state`` is emptied on the way, so that no tensor is held twice for long."""
+    """The tensors as float32 arrays; ``state`` is emptied meanwhile, so that few tensors are in memory twice."""
     arrays = {}
     for name in list(state):
         tensor = state.pop(name).detach()
         if tensor.layout != torch.strided or tensor.is_meta:
             what = "has no values (device meta)" if tensor.is_meta else f"is sparse ({tensor.layout})"
-            raise CheckpointError(f"{name:.80} {what}, and a dense tensor of floats was expected")
+            raise CheckpointError(f"{name:.80} {what}, but a dense tensor of floats was expected")
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{name:.80} is of type {tensor.dtype}, and floating-point numbers were expected")
+            raise CheckpointError(f"{name:.80} is of type {tensor.dtype}, but floating-point numbers were expected")
         arrays[name] = tensor.to(torch.float32).numpy()
     return arrays
 
@@ -159,27 +151,28 @@ def _arrays(state: dict[str, torch.Tensor]) -> Arrays:
 def main(arguments: Sequence[str]) -> int:
     """Import, print one line of JSON, and return the exit status."""
     name, root = arguments
-    _bound_memory()
-    status, answer = 0, dict[str, Any]()
+    limit_memory()
+    status, outcome = 0, dict[str, Any]()
     try:
         with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
             view, created = import_checkpoint(file, ArtifactStore(Path(root).absolute()))
-        answer = view.model_dump() | {"created": created}
+        outcome = view.model_dump() | {"created": created}
     except CheckpointError as error:
-        status, answer = REFUSED, {"error": str(error)}
+        status, outcome = REFUSED, {"error": str(error)}
     except MemoryError:
-        more = f"reading the file takes more than {MEMORY >> 30} GiB of memory"
-        status, answer = REFUSED, {"error": f"{more}: it is too large for a checkpoint here, or damaged"}
+        reason = f"reading the file takes more than {MEMORY >> 30} GiB of memory"
+        status, outcome = REFUSED, {"error": f"{reason}: it is too large for a checkpoint, or damaged"}
     except (ArtifactError, OSError) as error:
-        status, answer = 1, {"error": str(error)}
-    sys.stdout.write(json.dumps(answer) + "\n")
+        status, outcome = 1, {"error": str(error)}
+    sys.stdout.write(json.dumps(outcome) + "\n")
     return status
 
 
-def _bound_memory() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+def limit_memory() -> None:
+    """Limit the memory of this process to ``MEMORY``, or to a lower limit that it already has."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,23 @@ from __future__ import annotations
 import platform
 import socket
 import subprocess
+from datetime import datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+
+def provenance(attempt: int, started_at: datetime, seconds: float, device: Any) -> dict[str, Any]:
+    """What the record of an artifact, and each row, says about how it was made; JSON."""
+    return {
+        **software(),
+        "attempt": attempt,
+        "started_at": started_at.isoformat(),
+        "seconds": seconds,
+        "device": device_name(device),
+        "host": host(),
+    }
 
 
 @lru_cache(1)
