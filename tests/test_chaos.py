@@ -1,4 +1,4 @@
-"""The fault injector: it finds what is wrong, its faults come where they are said to, and a short run of it."""
+"""The fault injector: its checks find what is wrong, its faults strike at their points, and a short run of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pyarrow as pa
 import pytest
 from chaos import checks
 from chaos.checks import Rows, compare_artifacts, compare_rows, leftovers, rows_of
-from chaos.faults import FAULTS, deck
+from chaos.faults import FAULTS, fault_sequence
 from chaos.service import INJECTED
 from chaos.sweeps import Work
-from chaos.watching import Seen
+from chaos.watching import Observed
 from deltalake import DeltaTable, write_deltalake
 
 ROOT = Path(__file__).parent.parent
@@ -107,8 +107,8 @@ def test_a_broken_artifact_is_found(tmp_path: Path) -> None:
         file.write(b"\1")
     _, violations = checks.artifacts(tmp_path)
     assert [v.kind for v in violations] == [
-        "artifact that is not whole",
-        "artifact whose record tells another checksum",
+        "incomplete artifact",
+        "artifact whose record has another checksum",
     ]
 
 
@@ -146,43 +146,43 @@ def view(state: str = "running", cells: int = 3, **counts: int) -> dict[str, Any
     return {"id": "s1", "name": "n", "state": state, "cells": cells, "counts": counts}
 
 
-def told(seen: Seen) -> list[str]:
+def violations(seen: Observed) -> list[str]:
     return [violation.kind for violation in seen.violations]
 
 
 def test_views_that_do_not_add_up_are_found() -> None:
-    seen = Seen()
+    seen = Observed()
     seen.view(view(pending=3))
     seen.view(view(running=2, succeeded=1))
     seen.view(view(queued=2, succeeded=1))
     seen.view(view(succeeded=3))
     seen.view(view("succeeded", succeeded=3))
-    assert told(seen) == []
+    assert violations(seen) == []
     seen.view(view("succeeded", succeeded=2))
-    assert told(seen) == ["counts that do not add up", "finished cells that went back"]
+    assert violations(seen) == ["counts that do not add up", "finished cells that went back"]
 
 
 def test_ends_that_do_not_last_are_found() -> None:
-    seen = Seen()
+    seen = Observed()
     seen.view(view("failed", failed=1, pending=2))
-    assert told(seen) == ["ended sweep with open cells"]
+    assert violations(seen) == ["ended sweep with open cells"]
     seen.view(view("running", failed=1, pending=2))
-    assert told(seen)[1:] == ["ended sweep that is open again"]
-    seen = Seen()
+    assert violations(seen)[1:] == ["ended sweep that is open again"]
+    seen = Observed()
     seen.view(view("failed", failed=3))
     seen.view(view("succeeded", failed=3))
-    assert told(seen) == ["ended sweep with another end"]
+    assert violations(seen) == ["ended sweep with another end"]
 
 
 def test_a_cell_that_goes_back_is_found() -> None:
-    seen = Seen()
+    seen = Observed()
     seen.cells("s1", [(0, "pending"), (1, "running")], 2)
     seen.cells("s1", [(0, "succeeded"), (1, "pending")], 2)
-    assert told(seen) == []
+    assert violations(seen) == []
     seen.cells("s1", [(0, "running"), (1, "pending")], 2)
-    assert told(seen) == ["finished cell that went back"]
+    assert violations(seen) == ["finished cell that went back"]
     seen.cells("s1", [(1, "pending")], 2)
-    assert told(seen)[1:] == ["cells missing in a view"]
+    assert violations(seen)[1:] == ["cells missing in a view"]
 
 
 def events(*types: str, begin: int = 1) -> list[dict[str, Any]]:
@@ -190,8 +190,8 @@ def events(*types: str, begin: int = 1) -> list[dict[str, Any]]:
     return [{"id": begin + i, "sweep": "s1", "type": kind, "at": at, "data": {}} for i, kind in enumerate(types)]
 
 
-def heard(*of: dict[str, Any]) -> Seen:
-    seen = Seen()
+def received(*of: dict[str, Any]) -> Observed:
+    seen = Observed()
     for event in of:
         seen.event(event)
     return seen
@@ -199,17 +199,17 @@ def heard(*of: dict[str, Any]) -> Seen:
 
 def test_an_event_stream_that_breaks_is_found() -> None:
     whole = events("sweep.created", "call.started", "call.finished", "sweep.finished")
-    seen = heard(*whole)
+    seen = received(*whole)
     seen.ended("s1", whole)
-    assert told(seen) == []
-    seen = heard(*whole[:2], *whole[3:])
+    assert violations(seen) == []
+    seen = received(*whole[:2], *whole[3:])
     seen.ended("s1", whole)
-    assert told(seen) == ["gap in the events over restarts"]
-    assert told(heard(*whole[:2], whole[1])) == ["event ids that do not grow"]
-    assert told(heard(*whole, *events("call.started", begin=5))) == ["event after the last"]
-    seen = heard(*whole)
+    assert violations(seen) == ["gap in the events over restarts"]
+    assert violations(received(*whole[:2], whole[1])) == ["event ids that do not grow"]
+    assert violations(received(*whole, *events("call.started", begin=5))) == ["event after the last"]
+    seen = received(*whole)
     seen.ended("s1", [*whole[:1], whole[1] | {"data": {"call": 3}}, *whole[2:]])
-    assert told(seen) == ["events that changed"]
+    assert violations(seen) == ["events that changed"]
 
 
 @pytest.mark.parametrize(
@@ -222,16 +222,16 @@ def test_an_event_stream_that_breaks_is_found() -> None:
     ],
 )
 def test_a_life_has_one_end(types: list[str], sound: bool) -> None:
-    seen = Seen()
+    seen = Observed()
     seen.events["s1"] = events(*types)
     seen.ended("s1", events(*types))
-    assert told(seen) == ([] if sound else ["terminal event not exactly once"])
+    assert violations(seen) == ([] if sound else ["terminal event not exactly once"])
 
 
 def test_a_seed_names_the_faults_and_every_point_comes_in_turn() -> None:
-    first = list(deck(random.Random(3), 30, sorted(FAULTS)))
-    assert first == list(deck(random.Random(3), 30, sorted(FAULTS)))
-    assert first != list(deck(random.Random(4), 30, sorted(FAULTS)))
+    first = list(fault_sequence(random.Random(3), 30, sorted(FAULTS)))
+    assert first == list(fault_sequence(random.Random(3), 30, sorted(FAULTS)))
+    assert first != list(fault_sequence(random.Random(4), 30, sorted(FAULTS)))
     assert {fault.name for fault, _ in first[: len(FAULTS)]} == FAULTS.keys()
     assert {point for _, point in first} == {"", *(point for fault in FAULTS.values() for point in fault.points)}
 
@@ -276,7 +276,7 @@ with engine.begin() as connection:
 
 
 def struck(tmp_path: Path, point: str, program: str) -> Path:
-    """Run a program with the point armed; it must die of it."""
+    """Run a program with the point armed; it must be killed there."""
     armed, place = tmp_path / "armed", tmp_path / "place"
     armed.mkdir()
     (armed / point).touch()
@@ -314,13 +314,13 @@ def test_the_service_dies_between_a_data_file_and_its_entry_in_the_log(
     for attempt in range(20):  # there is less than a millisecond between the two
         (tmp_path / str(attempt)).mkdir()
         place = struck(tmp_path / str(attempt), point, program)
-        # It may be the very first commit that was hit.
+        # The kill may have hit the very first commit.
         whole = DeltaTable.is_deltatable(str(place))
         live, removed = checks.logged_files(place / "_delta_log") if whole else (set(), set())
         outside |= {path.relative_to(place).as_posix() for path in place.glob("experiment=e/*")} - live - removed
         if outside:
             return
-    raise AssertionError("five times the entry was in the log before the process was dead")
+    raise AssertionError("each time the entry was in the log before the process was dead")
 
 
 def test_the_service_dies_around_a_compaction(tmp_path: Path) -> None:
@@ -345,13 +345,13 @@ def test_the_service_dies_before_and_after_a_commit_of_the_ledger(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_and_nothing_twice_whatever_is_killed() -> None:
-    """Every fault once; ``make chaos`` goes on for longer."""
+    """Every fault once; ``make chaos`` makes more."""
     faults = [argument for name in FAULTS_OF_CI for argument in ("--only", name)]
     command = [sys.executable, "-m", "tests.chaos", "--kills", str(len(FAULTS_OF_CI)), "--seed", str(SEED)]
     with subprocess.Popen([*command, *faults], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
             said, _ = process.communicate(timeout=840)
         finally:
-            process.terminate()  # it ends all that it started
+            process.terminate()  # it ends all its processes
     print(said.decode())
     assert process.returncode == 0, said.decode()

@@ -21,7 +21,7 @@ from rich.table import Table
 from creditgrid.client.local_service import ended_by_signals
 
 from .faults import FAULTS
-from .run import Finding, Outcome, Recovery, chaos
+from .run import Outcome, Recovery, RunResult, chaos
 
 
 def main() -> int:
@@ -36,33 +36,33 @@ def main() -> int:
     command = f"python -m tests.chaos --kills {options.kills} --seed {seed}"
     command += "".join(f" --only {name}" for name in options.only or ())
     conditions(console)
-    console.print(f"again: {command} (the seed fixes faults, points and delays; what they meet is up to the machine)")
-    began = time.monotonic()
+    console.print(f"repeat: {command} (the seed fixes faults, points and delays; what they hit depends on the machine)")
+    started = time.monotonic()
 
-    def say(text: str) -> None:
-        console.print(f"{time.monotonic() - began:6.1f} s  {text}")
+    def log(text: str) -> None:
+        console.print(f"{time.monotonic() - started:6.1f} s  {text}")
 
-    # A short path, whatever TMPDIR is: Ray's sockets lie below it, and a socket's path has at most 107 characters.
+    # A short path, whatever TMPDIR is: Ray's sockets are below it, and a socket's path has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="cg-", dir="/tmp"))
     failed = True
     try:
         with ended_by_signals():
-            outcome = chaos(folder, seed, options.kills, options.minutes, options.only or sorted(FAULTS), say)
+            outcome = chaos(folder, seed, options.kills, options.minutes, options.only or sorted(FAULTS), log)
         report(console, outcome)
         failed = bool(outcome.violations or outcome.missed)
     except (KeyboardInterrupt, SystemExit):
-        failed = False  # nobody will look
+        failed = False  # the user stopped the run
         raise
     finally:
         if failed:
-            console.print(f"data and logs are kept in {folder}; again: {command}")
+            console.print(f"data and logs are kept in {folder}; repeat: {command}")
         else:
             shutil.rmtree(folder)
     return 1 if failed else 0
 
 
 def conditions(console: Console) -> None:
-    """The machine, and what runs on it."""
+    """Print the machine and its software."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "deltalake", "torch", "sqlalchemy"))
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     console.print(
@@ -72,7 +72,7 @@ def conditions(console: Console) -> None:
 
 
 def report(console: Console, outcome: Outcome) -> None:
-    """Kills by fault and point, what came of them, and every violation."""
+    """Print the kills by fault and point, the recoveries, and every violation."""
     by_kind: dict[tuple[str, str], list[Recovery]] = defaultdict(list)
     for recovery in outcome.recoveries:
         by_kind[recovery.kill.fault.name, recovery.kill.point].append(recovery)
@@ -88,27 +88,27 @@ def report(console: Console, outcome: Outcome) -> None:
             str(len(some)),
             f"{median(seconds):.1f} s, {max(seconds):.1f} s" if seconds else "",
             f"{max(noticed):.1f} s" if noticed else "",
-            str(sum(recovery.again for recovery in some)),
+            str(sum(recovery.restarts for recovery in some)),
         )
     console.print(table)
     console.print(f"{len(outcome.recoveries)} kills in {outcome.seconds:.0f} s, seed {outcome.seed}")
     if outcome.missed:
-        console.print(f"never came about: {', '.join(outcome.missed)}")
+        console.print(f"never happened: {', '.join(outcome.missed)}")
     if outcome.disturbed is not None:
-        of_run(console, "disturbed", outcome.disturbed)
+        report_run(console, "disturbed", outcome.disturbed)
     if outcome.undisturbed is not None:
-        of_run(console, "undisturbed", outcome.undisturbed)
+        report_run(console, "undisturbed", outcome.undisturbed)
         console.print(
             f"lost {len(outcome.compared.lost)}, twice {len(outcome.compared.twice)}; "
-            f"{outcome.views_seen:,} views looked at on the way"
+            f"{outcome.views_seen:,} views checked meanwhile"
         )
     for violation in outcome.violations:
         console.print(f"VIOLATION {violation}")
     console.print("no violation" if not outcome.violations else f"{len(outcome.violations)} violations")
 
 
-def of_run(console: Console, name: str, found: Finding) -> None:
-    """What a run made, and what it left."""
+def report_run(console: Console, name: str, found: RunResult) -> None:
+    """Print what a run made and what it left."""
     console.print(
         f"{name}: {found.sweeps} sweeps, {len(found.rows.cells):,} cells, {found.rows.count:,} rows, "
         f"{len(found.artifacts):,} artifacts, {found.calls:,} calls; run again {found.calls_again} calls "

@@ -1,6 +1,6 @@
-"""What two data directories hold, held against each other: cells, rows to the last bit, artifacts, leftovers.
+"""Compares two data directories: cells, rows to the last bit, artifacts, leftover files.
 
-Nothing of the product's code is used: the table is read by deltalake, artifacts and temporary files from the disk.
+The product's code is not used: deltalake reads the table, and artifacts and temporary files are read from the disk.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 PROVENANCE = ("sweep", "attempt", "started_at", "seconds", "device", "host", "commit", "dirty")
-"""Columns that say where and when a row was made: two runs may differ in them. All others are compared as bits."""
+"""Columns that say where and when a row was made: two runs may differ in them. All others are compared bit by bit."""
 SHOWN = 5
-"""Examples of a violation that are told."""
+"""How many examples of a violation are shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Something that must not be: what kind of thing, and where."""
+    """Something that must not happen: its kind, and where it was found."""
 
     kind: str
     what: str
@@ -38,7 +38,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A results table: for each cell its rows, each as its values' bits by column, without provenance."""
+    """A results table: the rows of each cell, as the bits of their values by column, without provenance."""
 
     cells: Mapping[str, Counter[tuple[tuple[str, bytes | None], ...]]]
 
@@ -49,7 +49,7 @@ class Rows:
 
 @dataclass(slots=True)
 class Compared:
-    """What came of it."""
+    """The result of a comparison of rows."""
 
     lost: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ def rows_of(table: pa.Table) -> Rows:
 
 
 def bits(value: Any) -> bytes:
-    """A value's bits: of a float all 64, so that -0.0 is not 0.0 and one NaN is not another."""
+    """A value's bits; all 64 of a float, so that -0.0 is not 0.0 and one NaN may differ from another."""
     if isinstance(value, bool):
         return b"b1" if value else b"b0"
     if isinstance(value, float):
@@ -77,7 +77,7 @@ def bits(value: Any) -> bytes:
 
 
 def compare_rows(found: Rows, expected: Rows) -> Compared:
-    """Every cell stands in ``found`` with exactly the rows that it has in ``expected``."""
+    """Check that every cell has exactly the same rows in ``found`` as in ``expected``."""
     out = Compared()
     for cell in expected.cells.keys() - found.cells.keys():
         out.lost.append(cell)
@@ -95,10 +95,10 @@ def compare_rows(found: Rows, expected: Rows) -> Compared:
         else:
             for name in _differing(have - want, want - have):
                 changed[name].append(cell)
-    out.violations += _told("lost cell or row", out.lost)
-    out.violations += _told("cell with more rows than it has", out.twice)
+    out.violations += _with_examples("lost cell or row", out.lost)
+    out.violations += _with_examples("cell with more rows than it has", out.twice)
     for name, cells in sorted(changed.items()):
-        out.violations += _told(f"other bits in column {name}", cells)
+        out.violations += _with_examples(f"other bits in column {name}", cells)
     return out
 
 
@@ -109,7 +109,7 @@ def _differing(have: Counter[Any], want: Counter[Any]) -> list[str]:
     return sorted(names)
 
 
-def _told(kind: str, cells: Sequence[str]) -> list[Violation]:
+def _with_examples(kind: str, cells: Sequence[str]) -> list[Violation]:
     if not cells:
         return []
     examples = ", ".join(cell[:12] for cell in sorted(cells)[:SHOWN])
@@ -117,32 +117,33 @@ def _told(kind: str, cells: Sequence[str]) -> list[Violation]:
 
 
 def artifacts(store: Path) -> tuple[dict[str, str], list[Violation]]:
-    """The SHA-256 of every artifact's tensors by key, and what is not whole."""
+    """The SHA-256 of every artifact's tensors by key, and the incomplete artifacts."""
     found, violations = {}, []
     for place in sorted(store.glob("[0-9a-f][0-9a-f]/[0-9a-f]*")):
         tensors, record = place / "tensors.safetensors", place / "record.json"
         if not tensors.is_file() or not record.is_file():
-            violations.append(Violation("artifact that is not whole", place.name[:12]))
+            violations.append(Violation("incomplete artifact", place.name[:12]))
             continue
         digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
         if json.loads(record.read_bytes()).get("sha256") != digest:
-            violations.append(Violation("artifact whose record tells another checksum", place.name[:12]))
+            violations.append(Violation("artifact whose record has another checksum", place.name[:12]))
         found[place.name] = digest
     return found, violations
 
 
 def compare_artifacts(found: Mapping[str, str], expected: Mapping[str, str]) -> list[Violation]:
-    """The same artifacts, with the same bytes."""
+    """Check that the artifacts are the same, with the same bytes."""
+    changed = [key for key in found.keys() & expected.keys() if found[key] != expected[key]]
     return [
-        *_told("lost artifact", sorted(expected.keys() - found.keys())),
-        *_told("artifact nobody asked for", sorted(found.keys() - expected.keys())),
-        *_told("artifact with other bytes", [k for k in found.keys() & expected.keys() if found[k] != expected[k]]),
+        *_with_examples("lost artifact", sorted(expected.keys() - found.keys())),
+        *_with_examples("artifact nobody asked for", sorted(found.keys() - expected.keys())),
+        *_with_examples("artifact with other bytes", changed),
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """Files of writers that died. ``replaced`` ones are no leftovers: compacted away, they wait for the vacuum."""
+    """Files of writers that died. ``replaced`` files are no leftovers: they were compacted, and wait for the vacuum."""
 
     artifacts: Sequence[str]
     saves: Sequence[str]
@@ -152,10 +153,10 @@ class Leftovers:
     replaced: int
 
     def violations(self) -> list[Violation]:
-        """Each kind of leftover is one."""
+        """One violation for each kind of leftover."""
         return [
             *_files("temporary artifact left", self.artifacts),
-            *_files("save left of a call that is over", self.saves),
+            *_files("resume state left of a call that has ended", self.saves),
             *_files("file set aside as damaged", self.aside),
             *_files("file of the table outside its log", self.unlogged),
             *_files("temporary file left", self.other),
@@ -167,7 +168,7 @@ def _files(kind: str, names: Sequence[str]) -> list[Violation]:
 
 
 def leftovers(data: Path) -> Leftovers:
-    """What lies below a data directory whose service has stopped and whose sweeps have ended."""
+    """The leftovers in a data directory whose service has stopped and whose sweeps have ended."""
     store, table = data / "artifacts", data / "results"
     log = table / "_delta_log"
     added, removed = logged_files(log)
@@ -192,7 +193,7 @@ def leftovers(data: Path) -> Leftovers:
 
 
 def logged_files(log: Path) -> tuple[set[str], set[str]]:
-    """The table's data files as its log tells them, and those that the commits there still are have removed."""
+    """The table's data files according to its log, and the files that the remaining commits removed."""
     table = DeltaTable(str(log.parent))
     live = {unquote(path) for path in pa.table(table.get_add_actions())["path"].to_pylist()}
     removed = set()

@@ -1,4 +1,4 @@
-"""The faults: what is killed, when, and how it is known that it was."""
+"""The faults: what is killed, when, and how the kill is confirmed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import psutil
 from .service import Service, send
 
 STRIKE_TIMEOUT_S = 60.0
-"""An armed point that nothing came to by then is taken back."""
+"""A point that no process reached by then is disarmed."""
 SPARED_AFTER = 1
-"""A call whose worker was killed this often is spared: the third crash would fail it, rightly."""
+"""A call whose worker was killed this often is spared: a third crash would rightly fail it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What is killed.
 
-    ``points``: moments that are armed, one after the other; none: it is killed from outside. ``fresh``: the family of
-    sweeps that comes to such a moment when it is new.
+    ``points``: moments that are armed, one after the other; without any, the kill comes from outside. ``fresh``: the
+    family of sweeps that reaches such a moment when it is new.
     """
 
     name: str
@@ -55,7 +55,7 @@ FAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """A kill that was made: of what, at which moment (seconds of the epoch), and what is known of the one it hit."""
+    """A kill: its fault and point, its time (Unix seconds), and a description of the victim."""
 
     fault: Fault
     point: str
@@ -63,20 +63,20 @@ class Kill:
     victim: str
 
 
-def deck(rng: random.Random, kills: int, names: Sequence[str]) -> Iterator[tuple[Fault, str]]:
-    """Which faults are made, and at which of their points: all in turn, each round shuffled, points one by one."""
+def fault_sequence(rng: random.Random, kills: int, names: Sequence[str]) -> Iterator[tuple[Fault, str]]:
+    """The faults to make, each with a point: all faults in shuffled rounds, the points of each in turn."""
     chosen = [FAULTS[name] for name in names]
-    points = {fault.name: _turns(rng, fault.points) for fault in chosen}
-    dealt = 0
+    points = {fault.name: _cycle(rng, fault.points) for fault in chosen}
+    made = 0
     while True:
         for fault in rng.sample(chosen, len(chosen)):
-            if dealt == kills:
+            if made == kills:
                 return
-            dealt += 1
+            made += 1
             yield fault, next(points[fault.name])
 
 
-def _turns(rng: random.Random, points: Sequence[str]) -> Iterator[str]:
+def _cycle(rng: random.Random, points: Sequence[str]) -> Iterator[str]:
     start = rng.randrange(len(points)) if points else 0
     while True:
         for number in range(len(points)):
@@ -86,14 +86,14 @@ def _turns(rng: random.Random, points: Sequence[str]) -> Iterator[str]:
 
 
 class Injector:
-    """Makes the faults on one service."""
+    """Makes the faults in one service."""
 
     def __init__(self, service: Service, rng: random.Random) -> None:
         self._service, self._rng = service, rng
         self._hit: dict[str, int] = {}  # Ray tasks by name, and how often their workers were killed
 
     def strike(self, fault: Fault, point: str) -> Kill | None:
-        """Make the fault; None if there was nothing to hit in time."""
+        """Make the fault; None if there was no victim in time."""
         if fault.points:
             return self._armed(fault, point)
         if fault.name == "worker":
@@ -137,10 +137,10 @@ class Injector:
             old.unlink(missing_ok=True)
         fresh = armed.with_name(f"{point}.arming")
         fresh.write_text("\n".join(self._spared()))
-        fresh.rename(armed)  # whole from the first look at it
+        fresh.rename(armed)  # it appears complete
         deadline = time.monotonic() + STRIKE_TIMEOUT_S
         while not struck.exists():
-            if time.monotonic() > deadline and _taken_back(armed):
+            if time.monotonic() > deadline and _disarmed(armed):
                 return None
             time.sleep(0.01)
         if fault.kills_service:
@@ -148,7 +148,7 @@ class Injector:
             self._service.await_death(10)
             return Kill(fault, point, at, "service")
         note: dict[str, Any] = json.loads(struck.read_text())
-        _gone(note["pid"])
+        _await_death(note["pid"])
         self._count(note["title"])
         return Kill(fault, point, note["at"], note["title"])
 
@@ -159,16 +159,16 @@ class Injector:
         self._hit[name] = self._hit.get(name, 0) + 1
 
 
-def _taken_back(armed: Path) -> bool:
+def _disarmed(armed: Path) -> bool:
     try:
         armed.unlink()
     except FileNotFoundError:
-        return False  # someone has it, and is about to die of it
+        return False  # a process has taken it, and is about to kill itself
     return True
 
 
-def _gone(pid: int) -> None:
-    """Wait until the process that killed itself is gone, as far as another can tell: no more, or a zombie."""
+def _await_death(pid: int) -> None:
+    """Wait until the process that killed itself is gone, or a zombie."""
     try:
         process = psutil.Process(pid)
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:

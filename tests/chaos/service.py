@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 INJECTED = HERE / "injected"
 PLUGINS = (HERE / "plugin", HERE.parent / "plugin")
 ARMED = "CREDITGRID_CHAOS_DIR"
-"""Names the folder where faults are armed. All inherit its path, which tells of a process whose it is."""
+"""Names the folder where faults are armed. All processes of the service inherit it, and are found by it."""
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 90.0
 LOG_SHOWN = 3000
@@ -30,7 +30,7 @@ class DidNotStart(Exception):
 
 
 class Service:
-    """A service below ``folder``; ``folder/armed`` is where faults are armed, for its processes alone."""
+    """A service below ``folder``; faults of its processes are armed in ``folder/armed``."""
 
     def __init__(self, folder: Path, cpus: int = 2) -> None:
         self.folder, self.data, self.armed = folder, folder / "data", folder / "armed"
@@ -41,7 +41,7 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, ready: bool = True) -> None:
-        """Start it and wait until it answers, and until it can work.
+        """Start it and wait until it answers; with ``ready`` also until it can run calls.
 
         Raises:
             DidNotStart: with the end of its log.
@@ -52,7 +52,7 @@ class Service:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
             ARMED: str(self.armed),
-            "RAY_TMPDIR": str(self.folder.parent),  # what Ray leaves goes with the run's folder
+            "RAY_TMPDIR": str(self.folder.parent),  # Ray's files are removed with the run's folder
         }
         options = [
             "--port",
@@ -71,10 +71,10 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C reaches this run, which ends everything itself
+                start_new_session=True,  # Ctrl-C reaches this run alone, which ends everything itself
             )
         self.starts += 1
-        self._wait(port_file.exists, "has not told its address")
+        self._wait(port_file.exists, "has not written its address")
         self.url = port_file.read_text().strip()
         if ready:
             self._wait(self.ready, "is not ready")
@@ -102,7 +102,7 @@ class Service:
         self._process.wait(timeout)
 
     def stop(self) -> int:
-        """Ask it to end, as SIGTERM does; returns the exit status."""
+        """Send SIGTERM; returns the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(STOP_TIMEOUT_S)
@@ -116,7 +116,7 @@ class Service:
     # -- its processes -----------------------------------------------------------------------------------------------
 
     def processes(self) -> Iterator[psutil.Process]:
-        """Every process of it that is there, whoever its parent is by now."""
+        """Every process of the service, whatever its parent is now."""
         wanted = str(self.armed).encode()
         for process in psutil.process_iter():
             try:
@@ -142,16 +142,16 @@ class Service:
         return [p for p in self.processes() if p.pid not in own and is_ray(command(p))]
 
     def workers_at_work(self) -> dict[str, psutil.Process]:
-        """Workers that run a call, by the call's name."""
+        """Workers that run a call, by the name of its Ray task."""
         found = {}
         for process in self.processes():
             title = (command(process) or [""])[0]
-            if re.fullmatch(r"ray::\S+-\d+\s*", title):  # Ray's agents, and workers at rest, have no number
+            if re.fullmatch(r"ray::\S+-\d+\s*", title):  # Ray's agents and idle workers have no number
                 found[title.strip()] = process
         return found
 
     def end_all(self) -> int:
-        """Kill whatever is left of it; returns how many processes there were."""
+        """Kill all its processes; returns how many there were."""
         killed = 0
         deadline = time.monotonic() + 20
         while (left := list(self.processes())) and time.monotonic() < deadline:
@@ -186,7 +186,7 @@ def is_ray(line: list[str]) -> bool:
 
 
 def send(process: psutil.Process, number: int) -> int:
-    """Send a signal to a process that may have ended; returns how many got it."""
+    """Send a signal to a process that may have ended; returns 1 if it was sent, else 0."""
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:

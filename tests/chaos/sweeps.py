@@ -1,4 +1,4 @@
-"""The work: specs by number, the same for every run; real science, many small calls, and pairs that share."""
+"""The work: numbered specs, the same in every run; real science, many small calls, and pairs that share tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Work:
         self._numbers: Counter[str] = Counter()
 
     def next(self, family: str) -> list[Spec]:
-        """What is submitted at the same moment: one spec, or two that share tasks."""
+        """Specs to submit at the same moment: one, or two that share tasks."""
         number = self._numbers[family]
         self._numbers[family] += 1
         if family == "pair":
@@ -35,7 +35,7 @@ class Work:
 
 
 def science(number: int) -> Spec:
-    """Trainings that take seconds, their fits, and a line search; every second round a credit recovery on the same."""
+    """Trainings that take seconds, their fits, and a line search; every second time a credit recovery instead."""
     seeds = [1000 + number, 2000 + number]
     rule = "dfa" if number % 2 else "bp"
     fixed = {**DIGITS, "train_rule": rule}
@@ -52,7 +52,7 @@ def science(number: int) -> Spec:
 
 
 def slow(number: int, start: int = 0, cells: int = 120) -> Spec:
-    """Cells that take time and no processor, on stages that each write an artifact; 12 cells a call."""
+    """Cells that take time but no processor, on stages that each write an artifact; 12 cells a call."""
     numbers = [10_000 * number + start + i for i in range(cells)]
     axes = {
         "x": numbers,

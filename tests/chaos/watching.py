@@ -1,4 +1,4 @@
-"""What is seen of a service while it is killed: counts that add up, no way back from an end, events without a gap."""
+"""Checks of a service while it is killed: counts add up, finished stays finished, events have no gap."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .checks import Violation
 
 FINISHED = frozenset({"succeeded", "cached", "failed", "cancelled", "skipped"})
 TERMINAL = "sweep.finished"
-NEW_LIFE = ("sweep.retried", "sweep.extended")
+REOPENED = ("sweep.retried", "sweep.extended")
 POLL_S = 0.4
 CELLS_EVERY_S = 2.0
 PROGRESS = ("call.started", "call.finished")
 
 
-class Seen:
-    """Everything that was seen, held against what must hold at any time. Threads share it."""
+class Observed:
+    """Everything that was observed, checked against what must hold at any time. Threads share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,71 +39,71 @@ class Seen:
         with self._lock:
             return list(self._violations.values())
 
-    def accuse(self, kind: str, what: str) -> None:
-        """Note a violation, once."""
+    def report(self, kind: str, what: str) -> None:
+        """Record a violation, once."""
         with self._lock:
             self._violations.setdefault(f"{kind}: {what}", Violation(kind, what))
 
     def view(self, view: Mapping[str, Any]) -> None:
-        """A sweep's view, from a list or alone."""
+        """Check a sweep's view, from a list or of its own."""
         sweep, counts = view["id"], view["counts"]
         self.views_seen += 1
         if sum(counts.values()) != view["cells"]:
-            self.accuse("counts that do not add up", f"{sweep}: {counts} of {view['cells']} cells")
+            self.report("counts that do not add up", f"{sweep}: {counts} of {view['cells']} cells")
         if any(n < 0 for n in counts.values()):
-            self.accuse("negative count", f"{sweep}: {counts}")
+            self.report("negative count", f"{sweep}: {counts}")
         if view["state"] in FINISHED and set(counts) - FINISHED:
-            self.accuse("ended sweep with open cells", f"{sweep} is {view['state']}: {counts}")
+            self.report("ended sweep with open cells", f"{sweep} is {view['state']}: {counts}")
         if view["state"] not in FINISHED and sweep in self._ended:
-            self.accuse("ended sweep that is open again", f"{sweep}: {self._ended[sweep]} → {view['state']}")
+            self.report("ended sweep that is open again", f"{sweep}: {self._ended[sweep]} → {view['state']}")
         if view["state"] in FINISHED and self._ended.setdefault(sweep, view["state"]) != view["state"]:
-            self.accuse("ended sweep with another end", f"{sweep}: {self._ended[sweep]} → {view['state']}")
+            self.report("ended sweep with another end", f"{sweep}: {self._ended[sweep]} → {view['state']}")
         earlier = self.views.get(sweep)
         if earlier is not None:
             for state in FINISHED:
                 if counts.get(state, 0) < earlier["counts"].get(state, 0):
-                    self.accuse("finished cells that went back", f"{sweep}: {earlier['counts']} → {counts}")
+                    self.report("finished cells that went back", f"{sweep}: {earlier['counts']} → {counts}")
         self.views[sweep] = view
 
     def cells(self, sweep: str, states: Iterable[tuple[int, str]], total: int | None = None) -> None:
-        """States of a sweep's cells by index; all of them, if ``total`` says how many there are."""
+        """Check states of a sweep's cells by index; with ``total``, all cells must be among them."""
         known, n = self._cells[sweep], 0
         for index, state in states:
             n += 1
             if known.get(index) in FINISHED and known[index] != state:
-                self.accuse("finished cell that went back", f"{sweep}, cell {index}: {known[index]} → {state}")
+                self.report("finished cell that went back", f"{sweep}, cell {index}: {known[index]} → {state}")
             known[index] = state
         if total is not None and n != total:
-            self.accuse("cells missing in a view", f"{sweep}: {n} of {total}")
+            self.report("cells missing in a view", f"{sweep}: {n} of {total}")
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """The next event of a sweep's stream, over all its connections."""
-        heard = self.events[event["sweep"]]
-        if heard and event["id"] <= heard[-1]["id"]:
-            self.accuse("event ids that do not grow", f"{event['sweep']}: {heard[-1]['id']} → {event['id']}")
-        if heard and heard[-1]["type"] == TERMINAL and event["type"] not in NEW_LIFE:
-            self.accuse("event after the last", f"{event['sweep']}: {event['type']} {event['id']}")
-        heard.append(dict(event))
+        """Check the next event of a sweep's stream, which may span several connections."""
+        received = self.events[event["sweep"]]
+        if received and event["id"] <= received[-1]["id"]:
+            self.report("event ids that do not grow", f"{event['sweep']}: {received[-1]['id']} → {event['id']}")
+        if received and received[-1]["type"] == TERMINAL and event["type"] not in REOPENED:
+            self.report("event after the last", f"{event['sweep']}: {event['type']} {event['id']}")
+        received.append(dict(event))
 
-    def ended(self, sweep: str, told: list[dict[str, Any]]) -> None:
-        """A sweep has ended, and this is its whole history as a new connection tells it."""
-        heard = self.events[sweep]
-        if [event["id"] for event in heard] != [event["id"] for event in told]:
-            missed = len({event["id"] for event in told} - {event["id"] for event in heard})
-            self.accuse("gap in the events over restarts", f"{sweep}: {missed} of {len(told)} not heard")
-        elif heard != told:
-            self.accuse("events that changed", sweep)
-        types = [event["type"] for event in told]
-        lives = 1 + sum(kind in NEW_LIFE for kind in types)
-        if types.count(TERMINAL) != lives or types[-1] != TERMINAL:
-            self.accuse("terminal event not exactly once", f"{sweep}: {types.count(TERMINAL)} in {lives} lives")
+    def ended(self, sweep: str, history: list[dict[str, Any]]) -> None:
+        """Check the events of an ended sweep against its whole history, which a new connection sent."""
+        received = self.events[sweep]
+        if [event["id"] for event in received] != [event["id"] for event in history]:
+            missed = len({event["id"] for event in history} - {event["id"] for event in received})
+            self.report("gap in the events over restarts", f"{sweep}: {missed} of {len(history)} not received")
+        elif received != history:
+            self.report("events that changed", sweep)
+        types = [event["type"] for event in history]
+        runs = 1 + sum(kind in REOPENED for kind in types)
+        if types.count(TERMINAL) != runs or types[-1] != TERMINAL:
+            self.report("terminal event not exactly once", f"{sweep}: {types.count(TERMINAL)} in {runs} runs")
         if types[0] != "sweep.created" or types.count("sweep.created") != 1:
-            self.accuse("sweep not created exactly once", f"{sweep}: {types[:3]}")
+            self.report("sweep not created exactly once", f"{sweep}: {types[:3]}")
 
     def progressed_since(self, at: float) -> bool:
-        """Whether a call has started or ended since then (seconds of the epoch)."""
-        for heard in list(self.events.values()):
-            for event in reversed(heard):
+        """Whether a call has started or ended since ``at`` (Unix seconds)."""
+        for received in list(self.events.values()):
+            for event in reversed(received):
                 if _seconds(event["at"]) <= at:
                     break
                 if event["type"] in PROGRESS:
@@ -111,22 +111,22 @@ class Seen:
         return False
 
     def starts(self) -> dict[int, list[float]]:
-        """When each call was started, as the events tell (seconds of the epoch)."""
+        """The times of each call's starts, from the events (Unix seconds)."""
         found: dict[int, list[float]] = {}
-        for heard in list(self.events.values()):
+        for received in list(self.events.values()):
             of_sweep: dict[int, list[float]] = defaultdict(list)
-            for event in list(heard):
+            for event in list(received):
                 if event["type"] == "call.started":
                     of_sweep[event["data"]["call"]].append(_seconds(event["at"]))
-            for call, times in of_sweep.items():  # an event is told to every sweep that needs the call
+            for call, times in of_sweep.items():  # every sweep that needs the call gets the event
                 found[call] = max(found.get(call, []), times, key=len)
         return found
 
     def sizes(self) -> dict[int, int]:
-        """How many tasks each call computes, as its messages tell."""
+        """How many tasks each call computes, from the messages of its events."""
         found = {}
-        for heard in self.events.values():
-            for event in heard:
+        for received in self.events.values():
+            for event in received:
                 if event["type"] == "call.started":
                     first = event["data"]["message"].split()[0].replace(",", "")
                     found[event["data"]["call"]] = int(first)
@@ -138,26 +138,26 @@ def _seconds(text: str) -> float:
 
 
 class Watcher:
-    """Threads that look at the service as long as it runs: every view again and again, and each sweep's events."""
+    """Threads that check the service while it runs: every view repeatedly, and each sweep's events."""
 
-    def __init__(self, url: Callable[[], str], seen: Seen) -> None:
+    def __init__(self, url: Callable[[], str], seen: Observed) -> None:
         self._url, self.seen = url, seen
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        self._begin(self._poll)
+        self._start_thread(self._poll)
 
     def follow(self, sweep: str) -> None:
-        """Listen to a sweep's events to its end, over however many connections."""
-        self._begin(self._follow, sweep)
+        """Read a sweep's events to its end, over any number of connections."""
+        self._start_thread(self._follow, sweep)
 
     def stop(self) -> None:
         self._stopping.set()
         for thread in self._threads:
             thread.join(30)
 
-    def _begin(self, work: Callable[..., None], *arguments: Any) -> None:
+    def _start_thread(self, work: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -180,10 +180,10 @@ class Watcher:
                             if view["state"] in FINISHED:
                                 closed.add(view["id"])
             except httpx.TransportError:
-                continue  # it is down, or was killed while it answered
+                continue  # the service is down, or was killed while it answered
 
     def look(self, http: httpx.Client, view: Mapping[str, Any]) -> None:
-        """One sweep's own view, and its cells."""
+        """Check one sweep's own view, and its cells."""
         alone = self.get(http, f"/v1/sweeps/{view['id']}")
         self.seen.view(alone.json())
         cells = self.paged(http, f"/v1/sweeps/{view['id']}/cells")
@@ -200,15 +200,15 @@ class Watcher:
             cursor = {"cursor": page["next"]}
 
     def get(self, http: httpx.Client, path: str, **query: str) -> httpx.Response:
-        """An answer; one that is an error is a violation.
+        """An answer; an error is a violation.
 
         Raises:
-            httpx.TransportError: also for an error, as for no answer.
+            httpx.TransportError: when there is no answer, or an error.
         """
         answer = http.get(path, params=query)
         if answer.is_error:
-            self.seen.accuse(
-                "error for a sound request",
+            self.seen.report(
+                "error for a valid request",
                 f"{path.split('/s0', maxsplit=1)[0]}: {answer.status_code} {answer.text[:300]}",
             )
             raise httpx.ReadError(answer.text[:100])
@@ -231,19 +231,19 @@ class Watcher:
             self._stopping.wait(0.2)
 
     def stream(self, sweep: str, headers: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """Events of one connection: lines of ``data:``, which hold the id too."""
+        """Events of one connection: lines of ``data:``, which also hold the id."""
         url = f"{self._url()}/v1/sweeps/{sweep}/events"
         with httpx.stream("GET", url, headers=headers, timeout=httpx.Timeout(10, read=60), trust_env=False) as answer:
             if answer.is_error:
                 answer.read()
-                self.seen.accuse(
-                    "error for a sound request", f"events of {sweep}: {answer.status_code} {answer.text[:300]}"
+                self.seen.report(
+                    "error for a valid request", f"events of {sweep}: {answer.status_code} {answer.text[:300]}"
                 )
                 raise httpx.ReadError(answer.text[:100])
-            whole: dict[str, Any] | None = None
+            event: dict[str, Any] | None = None
             for line in answer.iter_lines():
                 if line.startswith("data: "):
-                    whole = json.loads(line[6:])
-                elif not line and whole is not None:  # only a blank line ends an event: one that is cut off is dropped
-                    yield whole
-                    whole = None
+                    event = json.loads(line[6:])
+                elif not line and event is not None:  # only a blank line ends an event: an incomplete one is dropped
+                    yield event
+                    event = None

@@ -1,8 +1,8 @@
-"""Loaded at its start by every Python process below a chaos run, service, Ray driver and workers; unknown to them.
+"""Loaded at its start by every Python process of a chaos run: service, Ray driver and workers. They do not know of it.
 
 A *point* is a moment such as "an artifact is about to be renamed". A file of that name in ``$CREDITGRID_CHAOS_DIR``
-arms it. The first process that comes to the point takes the file away (one rename: one process has it), leaves a note
-of who it was, and kills itself as ``kill -9`` would. The armed file lists Ray tasks that are to be spared.
+arms it. The first process that reaches the point takes the file (by a rename, so that only one process has it), writes
+a note about itself, and kills itself as ``kill -9`` would. The armed file lists Ray tasks that are spared.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any
 FOLDER = Path(os.environ.get("CREDITGRID_CHAOS_DIR", "/nonexistent"))
 WRITING = ".writing-"
 SOON = {"LEVELS": ((0, 4 * 2**20, 3), (4 * 2**20, 64 * 2**20, 32)), "CHECKPOINT_EVERY": 6}
-"""What the results table's upkeep is made to begin at: compactions of 64 files would not come about in a short run."""
+"""Settings of the results table's upkeep: compactions of 64 files would not happen in a short run."""
 
 _rename, _replace, _fsync = os.rename, os.replace, os.fsync
 
 
 def title() -> str:
-    """What this process calls itself; a Ray worker is called after the task that it runs."""
+    """The title of this process; for a Ray worker, the task that it runs."""
     return Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace").strip()
 
 
 def strike(point: str, **seen: Any) -> None:
-    """Die here, if the point is armed and this process is not spared."""
+    """Kill this process, if the point is armed and the process is not spared."""
     armed = FOLDER / point
     try:
         spared = armed.read_text().split("\n")
@@ -53,7 +53,7 @@ def _die() -> None:
 
 
 def renaming(original: Callable[..., None]) -> Callable[..., None]:
-    """``os.rename`` or ``os.replace`` that can be the last thing a writer of an artifact or of a save does."""
+    """``os.rename`` or ``os.replace`` that can kill the writer of an artifact or of a resume state."""
 
     def rename(source: Any, target: Any, **options: Any) -> None:
         path = Path(os.fsdecode(source)) if isinstance(source, str | bytes | os.PathLike) else Path()
@@ -73,7 +73,7 @@ def renaming(original: Callable[..., None]) -> Callable[..., None]:
 
 
 class Watch:
-    """While Delta writes, look at the table's files: strike between a new data file and its entry in the log."""
+    """While Delta writes, watch the table's files, and strike between a new data file and its entry in the log."""
 
     def __init__(self, point: str, table: Path) -> None:
         self._point, self._table = point, table
@@ -98,13 +98,13 @@ class Watch:
         while not self._over.is_set():
             new = self._files() - self._before
             if any(".json" in name for name in new):
-                return  # too late, the entry is there: the point stays armed for the next time
+                return  # too late, the entry is there: the point stays armed
             if any(".parquet" in name for name in new):
-                _rename(armed, struck)  # no note: it would take longer than there is
+                _rename(armed, struck)  # no note: there is no time to write it
                 _die()
 
     def _files(self) -> set[str]:
-        # Names that end in # and a number are being written.
+        # A name that ends in # and a number is a file that is being written.
         found = set()
         try:
             for folder in os.scandir(self._table):
@@ -116,7 +116,7 @@ class Watch:
 
 
 def patch_deltalake(module: ModuleType) -> None:
-    """Appends and compactions can be the last thing the service does."""
+    """Appends and compactions can kill the service."""
     write: Callable[..., Any] = module.write_deltalake
     optimizer = sys.modules[module.DeltaTable.__module__].TableOptimizer
     compact: Callable[..., Any] = optimizer.compact
@@ -145,14 +145,14 @@ def _local(uri: str) -> Path:
 
 
 def patch_sqlalchemy(module: ModuleType) -> None:
-    """A commit of the ledger that changes something can be the last thing the service does."""
+    """A commit of the ledger that changes something can kill the service."""
     dialect = sys.modules["sqlalchemy.engine.default"].DefaultDialect
     commit: Callable[..., None] = dialect.do_commit
     changes: dict[int, int] = {}
 
     def do_commit(self: Any, connection: Any) -> None:
         raw = getattr(connection, "driver_connection", None) or connection
-        total = getattr(raw, "total_changes", None)  # SQLite tells; elsewhere any commit will do
+        total = getattr(raw, "total_changes", None)  # only SQLite counts changes; elsewhere any commit will do
         writes = total is None or total != changes.get(id(raw), 0)
         if total is not None:
             changes[id(raw)] = total
@@ -166,10 +166,10 @@ def patch_sqlalchemy(module: ModuleType) -> None:
 
 
 def patch_upkeep(module: ModuleType) -> None:
-    """Compactions and checkpoints come about in a short run too."""
+    """Make compactions and checkpoints happen in a short run too."""
     for name, value in SOON.items():
         if not hasattr(module, name):
-            raise AttributeError(f"{module.__name__} has no {name} any more: the chaos run must learn its new name")
+            raise AttributeError(f"{module.__name__} has no {name} any more: the chaos run needs its new name")
         setattr(module, name, value)
 
 

@@ -1,6 +1,6 @@
-"""A plugin whose cells take time and no processor: long calls that write artifacts and rows with every kind of value.
+"""A plugin whose cells take time but no processor: long calls that write artifacts and rows with all kinds of values.
 
-All values follow from the parameters by SHA-256, so that another run's are the same to the last bit.
+All values are made from the parameters by SHA-256, so that they are the same in every run, to the last bit.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class SlowParams(Params):
 
     x: int = Field(description="Any number.")
     scale: float = Field(1.0, description="Any other.")
-    stage: int = Field(0, description="The stage that the cell stands on.")
+    stage: int = Field(0, description="The stage that the cell needs.")
     group: int = Field(0, description="Cells of one group are one call.")
-    pause_ms: float = Field(10.0, ge=0, description="What a cell takes, ms.")
-    stage_pause_ms: float = Field(50.0, ge=0, description="What a stage takes, ms.")
+    pause_ms: float = Field(10.0, ge=0, description="The time of a cell, ms.")
+    stage_pause_ms: float = Field(50.0, ge=0, description="The time of a stage, ms.")
 
 
 def draws(*of: object) -> Iterator[float]:
-    """Doubles in [0, 1) that follow from what they are drawn of."""
+    """Doubles in [0, 1) that depend on the arguments alone."""
     number = 0
     while True:
         digest = hashlib.sha256(f"{of}/{number}".encode()).digest()
@@ -42,7 +42,7 @@ def draws(*of: object) -> Iterator[float]:
 
 
 def run(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Progress | Output]:
-    """Some rows a cell; now and then a number that is not finite, a negative zero, a very small one."""
+    """Some rows for each cell; a few numbers are not finite, negative zero, or very small."""
     for number, task in enumerate(tasks):
         time.sleep(task.params["pause_ms"] / 1000)
         yield Progress(number, len(tasks), "at work")
@@ -66,7 +66,7 @@ def run(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Progress
 
 
 def run_stage(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Progress | Output]:
-    """An artifact each, one after the other."""
+    """One artifact for each stage, one after the other."""
     import numpy as np
 
     for number, task in enumerate(tasks):
@@ -77,7 +77,7 @@ def run_stage(tasks: Sequence[Task], inputs: Inputs, device: Any) -> Iterator[Pr
 
 
 def cell(params: SlowParams, dataset: object) -> tuple[Task, Sequence[Task]]:
-    """The cell on its stage; stages of one call are those of one group."""
+    """The cell and its stage; the stages of one group are one call."""
     stage = STAGE.task({"stage": params.stage, "pause_ms": params.stage_pause_ms}, group=(params.stage // 4,))
     return MEASURE.task(dict(params.__dict__), {"stage": stage}, group=(params.group,)), (stage,)
 
