@@ -1,4 +1,4 @@
-"""Dependencies point one way, heavy libraries stay where they are used, and only core knows an experiment by name."""
+"""Which module may import, load, name and write what."""
 
 from __future__ import annotations
 
@@ -155,3 +155,57 @@ def test_no_worker_and_no_service_knows_an_experiment_by_name(path: Path) -> Non
     shipped -= {"parameters", "registry", "stage_runs", "stages", "summaries"}
     assert shipped == {"credit_recovery", "dynamics", "exploitability", "linesearch", "snapshot_time"}
     assert (shipped | PLUGINS).isdisjoint(re.findall(r"\w+", path.read_text()))
+
+
+LEDGER = ROOT / "service/creditgrid/service/ledger"
+TABLES = "creditgrid.service.ledger.tables"
+
+
+def writes(tree: ast.Module) -> Iterator[str]:
+    """The expressions that write a table of the ledger."""
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == TABLES
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and re.match(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s", str(node.value)):
+            yield str(node.value)
+        elif isinstance(node, ast.Call):
+            target, _, method = ast.unparse(node.func).rpartition(".")
+            whole = target in {*imported, "table", "sa"} or re.search(r"\btables\.\w+$", target)
+            if method == "insert_many" or (method in {"insert", "update", "delete"} and whole):
+                yield ast.unparse(node)
+
+
+def sets_state(tree: ast.Module) -> bool:
+    """Whether a statement has ``.values(state=…)``."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
+    return any(call.func.attr == "values" and any(word.arg == "state" for word in call.keywords) for call in calls)
+
+
+def test_the_ledger_alone_writes_its_tables_and_transitions_alone_set_states() -> None:
+    trees = {path: ast.parse(path.read_text()) for path in files("service")}
+    writing = {path for path, tree in trees.items() if any(writes(tree))}
+    names = ("batches", "counts", "engine", "events", "ledger", "lock", "ownership", "transitions")
+    assert writing == {LEDGER / f"{name}.py" for name in names}
+    assert {path for path, tree in trees.items() if sets_state(tree)} == {LEDGER / "transitions.py"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "cells.update().values(state=new)",
+        "connection.execute(tables.calls.insert(), rows)",
+        "ledger.tables.calls.delete()",
+        "for table in (cells,): table.delete()",
+        "sa.update(cells)",
+        "insert_many(connection, cells, rows)",
+        "tables.insert_many(connection, tables.cells, rows)",
+        "connection.execute(sa.text('UPDATE cells SET state = 1'))",
+    ],
+)
+def test_a_write_to_the_ledgers_tables_is_found(statement: str) -> None:
+    assert list(writes(ast.parse(f"from {TABLES} import cells\n{statement}")))
+    assert not list(writes(ast.parse("found.update(cells)\nsa.select(cells)\n'UPDATED'")))
