@@ -329,7 +329,7 @@ def test_a_killed_training_goes_on_from_its_last_saved_epoch(service: Service, i
 
     from creditgrid.core.science.data import ImageData
     from creditgrid.core.science.network import ResidualMLP
-    from creditgrid.core.science.streams import generator
+    from creditgrid.core.science.random_streams import generator
     from creditgrid.core.science.training import train
 
     assert interrupted.saved > 20

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 

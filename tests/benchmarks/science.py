@@ -18,7 +18,7 @@ from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.training import train
 from creditgrid.core.task import Arrays
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from creditgrid.core.science.augment import augment, crop_and_flip
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 
 def _slow(image: torch.Tensor, top: int, left: int, flip: bool, pad: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from creditgrid.core.science.credit import (
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 L, D, WIDTH, C, B = 3, 12, 6, 5, 4
 Y = torch.tensor([0, 4, 2, 2])

@@ -9,7 +9,7 @@ import torch
 
 from creditgrid.core.science.augment import augment
 from creditgrid.core.science.data import ImageData, full_batches, normalise, training_batches
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 
 def test_normalise_against_a_loop(tiny_data: ImageData) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from creditgrid.core.science.estimators import EstimatorNet, time_embedding
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 
 def _estimator(out_dim: int = 6, d_hidden: int = 6, s_dim: int = 5) -> EstimatorNet:

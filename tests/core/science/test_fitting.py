@@ -22,7 +22,7 @@ from creditgrid.core.science.fitting import (
     vec_loss,
 )
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 L, WIDTH, C, BATCH, EPOCHS, SEED = 3, 6, 3, 4, 2, 11
 History: TypeAlias = list[tuple[float, slow.Parameters]]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 L, D, WIDTH, C, B, S = 3, 12, 6, 5, 4, 3
 

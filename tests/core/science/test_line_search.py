@@ -14,7 +14,7 @@ from creditgrid.core.science import line_search as module
 from creditgrid.core.science.credit import credits
 from creditgrid.core.science.line_search import Step, StepResult, line_search
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.updates import update_blocks
 
 L, D, WIDTH, C = 3, 12, 6, 5

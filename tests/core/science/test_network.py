@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -18,8 +18,8 @@ from creditgrid.core.science.credit import feedback_matrices
 from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.rollout import Rollout, rollouts
-from creditgrid.core.science.streams import generator
 
 L, D, WIDTH, C, N, K = 3, 12, 6, 5, 4, 3
 RULES: tuple[tuple[Any, float | None], ...] = (("inner_product", None), ("target_shift", 0.3), ("cosine", None))

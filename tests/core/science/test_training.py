@@ -15,7 +15,7 @@ from creditgrid.core.science import training as module
 from creditgrid.core.science.credit import feedback_matrices
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.training import Epoch, accuracy_and_loss, train
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.updates import (
     local_direction,
     noise,

@@ -57,22 +57,22 @@ def cell(params: CreditRecoveryParams, dataset: DatasetRef) -> tuple[Task, Seque
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All methods on one checkpoint, which share its gradients and central differences."""
-    from creditgrid.core.science import quality
+    from creditgrid.core.science import credit_quality
+    from creditgrid.core.science.credit_quality import defined, mean
     from creditgrid.core.science.credit_sources import network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import image_data
-    from creditgrid.core.science.quality import defined, mean
 
     shared = tasks[0]
     data = image_data(inputs[shared.parents["data"]], device)
-    network, sources = quality.in_double(*network_and_sources(tasks, inputs, device))
+    network, sources = credit_quality.in_double(*network_and_sources(tasks, inputs, device))
     size = shared.params["batch_size"]
-    batches = list(quality.file_batches(network, data, size, quality.GAMMA_BATCHES))
-    gammas = quality.gamma(network, sources, batches)
-    own = quality.source_credits(network, sources, batches[0])
-    rhos = quality.rho(network, own, batches[0], streams_seed(shared.params))
-    nudges = quality.nudge(network, own, batches[0])
+    batches = list(credit_quality.file_batches(network, data, size, credit_quality.GAMMA_BATCHES))
+    gammas = credit_quality.gamma(network, sources, batches)
+    own = credit_quality.source_credits(network, sources, batches[0])
+    rhos = credit_quality.rho(network, own, batches[0], streams_seed(shared.params))
+    nudges = credit_quality.nudge(network, own, batches[0])
     errors = {
-        name: quality.prediction_error(network, source.estimator, data, size).tolist()
+        name: credit_quality.prediction_error(network, source.estimator, data, size).tolist()
         for name, source in sources.items()
         if source.method == "state_bridge" and source.estimator is not None
     }

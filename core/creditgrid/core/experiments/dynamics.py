@@ -100,8 +100,8 @@ def measure_checkpoint(
     import torch
 
     from creditgrid.core.science.credit import credits, terminal_gradient
-    from creditgrid.core.science.metrics import correct, cosine, cross_entropy
-    from creditgrid.core.science.quality import file_batches
+    from creditgrid.core.science.credit_quality import file_batches
+    from creditgrid.core.science.per_sample import correct, cosine, cross_entropy
 
     batch = next(file_batches(network, data, IMAGES))
     hiddens, y = torch.stack(list(batch.hiddens)), batch.y

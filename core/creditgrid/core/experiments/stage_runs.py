@@ -89,7 +89,7 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
     """
     from creditgrid.core.science.from_artifacts import feedback_stack, tensors
     from creditgrid.core.science.network import ResidualMLP
-    from creditgrid.core.science.streams import generator
+    from creditgrid.core.science.random_streams import generator
     from creditgrid.core.science.training import accuracy_and_loss, resumable, train
 
     first = tasks[0]
@@ -134,7 +134,7 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     from creditgrid.core.science.estimators import EstimatorNet
     from creditgrid.core.science.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
     from creditgrid.core.science.from_artifacts import checkpoint_network
-    from creditgrid.core.science.streams import generator
+    from creditgrid.core.science.random_streams import generator
 
     for task in tasks:
         data = _data(task, inputs, device)

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from creditgrid.core.science.choices import Method, Reduction, Signal
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.metrics import cross_entropy
 from creditgrid.core.science.network import Layers
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.per_sample import cross_entropy
+from creditgrid.core.science.random_streams import generator
 
 
 def feedback_matrices(seed: int, num_blocks: int, d_hidden: int, num_classes: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from creditgrid.core.science.augment import augment
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 
 @dataclass(frozen=True)

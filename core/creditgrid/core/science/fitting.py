@@ -21,9 +21,9 @@ from creditgrid.core.science.choices import Signal
 from creditgrid.core.science.credit import layer_times, output_error, terminal_gradient
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.metrics import central_differences, cross_entropy
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.per_sample import central_differences, cross_entropy
+from creditgrid.core.science.random_streams import generator
 
 BatchLoss: TypeAlias = Callable[[Tensor, Tensor, torch.Generator, torch.Generator], Tensor]
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from creditgrid.core.science.choices import NormMode, UpdateRange
 from creditgrid.core.science.functional import FunctionalMLP
-from creditgrid.core.science.metrics import correct, cross_entropy, rms
 from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.per_sample import correct, cross_entropy, rms
 from creditgrid.core.science.updates import (
     local_direction,
     noise,

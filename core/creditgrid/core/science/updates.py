@@ -24,9 +24,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from creditgrid.core.science.choices import Rule, UpdateRange
 from creditgrid.core.science.functional import FunctionalMLP
-from creditgrid.core.science.metrics import cross_entropy, rms
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.per_sample import cross_entropy, rms
+from creditgrid.core.science.random_streams import generator
 
 OutputGradients: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 

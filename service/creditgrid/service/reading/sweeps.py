@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.counts import count_all, count_open, mean_seconds, open_needs
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import CELLS, sweeps
+from creditgrid.service.reading.time_left import time_left
 from creditgrid.service.scheduling.scheduler import Scheduler
 
 _LISTED = [column for column in sweeps.c if column.name not in ("spec", "extensions")]  # these have megabytes
@@ -117,7 +117,7 @@ def _view(row: sa.Row[Any], now: _Now) -> SweepView:
         tasks={kind: by_state for kind, by_state in counts.items() if kind != CELLS},
         created_at=utc(row.created_at),
         finished_at=None if row.finished_at is None else utc(row.finished_at),
-        remaining_s=0.0 if state.finished else _remaining(row.experiment, counts, needs, now),
+        remaining_s=0.0 if state.finished else _time_left(row, now),
         paused=row.paused,
         conditions=_conditions(row, now.problem),
         active=[now.activities[call][0] for call in running],
@@ -135,34 +135,13 @@ def _conditions(row: sa.Row[Any], problem: str | None) -> list[Condition]:
     return conditions
 
 
-def _remaining(
-    experiment: str,
-    counts: Mapping[str, Mapping[State, int]],
-    needs: Mapping[int, Mapping[str, int]],
-    now: _Now,
-) -> float | None:
-    """Seconds left over all cores: of running calls by their progress, of the rest by the mean of their kind.
-
-    Returns:
-        None while a kind of open task has neither.
-    """
-    declared = registry().experiments.get(experiment)
-    measure = CELLS if declared is None else declared.measure.name
-    left = Counter({kind: sum(by_state.get(state, 0) for state in OPEN) for kind, by_state in counts.items()})
-    total = 0.0
-    for call, needed in needs.items():
-        activity, seconds = now.activities[call]
-        if activity.done:
-            total += seconds * (activity.total - activity.done) / activity.done
-            left.subtract(needed)
-        else:
-            total -= min(seconds, now.means.get(activity.kind, 0.0) * sum(needed.values()))
-    for kind, n in left.items():
-        mean = now.means.get(measure if kind == CELLS else kind)
-        if n > 0 and mean is None:
-            return None
-        total += n * (mean or 0.0)
-    return max(total, 0.0) / now.cpus
+def _time_left(row: sa.Row[Any], now: _Now) -> float | None:
+    experiment = registry().experiments.get(row.experiment)
+    mean = None if experiment is None else now.means.get(experiment.measure.name)
+    means = now.means if mean is None else {**now.means, CELLS: mean}
+    counts = now.counts[row.id].items()
+    open_tasks = {kind: sum(by_state.get(state, 0) for state in OPEN) for kind, by_state in counts}
+    return time_left(open_tasks, now.activities, now.needs.get(row.id, {}), means, now.cpus)
 
 
 def sweep_row(connection: sa.Connection, sweep: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:

@@ -27,9 +27,9 @@ from creditgrid.core.science.credit import credits, layer_times, output_error
 from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.data import ImageData, normalise
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.metrics import central_differences, cosine, cross_entropy, unit
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.per_sample import central_differences, cosine, cross_entropy, unit
+from creditgrid.core.science.random_streams import generator
 
 GAMMA_BATCHES = 10
 RHO_DIRECTIONS = 32

@@ -12,14 +12,14 @@ import slow_reference as slow
 import torch
 from torch import Tensor
 
-from creditgrid.core.science import quality
+from creditgrid.core.science import credit_quality
 from creditgrid.core.science.credit import feedback_matrices
+from creditgrid.core.science.credit_quality import NUDGE_ETAS, RHO_DIRECTIONS, RHO_EPS, Batch, file_batches
 from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.quality import NUDGE_ETAS, RHO_DIRECTIONS, RHO_EPS, Batch, file_batches
-from creditgrid.core.science.streams import generator
+from creditgrid.core.science.random_streams import generator
 
 L, WIDTH, C = 3, 6, 5
 
@@ -115,7 +115,7 @@ def test_file_batches_are_the_test_set_in_order(few: ImageData, size: int, count
 def test_gamma_is_the_mean_over_batches_of_the_mean_over_samples(few: ImageData, residual_add: bool) -> None:
     network, sources = _network(residual_add), _sources()
     batches = list(file_batches(network, few, 4))
-    found = quality.gamma(network, sources, batches)
+    found = credit_quality.gamma(network, sources, batches)
     reference, (xs, labels) = _slow(network), _images(few)
     for name, source in sources.items():
         for layer in range(L):
@@ -133,16 +133,18 @@ def test_gamma_is_the_mean_over_batches_of_the_mean_over_samples(few: ImageData,
 def test_the_last_smaller_batch_weighs_as_much_as_a_full_one(few: ImageData) -> None:
     network, sources = _network(), {"dfa": _sources()["dfa"]}
     batches = list(file_batches(network, few, 10))
-    each = [quality.gamma(network, sources, [batch])["dfa"] for batch in batches]
-    torch.testing.assert_close(quality.gamma(network, sources, batches)["dfa"], (each[0] + each[1]) / 2)
+    each = [credit_quality.gamma(network, sources, [batch])["dfa"] for batch in batches]
+    torch.testing.assert_close(credit_quality.gamma(network, sources, batches)["dfa"], (each[0] + each[1]) / 2)
 
 
 def test_an_opposite_credit_has_gamma_of_minus_one_and_a_zero_one_of_zero(few: ImageData) -> None:
     network, batch = _network(), _batch(_network(), few)
-    stack = quality.gamma(network, {"zero": CreditSource("dfa", feedback=torch.zeros(L, WIDTH, C).double())}, [batch])
+    stack = credit_quality.gamma(
+        network, {"zero": CreditSource("dfa", feedback=torch.zeros(L, WIDTH, C).double())}, [batch]
+    )
     assert stack["zero"].tolist() == [0.0] * L
     opposite: Any = _Opposite()
-    assert quality.gamma(network, {"o": opposite}, [batch])["o"].tolist() == pytest.approx([-1.0] * L)
+    assert credit_quality.gamma(network, {"o": opposite}, [batch])["o"].tolist() == pytest.approx([-1.0] * L)
 
 
 class _Opposite:
@@ -162,11 +164,11 @@ def _pearson(pairs: list[tuple[float, float]]) -> float:
 
 
 def rho_of(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch, seed: int) -> Any:
-    return quality.rho(network, quality.source_credits(network, sources, batch), batch, seed)
+    return credit_quality.rho(network, credit_quality.source_credits(network, sources, batch), batch, seed)
 
 
 def nudge_of(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> Any:
-    return quality.nudge(network, quality.source_credits(network, sources, batch), batch)
+    return credit_quality.nudge(network, credit_quality.source_credits(network, sources, batch), batch)
 
 
 @pytest.mark.parametrize("residual_add", [True, False])
@@ -203,7 +205,7 @@ def test_rho_s_directions_follow_the_seed_alone(few: ImageData, monkeypatch: pyt
     alone = rho_of(network, {"dfa": sources["dfa"]}, batch, 1)["dfa"]
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(alone, first, rtol=1e-12, atol=1e-14)
-    monkeypatch.setattr(quality, "CHUNK_BYTES", 1)  # one direction at a time
+    monkeypatch.setattr(credit_quality, "CHUNK_BYTES", 1)  # one direction at a time
     torch.testing.assert_close(rho_of(network, sources, batch, 1)["dfa"], first, rtol=1e-10, atol=1e-12)
 
 
@@ -261,7 +263,7 @@ def test_a_zero_credit_nudges_nothing(few: ImageData) -> None:
 @pytest.mark.parametrize("size", [4, 11, 20])
 def test_prediction_error_counts_every_test_image_once(few: ImageData, residual_add: bool, size: int) -> None:
     network, bridge = _network(residual_add), _estimator(WIDTH)
-    found = quality.prediction_error(network, bridge, few, size)
+    found = credit_quality.prediction_error(network, bridge, few, size)
     reference, (xs, labels), p = _slow(network), _images(few), slow.parameters_of(bridge)
     for layer in range(L):
         misses = []
@@ -284,7 +286,7 @@ def test_in_double_copies_and_leaves_the_originals_alone() -> None:
         )
         for name, source in sources.items()
     }
-    precise, doubled = quality.in_double(network, sources)
+    precise, doubled = credit_quality.in_double(network, sources)
     assert precise.embed.weight.dtype == torch.float64
     assert torch.equal(precise.embed.weight.float(), network.embed.weight)
     assert network.embed.weight.dtype == torch.float32

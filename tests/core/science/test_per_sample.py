@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from creditgrid.core.science.metrics import correct, cross_entropy, rms
+from creditgrid.core.science.per_sample import correct, cross_entropy, rms
 
 
 def test_rms_against_a_loop() -> None:

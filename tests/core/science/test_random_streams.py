@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from creditgrid.core.science.streams import generator, stream_seed
+from creditgrid.core.science.random_streams import generator, stream_seed
 
 # One draw from each stream there is, so that a change of any of them is seen: a renamed stream changes results.
 GOLDEN = {
