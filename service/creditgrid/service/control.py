@@ -72,7 +72,7 @@ class Control:
                 total = PlanWriter(connection, sweep).write(plan, plan.cells())
                 message = f"{spec.name}: {total:,} cells of {spec.experiment}"
                 transitions.plan_sweep(connection, sweep, "sweep.created", message, cells=total)
-                self._completion.finish_sweep(connection, sweep)
+                transitions.finish_sweep(connection, sweep)
         self._wake()
         log.info("sweep submitted", sweep=sweep, name=spec.name, cells=total)
         return sweep, True
@@ -151,7 +151,7 @@ class Control:
                 PlanWriter(connection, sweep, redo=redo).write(plan, plan.cells(redo))
                 message = f"{len(redo):,} cells run again"
                 transitions.plan_sweep(connection, sweep, "sweep.retried", message, cells=row.cells)
-                self._completion.finish_sweep(connection, sweep)
+                transitions.finish_sweep(connection, sweep)
         self._wake()
         return len(redo)
 
@@ -165,7 +165,7 @@ class Control:
         with self.planning:
             with self._ledger.read() as connection:
                 row = _sweep(connection, sweep)
-                there = cell_keys(connection, sweep)
+                existing = cell_keys(connection, sweep)
             if row.state == State.CANCELLED:
                 raise _cancelled(sweep)
             earlier = _forms(row)
@@ -178,17 +178,17 @@ class Control:
                     if _sweep(connection, sweep).state == State.CANCELLED:  # meanwhile
                         raise _cancelled(sweep)
                     writer = PlanWriter(connection, sweep)
-                    added = writer.write(plan, plan.cells(range(first, first + MAX_CELLS), besides=there))
+                    added = writer.write(plan, plan.cells(range(first, first + MAX_CELLS), besides=existing))
                     if not added:
                         return 0
                     transitions.reopen_sweep(connection, sweep)
-                    total = len(there) + added
+                    total = len(existing) + added
                     message = f"{added:,} more cells: {total:,} in all"
                     extensions = [*json.loads(row.extensions or "[]"), extension.model_dump()]
                     transitions.plan_sweep(
                         connection, sweep, "sweep.extended", message, cells=total, extensions=extensions
                     )
-                    self._completion.finish_sweep(connection, sweep)
+                    transitions.finish_sweep(connection, sweep)
             except SpecError as error:
                 raise in_extension(error, earlier[-1], extension) from error
         self._wake()

@@ -11,7 +11,7 @@ from creditgrid.service.ledger.tables import calls, chunks, meta
 
 
 def next_batch(connection: sa.Connection, finished: Sequence[int]) -> tuple[int, set[int]]:
-    """Number the next batch and note which calls it holds: those of these that have not been cancelled meanwhile."""
+    """Number the next batch, and note the calls that it holds: those of ``finished`` that were not cancelled since."""
     number = last_batch(connection) + 1
     connection.execute(meta.delete().where(meta.c.name == "batch"))
     connection.execute(meta.insert().values(name="batch", value=str(number)))
@@ -29,6 +29,6 @@ def last_batch(connection: sa.Connection) -> int:
 
 
 def last_written_batch(connection: sa.Connection) -> int:
-    """The number of the last batch that the ledger knows as written; 0 for none."""
+    """The number of the last batch whose calls succeeded; 0 for none."""
     written = sa.select(sa.func.max(calls.c.batch)).where(calls.c.state == State.SUCCEEDED)
     return int(connection.scalar(written) or 0)

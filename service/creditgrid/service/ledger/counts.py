@@ -1,4 +1,4 @@
-"""How many cells and stages of a sweep are in each state, and which calls its open ones need.
+"""How many cells and stages of a sweep are in each state, and which calls compute the open ones.
 
 ``counts`` makes a status O(1) in the size of the sweep, ``needs`` makes a step of a call O(1) in the size of the call.
 Only ``transitions`` changes them, in the same transaction as the states that they sum up.
@@ -122,7 +122,7 @@ def mean_bytes(connection: sa.Connection) -> dict[str, float]:
 
 
 def shift(connection: sa.Connection, call: int, before: tuple[State, ...], after: State) -> None:
-    """What needs the call goes to another state with it, if the call is in one of the states ``before``."""
+    """Cells and stages of the call change state with it, if the call is in one of the states ``before``."""
     connection.execute(_shift(before), {"call": call, "after": after})
 
 
@@ -140,7 +140,7 @@ def add(connection: sa.Connection, sweep: str, kind: str, state: str, n: int) ->
 
 
 def need(connection: sa.Connection, call: int, sweep: str, kind: str, n: int) -> None:
-    """The sweep has ``n`` more open cells or stages that the call computes."""
+    """The call computes ``n`` more open cells or stages of the sweep."""
     connection.execute(_NEED_MORE, {"call": call, "sweep": sweep, "kind": kind, "n": n})
 
 
@@ -149,21 +149,21 @@ def drop_call(connection: sa.Connection, call: int) -> None:
     connection.execute(_DROP_CALL, {"call": call})
 
 
-def learn(connection: sa.Connection, kind: str, tasks: int, seconds: float, sizes: Mapping[str, int]) -> None:
+def record_totals(connection: sa.Connection, kind: str, tasks: int, seconds: float, sizes: Mapping[str, int]) -> None:
     """Add a call that succeeded to the totals of its kind."""
     total = {"kind": kind, "tasks": tasks, "seconds": seconds, "artifacts": len(sizes), "bytes": sum(sizes.values())}
     connection.execute(_LEARN, total)
 
 
 def recount_call(connection: sa.Connection, call: int) -> None:
-    """Read again which sweeps need the call."""
+    """Count again how many open cells and stages of each sweep the call computes."""
     drop_call(connection, call)
     for table in (cells, stages):
         _insert_needs(connection, table, table.c.call == call)
 
 
 def recount_sweep(connection: sa.Connection, sweep: str) -> None:
-    """Read all counts and needs of the sweep again, from its cells and stages."""
+    """Count all cells and stages of the sweep again."""
     for table in (needs, counts):
         connection.execute(table.delete().where(table.c.sweep == sweep))
     for table in (cells, stages):

@@ -1,4 +1,4 @@
-"""What the scheduler and users ask of the ledger; nothing here changes a row."""
+"""Queries of the scheduler, the planner and control; none changes a row."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sweep_row(connection: sa.Connection, sweep: str) -> sa.Row[Any] | None:
 
 
 def replayed(connection: sa.Connection, key: str) -> sa.Row[Any] | None:
-    """The request that brought this idempotency key: the digest of its ``body`` and its ``sweep``; or None."""
+    """The request with this idempotency key: the digest of its ``body`` and its ``sweep``; or None."""
     return connection.execute(sa.select(idempotency).where(idempotency.c.key == key)).one_or_none()
 
 
@@ -61,7 +61,7 @@ def ready_calls(connection: sa.Connection, sweep: str, now: float, limit: int) -
 
 
 def _ready(now: float) -> sa.ColumnElement[bool]:
-    # A pause longer than any was set before the clock was set back.
+    # Nobody sets a longer pause than the longest: the clock was set back since.
     due = (calls.c.not_before <= now) | (calls.c.not_before > now + LONGEST_PAUSE_S)
     return sa.and_(calls.c.state == State.PENDING, calls.c.waiting == 0, due)
 
@@ -78,7 +78,7 @@ def cancelled_calls(connection: sa.Connection, among: Sequence[int]) -> list[int
 
 
 def count_suspects(connection: sa.Connection, sweep: str, crashes: int) -> int:
-    """How many open calls of the sweep have crashed so often."""
+    """How many open calls of the sweep have crashed at least this often."""
     query = sa.select(sa.func.count()).where(
         calls.c.sweep == sweep, calls.c.state.in_(OPEN), calls.c.crashes >= crashes
     )

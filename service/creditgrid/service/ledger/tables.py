@@ -23,9 +23,9 @@ Item = TypeVar("Item")
 CELLS = ""
 """The kind under which ``needs`` and ``counts`` hold cells."""
 NEVER_RUN = 0
-"""The call of a task that no call of this ledger has computed."""
+"""The call id of a task that this ledger has never computed."""
 CHUNK = 500
-"""Keys in one statement; SQLite takes at most some thousand parameters."""
+"""The most keys in one statement; databases limit its parameters."""
 
 metadata = sa.MetaData()
 
@@ -42,7 +42,7 @@ sweeps = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("paused", sa.Boolean, nullable=False, default=False),
     sa.Column("spec", sa.Text, nullable=False),  # as it was submitted
-    sa.Column("extensions", sa.Text),  # JSON: what was added to the spec since, in order
+    sa.Column("extensions", sa.Text),  # JSON: the extensions of the spec, in order
     sa.Column("cells", sa.Integer, nullable=False),
     sa.Column("stopped", sa.Text),  # why it ended early
     sa.Column("created_at", sa.Float, nullable=False),
@@ -142,7 +142,7 @@ counts = sa.Table(  # cells (kind "") and stages of a sweep by state, as a statu
     sa.Column("n", sa.BigInteger, nullable=False),
 )
 
-kind_totals = sa.Table(  # what finished calls took, from which the time and size of others are estimated
+kind_totals = sa.Table(  # what finished calls took, to estimate the time and size of others
     "kind_totals",
     metadata,
     sa.Column("kind", sa.String, primary_key=True),

@@ -2,7 +2,7 @@
 
 One function for each transition, named by intent. Each is part of one ledger transaction, in which it also keeps the
 counts (``counts``), emits the events of the change (``events``), and counts again what other calls wait for. A step
-that is not legal changes nothing; the function says so.
+that is not legal changes nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CALL: Transitions = {
 }
 TASK: Transitions = {
     State.PENDING: (State.SKIPPED, *_RESULTS),
-    # a plan asks again for what has no result, or whose artifact is lost
+    # a plan needs a task again that has no result, or whose artifact is lost
     **dict.fromkeys((State.SUCCEEDED, State.SKIPPED, State.FAILED, State.CANCELLED), (State.PENDING,)),
 }
 STAGE: Transitions = {
@@ -216,7 +216,7 @@ def create_call(connection: sa.Connection, sweep: str, kind: str, size: int = 0)
 
 
 def size_calls(connection: sa.Connection, planned: Mapping[int, tuple[int, Sequence[str]]]) -> None:
-    """Say of new calls how many tasks they have, and which tasks they wait for."""
+    """Set how many tasks new calls have, and which tasks they wait for."""
     if not planned:
         return
     insert_many(connection, waits, [{"call": call, "key": key} for call, (_, keys) in planned.items() for key in keys])
@@ -298,7 +298,7 @@ def finish_call(
     """The call's results are durable: it and its open tasks succeeded; returns the open sweeps that needed it.
 
     Args:
-        how: ends the message of the event ``call.finished``, which says what is done.
+        how: the end of the message of the event ``call.finished``.
         seconds, host: of the attempt; None where a restart found the rows written.
         sizes: bytes of the artifacts by key.
     """
@@ -309,7 +309,7 @@ def finish_call(
     if sizes:
         connection.execute(_SET_BYTES, [{"of_key": key, "size": size} for key, size in sizes.items()])
     if seconds is not None:
-        counts.learn(connection, row.kind, row.size, seconds, sizes or {})
+        counts.record_totals(connection, row.kind, row.size, seconds, sizes or {})
     return _end_tasks(connection, call, State.SUCCEEDED, "call.finished", f"{row.size:,} {row.kind} done{how}")
 
 
@@ -407,7 +407,7 @@ def create_tasks(connection: sa.Connection, rows: Sequence[Mapping[str, Any]], a
         if connection.execute(tasks.delete().where(tasks.c.key.in_(piece), ended)).rowcount
     ]
     insert_many(connection, tasks, rows)
-    for piece in replaced:  # pending calls that saw it end wait for it once more
+    for piece in replaced:  # pending calls that need these tasks wait for them again
         count_waits(connection, piece)
 
 
@@ -474,7 +474,7 @@ def recompute_task(connection: sa.Connection, key: str, kind: str, needing: Sequ
 
 
 def need_stage(connection: sa.Connection, key: str, kind: str, call: int, needing: Sequence[str]) -> None:
-    """Sweeps that did not have this open task as a stage have it now."""
+    """Make this open task a stage of the sweeps that do not have it."""
     have = set(connection.scalars(sa.select(stages.c.sweep).where(stages.c.key == key)))
     new = [sweep for sweep in needing if sweep not in have]
     if not new:
@@ -494,7 +494,7 @@ def await_tasks(connection: sa.Connection, call: int, keys: Iterable[str]) -> No
 
 
 def count_waits(connection: sa.Connection, keys: Sequence[str]) -> None:
-    """Count again how many tasks the pending calls that wait for these tasks wait for."""
+    """Update ``waiting`` of the pending calls that need these tasks."""
     connection.execute(_recount(of_call=False), {"keys": keys})
 
 
@@ -515,7 +515,7 @@ def _end_tasks(
 def _end_some(
     connection: sa.Connection, call: int, after: State, keys: Sequence[str], blame: str | None = None
 ) -> None:
-    """End these open tasks of a call that continues, and what needs them."""
+    """End these open tasks of a call that continues, with their stages and cells."""
     row = connection.execute(_CALL, {"of_call": call}).one()
     for piece in chunks(keys):
         for table, kind in ((cells, CELLS), (stages, row.kind)):

@@ -1,4 +1,4 @@
-"""From a plan to the ledger: its calls, what they wait for, its tasks, and which of them the sweep needs."""
+"""Writes a plan to the ledger: its calls, what they wait for, its tasks, and which of them the sweep needs."""
 
 from __future__ import annotations
 

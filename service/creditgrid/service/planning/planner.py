@@ -1,7 +1,6 @@
-"""Planning against what is there: a spec document becomes a plan, and a dry run becomes a view of it.
+"""A spec document becomes a plan, and a dry run shows the plan.
 
-What a stage left is looked up in the artifact store (the truth), what a cell left in the ledger, and so is what open
-sweeps are computing.
+The artifact store says which stages have a result. The ledger says which cells have one, and what open sweeps compute.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Planner:
         self._ledger, self._store, self._resolve = ledger, store, resolve
 
     def prepare(self, document: Any, *earlier: Any) -> tuple[SweepSpec, Grid, Plan]:
-        """A validated spec and its plan, not yet walked through; ``earlier`` are the forms that it was extended from.
+        """A validated spec and its plan, not yet iterated; ``earlier`` are the spec's forms before each extension.
 
         Raises:
             SpecError: with a pointer to each fault.

@@ -1,1 +1,1 @@
-"""From ready calls to finished ones: what runs next, what is in flight, retries, and commits of rows."""
+"""From ready calls to finished ones: dispatch, calls in flight, completion, retries, and commits of rows."""

@@ -1,4 +1,4 @@
-"""What a sweep's spec says of its calls: with what they run, and for how long."""
+"""The resources and timeouts of calls, from the spec of their sweep and from their kind."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from creditgrid.core.task import Resources, TaskKind
 
 @lru_cache(256)
 def parsed(spec: str) -> SweepSpec:
-    """A spec that was submitted, from the ledger's text."""
+    """The spec, from the text in the ledger."""
     return SweepSpec.model_validate(json.loads(spec))
 
 
 def _name(kind: TaskKind) -> str:
-    """What a spec calls a task kind."""
+    """The name of a task kind in specs."""
     measured = any(experiment.measure is kind for experiment in registry().experiments.values())
     return MEASURE if measured else kind.name
 
 
 def resources(kind: TaskKind, spec: SweepSpec | None) -> Resources:
-    """What a call of this kind is given: what the spec says, or else the kind."""
+    """The resources of a call of this kind: the spec's, or the kind's where the spec sets none."""
     asked = None if spec is None else spec.resources.get(_name(kind))
     return Resources(
         kind.resources.cpu if asked is None or asked.cpu is None else asked.cpu,
@@ -32,5 +32,5 @@ def resources(kind: TaskKind, spec: SweepSpec | None) -> Resources:
 
 
 def timeout_s(kind: TaskKind, spec: SweepSpec) -> float | None:
-    """How long a call of this kind may take: what the spec says, or else the kind."""
+    """How long a call of this kind may take: the spec's limit, or the kind's where the spec sets none."""
     return spec.timeout_s.get(_name(kind), kind.timeout_s)

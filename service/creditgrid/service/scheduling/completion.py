@@ -18,7 +18,7 @@ from creditgrid.service.scheduling.in_flight import InFlight
 
 
 class Completion:
-    """Finishes sweeps, and abandons the calls in flight that nobody needs any more."""
+    """Finishes sweeps, and abandons calls in flight that no sweep needs any more."""
 
     def __init__(self, in_flight: InFlight) -> None:
         self._in_flight = in_flight
@@ -28,11 +28,7 @@ class Completion:
         for sweep in sweeps:
             if failed:
                 self._limit_failures(connection, sweep)
-            self.finish_sweep(connection, sweep)
-
-    def finish_sweep(self, connection: sa.Connection, sweep: str) -> None:
-        """End the sweep if no cell is open."""
-        transitions.finish_sweep(connection, sweep)
+            transitions.finish_sweep(connection, sweep)
 
     def stop_sweep(self, connection: sa.Connection, sweep: str, end: State, why: str) -> None:
         """End the sweep early, and cancel what no other sweep needs, also in the runner."""

@@ -1,8 +1,8 @@
 """Which ready calls go to the runner next.
 
 Higher priorities come first. Sweeps of one priority share the runner, so that each has about as many calls in flight as
-the others. Few calls wait in the runner's own queue, where nothing can overtake them: as many as keep the machines busy
-until the next ones come.
+the others. Few calls wait in the runner's own queue, where nothing can overtake them: enough to keep the machines busy
+until the next step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_AHEAD = 64
 """The most calls that wait there, or one for each CPU of a larger cluster."""
 SWEEPS_REMEMBERED = 1000
 DURATIONS_KEPT = 20
-"""The latest calls, whose durations say how many calls are seconds of work."""
+"""The latest calls, whose mean duration turns seconds of work into a number of calls."""
 
 Slots: TypeAlias = Mapping[bool, int]
 """How many more calls, by whether they need a GPU; without a GPU in the cluster no call counts as needing one."""
@@ -41,7 +41,7 @@ class Dispatcher:
         self._in_flight = in_flight
         self._seconds: deque[float] = deque(maxlen=DURATIONS_KEPT)
         self._round = 0
-        self._last_round: dict[str, int] = {}  # by sweep: when a call of it was last chosen
+        self._last_round: dict[str, int] = {}  # by sweep: the round that last chose one of its calls
 
     def note_duration(self, seconds: float) -> None:
         """A call took so long."""
@@ -50,8 +50,8 @@ class Dispatcher:
     def free_slots(self, capacity: Capacity) -> Slots:
         """How many more calls the runner should have.
 
-        With GPUs, calls that need one are counted apart: they wait for other slots, and neither may fill the queue
-        before the other.
+        With GPUs, calls that need one are counted apart: they wait for other slots, and neither sort may block the
+        other.
         """
         waiting = Counter(capacity.gpu > 0 and call.call.resources.gpu > 0 for call in self._in_flight.waiting())
         slots = {False: capacity.cpu, True: capacity.gpu}
@@ -84,11 +84,11 @@ class Dispatcher:
             left = sum(max(more, 0) for more in free.values())
             if not left:
                 break
-            # The sweep with least in flight comes first, then the one that waited longest; no more sweeps than slots.
+            # The sweep with the fewest calls in flight comes first, then the one that waited longest.
             queue = sorted(
                 (loads[sweep], self._last_round.get(sweep, 0), n, sweep) for n, (sweep, _) in enumerate(level)
             )
-            del queue[left:]
+            del queue[left:]  # no more sweeps than slots
             calls = {sweep: deque(ready_calls(connection, sweep, now, left)) for *_, sweep in queue}
             while queue:
                 load, last, order, sweep = heapq.heappop(queue)
@@ -110,6 +110,6 @@ class Dispatcher:
 
 
 def _needs_gpu(call: sa.Row[Any], slots: Slots) -> bool:
-    """Whether the call waits for the slots of GPUs, where there are some."""
+    """Whether the call waits for a GPU; False in a cluster without GPUs."""
     kind = registry().kinds.get(call.kind)
     return True in slots and kind is not None and resources(kind, parsed(call.spec)).gpu > 0

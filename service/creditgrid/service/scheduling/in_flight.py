@@ -1,4 +1,4 @@
-"""Calls in flight: what memory holds of a call between the ledger and the runner. A restart needs none of it."""
+"""Calls in flight: what the scheduler keeps in memory about them. A restart does without."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class InFlight:
         self._by_id[submitted.call.id] = submitted
 
     def remove(self, call: int) -> SubmittedCall | None:
-        """Remove a call that the runner has ended; it may be submitted again, and is not cancelled then."""
+        """Remove a call that the runner has ended. Do not cancel it: it may be submitted again."""
         self.to_cancel.pop(call, None)
         return self._by_id.pop(call, None)
 
     def abandon(self, call: int) -> None:
-        """Remove a call whose end nobody waits for, and cancel it in the runner."""
+        """Remove a call that no sweep needs, and cancel it in the runner."""
         if self._by_id.pop(call, None) is not None:
             self.to_cancel[call] = None
 

@@ -1,4 +1,4 @@
-"""Lost artifacts are computed again: the task and its call are pending once more, and whoever needs it waits."""
+"""Lost artifacts are computed again, by a new call; the calls that need them wait."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def recompute_inputs(connection: sa.Connection, store: ArtifactStore, call: int,
         whether an input is lost, so that the call waits.
 
     Raises:
-        CannotRecompute: an artifact came from outside, or this ledger does not know its task.
+        CannotRecompute: an artifact was imported, or this ledger does not know its task.
     """
     missing = sorted(set(keys))
     needing = sweeps_needing(connection, call)

@@ -30,7 +30,7 @@ from creditgrid.workers.runner import Call, Failed
 CRASHES = 3
 """A task fails at this crash."""
 LOSSES = 10
-"""A call fails at this loss of the cluster or of an input: the call may be the cause."""
+"""A call fails when it loses the cluster or an input so often: the call may be the cause."""
 PIECES = 32
 """The most calls that a suspect call is split into."""
 SUSPECTS = 512
@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 
 class Retries:
-    """Decides; every function is part of one ledger transaction, for a call that is no longer in flight."""
+    """Decides what happens to a call that is no longer in flight; every function is part of one ledger transaction."""
 
     def __init__(self, store: ArtifactStore, completion: Completion) -> None:
         self._store, self._completion = store, completion
@@ -124,7 +124,7 @@ class Retries:
             text = f"{_count(call)} waits: {len(missing):,} of its inputs are computed again ({_first_line(columns)})"
             sweeps = sweeps_needing(connection, call.id)
             emit_to_all(connection, sweeps, "artifact.lost", text, call=call.id, missing=list(missing))
-        if not waits:  # the inputs are there again, or only this machine sees them, or the store cannot be read
+        if not waits:  # the inputs are there again, or the worker does not see them, or the store cannot be read
             transitions.delay_call(connection, call.id, time.time() + _pause(submitted))
 
     def _split(
@@ -135,7 +135,7 @@ class Retries:
         columns |= {"attempt": call.attempt + 1, "not_before": time.time() + _pause(submitted)}
         if transitions.requeue_call(connection, call.id, **columns):
             transitions.split_call(connection, call.id, pieces[1:])
-            text = f"{_count(call)} crashed again ({_first_line(columns)}); they run in {len(pieces)} calls to find why"
+            text = f"{_count(call)} crashed again ({_first_line(columns)}); they run in {len(pieces)} smaller calls"
             emit_to_all(connection, sweeps_needing(connection, call.id), "call.split", text, call=call.id)
 
     def _may_split(self, connection: sa.Connection, sweep: str) -> bool:

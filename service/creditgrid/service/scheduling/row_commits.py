@@ -53,7 +53,7 @@ class RowCommits:
     def __init__(self, ledger: Ledger, results: Results, succeeded: Callable[[sa.Connection, Finished], None]) -> None:
         self._ledger, self._results, self._succeeded = ledger, results, succeeded
         self._batch = _Batch()
-        self._prepared: tuple[int, list[tuple[Finished, pa.Table]]] | None = None  # a batch whose commit has started
+        self._prepared: tuple[int, list[tuple[Finished, pa.Table]]] | None = None  # the batch whose commit has started
         self._last = 0.0
         self.trouble: str | None = None
         """Why rows cannot be written, while they cannot."""
@@ -65,7 +65,7 @@ class RowCommits:
 
     @property
     def full(self) -> bool:
-        """Whether so many rows wait that no call should make more: the table is too slow, or cannot be written."""
+        """Whether so many rows wait that no new call should run: the table is too slow, or cannot be written."""
         return self._batch.rows >= ROWS_KEPT
 
     def add(self, message: Finished, rows: pa.Table) -> None:
@@ -114,11 +114,11 @@ class RowCommits:
         self._last = time.monotonic()
 
     def forget(self) -> None:
-        """Drop what waits: its calls run again, or are found in the table."""
+        """Drop the waiting rows; recovery runs their calls again, or finds the rows in the table."""
         self._batch, self._prepared, self.trouble = _Batch(), None, None
 
     def _prepare(self) -> tuple[int, list[tuple[Finished, pa.Table]]]:
-        """Number the waiting rows and note in the ledger whose they are."""
+        """Give the waiting rows a batch number, and note their calls in the ledger."""
         with self._ledger.write() as connection:
             number, held = next_batch(connection, [message.call for message in self._batch.messages])
         pairs = zip(self._batch.messages, self._batch.tables, strict=True)

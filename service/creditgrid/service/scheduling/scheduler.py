@@ -60,7 +60,7 @@ class Scheduler:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._deadline = 0.0  # when stopping: how long calls in flight are waited for
+        self._deadline = 0.0  # when a stop no longer waits for calls in flight
         self._trouble: str | None = None
         self._died: str | None = None
 
@@ -93,7 +93,7 @@ class Scheduler:
         return self._trouble or self.commits.trouble or self._runner.capacity().degraded
 
     def capacity(self) -> Capacity:
-        """What the runner has."""
+        """The CPUs, GPUs and nodes of the runner."""
         return self._runner.capacity()
 
     def activities(self) -> dict[int, tuple[Activity, float]]:
@@ -101,7 +101,7 @@ class Scheduler:
         return self.in_flight.activities()
 
     def recover(self) -> None:
-        """Make everything open run again, and finish the calls whose rows are in the results table."""
+        """Finish interrupted calls whose rows are in the results table, and make the others run again."""
         with self._ledger.write() as connection:
             interrupted = calls_in_flight(connection)
             written = {row.id for row in interrupted if row.batch is not None and self._results.holds(row.batch)}
@@ -133,7 +133,7 @@ class Scheduler:
                 self.commits.commit()
                 if self.commits.trouble is not None:
                     break
-        except Exception as error:  # the thread ends: say so where /readyz and a person will look
+        except Exception as error:  # the thread ends: /readyz and the log report it
             self._died = f"{type(error).__name__}: {error}"
             log.exception("scheduler ended")
 
@@ -210,7 +210,7 @@ class Scheduler:
             return
 
     def _cancel_and_wait(self, left: set[int]) -> None:
-        """Take these calls back from the runner, which must not still compute them when they are submitted again."""
+        """Take these calls back and wait for their end: the runner must not compute a call twice at once."""
         for call in left:
             self._runner.cancel(call)
         deadline = time.monotonic() + CANCEL_WAIT_S
@@ -230,7 +230,7 @@ class Scheduler:
     # -- from the ledger to the runner -----------------------------------------------------------------------------
 
     def _build_call(self, connection: sa.Connection, row: sa.Row[Any]) -> SubmittedCall | None:
-        """The call as the runner takes it, without tasks that lost a parent; None if nobody needs any of it."""
+        """The call as the runner takes it, without tasks that lost a parent; None if no task is left or needed."""
         if not sweeps_needing(connection, row.id):
             transitions.cancel_call(connection, row.id)
             return None
@@ -288,7 +288,7 @@ class Scheduler:
         submitted = self.in_flight.get(message.call)
         if submitted is None:
             if isinstance(message, Finished | Failed):
-                self.in_flight.remove(message.call)  # it needs no cancelling any more
+                self.in_flight.remove(message.call)  # it has ended, so it is not cancelled
             return  # cancelled, or reported twice
         if isinstance(message, Advanced):
             progress = {"done": message.done, "total": message.total, "note": message.note}
