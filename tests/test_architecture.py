@@ -42,6 +42,16 @@ def test_every_module_is_on_the_map(module: str) -> None:
         assert f"`{name}`" in line, f"the line of {room}/ in ARCHITECTURE.md does not name {name}"
 
 
+ROOMS = re.findall(r"^\| `([a-z/]+)/` \| (.*) \|$", TEXT, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("room", "modules"), ROOMS, ids=[room for room, _ in ROOMS])
+def test_every_module_that_a_room_lists_is_in_it(room: str, modules: str) -> None:
+    for name in re.findall(r"`(\w+)`", modules):
+        found = place(f"{room}/{name}")
+        assert found.is_dir() or found.with_suffix(".py").is_file(), f"ARCHITECTURE.md lists {name} in {room}/"
+
+
 @pytest.mark.parametrize("name", sorted(name for name in NAMES if name.split("/")[0] in ROOTS and "<" not in name))
 def test_every_place_on_the_map_exists(name: str) -> None:
     found = place(name.rstrip("/"))
