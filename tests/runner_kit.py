@@ -1,4 +1,4 @@
-"""A runner under test: calls are given to it, and what it tells of them is collected."""
+"""A runner under test: submits calls and collects its messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOON_S = 120.0
 
 
 class Kit:
-    """A runner over a store, and what came of its calls."""
+    """A runner over a store, and its messages."""
 
     def __init__(self, name: str, runner: Runner, store: ArtifactStore) -> None:
         self.name, self.runner, self.store = name, runner, store
@@ -40,7 +40,7 @@ class Kit:
         return self.seen
 
     def end_of(self, call: int, within: float = SOON_S) -> Finished | Failed:
-        """How the call ended; everything else told of it is in ``seen``."""
+        """How the call ended; all its messages are in ``seen``."""
         self.until(lambda seen: any(self._ends(item, call) for item in seen), within)
         (end,) = (item for item in self.seen if self._ends(item, call))
         assert isinstance(end, Finished | Failed)
@@ -58,12 +58,12 @@ class Kit:
         self.until(lambda seen: all(self.of(call, Started) for call in calls))
 
     def ready(self, within: float = START_S) -> float:
-        """Wait until the runner is not degraded any more; the seconds that took."""
-        began = time.monotonic()
+        """Wait until the runner is no longer degraded; returns the seconds that this took."""
+        started_at = time.monotonic()
         while self.runner.capacity().degraded is not None:
-            assert time.monotonic() < began + within, self.runner.capacity()
+            assert time.monotonic() < started_at + within, self.runner.capacity()
             time.sleep(0.1)
-        return time.monotonic() - began
+        return time.monotonic() - started_at
 
     def _ends(self, item: Message, call: int) -> bool:
         return isinstance(item, Finished | Failed) and item.call == call

@@ -14,15 +14,15 @@ PLUGIN = Path(__file__).resolve().parent.parent / "plugin"
 
 @pytest.fixture(scope="module", autouse=True)
 def _plugin_in_child_processes() -> Iterator[None]:
-    """Workers are processes of their own: they find the experiments of the tests by the environment."""
+    """Workers are processes of their own: they find the tests' experiments by the environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")])))
         yield
 
 
 @pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """The local runner's calls set torch up for the whole process; the other tests of this one want it as it was."""
+def _torch_restored() -> Iterator[None]:
+    """The local runner's calls configure torch for the whole process; the other tests need it unchanged."""
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     yield
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""One suite over every runner: what the scheduler may rely on, whatever the machines are.
+"""One suite for every runner: what the scheduler may rely on.
 
 The Ray cluster is started once for the module (some seconds), and once more by the test that kills its driver.
 """
@@ -73,21 +73,21 @@ def rows_of(end: Finished | Failed) -> list[dict[str, Any]]:
     return rows
 
 
-# -- what goes well ------------------------------------------------------------------------------------------------
+# -- success -------------------------------------------------------------------------------------------------------
 
 
-def test_it_says_what_it_has(kit: Kit) -> None:
+def test_it_reports_its_capacity(kit: Kit) -> None:
     found = kit.runner.capacity()
     assert (found.cpu, found.gpu, found.nodes, found.degraded) == (WORKERS, 0.0, 1, None)
 
 
-def test_nothing_to_tell_is_an_empty_poll_that_waited(kit: Kit) -> None:
-    began = time.monotonic()
+def test_a_poll_without_messages_is_empty_and_waits(kit: Kit) -> None:
+    started_at = time.monotonic()
     assert kit.runner.poll(0.3) == []
-    assert time.monotonic() - began >= 0.25
-    began = time.monotonic()
+    assert time.monotonic() - started_at >= 0.25
+    started_at = time.monotonic()
     assert kit.runner.poll(0.0) == []
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started_at < 2
 
 
 def test_a_call_starts_and_finishes_with_its_rows(kit: Kit) -> None:
@@ -117,7 +117,7 @@ def test_artifacts_are_in_the_store_when_the_call_has_finished(kit: Kit) -> None
     np.testing.assert_array_equal(kit.store.load(tasks[0].key)["one"], np.ones(1, np.float32))
 
 
-def test_several_calls_run_at_a_time_and_each_comes_to_its_end(kit: Kit) -> None:
+def test_several_calls_run_at_a_time_and_each_ends(kit: Kit) -> None:
     calls = [kit.submit(cells(x)) for x in range(12)]
     kit.until(lambda seen: sum(isinstance(item, Finished) for item in seen) == len(calls))
     for x, call in enumerate(calls):
@@ -130,7 +130,7 @@ def test_several_calls_run_at_a_time_and_each_comes_to_its_end(kit: Kit) -> None
     assert all(isinstance(kit.end_of(call), Failed) for call in sleepers)
 
 
-def test_progress_is_told_while_the_call_runs(kit: Kit) -> None:
+def test_progress_is_reported_while_the_call_runs(kit: Kit) -> None:
     call = kit.submit(cells(1, behaviour="sleep"))
     kit.until(lambda seen: len(kit.of(call, Advanced)) >= 2)
     assert kit.of(call, Advanced)[0] == Advanced(call, 0, 1, "asleep")
@@ -178,10 +178,10 @@ def test_inputs_are_read_from_the_store(kit: Kit) -> None:
     task = Task("feedback", 1, template.params, {"dataset": key}, "b" * 64, "g")
     end = kit.end_of(kit.submit([task], [key]))
     assert isinstance(end, Finished), end
-    assert kit.store.load(task.key)["B.1"].shape == (5, 7)  # the number of classes stands in the input alone
+    assert kit.store.load(task.key)["B.1"].shape == (5, 7)  # only the input holds the number of classes
 
 
-def test_what_a_call_made_is_an_input_of_the_next_without_the_store(kit: Kit) -> None:
+def test_an_artifact_of_a_call_reaches_the_next_without_the_store(kit: Kit) -> None:
     data, feedback = digits_and_feedback(2)
     assert isinstance(kit.end_of(kit.submit([data])), Finished)
     shutil.rmtree(kit.store.path(data.key))
@@ -190,7 +190,7 @@ def test_what_a_call_made_is_an_input_of_the_next_without_the_store(kit: Kit) ->
     assert kit.store.load(feedback.key)["B.0"].shape == (5, 10)
 
 
-def test_an_input_that_is_nowhere_fails_its_call_alone(kit: Kit) -> None:
+def test_a_missing_input_fails_its_call_alone(kit: Kit) -> None:
     other = kit.submit(cells(1))
     _, feedback = digits_and_feedback(3)
     end = kit.end_of(kit.submit([feedback], ["c" * 64]))
@@ -201,7 +201,7 @@ def test_an_input_that_is_nowhere_fails_its_call_alone(kit: Kit) -> None:
     assert isinstance(kit.end_of(other), Finished)
 
 
-def test_a_corrupt_input_fails_its_call_and_makes_room(kit: Kit) -> None:
+def test_a_corrupt_input_fails_its_call_and_is_set_aside(kit: Kit) -> None:
     key = "d" * 64
     fake_data(kit, key, classes=7)
     (kit.store.path(key) / TENSORS).write_bytes(b"what a bad disk gives back")
@@ -214,7 +214,7 @@ def test_a_corrupt_input_fails_its_call_and_makes_room(kit: Kit) -> None:
     assert not kit.store.has(key)
 
 
-def test_every_input_that_the_store_does_not_hold_whole_is_named(kit: Kit) -> None:
+def test_every_missing_or_damaged_input_is_named(kit: Kit) -> None:
     whole, gone, damaged = "1" * 64, "2" * 64, "3" * 64
     fake_data(kit, whole, classes=7)
     fake_data(kit, damaged, classes=7)
@@ -227,7 +227,7 @@ def test_every_input_that_the_store_does_not_hold_whole_is_named(kit: Kit) -> No
     assert "is gone, but its record is there" in end.error
 
 
-def test_what_stands_where_an_artifact_is_to_be_made_makes_room(kit: Kit) -> None:
+def test_a_damaged_artifact_is_replaced_by_the_call_that_makes_it(kit: Kit) -> None:
     (task,) = tasks = [noop.BASE.task({"base": "ok", "run": f"damaged {kit.name}"})]
     assert isinstance(kit.end_of(kit.submit(tasks)), Finished)
     (kit.store.path(task.key) / RECORD).write_text("what a bad disk gives back")
@@ -236,7 +236,7 @@ def test_what_stands_where_an_artifact_is_to_be_made_makes_room(kit: Kit) -> Non
     assert end.sizes == {task.key: len(kit.store.read(task.key))}
 
 
-def test_an_input_that_cannot_be_read_may_be_tried_again(kit: Kit) -> None:
+def test_an_input_that_cannot_be_read_may_be_retried(kit: Kit) -> None:
     key = "e" * 64
     kit.store.path(key).parent.mkdir(parents=True)
     kit.store.path(key).write_text("a file where a folder should be")
@@ -248,7 +248,7 @@ def test_an_input_that_cannot_be_read_may_be_tried_again(kit: Kit) -> None:
     assert list(end.missing) == []
 
 
-# -- what fails ----------------------------------------------------------------------------------------------------
+# -- failures ------------------------------------------------------------------------------------------------------
 
 
 def test_an_exception_fails_its_call_with_its_traceback_and_no_other(kit: Kit) -> None:
@@ -262,7 +262,7 @@ def test_an_exception_fails_its_call_with_its_traceback_and_no_other(kit: Kit) -
     assert isinstance(kit.end_of(good), Finished)
 
 
-def test_failed_io_may_be_tried_again(kit: Kit) -> None:
+def test_failed_io_may_be_retried(kit: Kit) -> None:
     end = kit.end_of(kit.submit(cells(1, behaviour="io")))
     assert isinstance(end, Failed)
     assert end.error == "OSError: asked to fail as a disk would"
@@ -277,20 +277,20 @@ def test_artifacts_stored_before_a_failure_are_named(kit: Kit) -> None:
     assert kit.store.has(tasks[0].key)
 
 
-def test_a_kind_that_nobody_knows_fails(kit: Kit) -> None:
+def test_an_unknown_kind_fails(kit: Kit) -> None:
     task = cells(1)[0]
-    end = kit.end_of(kit.submit([Task("unheard_of", 1, {}, {}, task.key, task.group)]))
+    end = kit.end_of(kit.submit([Task("unknown", 1, {}, {}, task.key, task.group)]))
     assert isinstance(end, Failed)
-    assert "knows no task kind 'unheard_of'" in end.error
+    assert "knows no task kind 'unknown'" in end.error
 
 
-def test_more_than_there_is_gets_what_there_is(kit: Kit) -> None:
+def test_a_call_that_asks_for_more_than_there_is_gets_what_there_is(kit: Kit) -> None:
     call = kit.submit(cells(5), resources=Resources(cpu=64, gpu=8))
     assert rows_of(kit.end_of(call))[0]["twice"] == 10.0
 
 
 @ray_alone  # the local runner's threads share what the process has
-def test_resources_that_no_cluster_can_give_fail_their_call_alone(kit: Kit) -> None:
+def test_impossible_resources_fail_their_call_alone(kit: Kit) -> None:
     end = kit.end_of(kit.submit(cells(5), resources=Resources(cpu=1e-6)))
     assert isinstance(end, Failed)
     assert "0.0001" in end.error
@@ -304,12 +304,12 @@ def test_resources_that_no_cluster_can_give_fail_their_call_alone(kit: Kit) -> N
 def test_a_running_call_is_cancelled(kit: Kit) -> None:
     call = kit.submit(cells(1, behaviour="sleep"))
     kit.running(call)
-    began = time.monotonic()
+    started_at = time.monotonic()
     kit.runner.cancel(call)
     end = kit.end_of(call)
     assert isinstance(end, Failed)
     assert (end.error, end.transient) == ("cancelled", False)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - started_at < 20
     assert rows_of(kit.end_of(kit.submit(cells(4))))[0]["twice"] == 8.0
 
 
@@ -327,7 +327,7 @@ def test_a_queued_call_is_cancelled_before_it_starts(kit: Kit) -> None:
         kit.end_of(call)
 
 
-def test_cancelling_what_is_not_there_is_nothing(kit: Kit) -> None:
+def test_cancelling_an_unknown_call_does_nothing(kit: Kit) -> None:
     call = kit.submit(cells(1))
     assert isinstance(kit.end_of(call), Finished)
     kit.runner.cancel(call)
@@ -336,11 +336,11 @@ def test_cancelling_what_is_not_there_is_nothing(kit: Kit) -> None:
     assert kit.runner.poll(0.3) == []
 
 
-# -- what costs workers, and the time to start others -------------------------------------------------------------
+# -- what costs workers, and the time to start new ones -----------------------------------------------------------
 
 
 @ray_alone  # calls of the local runner run in this very process: os._exit would end the tests
-def test_a_worker_that_dies_is_tried_again(kit: Kit) -> None:
+def test_a_worker_that_dies_is_replaced(kit: Kit) -> None:
     end = kit.end_of(kit.submit(cells(1, behaviour="crash")))
     assert isinstance(end, Failed)
     assert (end.transient, end.crashed) == (True, True)
@@ -362,11 +362,11 @@ def test_a_task_that_exits_ends_its_call_alone(local_kit: Kit, monkeypatch: pyte
     assert rows_of(local_kit.end_of(local_kit.submit(cells(4))))[0]["twice"] == 8.0
 
 
-# -- the Ray runner's supervision, which an in-process runner has no need of ---------------------------------------
+# -- the Ray runner's supervision, which an in-process runner does not need ----------------------------------------
 
 
 @pytest.mark.slow
-def test_when_the_driver_dies_everything_is_lost_and_a_new_one_takes_over(ray_kit: Kit) -> None:
+def test_when_the_driver_dies_everything_is_lost_and_a_new_one_is_started(ray_kit: Kit) -> None:
     ray_kit.ready()
     ray_kit.seen.clear()
     call = ray_kit.submit(cells(1, behaviour="sleep"))
@@ -389,7 +389,9 @@ def test_when_the_driver_dies_everything_is_lost_and_a_new_one_takes_over(ray_ki
     assert len(drivers()) == 1
 
 
-def test_a_driver_that_cannot_start_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_cannot_start_is_reported_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("creditgrid.workers.ray.runner.FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr("sys.executable", "/bin/false")
     kit = Kit("ray", RayRunner(ArtifactStore(tmp_path), tmp_path / "ray.log"), ArtifactStore(tmp_path))
@@ -409,13 +411,13 @@ def test_a_driver_that_cannot_start_is_told_and_tried_again(tmp_path: Path, monk
 
 
 def test_stop_ends_what_is_in_flight(kit: Kit) -> None:
-    """The last test: nothing of the runner goes on after it."""
+    """The last test: the runner is stopped after it."""
     running = kit.submit(cells(1, behaviour="sleep"))
     kit.running(running)
     for x in range(WORKERS):
         kit.submit(cells(x, behaviour="sleep", group=1))
-    began = time.monotonic()
+    started_at = time.monotonic()
     kit.runner.stop()
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - started_at < 40
     if kit.name == "ray":
         assert drivers() == []

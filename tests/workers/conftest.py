@@ -21,8 +21,8 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 @pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A worker sets torch up for its whole process; the other tests of this one want it as it was."""
+def _torch_restored() -> Iterator[None]:
+    """A worker configures torch for its whole process; the other tests of this process need it unchanged."""
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     yield
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The artifact store: whole or not at all, and never something else than what was written."""
+"""The artifact store: an artifact is complete or absent, and never differs from what was written."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_is_saved_is_loaded(store: ArtifactStore) -> None:
     assert size == len(store.read(KEY)) == store.record(KEY)["bytes"]
 
 
-def test_the_layout_is_the_one_people_read(store: ArtifactStore) -> None:
+def test_the_layout_is_as_documented(store: ArtifactStore) -> None:
     saved(store)
     place = store.root / KEY[:2] / KEY
     assert store.path(KEY) == place
@@ -79,7 +79,7 @@ def test_saving_twice_keeps_the_first(store: ArtifactStore) -> None:
     assert store.record(KEY)["provenance"] == {"host": "here"}
 
 
-def test_keys_are_those_of_whole_artifacts(store: ArtifactStore) -> None:
+def test_keys_lists_artifacts_alone(store: ArtifactStore) -> None:
     assert list(store.keys()) == []
     for key in (KEY, OTHER):
         saved(store, key)
@@ -91,13 +91,13 @@ def test_keys_are_those_of_whole_artifacts(store: ArtifactStore) -> None:
 @pytest.mark.parametrize(
     "key", ["", "ab", "../" * 20, KEY.upper(), KEY[:-1], KEY + "0", "../" + KEY[3:], KEY[:-1] + "\n"]
 )
-def test_what_is_no_key_is_no_path(store: ArtifactStore, key: str) -> None:
+def test_a_string_that_is_no_key_gets_no_path(store: ArtifactStore, key: str) -> None:
     for ask in (store.path, store.has, store.record, store.read, store.load):
         with pytest.raises(ArtifactMissing, match="is no artifact key"):
             ask(key)
 
 
-def test_what_is_not_there_is_missing(store: ArtifactStore) -> None:
+def test_an_absent_artifact_is_missing(store: ArtifactStore) -> None:
     for ask in (store.record, store.read, store.load):
         with pytest.raises(ArtifactMissing, match=KEY[:12]):
             ask(KEY)
@@ -120,7 +120,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("step", "at"), STEPS)
-def test_a_writer_that_dies_leaves_nothing_that_counts(
+def test_a_writer_that_dies_leaves_no_artifact(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, step: str, at: int
 ) -> None:
     left = at
@@ -138,18 +138,18 @@ def test_a_writer_that_dies_leaves_nothing_that_counts(
         patch.setattr(owner, step, dying)
         with pytest.raises(Crash):
             saved(store)
-    assert store.has(KEY) == ((step, at) == STEPS[-1])  # after the rename the artifact is whole
+    assert store.has(KEY) == ((step, at) == STEPS[-1])  # after the rename the artifact is complete
     if store.has(KEY):
         assert set(store.load(KEY)) == set(ARRAYS)
     else:
         assert list(store.keys()) == []
         with pytest.raises(ArtifactMissing):
             store.load(KEY)
-    saved(store)  # the next writer is not in the way of what is left
+    saved(store)  # what is left does not disturb the next writer
     np.testing.assert_array_equal(store.load(KEY)["embed.weight"], ARRAYS["embed.weight"])
 
 
-def test_everything_is_synced_before_it_has_its_name(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_synced_before_the_rename(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -164,7 +164,10 @@ def test_everything_is_synced_before_it_has_its_name(store: ArtifactStore, monke
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(Path, "rename", spy_rename)
     saved(store)
-    assert events[:2] == [store.root.name, store.root.parent.name]  # the shelf is new, and so is the store
+    assert events[:2] == [
+        store.root.name,
+        store.root.parent.name,
+    ]  # both directories are new
     assert events[2:4] == [TENSORS, RECORD]
     assert events[4].startswith(TEMPORARY)
     assert events[5:] == ["rename", KEY[:2]]
@@ -199,35 +202,33 @@ def test_many_writers_of_one_key_leave_one_artifact(store: ArtifactStore) -> Non
     assert set(store.load(KEY)) == set(ARRAYS)
 
 
-def test_a_disk_that_is_full_is_an_artifact_error_and_leaves_nothing(
+def test_a_full_disk_is_an_artifact_error_and_leaves_nothing(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    told = f"{KEY[:12]} cannot be written below {store.root}.*No space left.*free some space, or let `creditgrid gc`"
+    message = f"{KEY[:12]} cannot be written below {store.root}.*No space left.*free some space, or let `creditgrid gc`"
     (store.root / KEY[:2]).mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ArtifactError, match=told) as caught:
+        with pytest.raises(ArtifactError, match=message) as caught:
             saved(store)
     assert isinstance(caught.value.__cause__, OSError)
     assert everything(store.root) == {KEY[:2]}
 
 
-def test_a_store_that_may_not_be_written_is_an_artifact_error(
-    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_store_is_an_artifact_error(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
     saved(store)
     (store.path(KEY) / TENSORS).write_bytes(b"")
     monkeypatch.setattr(Path, "mkdir", refuse)
-    told = "Read-only file system.*; whoever runs the workers must be able to write there"
-    with pytest.raises(ArtifactError, match=f"cannot be written below {store.root}: .*{told}"):
+    message = "Read-only file system.*; whoever runs the workers must be able to write there"
+    with pytest.raises(ArtifactError, match=f"cannot be written below {store.root}: .*{message}"):
         saved(store, OTHER)
-    with pytest.raises(ArtifactCorrupt, match=f"SHA-256 differs.*cannot be moved out of the way: .*{told}"):
+    with pytest.raises(ArtifactCorrupt, match=f"SHA-256 differs.*cannot be moved out of the way: .*{message}"):
         store.load(KEY)
 
 
@@ -242,7 +243,7 @@ def test_a_root_that_is_a_file_is_an_artifact_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("provenance", [{"loss": float("nan")}, {"what": object()}])
-def test_a_record_that_is_no_json_is_refused_before_anything_is_written(
+def test_a_record_that_is_not_json_is_refused_before_anything_is_written(
     store: ArtifactStore, provenance: dict[str, Any]
 ) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -255,7 +256,7 @@ def test_a_record_that_is_no_json_is_refused_before_anything_is_written(
 
 @settings(max_examples=25)  # each writes to the disk
 @given(st.data())
-def test_a_changed_byte_anywhere_is_seen(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_changed_byte_is_detected(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     store = ArtifactStore(tmp_path_factory.mktemp("corrupt"))
     saved(store)
     path = store.path(KEY) / TENSORS
@@ -278,7 +279,7 @@ def test_a_changed_byte_anywhere_is_seen(tmp_path_factory: pytest.TempPathFactor
         (RECORD, json.dumps({"key": OTHER, "sha256": ""}).encode(), "is not the record of"),
     ],
 )
-def test_a_corrupt_artifact_is_moved_aside_and_can_be_made_anew(
+def test_a_corrupt_artifact_is_set_aside_and_can_be_made_again(
     store: ArtifactStore, caplog: pytest.LogCaptureFixture, file: str, content: bytes | None, complaint: str
 ) -> None:
     saved(store)
@@ -288,14 +289,14 @@ def test_a_corrupt_artifact_is_moved_aside_and_can_be_made_anew(
         store.load(KEY)
     assert not store.has(KEY)
     (aside,) = store.corrupt()
-    assert any(KEY in told and str(aside) in told for told in caplog.messages)
+    assert any(KEY in message and str(aside) in message for message in caplog.messages)
     assert aside.name.startswith(KEY)
     assert list(store.keys()) == []
     saved(store)
     assert set(store.load(KEY)) == set(ARRAYS)
 
 
-def test_a_tensors_file_that_is_none_is_corrupt_even_if_its_checksum_fits(store: ArtifactStore) -> None:
+def test_a_file_that_is_no_safetensors_is_corrupt_even_with_the_right_checksum(store: ArtifactStore) -> None:
     saved(store)
     place = store.path(KEY)
     record = store.record(KEY)
@@ -305,7 +306,7 @@ def test_a_tensors_file_that_is_none_is_corrupt_even_if_its_checksum_fits(store:
         store.load(KEY)
 
 
-def test_reading_for_a_download_moves_nothing(store: ArtifactStore) -> None:
+def test_reading_for_a_download_sets_nothing_aside(store: ArtifactStore) -> None:
     saved(store)
     (store.path(KEY) / TENSORS).write_bytes(b"")
     with pytest.raises(ArtifactCorrupt):
@@ -313,7 +314,7 @@ def test_reading_for_a_download_moves_nothing(store: ArtifactStore) -> None:
     assert store.path(KEY).is_dir()
 
 
-def test_half_an_artifact_makes_room_for_a_whole_one(store: ArtifactStore) -> None:
+def test_an_incomplete_artifact_is_replaced(store: ArtifactStore) -> None:
     saved(store)
     (store.path(KEY) / RECORD).unlink()
     assert not store.has(KEY)
@@ -321,7 +322,7 @@ def test_half_an_artifact_makes_room_for_a_whole_one(store: ArtifactStore) -> No
     assert set(store.load(KEY)) == set(ARRAYS)
 
 
-def test_what_was_put_in_the_place_of_a_corrupt_artifact_is_left_there(
+def test_an_artifact_that_replaced_a_corrupt_one_is_not_set_aside(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(store)
@@ -329,7 +330,7 @@ def test_what_was_put_in_the_place_of_a_corrupt_artifact_is_left_there(
     original = store.read
 
     def slow(key: str) -> bytes:
-        """A reader that takes so long to see the damage that another one has it repaired meanwhile."""
+        """A slow reader: when it sees the damage, another one has repaired it already."""
         try:
             return original(key)
         finally:
@@ -353,7 +354,7 @@ def aged(path: Path, seconds: float) -> None:
     os.utime(path, (at, at))
 
 
-def test_a_removal_is_of_all_or_of_nothing(store: ArtifactStore) -> None:
+def test_a_removal_is_complete_or_does_nothing(store: ArtifactStore) -> None:
     saved(store)
     with store.open(KEY) as file:
         away = store.remove(KEY)
@@ -361,7 +362,7 @@ def test_a_removal_is_of_all_or_of_nothing(store: ArtifactStore) -> None:
         assert list(store.keys()) == []
         assert store.leftovers() == [away]
         shutil.rmtree(away)
-        assert set(load(file.read())) == set(ARRAYS)  # a download that has begun
+        assert set(load(file.read())) == set(ARRAYS)  # a download that has started
     for ask in (store.record, store.read, store.load, store.remove):
         with pytest.raises(ArtifactMissing):
             ask(KEY)
@@ -369,7 +370,7 @@ def test_a_removal_is_of_all_or_of_nothing(store: ArtifactStore) -> None:
     assert store.has(KEY)
 
 
-def test_an_artifact_that_goes_while_it_is_read_is_missing_and_not_corrupt(
+def test_an_artifact_that_is_removed_while_it_is_read_is_missing_and_not_corrupt(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(store)
@@ -386,13 +387,13 @@ def test_an_artifact_that_goes_while_it_is_read_is_missing_and_not_corrupt(
     assert store.corrupt() == []
 
 
-def test_what_is_stored_is_told_with_size_and_last_use(store: ArtifactStore) -> None:
+def test_stored_lists_size_and_last_use(store: ArtifactStore) -> None:
     saved(store)
     record, tensors = store.path(KEY) / RECORD, store.path(KEY) / TENSORS
     (found,) = store.stored()
     assert (found.key, found.bytes) == (KEY, record.stat().st_size + tensors.stat().st_size)
     assert abs(found.used_at - time.time()) < 60
-    for seconds in (7200, -7200):  # the clock was set back meanwhile
+    for seconds in (7200, -7200):  # the clock was set back
         aged(record, seconds)
         (found,) = store.stored()
         assert found.used_at == pytest.approx(time.time() - seconds, abs=60)
@@ -404,12 +405,12 @@ def test_what_is_stored_is_told_with_size_and_last_use(store: ArtifactStore) -> 
     aged(record, 1800)
     found = next(store.stored())
     store.load(KEY)
-    assert next(store.stored()) == found  # noted once an hour
+    assert next(store.stored()) == found  # recorded once an hour
     (store.path(KEY) / TENSORS).unlink()
     assert list(store.stored()) == []
 
 
-def test_what_dead_writers_left_is_told_from_what_is_being_written(store: ArtifactStore) -> None:
+def test_leftovers_of_dead_writers_are_distinguished_from_live_writes(store: ArtifactStore) -> None:
     saved(store)
     shelf = store.path(KEY).parent
     here, dead = temporary_name(TEMPORARY, KEY), temporary_name(TEMPORARY, KEY).split("@")
@@ -431,10 +432,10 @@ def test_what_dead_writers_left_is_told_from_what_is_being_written(store: Artifa
     assert left() == {"dead"}
     for name in names.values():
         aged(shelf / name, 7200)
-    assert left() == set(names) - {"alive"}  # its writer may have waited for long
+    assert left() == set(names) - {"alive"}  # its writer may be slow
 
 
-def test_a_part_of_an_artifact_is_left_over_when_it_is_old(store: ArtifactStore) -> None:
+def test_an_old_incomplete_artifact_is_a_leftover(store: ArtifactStore) -> None:
     saved(store)
     (store.path(KEY) / RECORD).unlink()
     assert store.leftovers() == []

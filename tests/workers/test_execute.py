@@ -59,7 +59,7 @@ Body = Callable[[Sequence[Task], Inputs], Iterator[Progress | Output]]
 
 @pytest.fixture
 def perform(monkeypatch: pytest.MonkeyPatch, store: ArtifactStore) -> Callable[..., list[Any]]:
-    """Runs a call of four tasks of a kind whose function is given, and returns all that came of it."""
+    """Runs a call of four tasks of a kind with the given function, and returns everything that it yields."""
 
     def go(which: str, body: Body, inputs: Inputs | None = None, **changes: Any) -> list[Any]:
         def run(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
@@ -92,7 +92,7 @@ def rows_for(tasks: Sequence[Task], loss: float = 0.5) -> Iterator[Output]:
 # -- what goes well ------------------------------------------------------------------------------------------------
 
 
-def test_a_measurement_ends_with_rows_that_say_where_they_come_from(perform: Any) -> None:
+def test_a_measurement_ends_with_rows_that_have_their_provenance(perform: Any) -> None:
     before = datetime.now(UTC)
     started, finished = perform("probe_it", lambda tasks, inputs: rows_for(tasks))
     assert isinstance(started, Started)
@@ -119,7 +119,7 @@ def test_a_measurement_ends_with_rows_that_say_where_they_come_from(perform: Any
         assert row["diverged"] is False
 
 
-def test_a_stages_artifact_is_in_the_store_before_it_is_told(perform: Any, store: ArtifactStore) -> None:
+def test_a_stages_artifact_is_in_the_store_before_it_is_yielded(perform: Any, store: ArtifactStore) -> None:
     seen: list[bool] = []
 
     def body(tasks: Sequence[Task], inputs: Inputs) -> Iterator[Output]:
@@ -152,7 +152,7 @@ def test_inputs_reach_the_task(perform: Any) -> None:
     assert isinstance(perform("probe_it", body, given)[-1], Finished)
 
 
-def test_progress_is_told_in_steps_that_a_person_can_follow(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_at_readable_intervals(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(100.0, 0.1)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
 
@@ -161,10 +161,10 @@ def test_progress_is_told_in_steps_that_a_person_can_follow(perform: Any, monkey
             yield Progress(done, 50, f"step {done}")
         yield from rows_for(tasks)
 
-    told = [item for item in perform("probe_it", body) if isinstance(item, Advanced)]
-    assert 5 <= len(told) <= 12
-    assert told[0] == Advanced(7, 0, 50, "step 0")
-    assert [item.done for item in told] == sorted({item.done for item in told})
+    reported = [item for item in perform("probe_it", body) if isinstance(item, Advanced)]
+    assert 5 <= len(reported) <= 12
+    assert reported[0] == Advanced(7, 0, 50, "step 0")
+    assert [item.done for item in reported] == sorted({item.done for item in reported})
 
 
 def test_cells_with_numbers_that_are_not_finite_are_named(perform: Any) -> None:
@@ -180,7 +180,7 @@ def test_cells_with_numbers_that_are_not_finite_are_named(perform: Any) -> None:
     assert [row["diverged"] for row in rows_of(finished)] == [False, False, False, True] * 2
 
 
-def test_torch_gets_the_threads_of_the_call_and_its_deterministic_ways(perform: Any) -> None:
+def test_torch_gets_the_threads_of_the_call_and_is_deterministic(perform: Any) -> None:
     seen: list[tuple[int, bool]] = []
 
     def body(tasks: Sequence[Task], inputs: Inputs) -> Iterator[Output]:
@@ -220,7 +220,7 @@ def unwritten() -> ArtifactError:
 @pytest.mark.parametrize(
     ("error", "text", "transient"),
     [
-        (ValueError("told to"), "ValueError: told to", False),
+        (ValueError("on request"), "ValueError: on request", False),
         (ValueError("two\nlines"), "ValueError: two", False),
         (ValueError(), "ValueError:", False),
         (KeyError("k"), "KeyError: 'k'", False),
@@ -235,7 +235,7 @@ def unwritten() -> ArtifactError:
     ],
     ids=repr,
 )
-def test_what_a_task_raises_is_told_in_one_line_with_its_traceback(
+def test_what_a_task_raises_is_reported_in_one_line_with_its_traceback(
     perform: Any, error: Exception, text: str, transient: bool
 ) -> None:
     failed = failure(perform("stage", raising(error)))
@@ -310,7 +310,7 @@ def words(tasks: Sequence[Task], inputs: Inputs) -> Iterator[Output]:
         ("probe_it", words, "ValueError: a row of probe_it does not fit its columns"),
     ],
 )
-def test_a_kind_that_breaks_its_promise_fails(perform: Any, kind: str, body: Body, text: str) -> None:
+def test_a_kind_that_breaks_its_contract_fails(perform: Any, kind: str, body: Body, text: str) -> None:
     failed = failure(perform(kind, body))
     assert text in failed.error
     assert not failed.transient
@@ -329,7 +329,7 @@ def test_a_cancellation_is_not_swallowed(perform: Any) -> None:
         perform("stage", raising(KeyboardInterrupt()))
 
 
-def test_parents_stand_in_the_rows_as_json(monkeypatch: pytest.MonkeyPatch, store: ArtifactStore) -> None:
+def test_rows_hold_the_parents_as_json(monkeypatch: pytest.MonkeyPatch, store: ArtifactStore) -> None:
     known, stage, measure = shape(None, lambda tasks, inputs, device: rows_for(tasks))
     monkeypatch.setattr(module, "registry", lambda: known)
     parent = stage.task({"x": 1})

@@ -1,4 +1,4 @@
-"""Importing: what becomes of files by torch.save, and of everything else; no code in a file is ever run."""
+"""Import of files by torch.save, and of all other files; no code in a file is ever run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ State = dict[str, torch.Tensor]
 
 
 class Malicious:
-    """Unpickled carelessly, it makes a file."""
+    """It makes a file when it is unpickled carelessly."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -44,7 +44,7 @@ class Malicious:
 
 @pytest.fixture
 def network() -> ResidualMLP:
-    """As a plain script makes one."""
+    """The state dict that a plain script makes."""
     return ResidualMLP(6, 4, 3, 2)
 
 
@@ -83,7 +83,7 @@ def test_a_state_dict_becomes_an_artifact(network: ResidualMLP, store: ArtifactS
     )
 
 
-def test_twice_is_once(state: State, store: ArtifactStore) -> None:
+def test_a_second_import_changes_nothing(state: State, store: ArtifactStore) -> None:
     first, created = import_checkpoint(io.BytesIO(saved(state)), store)
     again, created_again = import_checkpoint(io.BytesIO(saved(OrderedDict(reversed(state.items())))), store)
     assert (created, created_again) == (True, False)
@@ -101,7 +101,7 @@ def test_other_floats_are_converted(state: State, store: ArtifactStore, dtype: t
     assert store.record(view.key)["provenance"]["info"] == {"imported_from": [str(dtype).removeprefix("torch.")]}
 
 
-def test_however_it_was_saved(state: State, store: ArtifactStore) -> None:
+def test_every_form_of_file_is_read(state: State, store: ArtifactStore) -> None:
     expected, _ = import_checkpoint(io.BytesIO(saved(state)), store)
     transposed = {name: tensor.t().contiguous().t() for name, tensor in state.items()}
     parameters = {name: torch.nn.Parameter(tensor) for name, tensor in state.items()}
@@ -144,11 +144,11 @@ def test_code_is_not_run(
     assert "are not loaded" in said
     assert said.endswith(ADVICE)
     pickle.loads(pickle.dumps(Malicious(marker)))
-    assert marker.exists()  # so it would have run
+    assert marker.exists()  # so the code would have run
 
 
 @pytest.mark.parametrize("protocol", [0, 1])
-def test_code_in_pickles_of_old_is_not_run(protocol: int, store: ArtifactStore, tmp_path: Path) -> None:
+def test_code_in_old_pickles_is_not_run(protocol: int, store: ArtifactStore, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     for value in (Malicious(marker), {"embed.bias": Malicious(marker)}):
         assert refusal(pickle.dumps(value, protocol), store).endswith(ADVICE)
@@ -179,7 +179,7 @@ def test_a_whole_model_is_code(network: ResidualMLP, store: ArtifactStore) -> No
         (lambda state: dict(enumerate(state.values())), ["names are not text, such as 0"]),
     ],
 )
-def test_what_is_no_state_dict_is_described(
+def test_a_file_that_is_no_state_dict_is_described(
     wrap: Callable[[State], object], said: list[str], state: State, store: ArtifactStore
 ) -> None:
     found = refusal(saved(wrap(state)), store)
@@ -203,7 +203,7 @@ def test_tensors_of_the_wrong_kind(tensor: torch.Tensor, said: str, state: State
     assert said in refusal(saved({**state, "embed.bias": tensor}), store)
 
 
-def test_wrong_names(state: State, store: ArtifactStore) -> None:
+def test_wrong_names_are_reported(state: State, store: ArtifactStore) -> None:
     said = refusal(saved({f"module.{name}": tensor for name, tensor in state.items()}), store)
     assert "module.blocks.0.ln.bias" in said
 
@@ -228,18 +228,18 @@ def archive(**files: str) -> bytes:
         (pickle.dumps({"a": [1, 2]}, 2), "not written by torch.save"),
     ],
 )
-def test_other_files(data: bytes, said: str, store: ArtifactStore) -> None:
+def test_other_files_are_refused(data: bytes, said: str, store: ArtifactStore) -> None:
     assert said in refusal(data, store)
 
 
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
-def test_files_cut_off_anywhere(options: dict[str, bool], state: State, store: ArtifactStore) -> None:
+def test_files_that_are_cut_off_are_refused(options: dict[str, bool], state: State, store: ArtifactStore) -> None:
     data = saved(state, **options)
     for end in range(0, len(data) - 1, len(data) // 60):
         refusal(data[:end], store)
 
 
-def test_a_bit_that_fell_over(state: State, store: ArtifactStore) -> None:
+def test_a_flipped_bit_is_detected(state: State, store: ArtifactStore) -> None:
     data = bytearray(saved(state))
     values = state["blocks.1.w1.weight"].numpy().tobytes()
     data[data.index(values) + 3] ^= 1
@@ -266,7 +266,7 @@ def test_the_command_imports_from_standard_input(state: State, store: ArtifactSt
     assert not created
 
 
-def test_the_command_bounds_its_memory(state: State, store: ArtifactStore, tmp_path: Path) -> None:
+def test_the_command_limits_its_memory(state: State, store: ArtifactStore, tmp_path: Path) -> None:
     # 64 TiB by its shape, four bytes in the file.
     huge = torch.zeros(1).expand(2**22, 2**22)
     (tmp_path / "x.pt").write_bytes(saved({**state, "embed.weight": huge, "embed.bias": torch.zeros(1).expand(2**22)}))
@@ -282,7 +282,7 @@ Call = Callable[[Path], tuple[int, dict[str, Any]]]
 @pytest.fixture
 def call(store: ArtifactStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command in this process: its exit status and what it prints."""
-    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)  # this process goes on after it
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)  # this process runs on
 
     def called(file: Path) -> tuple[int, dict[str, Any]]:
         status = importing.main([str(file), str(store.root)])
@@ -291,7 +291,7 @@ def call(store: ArtifactStore, capsys: pytest.CaptureFixture[str], monkeypatch: 
     return called
 
 
-def test_the_command_says_what_is_wrong(state: State, store: ArtifactStore, tmp_path: Path, call: Call) -> None:
+def test_the_command_reports_errors(state: State, store: ArtifactStore, tmp_path: Path, call: Call) -> None:
     file = tmp_path / "x.pt"
     status, answer = call(file)
     assert (status, "No such file" in answer["error"]) == (1, True)
@@ -304,7 +304,7 @@ def test_the_command_says_what_is_wrong(state: State, store: ArtifactStore, tmp_
     assert (status, "cannot be written" in answer["error"]) == (1, True)
 
 
-def test_memory_that_is_refused_is_named(
+def test_running_out_of_memory_is_reported(
     state: State, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x.pt").write_bytes(saved(state))
@@ -317,7 +317,7 @@ def test_memory_that_is_refused_is_named(
     assert (status, "takes more than 5 GiB of memory" in answer["error"]) == (REFUSED, True)
 
 
-def test_a_lower_limit_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lower_limit_of_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[tuple[int, tuple[int, int]]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda *given: limits.append(given))
     for most, expected in (

@@ -18,7 +18,7 @@ SOURCE = Path(module.__file__)
 
 
 @pytest.fixture(autouse=True)
-def _asked_anew() -> Iterator[None]:
+def _uncached() -> Iterator[None]:
     module.software.cache_clear()
     yield
     module.software.cache_clear()
@@ -48,7 +48,7 @@ def test_versions_are_those_installed() -> None:
     assert found["version"]
 
 
-def test_a_clean_checkout_has_a_commit_and_no_dirt(copy: Path) -> None:
+def test_a_clean_checkout_has_a_commit_and_is_not_dirty(copy: Path) -> None:
     git(copy, "add", ".")
     git(copy, "commit", "--quiet", "-m", "one")
     (copy / "untracked").write_text("does not count")
@@ -65,7 +65,7 @@ def test_a_changed_checkout_is_dirty(copy: Path) -> None:
     assert module.software()["dirty"] is True
 
 
-def test_a_checkout_that_the_code_is_not_part_of_says_nothing(copy: Path) -> None:
+def test_a_checkout_that_does_not_hold_the_code_is_ignored(copy: Path) -> None:
     (copy / "other").write_text("the user's own project")
     git(copy, "add", "other")
     git(copy, "commit", "--quiet", "-m", "one")
@@ -86,7 +86,7 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None
     assert module.software()["commit"] is None
 
 
-def test_a_git_that_hangs_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_git_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(*arguments: Any, **options: Any) -> Any:
         assert options["timeout"] <= 10
         raise subprocess.TimeoutExpired("git", options["timeout"])
@@ -95,7 +95,7 @@ def test_a_git_that_hangs_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> N
     assert module.software()["commit"] is None
 
 
-def test_devices_have_names_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_have_readable_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
     assert module.device_name(torch.device("cpu")) == "cpu (x86_64)"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")

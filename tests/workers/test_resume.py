@@ -1,4 +1,4 @@
-"""A call that was interrupted goes on: what is stored is not computed again, and training resumes bit for bit."""
+"""An interrupted call continues: stored artifacts are not computed again, and training resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ RULES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(autouse=True)
-def every_epoch_is_told_and_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def every_epoch_is_reported_and_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume_state, "EVERY_S", 0.0)
     monkeypatch.setattr(resume_state, "SHARE", float("inf"))
     monkeypatch.setattr("creditgrid.workers.execute.PROGRESS_EVERY_S", 0.0)
 
 
 class Lost(OSError):
-    """The machine went away."""
+    """The machine was lost."""
 
 
 class Batches:
@@ -61,7 +61,7 @@ class Batches:
             yield batch
 
     def recover(self) -> None:
-        """Lose nothing any more, and count from here on."""
+        """Lose the machine no more, and count from now on."""
         self.lose = None
         self.epochs = []
 
@@ -149,7 +149,7 @@ def whole(tmp_path: Path) -> ArtifactStore:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_an_interrupted_run_goes_on_from_its_save_bit_for_bit(
+def test_an_interrupted_run_continues_from_its_resume_state_bit_for_bit(
     rule: dict[str, Any], go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore
 ) -> None:
     wanted = checkpoints([LAST], **rule)
@@ -167,7 +167,7 @@ def test_an_interrupted_run_goes_on_from_its_save_bit_for_bit(
     assert batches.take() == [1, 2, 3, 4]
     assert [path.name for path in kept(store)] == [wanted[-1].key]
 
-    batches.lose = 5  # and once more, further on
+    batches.lose = 5  # and once more, later
     assert isinstance(go(wanted, attempt=2)[-1], Failed)
     assert batches.take() == [4, 5]
 
@@ -178,7 +178,7 @@ def test_an_interrupted_run_goes_on_from_its_save_bit_for_bit(
     assert isinstance(items[-1], Finished)
     assert items[-1].sizes == {wanted[0].key: store.size(wanted[0].key)}
     assert_same(store, whole, wanted)
-    assert kept(store) == []  # the run is through
+    assert kept(store) == []  # the run has finished
 
 
 def test_checkpoints_that_are_there_are_not_computed_again(
@@ -210,13 +210,13 @@ def test_checkpoints_that_are_there_are_not_computed_again(
     assert not [item for item in again if isinstance(item, tuple)]
 
 
-def test_the_save_is_found_by_the_next_attempt_which_has_fewer_tasks(
+def test_the_resume_state_is_found_by_the_next_attempt_which_has_fewer_tasks(
     go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore
 ) -> None:
     early, late = checkpoints([2, LAST])
     go([late, early], whole)
     batches.lose = 5
-    *_, failed = go([late, early])  # in the order of their keys, which is any
+    *_, failed = go([late, early])  # in any order
     assert isinstance(failed, Failed)
     assert failed.stored == (early.key,)
     batches.recover()
@@ -237,11 +237,13 @@ def test_a_checkpoint_that_was_lost_since_is_trained_from_the_start(
     shutil.rmtree(store.path(wanted[0].key))
     assert not store.has(wanted[0].key)
     assert isinstance(go(wanted, attempt=2)[-1], Finished)
-    assert batches.take() == [1, 2, 3, 4, 5, 6]  # the save, of epoch 4, is past epoch 2
+    assert batches.take() == [1, 2, 3, 4, 5, 6]  # the resume state is of epoch 4, which is past epoch 2
     assert_same(store, whole, wanted)
 
 
-def test_a_damaged_save_costs_time_alone(go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore) -> None:
+def test_a_damaged_resume_state_costs_only_time(
+    go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore
+) -> None:
     wanted = checkpoints([LAST])
     go(wanted, whole)
     batches.lose = 4
@@ -254,7 +256,7 @@ def test_a_damaged_save_costs_time_alone(go: Go, batches: Batches, store: Artifa
     assert_same(store, whole, wanted)
 
 
-def test_a_run_is_saved_after_an_artifact_even_if_it_is_not_time(
+def test_a_run_is_saved_after_an_artifact_even_if_it_is_too_early(
     go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resume_state, "EVERY_S", 1e9)
@@ -268,7 +270,9 @@ def test_a_run_is_saved_after_an_artifact_even_if_it_is_not_time(
     assert_same(store, whole, wanted)
 
 
-def test_another_run_s_save_is_not_taken(go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore) -> None:
+def test_another_run_s_resume_state_is_not_used(
+    go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore
+) -> None:
     batches.lose = 4
     go(checkpoints([LAST]))
     batches.recover()
@@ -280,7 +284,7 @@ def test_another_run_s_save_is_not_taken(go: Go, batches: Batches, store: Artifa
     assert len(kept(store)) == 1  # the first run's is still there
 
 
-def test_a_run_goes_on_where_its_save_cannot_be_written(
+def test_a_run_continues_if_its_resume_state_cannot_be_written(
     go: Go, batches: Batches, store: ArtifactStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.root.mkdir(parents=True, exist_ok=True)
@@ -289,7 +293,7 @@ def test_a_run_goes_on_where_its_save_cannot_be_written(
     assert "a resume state cannot be written" in caplog.text
 
 
-def test_a_save_of_another_version_is_not_gone_on_from(go: Go, batches: Batches, store: ArtifactStore) -> None:
+def test_a_resume_state_of_another_version_is_not_used(go: Go, batches: Batches, store: ArtifactStore) -> None:
     (wanted,) = checkpoints([LAST])
     other = resume_state.ResumeState(store.root, wanted.group, wanted.key)
     other.save_next()
@@ -298,8 +302,8 @@ def test_a_save_of_another_version_is_not_gone_on_from(go: Go, batches: Batches,
     assert batches.take() == list(range(1, LAST + 1))
 
 
-def test_two_calls_of_one_training_do_not_meet(go: Go, batches: Batches, store: ArtifactStore) -> None:
-    """Two sweeps' epochs of one training: the shorter call's end takes nothing from the longer one."""
+def test_two_calls_of_one_training_share_no_resume_state(go: Go, batches: Batches, store: ArtifactStore) -> None:
+    """Two sweeps' epochs of one training: the end of the shorter call deletes nothing of the longer one."""
     early, late = checkpoints([2]), checkpoints([LAST])
     batches.lose = 4
     assert isinstance(go(late)[-1], Failed)

@@ -1,4 +1,4 @@
-"""Resume states: saved now and then, whole or absent, and deleted when the call has finished."""
+"""Resume states: saved from time to time, complete or absent, and deleted when the call has finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUP, LAST, OTHER = "a" * 64, "c" * 64, "b" * 64
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -47,7 +47,7 @@ def state(value: float, spend: Callable[[], None] = lambda: None) -> Saved:
 
 
 def kept(root: Path, last: str = LAST) -> Mapping[str, Any] | None:
-    """What a new attempt at the group is offered."""
+    """What a new attempt at the group restores."""
     given = {"k": {"x": np.ones(1)}}
     offered = ResumeState(root, GROUP, last).restore(given)
     assert offered["k"] is given["k"]
@@ -70,7 +70,7 @@ def saved(root: Path, number: float, last: str = LAST) -> ResumeState:
     return resume
 
 
-def test_what_is_kept_is_offered_to_the_next_attempt_bit_for_bit(tmp_path: Path) -> None:
+def test_the_next_attempt_restores_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
     arrays = {
         "f32": np.array([[1 / 3, -0.0], [np.nan, np.inf]], dtype=np.float32),
         "lr": np.asarray(1e-3 / 7, dtype=np.float64),
@@ -88,13 +88,13 @@ def test_what_is_kept_is_offered_to_the_next_attempt_bit_for_bit(tmp_path: Path)
         assert found[name].tobytes() == array.tobytes()
 
 
-def test_nothing_is_offered_where_nothing_was_kept(tmp_path: Path) -> None:
+def test_nothing_is_restored_if_nothing_was_saved(tmp_path: Path) -> None:
     given = {"k": {"x": np.ones(1)}}
     assert ResumeState(tmp_path, GROUP, LAST).restore(given) is given
     assert files(tmp_path) == []
 
 
-def test_each_call_has_its_own(tmp_path: Path) -> None:
+def test_each_call_has_its_own_resume_state(tmp_path: Path) -> None:
     saved(tmp_path, 1.0)
     assert value(tmp_path, OTHER) is None
     saved(tmp_path, 2.0, OTHER)
@@ -114,7 +114,7 @@ def test_a_later_save_replaces_the_earlier_and_leaves_no_other_file(tmp_path: Pa
 # -- how often -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_saved_no_more_often_than_every_so_many_seconds(tmp_path: Path, clock: Clock) -> None:
+def test_there_are_at_least_so_many_seconds_between_saves(tmp_path: Path, clock: Clock) -> None:
     resume = ResumeState(tmp_path, GROUP, LAST)
     times = []
     for number in range(100):
@@ -143,7 +143,7 @@ def test_a_slow_save_takes_no_more_than_its_share_of_the_time(tmp_path: Path, cl
     assert clock.now - after == pytest.approx(3.0 / SHARE)
 
 
-def test_the_state_is_not_copied_while_it_is_not_time(tmp_path: Path, clock: Clock) -> None:
+def test_the_state_is_not_copied_before_it_is_time(tmp_path: Path, clock: Clock) -> None:
     def copied() -> None:
         raise AssertionError("a copy costs time")
 
@@ -188,7 +188,7 @@ def no_tensors(content: bytes) -> bytes:
     ],
     ids=["flipped", "no tensors", "cut", "short", "digest alone", "longer", "empty", "other digest", "no digest"],
 )
-def test_a_damaged_save_is_dropped_and_the_run_begins_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_resume_state_is_deleted(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     saved(tmp_path, 1.0)
     path = tmp_path / FOLDER / LAST
     path.write_bytes(damage(path.read_bytes()))
@@ -199,7 +199,7 @@ def test_a_damaged_save_is_dropped_and_the_run_begins_anew(tmp_path: Path, damag
     assert value(tmp_path) == 2.0
 
 
-def test_a_save_that_cannot_be_written_leaves_the_last_one_whole(
+def test_a_failed_write_leaves_the_previous_save_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     resume = saved(tmp_path, 1.0)
@@ -215,7 +215,7 @@ def test_a_save_that_cannot_be_written_leaves_the_last_one_whole(
     assert files(tmp_path) == [LAST]
 
 
-def test_a_state_that_cannot_be_copied_leaves_the_last_one_whole(tmp_path: Path) -> None:
+def test_a_failed_copy_leaves_the_previous_save_complete(tmp_path: Path) -> None:
     resume = saved(tmp_path, 1.0)
     resume.save_next()
 
@@ -231,7 +231,7 @@ def test_a_state_that_cannot_be_copied_leaves_the_last_one_whole(tmp_path: Path)
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_dropped_is_gone_and_may_be_gone_already(tmp_path: Path) -> None:
+def test_a_resume_state_can_be_deleted_twice(tmp_path: Path) -> None:
     resume = saved(tmp_path, 1.0)
     resume.delete()
     assert files(tmp_path) == []
@@ -240,7 +240,7 @@ def test_what_is_dropped_is_gone_and_may_be_gone_already(tmp_path: Path) -> None
     ResumeState(tmp_path / "never", GROUP, LAST).delete()
 
 
-def test_what_is_kept_is_told_and_what_a_dead_writer_left_is_apart(
+def test_resume_states_and_files_of_dead_writers_are_listed_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (resume_states(tmp_path), abandoned_resume_states(tmp_path)) == ({}, [])
@@ -254,7 +254,7 @@ def test_what_is_kept_is_told_and_what_a_dead_writer_left_is_apart(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
-        patch.setattr(Path, "unlink", killed)  # so that nothing is cleaned up either
+        patch.setattr(Path, "unlink", killed)  # so that nothing is cleaned up
         with pytest.raises(Killed):
             saved(tmp_path, 2)
     folder = tmp_path / FOLDER

@@ -1,4 +1,4 @@
-"""The program that computes one task alone: what it says, what it leaves in its folder, and what it refuses."""
+"""The program that computes one task alone: its messages, the files that it writes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def run(tmp_path: Path) -> Run:
         reader, writer = Pipe(duplex=False)
         status = main([str(tmp_path), str(os.dup(writer.fileno())), *options])
         writer.close()
-        said = []
+        messages = []
         with reader, contextlib.suppress(EOFError):
             while True:
-                said.append(json.loads(reader.recv_bytes()))
-        return status, said
+                messages.append(json.loads(reader.recv_bytes()))
+        return status, messages
 
     return compute
 
@@ -52,9 +52,9 @@ def cell(**params: Any) -> tuple[Task, list[Task]]:
 
 def test_a_cell_leaves_its_rows(run: Run, tmp_path: Path) -> None:
     task, _ = cell(x=21, y=0.5)
-    status, said = run(task)
+    status, messages = run(task)
     assert status == 0
-    started, finished = said
+    started, finished = messages
     assert started == {"type": "started", "kind": "noop", "key": task.key}
     assert finished["type"] == "finished"
     assert finished["rows"] == str(tmp_path / "rows.arrow")
@@ -65,10 +65,10 @@ def test_a_cell_leaves_its_rows(run: Run, tmp_path: Path) -> None:
 
 def test_a_stage_leaves_its_artifact(run: Run, tmp_path: Path) -> None:
     _, (base,) = cell(x=1, base="ok")
-    status, said = run(base)
+    status, messages = run(base)
     assert status == 0
-    assert said[-1]["tensors"] == {"one": {"shape": [1], "dtype": "float32"}}
-    path = Path(said[-1]["artifact"])
+    assert messages[-1]["tensors"] == {"one": {"shape": [1], "dtype": "float32"}}
+    path = Path(messages[-1]["artifact"])
     assert path.is_relative_to(tmp_path)
     np.testing.assert_array_equal(load_file(path)["one"], [1.0])
 
@@ -87,16 +87,16 @@ def test_inputs_come_from_the_folder_or_from_the_task_before(
     monkeypatch.setitem(noop.MEASURE.__dict__, "run", look)
     (tmp_path / "inputs").mkdir()
     save_file({"one": np.full(1, 7, np.float32)}, tmp_path / "inputs" / f"{base.key}.safetensors")
-    status, said = run(task)
+    status, messages = run(task)
     assert status == 0
-    assert [message["type"] for message in said] == ["started", "progress", "finished"]
-    assert said[1] == {"type": "progress", "kind": "noop", "done": 1, "total": 2, "note": "half"}
+    assert [message["type"] for message in messages] == ["started", "progress", "finished"]
+    assert messages[1] == {"type": "progress", "kind": "noop", "done": 1, "total": 2, "note": "half"}
     assert seen[0][base.key]["one"] == 7
 
     (tmp_path / "inputs" / f"{base.key}.safetensors").unlink()
-    status, said = run(base, task)
+    status, messages = run(base, task)
     assert status == 0
-    assert [(message["type"], message["kind"]) for message in said if message["type"] != "progress"] == [
+    assert [(message["type"], message["kind"]) for message in messages if message["type"] != "progress"] == [
         ("started", "noop_base"),
         ("finished", "noop_base"),
         ("started", "noop"),
@@ -105,14 +105,14 @@ def test_inputs_come_from_the_folder_or_from_the_task_before(
     assert seen[1][base.key]["one"] == 1
 
 
-def test_what_a_task_raises_is_told_and_ends_it(run: Run) -> None:
+def test_what_a_task_raises_is_reported_and_ends_the_program(run: Run) -> None:
     task, (base,) = cell(x=1, base="raise")
-    status, said = run(base, task)
+    status, messages = run(base, task)
     assert status == 1
-    assert [message["type"] for message in said] == ["started", "failed"]
-    assert (said[1]["key"], said[1]["error"]) == (base.key, "ValueError: the base was asked to raise")
-    assert said[1]["traceback"].rstrip().endswith("ValueError: the base was asked to raise")
-    assert "run_base" in said[1]["traceback"]
+    assert [message["type"] for message in messages] == ["started", "failed"]
+    assert (messages[1]["key"], messages[1]["error"]) == (base.key, "ValueError: the base was asked to raise")
+    assert messages[1]["traceback"].rstrip().endswith("ValueError: the base was asked to raise")
+    assert "run_base" in messages[1]["traceback"]
 
 
 def test_a_task_that_exits_has_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +121,10 @@ def test_a_task_that_exits_has_failed(run: Run, monkeypatch: pytest.MonkeyPatch)
         yield
 
     monkeypatch.setitem(noop.MEASURE.__dict__, "run", leave)
-    status, said = run(cell(x=1)[0])
+    status, messages = run(cell(x=1)[0])
     assert status == 1
-    assert said[-1]["error"].startswith("SystemExit")
-    assert "in leave" in said[-1]["traceback"]
+    assert messages[-1]["error"].startswith("SystemExit")
+    assert "in leave" in messages[-1]["traceback"]
 
 
 def test_what_a_task_prints_is_no_message(
@@ -135,14 +135,16 @@ def test_what_a_task_prints_is_no_message(
         yield Output(tasks[0].key, rows=[{"twice": 1.0}])
 
     monkeypatch.setitem(noop.MEASURE.__dict__, "run", chat)
-    status, said = run(cell(x=1)[0])
+    status, messages = run(cell(x=1)[0])
     assert status == 0
-    assert [message["type"] for message in said] == ["started", "finished"]
-    assert "rows" in said[-1]
+    assert [message["type"] for message in messages] == ["started", "finished"]
+    assert "rows" in messages[-1]
     assert capfd.readouterr().out == '{"type": "finished"}\n'
 
 
-def test_what_a_task_starts_does_not_hold_the_connection_open(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_a_task_starts_does_not_hold_the_connection_open(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     children: list[subprocess.Popen[bytes]] = []
 
     def start(tasks: Any, inputs: Any, device: Any) -> Any:
@@ -150,22 +152,22 @@ def test_what_a_task_starts_does_not_hold_the_connection_open(run: Run, monkeypa
         yield Output(tasks[0].key, rows=[{"twice": 1.0}])
 
     monkeypatch.setitem(noop.MEASURE.__dict__, "run", start)
-    status, said = run(cell(x=1)[0])
+    status, messages = run(cell(x=1)[0])
     (child,) = children
     with child:
         assert child.poll() is None
         child.kill()
-    assert (status, said[-1]["type"]) == (0, "finished")
+    assert (status, messages[-1]["type"]) == (0, "finished")
 
 
 def refusal(run: Run, task: Task, *options: str) -> str:
-    status, said = run(task, options=options)
+    status, messages = run(task, options=options)
     assert status == 2
-    assert [message["type"] for message in said] == ["refused"]
-    return str(said[0]["error"])
+    assert [message["type"] for message in messages] == ["refused"]
+    return str(messages[0]["error"])
 
 
-def test_what_would_be_something_else_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_would_be_another_here_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     task, _ = cell(x=1)
     damaged = dataclasses.replace(task, params=dict(task.params) | {"x": 2})
     assert "is not the key of this noop" in refusal(run, damaged)
@@ -178,18 +180,18 @@ def test_what_would_be_something_else_is_refused(run: Run, monkeypatch: pytest.M
 
 def test_an_unknown_kind_fails_with_advice(run: Run) -> None:
     task = Task("strange", 1, {}, {}, digest({"kind": "strange", "version": 1, "params": {}, "parents": {}}), "g")
-    status, said = run(task)
+    status, messages = run(task)
     assert status == 1
-    assert "knows no task kind 'strange'" in said[-1]["error"]
+    assert "knows no task kind 'strange'" in messages[-1]["error"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_as_many_threads_as_a_worker_would_use(run: Run, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+def test_torch_uses_as_many_threads_as_in_a_worker(run: Run, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     def count(tasks: Any, inputs: Any, device: Any) -> Any:
         yield Output(tasks[0].key, rows=[{"twice": float(torch.get_num_threads())}])
 
     monkeypatch.setitem(noop.MEASURE.__dict__, "run", count)
-    status, said = run(cell(x=1)[0], cpu=float(threads))
+    status, messages = run(cell(x=1)[0], cpu=float(threads))
     assert status == 0
-    with pa.ipc.open_stream(Path(said[-1]["rows"]).read_bytes()) as reader:
+    with pa.ipc.open_stream(Path(messages[-1]["rows"]).read_bytes()) as reader:
         assert reader.read_all()["twice"].to_pylist() == [threads]

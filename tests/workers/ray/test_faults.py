@@ -1,4 +1,4 @@
-"""What the Ray runner makes of dying workers, nodes and clusters, over real Ray; clusters end with their tests."""
+"""How the Ray runner handles dying workers, nodes and clusters of real Ray; clusters end with their tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CANCELLED_S = 5.0
 
 @pytest.fixture(scope="module", autouse=True)
 def _environment() -> Iterator[None]:
-    """Workers find the plugin by the environment; a token file is nothing to test here."""
+    """Workers find the plugin by the environment; token files are not tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")])))
         patch.setenv("RAY_AUTH_MODE", "disabled")
@@ -52,7 +52,7 @@ def fault(behaviour: str, amount: int = 0, name: str = "") -> Task:
     return Task("fault", 1, params, {}, key, key)
 
 
-def own_cluster() -> list[psutil.Process]:
+def cluster_processes() -> list[psutil.Process]:
     """Every process below the driver's cluster: gcs_server, raylet, agents and workers."""
     (driver,) = drivers()
     return driver.children(recursive=True)
@@ -68,11 +68,11 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def within(seconds: float, what: Any) -> float:
     """Wait until ``what()`` is true; the seconds that took."""
-    began = time.monotonic()
+    started_at = time.monotonic()
     while not what():
-        assert time.monotonic() < began + seconds
+        assert time.monotonic() < started_at + seconds
         time.sleep(0.1)
-    return time.monotonic() - began
+    return time.monotonic() - started_at
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def kit(shared: Kit) -> Kit:
 # -- workers ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_whose_process_dies_says_which_and_of_what(kit: Kit) -> None:
+def test_a_call_reports_which_process_died_and_of_what(kit: Kit) -> None:
     calls = {how: kit.submit([fault(how)]) for how in ("kill", "exit", "segv")}
     for how, call in calls.items():
         end = kit.failure_of(call)
@@ -114,7 +114,7 @@ def test_a_call_whose_process_dies_says_which_and_of_what(kit: Kit) -> None:
         assert end.host == started.host
     segfault = kit.failure_of(calls["segv"])
     assert "SIGSEGV" in segfault.error or "Segmentation fault" in segfault.error
-    assert "string_at" in segfault.traceback  # its last words
+    assert "string_at" in segfault.traceback  # the end of its log
     assert "killed, or ended by what the task calls" in kit.failure_of(calls["kill"]).error
 
 
@@ -128,24 +128,24 @@ def test_a_task_that_exits_ends_its_call_alone(kit: Kit) -> None:
 # -- cancel ----------------------------------------------------------------------------------------------------------
 
 
-def test_calls_that_do_not_heed_it_are_cancelled_within_seconds(kit: Kit) -> None:
+def test_calls_that_ignore_their_cancellation_end_within_seconds(kit: Kit) -> None:
     running = [kit.submit([fault(how, 100, "cancel")]) for how in ("swallow", "hold", "sleep")]
     kit.until(lambda seen: all(kit.of(call, Advanced) for call in running))
     queued = kit.submit([fault("none", name="queued")])
-    time.sleep(0.5)  # into what they do
-    began = time.monotonic()
+    time.sleep(0.5)  # so that they are in their work
+    started_at = time.monotonic()
     for call in (queued, *running):
         kit.runner.cancel(call)
-        kit.runner.cancel(call)  # twice is once
+        kit.runner.cancel(call)  # a second time changes nothing
     took = {}
     for call in (queued, *running):
         end = kit.failure_of(call)
         assert (end.error, end.transient, end.crashed) == ("cancelled", False, False)
-        took[call] = time.monotonic() - began
+        took[call] = time.monotonic() - started_at
     assert kit.of(queued, Started) == []
     assert max(took.values()) < CANCELLED_S, took
     again = [kit.submit([fault("sleep", 100, f"again {number}")]) for number in range(CPUS)]
-    kit.running(*again)  # all at a time: every slot is free
+    kit.running(*again)  # all at the same time: every slot is free
     for call in again:
         kit.runner.cancel(call)
     assert [kit.failure_of(call).error for call in again] == ["cancelled"] * CPUS
@@ -153,7 +153,7 @@ def test_calls_that_do_not_heed_it_are_cancelled_within_seconds(kit: Kit) -> Non
     assert sum(isinstance(item, Failed) for item in kit.seen) == 4 + CPUS
 
 
-def test_a_cancelled_call_whose_worker_dies_meanwhile_ends_once(kit: Kit) -> None:
+def test_a_cancelled_call_whose_worker_dies_ends_once(kit: Kit) -> None:
     call = kit.submit([fault("swallow", 100, "both")])
     kit.until(lambda seen: bool(kit.of(call, Advanced)))
     kit.runner.cancel(call)
@@ -165,7 +165,7 @@ def test_a_cancelled_call_whose_worker_dies_meanwhile_ends_once(kit: Kit) -> Non
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_that_takes_too_much_memory_is_ended_and_its_neighbours_are_not(
+def test_a_call_that_takes_too_much_memory_is_killed_and_its_neighbours_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ray's own monitor, which measures the machine, never acts; ours measures the workers of this test.
@@ -192,16 +192,16 @@ def test_a_call_that_takes_too_much_memory_is_ended_and_its_neighbours_are_not(
         kit.runner.stop()
 
 
-# -- the own cluster -------------------------------------------------------------------------------------------------
+# -- the local cluster -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("victims", [("raylet",), ("gcs_server", "raylet")], ids="+".join)
-def test_an_own_cluster_that_dies_is_noticed_and_made_anew(kit: Kit, victims: tuple[str, ...]) -> None:
+def test_a_local_cluster_that_dies_is_noticed_and_started_again(kit: Kit, victims: tuple[str, ...]) -> None:
     base = fault("array", 200_000, "kept")
     assert isinstance(kit.end_of(kit.submit([base])), Finished)
     call = kit.submit([fault("hold", 100, "+".join(victims))])
     kit.until(lambda seen: bool(kit.of(call, Advanced)))
-    old = own_cluster()
+    old = cluster_processes()
     dying = named(old, *victims)
     assert len(dying) == len(victims)
     for process in dying:
@@ -273,7 +273,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def total(key: str, kit: Kit, tries: int) -> Mapping[int, Finished | Failed]:
-    """The calls that it took to sum an artifact, by attempt."""
+    """The ends of the calls that sum an artifact, by attempt, up to the first that succeeds."""
     ends: dict[int, Finished | Failed] = {}
     for attempt in range(tries):
         ends[attempt] = kit.end_of(kit.submit([fault("none", name=f"sum {key}")], [key]), 90)
@@ -287,7 +287,7 @@ def test_a_joined_cluster_loses_a_node_and_then_everything(cluster: Cluster, tmp
     kit = Kit("ray", RayRunner(store, tmp_path / "ray.log", address=cluster.address), store)
     kit.runner.start()
     try:
-        # Nobody there yet.
+        # Nothing listens there yet.
         within(10, lambda: "no Ray cluster answers at" in (kit.runner.capacity().degraded or ""))
         assert cluster.address in (kit.runner.capacity().degraded or "")
         cluster.add(cpus=1)
@@ -302,11 +302,11 @@ def test_a_joined_cluster_loses_a_node_and_then_everything(cluster: Cluster, tmp
         call = kit.submit([fault("hold", 200)], resources=two)
         kit.until(lambda seen: bool(kit.of(call, Advanced)))
         worker = psutil.Process(int(kit.of(call, Advanced)[0].note))
-        began = time.monotonic()
+        started_at = time.monotonic()
         (raylet,) = named(second, "raylet")
         raylet.kill()
-        ends = total(base.key, kit, 3)  # at once: nobody knows yet that the object is gone
-        summed = time.monotonic() - began
+        ends = total(base.key, kit, 3)  # at once: the loss of the object is not noticed yet
+        summed = time.monotonic() - started_at
         end = kit.failure_of(call)
         assert (end.transient, end.crashed) == (True, False)
         assert "node" in end.error
@@ -318,7 +318,7 @@ def test_a_joined_cluster_loses_a_node_and_then_everything(cluster: Cluster, tmp
         within(60, lambda: kit.runner.capacity().nodes == 1)
         assert kit.runner.capacity().degraded is None
 
-        # Everything dies, and comes back at the same address.
+        # Everything dies, and starts again at the same address.
         call = kit.submit([fault("hold", 201)])
         kit.until(lambda seen: len(kit.of(call, Advanced)) > 0)
         cluster.kill()

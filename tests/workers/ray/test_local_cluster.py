@@ -1,4 +1,4 @@
-"""Where the cluster of a store lives."""
+"""The folder of a store's cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from creditgrid.workers.ray.local_cluster import LocalCluster
 
 
-def test_each_store_has_a_folder_that_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_always_has_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/r")
     one, again, two = (LocalCluster(tmp_path / name).folder for name in ("one", "one", "two"))
     assert one == again != two
@@ -17,7 +17,7 @@ def test_each_store_has_a_folder_that_is_found_again(tmp_path: Path, monkeypatch
 
 
 def test_a_temporary_folder_with_a_long_path_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T")  # as macOS has them
+    monkeypatch.setenv("RAY_TMPDIR", "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T")  # as on macOS
     folder = LocalCluster(tmp_path).folder
     assert folder.parent == Path("/tmp")
     # Ray's longest socket below it.

@@ -1,4 +1,4 @@
-"""How memory is measured, and what one watch leaves to another; test_faults.py has a call that takes too much."""
+"""How memory is measured, and two watches at once; test_faults.py has a call that takes too much."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_memory_is_measured_as_ray_does(tmp_path: Path) -> None:
     assert abs(memory(cgroup=tmp_path).used - (real.total - real.available)) < 2**30
 
 
-def test_the_limit_of_ray_is_read_from_the_environment() -> None:
+def test_rays_limit_is_read_from_the_environment() -> None:
     assert ray_limit(1000, {}) == 950
     assert ray_limit(1000, {"RAY_memory_usage_threshold": "0.5"}) == 500
     assert ray_limit(1000, {"RAY_memory_usage_threshold": "0.5", "RAY_min_memory_free_bytes": "200"}) == 800
@@ -42,7 +42,7 @@ memory_watch.memory = lambda: memory_watch.Memory(used=2, total=1)
 def record(process, reason):
     print(process, reason)
     if reason is not None:
-        os.kill(process, signal.SIGKILL)  # as another worker's watch, which is faster
+        os.kill(process, signal.SIGKILL)  # as the faster watch of another worker does
         while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
 
@@ -50,7 +50,7 @@ memory_watch.MemoryWatch("call of this test", record).check()
 """
 
 
-def test_of_two_watches_that_end_one_call_the_slower_does_not_take_back_why() -> None:
+def test_the_slower_of_two_watches_keeps_the_reason_of_the_faster() -> None:
     with subprocess.Popen(["call of this test", "60"], executable="sleep") as call:
         said = subprocess.run([sys.executable, "-c", TWO_WATCHES], capture_output=True, text=True, check=True).stdout
     assert call.returncode == -signal.SIGKILL

@@ -1,6 +1,6 @@
-"""Loaded at its start by every Python process of a Ray cluster: its machine is small, and its workers alone fill it.
+"""Loaded at its start by every Python process of a Ray cluster: a small machine that its workers alone fill.
 
-So the memory watch acts on what the workers of one test hold, whatever runs beside them.
+So the memory watch measures the workers of one test, whatever else runs on the machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TOTAL = int(os.environ["CREDITGRID_TEST_MEMORY"])
 
 
 def memory() -> memory_watch.Memory:
-    """What the processes of this worker's node hold, of ``TOTAL`` bytes; what they share is left out."""
+    """The memory of the processes of this worker's node, without shared memory, of ``TOTAL`` bytes."""
     used = 0
     for process in psutil.Process(os.getppid()).children():
         try:
