@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 
@@ -13,7 +13,7 @@ from creditgrid.workers.artifact_cache import ArtifactCache
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
 from creditgrid.workers.inputs import load_inputs
-from creditgrid.workers.runner import Call, Capacity, Failed, Message
+from creditgrid.workers.runner import Call, Capacity, Failed, Message, drain
 
 CACHE_BYTES = 2**30
 """Artifacts that stay in memory between calls."""
@@ -29,7 +29,7 @@ class LocalRunner:
 
     def __init__(self, store: ArtifactStore, workers: int = 1) -> None:
         self._store, self._workers = store, workers
-        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._messages: SimpleQueue[Message] = SimpleQueue()
         self._cancelled: set[int] = set()
         self._active: set[int] = set()
         self._lock = threading.Lock()
@@ -49,13 +49,7 @@ class LocalRunner:
         self._pool.submit(self._run, call)
 
     def poll(self, timeout: float) -> list[Message]:
-        found: list[Message] = []
-        try:
-            found.append(self._messages.get(timeout=timeout))
-            while True:
-                found.append(self._messages.get_nowait())
-        except queue.Empty:
-            return found
+        return drain(self._messages, timeout)
 
     def cancel(self, call: int) -> None:
         with self._lock:

@@ -7,8 +7,10 @@ pipe between the service and the Ray driver.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeAlias
 
 from creditgrid.core.task import Resources, Task
@@ -91,6 +93,16 @@ class Lost:
 
 
 Message: TypeAlias = Started | Advanced | Finished | Failed | Lost
+
+
+def drain(messages: SimpleQueue[Message], timeout: float) -> list[Message]:
+    """All messages in the queue, waiting up to ``timeout`` seconds for the first."""
+    found: list[Message] = []
+    with contextlib.suppress(Empty):
+        found.append(messages.get(timeout=timeout))
+        while True:
+            found.append(messages.get_nowait())
+    return found
 
 
 @dataclass(frozen=True, slots=True)

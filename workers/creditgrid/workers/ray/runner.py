@@ -8,7 +8,6 @@ process is gone: it sees the end of the pipe.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import subprocess
@@ -17,13 +16,13 @@ import threading
 import time
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.ray.endpoints import connection_error
 from creditgrid.workers.ray.local_cluster import LocalCluster
-from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message
+from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message, drain
 
 START_TIMEOUT_S = 120.0
 """A driver that has not joined a cluster by then is ended: without a cluster ray.init can block for many minutes."""
@@ -93,11 +92,7 @@ class RayRunner:
                 self._send(("cancel", call))
 
     def poll(self, timeout: float) -> list[Message]:
-        found: list[Message] = []
-        with contextlib.suppress(Empty):
-            found.append(self._messages.get(timeout=timeout))
-            while True:
-                found.append(self._messages.get_nowait())
+        found = drain(self._messages, timeout)
         with self._lock:
             self._losses -= sum(isinstance(message, Lost) for message in found)
         return found
