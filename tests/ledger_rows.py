@@ -1,4 +1,4 @@
-"""Rows written straight into a ledger, to look at one transition at a time."""
+"""Rows written directly into a ledger, to test one transition at a time."""
 
 from __future__ import annotations
 

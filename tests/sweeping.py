@@ -25,6 +25,9 @@ from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
 from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message, Runner, Started
 
+both_databases = pytest.mark.usefixtures("url")
+"""The test runs with a ledger in SQLite and with one in PostgreSQL."""
+
 
 class Crash(BaseException):
     """The process dies here."""
@@ -265,6 +268,12 @@ def wait_until(condition: Callable[[], bool], within: float = 30.0) -> None:
 def groups(count: int, **changes: Any) -> dict[str, Any]:
     """A sweep of this many calls of two cells each."""
     return {"axes": {"group": list(range(count)), "x": [1, 2]}, **changes}
+
+
+def one_cell_groups(count: int, first: int = 0, **changes: Any) -> dict[str, Any]:
+    """A sweep of this many calls of one cell each."""
+    fixed = {"x": 1, **changes.get("fixed", {})}
+    return {"axes": {"group": list(range(first, first + count))}, **changes, "fixed": fixed}
 
 
 def quick(patch: pytest.MonkeyPatch, **values: float) -> None:

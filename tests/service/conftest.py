@@ -87,17 +87,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def house_url() -> str | None:
-    """The URL of the house's ledger, or None for a SQLite file in its folder."""
-    return None
-
-
-@pytest.fixture
-def house(tmp_path: Path, house_url: str | None, no_pauses: None) -> Iterator[House]:
-    """A service whose scheduler the test steps; at the end it is checked."""
+def house(request: pytest.FixtureRequest, tmp_path: Path, no_pauses: None) -> Iterator[House]:
+    """A service whose scheduler the test steps, checked at the end. A test that uses ``url`` has its ledger there."""
     from sweeping import House
 
-    made = House(tmp_path, url=house_url)
+    made = House(tmp_path, url=request.getfixturevalue("url") if "url" in request.fixturenames else None)
     yield made
     made.check()
     made.close()

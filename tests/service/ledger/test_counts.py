@@ -1,4 +1,4 @@
-"""Counts: what transitions keep is what counting the cells and stages gives."""
+"""The counts that transitions keep equal a count of the cells and stages."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_means_are_over_the_tasks_of_calls_that_succeeded(ledger: Ledger) -> Non
         assert connection.scalar(sa.select(tables.tasks.c.bytes).where(tables.tasks.c.key == "a")) == 2**40
 
 
-def test_cells_of_open_sweeps_are_counted_over_all(ledger: Ledger) -> None:
+def test_cells_of_all_open_sweeps_are_counted(ledger: Ledger) -> None:
     with ledger.write() as connection:
         for sweep, state in (("one", State.RUNNING), ("two", State.PENDING), ("ended", State.FAILED)):
             add_sweep(connection, sweep, state)

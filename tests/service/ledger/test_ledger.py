@@ -268,7 +268,7 @@ def test_large_artifacts_fit(ledger: Ledger) -> None:
         assert connection.scalar(sa.select(tables.tasks.c.bytes)) == 2**40
 
 
-def test_keys_come_in_pieces_that_fit_a_statement() -> None:
+def test_chunks_of_keys_fit_a_statement() -> None:
     keys = [str(n) for n in range(2 * CHUNK + 1)]
     pieces = list(tables.chunks(keys))
     assert [key for piece in pieces for key in piece] == keys

@@ -1,4 +1,4 @@
-"""What the scheduler asks of the ledger: who is ready, and who owns a call."""
+"""Which sweeps and calls are ready, and which sweep owns a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from creditgrid.service.ledger.ownership import claim, hand_over
 from creditgrid.service.ledger.queries import LONGEST_PAUSE_S, ready_calls, ready_sweeps
 
 
-def test_ready_sweeps_come_by_urgency_then_age(ledger: Ledger) -> None:
+def test_ready_sweeps_are_ordered_by_priority_then_age(ledger: Ledger) -> None:
     with ledger.write() as connection:
         for sweep, priority in {"first": 0, "second": 0, "urgent": 5, "idle": -5, "paused": 9, "nothing": 9}.items():
             add_sweep(connection, sweep, priority=priority, paused=sweep == "paused")
@@ -42,11 +42,11 @@ def test_ready_calls_are_pending_and_due(ledger: Ledger) -> None:
         assert ready(1500.0) == [first, second]
         assert ready(1500.0, 1) == [first]
         assert ready(2000.0) == [first, second, later]
-        # A clock that was set back keeps nobody waiting longer than any pause is.
+        # After the clock was set back, no call waits longer than the longest pause.
         assert ready(2000.0 - LONGEST_PAUSE_S - 1.0) == [first, second, later]
 
 
-def test_calls_belong_to_the_most_urgent_sweep_that_runs(ledger: Ledger) -> None:
+def test_the_most_urgent_sweep_that_is_not_paused_owns_a_shared_call(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "old", priority=0)
         add_sweep(connection, "new", priority=0)

@@ -36,7 +36,7 @@ def test_every_open_state_can_be_left_without_a_result(table: transitions.Transi
 
 
 @pytest.mark.parametrize("table", ALL.values(), ids=ALL.keys())
-def test_a_finished_state_leads_to_pending_alone(table: transitions.Transitions) -> None:
+def test_a_finished_state_leads_only_to_pending(table: transitions.Transitions) -> None:
     for state in table.keys() & set(FINISHED):
         assert table[state] == (PENDING,)
 
@@ -52,7 +52,7 @@ def test_a_call_that_ended_and_a_cell_with_rows_never_change() -> None:
     assert not CELL.keys() & set(RESULT)
 
 
-def test_no_call_succeeds_that_the_runner_never_had() -> None:
+def test_only_a_call_that_the_runner_had_succeeds() -> None:
     assert set(legal_before(CALL, SUCCEEDED)) == {QUEUED, RUNNING}
     assert set(legal_before(CALL, QUEUED)) == {PENDING}
     assert set(legal_before(CALL, RUNNING)) == {QUEUED}
@@ -73,7 +73,7 @@ STEPS: dict[State, Callable[[sa.Connection, int], Any]] = {
 }
 
 
-def test_a_call_takes_legal_steps_alone(ledger: Ledger) -> None:
+def test_a_call_takes_only_legal_steps(ledger: Ledger) -> None:
     for before, after in itertools.product(State, STEPS):
         with ledger.write() as connection:
             call, other = add_call(connection, before), add_call(connection, before)
@@ -86,7 +86,7 @@ def test_a_call_takes_legal_steps_alone(ledger: Ledger) -> None:
             STEPS[after](connection, 10**6)  # an unknown call
 
 
-def test_a_call_waits_until_all_that_it_depends_on_has_ended(ledger: Ledger) -> None:
+def test_a_call_waits_until_all_its_inputs_have_ended(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "s")
         owner, call, free = add_call(connection, RUNNING), add_call(connection), add_call(connection)
@@ -180,7 +180,7 @@ def test_some_tasks_of_a_call_end_before_the_others(ledger: Ledger) -> None:
         assert counts.count_cells(connection, "s") == {SKIPPED: len(keys) - 1, PENDING: 1}
         transitions.skip_tasks(connection, call, [], "blame", "text")
         assert states(connection, tables.tasks)["k0"] == PENDING
-        transitions.keep_tasks(connection, call, keys)  # those that were skipped stay so
+        transitions.keep_tasks(connection, call, keys)  # skipped tasks stay skipped
         assert counts.count_cells(connection, "s") == {SKIPPED: len(keys) - 1, SUCCEEDED: 1}
         assert connection.execute(sa.select(tables.needs)).all() == []
 
@@ -248,7 +248,7 @@ def end_of(connection: sa.Connection, sweep: str) -> Mapping[str, Any]:
         ([SUCCEEDED, CANCELLED], CANCELLED),
     ],
 )
-def test_a_sweep_ends_as_its_cells_did(ledger: Ledger, cells: list[State], end: State) -> None:
+def test_the_cells_decide_how_a_sweep_ends(ledger: Ledger, cells: list[State], end: State) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "s", RUNNING, paused=True)
         call = add_call(connection)
@@ -267,7 +267,7 @@ def test_a_sweep_ends_as_its_cells_did(ledger: Ledger, cells: list[State], end: 
         assert transitions.finish_sweep(connection, "s") is None  # it has ended
 
 
-def test_a_sweep_that_stops_cancels_what_no_other_needs(ledger: Ledger) -> None:
+def test_a_sweep_that_stops_cancels_the_calls_that_no_other_needs(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "stops", RUNNING)
         add_sweep(connection, "other", RUNNING)
@@ -304,7 +304,7 @@ def test_a_sweep_that_stops_cancels_what_no_other_needs(ledger: Ledger) -> None:
         assert connection.scalar(sa.select(tables.sweeps.c.state).where(tables.sweeps.c.id == "stops")) == CANCELLED
 
 
-def test_an_ended_sweep_is_opened_again_and_an_open_one_stays(ledger: Ledger) -> None:
+def test_an_ended_sweep_is_reopened_and_an_open_one_stays(ledger: Ledger) -> None:
     for state in State:
         with ledger.write() as connection:
             add_sweep(connection, state, state, stopped="why", finished_at=1.0)

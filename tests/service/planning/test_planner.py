@@ -1,4 +1,4 @@
-"""Planning against what is there: the ledger, the store, what open sweeps compute, and the dry run that shows it."""
+"""Plans use the results in the store and the ledger and what open sweeps compute; a dry run shows it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_dry_run_of_the_issues_grid_shows_its_tasks_and_writes_nothing(tmp_pat
     assert files(tmp_path) == set()
 
 
-def test_a_plan_follows_what_is_there(house: House) -> None:
+def test_a_plan_follows_the_results_that_exist(house: House) -> None:
     assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 0, 0, 1, 0, 1)}
     sweep = house.submit(**NOOP)
     assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 0, 2, 0, 0, 0), "noop_base": (1, 0, 1, 0, 0, 0)}
@@ -98,7 +98,7 @@ def test_what_failed_is_new_and_says_so(house: House) -> None:
     assert {miss.reason for miss in view.misses} == {"tried before and ended without a result"}
 
 
-def test_estimates_come_from_what_was_measured(house: House) -> None:
+def test_estimates_come_from_finished_calls(house: House) -> None:
     sweep = house.submit(**NOOP)
     house.drain()
     (stage,) = house.tasks.page(sweep, None, "", 5)[0]
@@ -115,7 +115,7 @@ def test_estimates_come_from_what_was_measured(house: House) -> None:
     assert (unknown.estimated_seconds, unknown.estimated_bytes) == (None, None)
 
 
-def test_lookups_tell_every_kind_of_knowledge(house: House) -> None:
+def test_a_lookup_says_what_is_known_of_each_task(house: House) -> None:
     sweep = house.submit(**NOOP)
     house.drain()
     (stage,) = house.tasks.page(sweep, None, "", 5)[0]
@@ -150,8 +150,8 @@ def test_an_artifact_that_no_ledger_knows_is_used(tmp_path: Path, house: House) 
     house.drain()
     planner = Planner(None, house.store, resolve)
     assert numbers(planner.plan(NOOP)) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 1, 0, 0, 0, 0)}
-    other = House(tmp_path / "other") if (tmp_path / "other").mkdir() is None else None
-    assert other is not None
+    (tmp_path / "other").mkdir()
+    other = House(tmp_path / "other")
     shutil.copytree(house.store.root, other.store.root)
     sweep = other.submit(**NOOP)
     other.drain()
@@ -161,7 +161,7 @@ def test_an_artifact_that_no_ledger_knows_is_used(tmp_path: Path, house: House) 
     other.close()
 
 
-def test_resources_name_the_measurement_by_one_word(house: House) -> None:
+def test_resources_of_the_measurement_are_named_measure(house: House) -> None:
     for kind in ("measure", "noop_base", "train"):
         house.planner.plan({**NOOP, "resources": {kind: {"cpu": 2}}})
     for kind in ("noop", "linesearch", "trian"):
@@ -181,7 +181,7 @@ def test_resources_name_the_measurement_by_one_word(house: House) -> None:
         ({**ISSUE, "fixed": {**ISSUE["fixed"], "checkpoint_epoch": 2}}, "/fixed/checkpoint_epoch"),
     ],
 )
-def test_a_bad_spec_is_refused_with_its_place(house: House, document: Any, pointer: str) -> None:
+def test_a_bad_spec_is_refused_with_a_pointer(house: House, document: Any, pointer: str) -> None:
     with pytest.raises(SpecError) as caught:
         house.planner.plan(document)
     assert [fault.pointer for fault in caught.value.faults] == [pointer]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from sweeping import House, groups
 
-from creditgrid.core.errors import ConflictError, NotFoundError
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT
 
@@ -84,12 +82,3 @@ def test_cancel_keeps_what_another_sweep_needs(house: House, calls: dict[int, An
     assert house.counts(two) == {SUCCEEDED: 2}
     assert len(house.rows()) == 2
     assert house.event_types(one)[-1] == TERMINAL_EVENT  # no event of calls that run for the other sweep
-
-
-def test_only_an_open_sweep_can_be_cancelled(house: House) -> None:
-    with pytest.raises(NotFoundError, match="there is no sweep 'nope'"):
-        house.control.cancel("nope")
-    sweep = house.submit(axes={"x": [1]})
-    house.drain()
-    with pytest.raises(ConflictError, match="has ended \\(succeeded\\)"):
-        house.control.cancel(sweep)

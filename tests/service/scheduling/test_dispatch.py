@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sweeping import House, ScriptedRunner
+from sweeping import House, ScriptedRunner, both_databases, one_cell_groups
 
 from creditgrid.service.scheduling import dispatch
 
@@ -31,4 +31,79 @@ def test_calls_that_an_urgent_sweep_shares_become_urgent(house: House, monkeypat
     house.submit(axes={"x": [2]}, fixed={"group": 2}, priority=5)
     house.step()
     assert [call.tasks[0].params["x"] for call in house.runner.history] == [2]
+    house.drain()
+
+
+@both_databases
+def test_an_urgent_sweep_takes_the_next_free_slot(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr(dispatch, "MOST_AHEAD", 4)
+    house.submit(**one_cell_groups(10))
+    house.step()
+    one, two = list(house.runner.calls)
+    house.runner.start_call(one)
+    house.runner.start_call(two)
+    house.step(2)
+    assert len(house.runner.calls) == 4  # two run, two wait in the runner's own queue
+    house.submit(**one_cell_groups(3, 100), priority=5)
+    house.step(2)
+    assert set(house.runner.calls) >= {one, two}  # running calls are not taken back
+    waiting = [call for number, call in house.runner.calls.items() if number not in (one, two)]
+    assert [call.tasks[0].params["group"] for call in waiting] == [100, 101]
+    house.drain()
+    assert max(call.attempt for call in house.runner.history) == 1
+
+
+@both_databases
+def test_sweeps_of_one_priority_take_turns(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedRunner, "cpus", 1.0)
+    monkeypatch.setattr(dispatch, "MOST_AHEAD", 1)
+    house.submit(**one_cell_groups(6))
+    house.submit(**one_cell_groups(3, 100))
+    house.submit(**one_cell_groups(3, 200))
+    for _ in range(12):
+        house.step()
+        (number,) = house.runner.calls
+        house.runner.start_call(number)
+        house.step()
+        others = [call for call in house.runner.calls if call != number]
+        assert len(others) <= 1
+        house.runner.work(number)
+        house.step()
+        for call in others:
+            house.runner.work(call)
+        if not house.open_calls():
+            break
+    order = [call.tasks[0].params["group"] for call in house.runner.history]
+    # Of the first nine calls, each three in a row are one of each sweep.
+    assert [sorted(x // 100 for x in order[i : i + 3]) for i in (0, 3, 6)] == [[0, 1, 2]] * 3
+
+
+@both_databases
+def test_calls_that_need_a_gpu_do_not_block_the_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr(ScriptedRunner, "gpus", 1.0)
+    house.submit(**one_cell_groups(10), resources={"measure": {"gpu": 1}})
+    house.step()
+    busy = list(house.runner.calls)
+    house.runner.start_call(busy[0])
+    house.step(2)
+    house.submit(**one_cell_groups(10, 100))
+    house.step(2)
+    assert sum(call.tasks[0].params["group"] >= 100 for call in house.runner.calls.values()) == 2
+    house.drain()
+
+
+@both_databases
+def test_an_urgent_sweep_takes_back_no_call_that_waits_for_other_slots(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr(ScriptedRunner, "gpus", 1.0)
+    house.submit(**one_cell_groups(4))
+    house.step()
+    assert len(house.runner.calls) == 2
+    house.submit(**one_cell_groups(5, 100), resources={"measure": {"gpu": 1}}, priority=5)
+    house.step(3)
+    assert house.runner.cancelled == []
     house.drain()

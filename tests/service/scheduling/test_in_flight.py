@@ -1,15 +1,15 @@
-"""Calls in flight: what comes back of a cancelled call changes nothing."""
+"""Calls in flight: cancelled calls and calls that were taken back."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sweeping import House, groups
+from sweeping import House, both_databases, groups, one_cell_groups
 
 from creditgrid.core.states import State
 from creditgrid.workers.runner import Advanced, Failed, Finished
 
-CANCELLED = State.CANCELLED
+SUCCEEDED, CANCELLED = State.SUCCEEDED, State.CANCELLED
 
 
 def test_a_message_of_a_cancelled_call_changes_nothing(house: House, calls: dict[int, Any]) -> None:
@@ -40,3 +40,23 @@ def test_a_call_that_is_cancelled_during_its_submission_is_cancelled_in_the_runn
     assert not calls
     assert len(house.runner.cancelled) == 1
     assert house.counts(sweep) == {CANCELLED: 2}
+
+
+@both_databases
+def test_a_call_that_was_taken_back_and_lost_is_not_cancelled_when_it_runs_again(house: House) -> None:
+    sweep = house.submit(**one_cell_groups(1))
+    house.step()
+    poll = house.runner.poll
+
+    def meanwhile(timeout: float) -> list[Any]:
+        house.runner.poll = poll
+        house.control.pause(sweep)
+        house.control.resume(sweep)
+        house.runner.lose()
+        return list(poll(timeout))
+
+    house.runner.poll = meanwhile
+    house.step()
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 1}
+    assert house.runner.cancelled == []

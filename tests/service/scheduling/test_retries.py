@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sweeping import House, groups
+from sweeping import House, both_databases, groups, one_cell_groups
 
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT
@@ -198,3 +198,112 @@ def test_a_loss_of_the_runner_with_nothing_in_flight_is_no_problem(house: House)
     house.runner.report(Lost("the cluster is gone"))
     house.step(2)
     assert house.scheduler.problem() is None
+
+
+@both_databases
+def test_a_call_that_takes_too_long_is_stopped_tried_again_and_fails(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("creditgrid.service.scheduling.scheduler.time.monotonic", lambda: now)
+    sweep = house.submit(**one_cell_groups(1, retry={"max": 1, "backoff_s": 0}, timeout_s={"measure": 5}))
+    for attempt in (1, 2):
+        house.step()
+        (call,) = house.runner.calls.values()
+        assert call.attempt == attempt
+        house.runner.start_call(call.id)
+        house.step()
+        now += 4.9
+        house.step()
+        assert house.runner.calls
+        now += 0.2
+        house.step(2)
+        assert house.runner.cancelled == [call.id] * attempt
+    house.step(2)
+    assert not house.runner.calls
+    assert house.counts(sweep) == {FAILED: 1}
+    (failure,) = house.failures.of(sweep)
+    assert failure.cause == "timed out: noop took longer than 5 s, its timeout_s"
+    assert failure.attempt == 2
+    assert failure.command == f"creditgrid run-task {failure.key}"
+
+
+@both_databases
+def test_the_third_crash_of_a_cell_fails_it_alone(house: House) -> None:
+    sweep = house.submit(axes={"x": list(range(300))}, retry={"max": 3, "backoff_s": 0})
+    guilty = 17
+    crashes = 0
+    for _ in range(200):
+        house.step()
+        for number, call in list(house.runner.calls.items()):
+            house.runner.start_call(number)
+            if any(task.params["x"] == guilty for task in call.tasks):
+                house.runner.crash(number)
+                crashes += 1
+            else:
+                house.runner.work(number)
+        if not house.open_calls():
+            break
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 299, FAILED: 1}
+    (cell,), _ = house.cells.page(sweep, FAILED, -1, 10)
+    assert cell.params["x"] == guilty
+    (failure,) = house.failures.of(sweep)
+    assert failure.cause == "the worker died (crash 3: it is not tried again)"
+    assert failure.count == 1
+    assert crashes == 4  # of the whole call twice, of a piece of ten cells, and of the cell alone
+    assert len(house.rows()) == 299
+
+
+@both_databases
+def test_a_call_of_one_cell_fails_at_its_third_crash_whatever_its_retries(house: House) -> None:
+    sweep = house.submit(**one_cell_groups(1, retry={"max": 100, "backoff_s": 0}))
+    for _ in range(3):
+        house.step()
+        house.runner.crash(next(iter(house.runner.calls)))
+        house.step()
+    assert house.counts(sweep) == {FAILED: 1}
+    assert [call.attempt for call in house.runner.history] == [1, 2, 3]
+
+
+@both_databases
+def test_a_kind_that_always_crashes_does_not_split_without_end(house: House) -> None:
+    sweep = house.submit(axes={"x": list(range(1200))}, retry={"max": 3, "backoff_s": 0})
+    for _ in range(400):
+        house.step()
+        for number in list(house.runner.calls):
+            house.runner.crash(number)
+        if not house.open_calls():
+            break
+    assert house.counts(sweep) == {FAILED: 1200}
+    assert len(house.runner.history) < 1000  # fewer than one for each cell
+
+
+@both_databases
+def test_the_crashing_cell_of_each_group_is_found(house: House) -> None:
+    axes = {"group": list(range(6)), "x": list(range(40))}
+    sweep = house.submit(axes=axes, retry={"max": 5, "backoff_s": 0})
+    for _ in range(100):
+        house.step()
+        for number, call in list(house.runner.calls.items()):
+            guilty = any(task.params["x"] == 17 for task in call.tasks)
+            (house.runner.crash if guilty else house.runner.work)(number)
+        if not house.open_calls():
+            break
+    house.drain()
+    assert house.counts(sweep) == {SUCCEEDED: 234, FAILED: 6}
+
+
+@both_databases
+def test_a_call_whose_worker_alone_misses_an_input_fails_in_the_end(house: House) -> None:
+    house.submit(axes={"x": [0]}, fixed={"base": "ok"})
+    house.drain()
+    sweep = house.submit(axes={"x": [1]}, fixed={"base": "ok"}, retry={"max": 1, "backoff_s": 0})
+    (key,) = house.store.keys()
+    for _ in range(LOSSES):
+        house.step()
+        (number,) = house.runner.calls
+        del house.runner.calls[number]
+        house.runner.report(Failed(number, "not there", "", transient=False, missing=[key]))
+        house.step()
+    assert house.counts(sweep) == {FAILED: 1}

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sweeping import House, groups, wait_until
+from sweeping import House, both_databases, groups, one_cell_groups, wait_until
 
-from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
 from creditgrid.core.experiments import registry as registries
 from creditgrid.core.experiments.registry import Registry, registry
 from creditgrid.core.states import State
@@ -27,8 +26,8 @@ from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.local_runner import LocalRunner
 from creditgrid.workers.runner import Advanced, Started
 
-SUCCEEDED, CACHED, FAILED, CANCELLED = State.SUCCEEDED, State.CACHED, State.FAILED, State.CANCELLED
-SKIPPED, PENDING, QUEUED, RUNNING = State.SKIPPED, State.PENDING, State.QUEUED, State.RUNNING
+SUCCEEDED, CACHED, FAILED, SKIPPED = State.SUCCEEDED, State.CACHED, State.FAILED, State.SKIPPED
+PENDING, QUEUED, RUNNING = State.PENDING, State.QUEUED, State.RUNNING
 
 
 # -- from submission to the end of a sweep ---------------------------------------------------------------------------
@@ -244,100 +243,51 @@ def test_sweeps_submitted_from_many_threads_at_once_compute_each_task_once(tmp_p
     house.close()
 
 
-# -- submit and retry ------------------------------------------------------------------------------------------------
-
-
-def test_a_refused_spec_writes_nothing(house: House) -> None:
-    bad: list[dict[str, Any]] = [
-        {"axes": {"x": []}},
-        {"axes": {"q": [1]}},
-        {"experiment": "nope"},
-        {"axes": {"x": [1]}, "fixed": {"y": float("nan")}},
-        {"axes": {"x": {"range": [10**9]}}},
-        {"axes": {"x": [1]}, "resources": {"noop": {"cpu": 1}}},
-    ]
-    for document in bad:
-        with pytest.raises(SpecError):
-            house.submit(**document)
-    with house.ledger.read() as connection:
-        for table in (tables.sweeps, tables.calls, tables.tasks, tables.cells, tables.events):
-            assert connection.scalar(sa.select(sa.func.count()).select_from(table)) == 0
-
-
-def test_an_idempotency_key_submits_once(house: House) -> None:
-    document = {"name": "n", "experiment": "noop", "axes": {"x": [1]}}
-    sweep, new = house.control.submit(document, ("key", "body"))
-    assert new
-    assert house.control.submit(document, ("key", "body")) == (sweep, False)
-    with pytest.raises(ConflictError, match="was used with another body"):
-        house.control.submit(document, ("key", "another body"))
-    other, new = house.control.submit(document, ("another key", "body"))
-    assert new
-    assert other != sweep
+@both_databases
+def test_skipped_cells_are_counted_with_the_failure_that_caused_them(house: House) -> None:
+    sweep = house.submit(
+        axes={"x": [1, 2, 3]}, fixed={"base": "raise"}, include=[{"x": 4, "base": "ok", "behaviour": "raise"}]
+    )
     house.drain()
+    stage, cell = sorted(house.failures.of(sweep), key=lambda failure: -failure.skipped)
+    assert (stage.kind, stage.count, stage.skipped) == ("noop_base", 1, 3)
+    assert (cell.kind, cell.count, cell.skipped) == ("noop", 1, 0)
+    assert house.counts(sweep) == {SKIPPED: 3, FAILED: 1}
 
 
-def test_the_key_of_a_refused_spec_may_be_used_again(house: House) -> None:
-    with pytest.raises(SpecError):
-        house.control.submit({"name": "n", "experiment": "nope"}, ("key", "bad"))
-    _, new = house.control.submit({"name": "n", "experiment": "noop", "axes": {"x": [1]}}, ("key", "good"))
-    assert new
-    house.drain()
-
-
-def test_retry_runs_again_what_failed_and_nothing_more(house: House, calls: dict[int, Any]) -> None:
-    sweep = house.submit(**groups(3))
+@both_databases
+def test_a_stage_that_failed_for_another_sweep_runs_again(house: House) -> None:
+    document = {"axes": {"x": [1]}, "fixed": {"base": "ok"}}
+    one = house.submit(**document)
     house.step()
-    good, bad, cancelled = calls
-    house.runner.work(good)
-    house.runner.fail(bad)
+    (stage,) = house.runner.calls
+    house.runner.start_call(stage)
+    house.step()
+    house.control.pause(one)
+    house.runner.fail(stage)
     house.step(2)
-    with pytest.raises(ConflictError, match="cancel it or let it end before a retry"):
-        house.control.retry(sweep)
-    house.control.cancel(sweep)
+    two = house.submit(**document)
+    house.drain_sweep(two)
+    assert house.counts(two) == {SUCCEEDED: 1}
+
+
+@both_databases
+def test_a_call_whose_owner_has_ended_is_handed_over(house: House) -> None:
+    one = house.submit(include=[{"x": 1, "base": "ok"}, {"x": 2, "base": "raise"}])
+    two = house.submit(include=[{"x": 2, "base": "raise"}], priority=5)
+    house.step()
+    for number in list(house.runner.calls):
+        house.runner.work(number)
     house.step(2)
-    assert house.counts(sweep) == {SUCCEEDED: 2, FAILED: 2, CANCELLED: 2}
-    before = house.sql_tables.cell_index(sweep).to_pylist()
-    assert house.control.retry(sweep) == 2
-    assert house.state(sweep) is PENDING
-    assert house.counts(sweep) == {SUCCEEDED: 2, PENDING: 2, CANCELLED: 2}
-    house.drain()
-    assert house.counts(sweep) == {SUCCEEDED: 4, CANCELLED: 2}
-    assert house.state(sweep) is CANCELLED
-    assert house.sql_tables.cell_index(sweep).to_pylist() == before
-    assert len(house.rows()) == 4
-    assert house.event_types(sweep).count(TERMINAL_EVENT) == 2
-    with pytest.raises(ConflictError, match=r"no cell .* has failed"):
-        house.control.retry(sweep)
-    with pytest.raises(NotFoundError):
-        house.control.retry("nope")
-    assert cancelled
-
-
-def test_a_retry_runs_failed_stages_again_and_leaves_the_others(house: House, calls: dict[int, Any]) -> None:
-    sweep = house.submit(axes={"x": [1, 2]}, fixed={"base": "ok"}, include=[{"x": 3, "base": "raise", "group": 9}])
-    house.drain()
-    assert house.counts(sweep) == {SUCCEEDED: 2, SKIPPED: 1}
-    assert len(house.tasks.page(sweep, None, "", 9)[0]) == 2
-    house.control.retry(sweep)
+    assert house.state(two) is FAILED
+    (number,) = house.runner.calls
+    house.runner.start_call(number)
     house.step()
-    assert [call.tasks[0].params for call in calls.values()] == [{"base": "raise"}]
-    house.drain()
-    stages = {stage.params["base"]: stage.state for stage in house.tasks.page(sweep, None, "", 9)[0]}
-    assert stages == {"ok": SUCCEEDED, "raise": FAILED}
-    assert house.counts(sweep) == {SUCCEEDED: 2, SKIPPED: 1}
-
-
-def test_a_retry_finds_what_another_sweep_has_computed_meanwhile(house: House, calls: dict[int, Any]) -> None:
-    one = house.submit(**groups(1))
+    house.runner.lose()
     house.step()
-    house.runner.fail(next(iter(calls)))
-    house.step()
-    house.submit(**groups(1))
+    house.check()
     house.drain()
-    house.control.retry(one)
-    assert house.state(one) is CACHED
-    assert house.counts(one) == {CACHED: 2}
+    assert house.counts(one) == {SUCCEEDED: 1, SKIPPED: 1}
 
 
 # -- start, stop and recovery ----------------------------------------------------------------------------------------
@@ -495,3 +445,17 @@ def test_trouble_of_the_runner_is_shown(house: House) -> None:
     house.runner.degraded = None
     house.drain()
     assert house.sweeps.get(sweep).conditions == []
+
+
+def test_calls_of_ended_owners_are_handed_over_at_the_start(tmp_path: Path, no_pauses: None) -> None:
+    house = House(tmp_path)
+    one, two = house.submit(**one_cell_groups(2)), house.submit(**one_cell_groups(2))
+    with house.ledger.write() as connection:
+        connection.exec_driver_sql(f"UPDATE sweeps SET state = 'cancelled' WHERE id = '{one}'")
+        connection.exec_driver_sql(f"UPDATE cells SET state = 'cancelled' WHERE sweep = '{one}'")
+    again = House(tmp_path)
+    again.scheduler.recover()
+    again.drain()
+    assert again.counts(two) == {SUCCEEDED: 2}
+    again.close()
+    house.close()
