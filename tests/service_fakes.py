@@ -289,29 +289,29 @@ class FakeSqlTables:
     def __init__(self, ledger: FakeLedger, results: FakeResults) -> None:
         self.ledger, self._results = ledger, results
 
-    def results(self) -> pa.Table | pads.Dataset:
+    def results(self) -> pads.Dataset | pa.RecordBatchReader:
         dataset = self._results.dataset()
-        return self._results.schema().empty_table() if dataset is None else dataset
+        return self._results.schema().empty_table().to_reader() if dataset is None else dataset
 
     def cell_index(self, sweep: str) -> pa.Table:
         self.ledger.sweep(sweep)
         keys = self.ledger.keys[sweep]
         return pa.table({"idx": pa.array(range(len(keys)), pa.int64()), "cell": pa.array(keys, pa.string())})
 
-    def cells(self) -> pa.Table:
+    def cells(self) -> pa.RecordBatchReader:
         rows = [
             {"sweep": sweep, "idx": index, "cell": key, "state": "succeeded"}
             for sweep, keys in self.ledger.keys.items()
             for index, key in enumerate(keys)
         ]
         names = {"sweep": pa.string(), "idx": pa.int64(), "cell": pa.string(), "state": pa.string()}
-        return pa.Table.from_pylist(rows, schema=pa.schema(list(names.items())))
+        return pa.Table.from_pylist(rows, schema=pa.schema(list(names.items()))).to_reader()
 
-    def sweeps(self) -> pa.Table:
+    def sweeps(self) -> pa.RecordBatchReader:
         rows = [{"id": view.id, "name": view.name, "state": view.state.value} for view in self.ledger.sweeps.values()]
         return pa.Table.from_pylist(
             rows, schema=pa.schema([("id", pa.string()), ("name", pa.string()), ("state", pa.string())])
-        )
+        ).to_reader()
 
 
 class FakeResults:

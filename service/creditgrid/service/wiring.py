@@ -57,6 +57,7 @@ def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner
     control = Control(ledger, planner, results, scheduler)
     retention = Retention(ledger, store, control.planning)
     sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results)
+    rows = Rows(sweeps, sql_tables, results)
     return Services(
         scheduler=scheduler,
         control=control,
@@ -65,8 +66,8 @@ def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner
         cells=Cells(ledger),
         tasks=Tasks(ledger),
         failures=Failures(ledger),
-        rows=Rows(sweeps, sql_tables, results),
-        summaries=Summaries(sweeps, results, sql_tables),
+        rows=rows,
+        summaries=Summaries(sweeps, rows),
         sql_tables=sql_tables,
         store=store,
         retention=retention,

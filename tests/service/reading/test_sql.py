@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +15,10 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+import service_fakes
 from deltalake import DeltaTable, write_deltalake
 from service_fakes import Fakes
+from sweeping import House
 
 from creditgrid.core.errors import BusyError, QueryError
 from creditgrid.service.reading.sql import CONCURRENT, Sandbox
@@ -38,9 +43,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     sandbox.close()
 
 
-def children() -> list[psutil.Process]:
+def children(parent: int | None = None) -> list[psutil.Process]:
     found = []
-    for child in psutil.Process().children():
+    for child in psutil.Process(parent).children():
         with suppress(psutil.Error):  # it has just ended
             if "sql_process" in " ".join(child.cmdline()):
                 found.append(child)
@@ -118,6 +123,25 @@ def test_a_delta_table(tmp_path: Path) -> None:
         assert (row["experiment"], row["n"], row["s"]) == ("linesearch", 6, pytest.approx(1.5))
     finally:
         sandbox.close()
+
+
+def test_the_tables_of_a_ledger(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("creditgrid.service.reading.sql_tables.ROWS_AT_ONCE", 3)
+    house.submit(name="one", axes={"x": list(range(10))})
+    house.submit(name="two", axes={"x": [1, 2]})
+    sandbox = Sandbox(house.sql_tables, TIMEOUT_S, 256 * 10**6, max_rows=1000)
+    sql = "SELECT s.name, count(*) AS n, count(DISTINCT c.cell) AS keys FROM cells c JOIN sweeps s ON s.id = c.sweep"
+    answer = [{"name": "one", "n": 10, "keys": 10}, {"name": "two", "n": 2, "keys": 2}]
+    try:
+        assert sandbox.query(f"{sql} GROUP BY 1 ORDER BY 1").to_pylist() == answer
+        with monkeypatch.context() as patch:
+            patch.setattr("creditgrid.service.reading.sql_tables.utc", lambda _: 1 / 0)  # after the first table is sent
+            with pytest.raises(ZeroDivisionError):
+                sandbox.query(f"{sql} GROUP BY 1")
+        assert sandbox.query(f"{sql} GROUP BY 1 ORDER BY 1").to_pylist() == answer
+    finally:
+        sandbox.close()
+        house.drain()
 
 
 # -- what is refused --
@@ -367,12 +391,29 @@ def test_closing_ends_processes_and_queries(tmp_path: Path) -> None:
         sandbox.query("SELECT 1")
 
 
+SERVICE = """
+import sys, time
+from pathlib import Path
+from service_fakes import Fakes
+from sweeping import House
+from creditgrid.service.reading.sql import Sandbox
+
+sandbox = Sandbox(Fakes(Path(sys.argv[1])).sql_tables, 10, memory=256 * 10**6, max_rows=1000)
+sandbox.query("SELECT 1")
+print("answered", flush=True)
+time.sleep(60)
+"""
+
+
 def test_a_query_process_ends_with_its_service(tmp_path: Path) -> None:
-    fakes = Fakes(tmp_path)
-    sandbox = make(fakes)
-    sandbox.query("SELECT 1")
-    (process,) = sandbox._idle
-    assert process.stdin is not None
-    process.stdin.close()  # what the kernel does when the service is killed
-    assert process.wait(timeout=30) == 0
-    sandbox.close()
+    path = {**os.environ, "PYTHONPATH": str(Path(service_fakes.__file__).parent)}
+    command = [sys.executable, "-c", SERVICE, str(tmp_path)]
+    with subprocess.Popen(command, env=path, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        assert service.stdout.readline() == "answered\n"
+        (child,) = children(service.pid)
+        service.kill()
+    deadline = time.monotonic() + 30
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

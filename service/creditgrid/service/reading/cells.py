@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import sqlalchemy as sa
 
 from creditgrid.core.states import State
 from creditgrid.core.wire import CellView
-from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.ledger.tables import calls, cells, tasks
+from creditgrid.service.reading.failures import first_line
 from creditgrid.service.reading.sweeps import shown_state, sweep_row
 
 
@@ -20,24 +22,17 @@ class Cells:
         self._ledger = ledger
 
     def page(self, sweep: str, state: State | None, after: int, limit: int) -> tuple[list[CellView], int | None]:
-        """Cells with an index above ``after``, in order; and what to ask for next."""
-        shown = shown_state(tables.cells)
+        """Cells with an index above ``after``, in order; and the next page's ``after``.
+
+        Raises:
+            NotFoundError: for an unknown sweep.
+        """
+        shown, c = shown_state(cells), cells.c
         query = (
-            sa.select(
-                tables.cells.c.idx,
-                tables.cells.c.key,
-                shown.label("state"),
-                tables.tasks.c.payload,
-                tables.tasks.c.diverged,
-                tables.calls.c.error,
-            )
-            .select_from(
-                tables.cells.join(tables.tasks, tables.tasks.c.key == tables.cells.c.key).outerjoin(
-                    tables.calls, tables.calls.c.id == tables.cells.c.call
-                )
-            )
-            .where(tables.cells.c.sweep == sweep, tables.cells.c.idx > after)
-            .order_by(tables.cells.c.idx)
+            sa.select(c.idx, c.key, shown.label("state"), tasks.c.payload, tasks.c.diverged, calls.c.error)
+            .select_from(cells.join(tasks, tasks.c.key == c.key).outerjoin(calls, calls.c.id == c.call))
+            .where(c.sweep == sweep, c.idx > after)
+            .order_by(c.idx)
             .limit(limit + 1)
         )
         if state is not None:
@@ -45,25 +40,22 @@ class Cells:
         with self._ledger.read() as connection:
             sweep_row(connection, sweep)
             rows = connection.execute(query).all()
-        views = []
-        for row in rows[:limit]:
-            payload = json.loads(row.payload)
-            params = {**payload["source"], **payload["params"]}
-            views.append(
-                CellView(
-                    index=row.idx,
-                    key=row.key,
-                    state=State(row.state),
-                    params=params,
-                    parents=payload["parents"],
-                    diverged=row.diverged,
-                    error=_why(State(row.state), row.error),
-                )
-            )
+        views = [_view(row) for row in rows[:limit]]
         return views, rows[limit - 1].idx if len(rows) > limit else None
 
 
-def _why(state: State, error: str | None) -> str | None:
+def _view(row: sa.Row[Any]) -> CellView:
+    payload, state, error = json.loads(row.payload), State(row.state), None
     if state is State.FAILED:
-        return (error or "failed").splitlines()[0]
-    return "a task that it needs has no result" if state is State.SKIPPED else None
+        error = first_line(row.error)
+    elif state is State.SKIPPED:
+        error = "a task that it needs has no result"
+    return CellView(
+        index=row.idx,
+        key=row.key,
+        state=state,
+        params={**payload["source"], **payload["params"]},
+        parents=payload["parents"],
+        diverged=row.diverged,
+        error=error,
+    )

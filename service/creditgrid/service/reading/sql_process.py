@@ -1,26 +1,27 @@
-"""The process that runs SQL for ``sandbox``, one query at a time, in a DuckDB that reaches only what it is given.
+"""The process that runs SQL for ``sql.Sandbox``, one query at a time. Its DuckDB reaches only what it is given.
 
-``python -m creditgrid.service.reading.sql_process`` reads pickled ``Request``s from stdin and answers each on stdout
-with frames (one letter, the length as 8 bytes, the bytes): ``B`` a piece of an Arrow IPC stream, then one ``D`` (done)
-or ``E`` (why not, in UTF-8). It is a process of its own because DuckDB alone cannot keep a query within bounds: a
-single call such as ``levenshtein`` of two long strings is not interrupted, and memory of intermediate strings is not
-counted. Here the kernel ends a query that runs too long (an alarm) and refuses memory beyond a limit.
+It is a process of its own because DuckDB alone cannot bound a query: it does not interrupt a single call such as
+``levenshtein`` of two long strings, and does not count the memory of intermediate strings. Here the kernel ends a
+query that runs too long (an alarm) and refuses memory beyond a limit.
+
+``python -m creditgrid.service.reading.sql_process BYTES FD`` may use so many bytes beyond its start, and talks to the
+service over the ``multiprocessing.Connection`` with this file descriptor. For each query the service sends a
+``Request`` and the tables that ``Request.streamed`` names; the answer is a table and the text of an error, which is
+empty if there is none. A table is the Arrow IPC message of its schema, one of each batch, and an empty message. Only
+the request is pickled, so the service unpickles nothing that this process sends.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
-import pickle
 import re
 import resource
 import signal
-import struct
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -32,62 +33,82 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
 MAX_RESULT_BYTES = 256 * 2**20
-"""A larger result is refused; the service holds it in memory while it answers."""
+"""A larger result is refused: the service holds it in memory while it answers."""
 BATCH_ROWS = 8192
 NO_MEMORY = 3
-"""Exit status when a request alone is more than the memory holds."""
+"""Exit status when the tables of a request need more than the memory."""
 ACCEPTED = "one SELECT (also WITH, VALUES, FROM, DESCRIBE, SHOW, SUMMARIZE, PIVOT, EXPLAIN) over results, cells, sweeps"
 
 
 @dataclass(frozen=True)
 class Request:
-    """One query and its bounds; ``tables`` are what it may read, by name."""
+    """One query and its bounds. It may read ``files`` and the tables that follow the request, by their names."""
 
     sql: str
-    tables: Mapping[str, pa.Table | pads.Dataset]
+    files: dict[str, pads.Dataset]
+    streamed: list[str]
     timeout_s: float
     memory: int
     max_rows: int
 
 
-def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    """Answer requests until there are no more."""
+def send_table(connection: Connection, reader: pa.RecordBatchReader) -> None:
+    """Send a table, a batch at a time."""
+    connection.send_bytes(reader.schema.serialize())
+    for batch in reader:
+        connection.send_bytes(batch.serialize())
+    connection.send_bytes(b"")
+
+
+def receive_table(connection: Connection) -> pa.Table:
+    """The table that the other side sends."""
+    messages = [pa.py_buffer(data) for data in iter(connection.recv_bytes, b"")]
+    if not messages:
+        return pa.table({})
+    schema = pa.ipc.read_schema(messages[0])
+    return pa.Table.from_batches([pa.ipc.read_record_batch(message, schema) for message in messages[1:]], schema)
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the service closes the connection."""
     while True:
         try:
-            request: Request = pickle.load(requests)  # noqa: S301 - written by the service, which started this process
+            request: Request = connection.recv()
+            tables = {name: receive_table(connection) for name in request.streamed}
         except EOFError:
             return
-        except MemoryError:  # what is left of the request on the pipe cannot be made sense of
+        except MemoryError:
             sys.exit(NO_MEMORY)
         signal.setitimer(signal.ITIMER_REAL, request.timeout_s)
+        error = ""
         try:
-            answer(request, replies)
-            last = (b"D", b"")
-        except QueryError as error:
-            last = (b"E", str(error).encode())
+            answer(request, tables, connection)
+        except QueryError as problem:
+            error = str(problem)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _frame(replies, *last)
+        connection.send_bytes(b"")
+        connection.send_bytes(error.encode())
 
 
-def answer(request: Request, replies: IO[bytes]) -> None:
-    """Run the query and write its result.
+def answer(request: Request, tables: dict[str, pa.Table], connection: Connection) -> None:
+    """Run the query and send its schema and batches.
 
     Raises:
-        QueryError: when it is refused or fails.
+        QueryError: it is refused or fails.
     """
     try:
-        with duckdb.connect(":memory:") as connection:
-            for name, table in request.tables.items():
-                connection.register(name, table)
-            _lock(connection, request.memory)
-            relation = _presentable(connection.sql(checked(request.sql)))
-            _write(relation.to_arrow_reader(BATCH_ROWS), request.max_rows, replies)
+        with duckdb.connect(":memory:") as database:
+            for name, table in {**request.files, **tables}.items():
+                database.register(name, table)
+            _lock(database, request.memory)
+            relation = _presentable(database.sql(checked(request.sql)))
+            _send(relation.to_arrow_reader(BATCH_ROWS), request.max_rows, connection)
     except (duckdb.OutOfMemoryException, MemoryError, pa.ArrowMemoryError) as error:
         raise out_of_memory(request.memory) from error
-    except BrokenPipeError:
-        raise  # nobody reads the answer any more
+    except ConnectionError:  # the service has closed the connection
+        raise
     except (duckdb.Error, pa.ArrowException, OSError, RuntimeError, ValueError) as error:
-        if "Out of Memory" in str(error):  # so it is called when the last copy, to Arrow, fails
+        if "Out of Memory" in str(error):  # what the last copy, to Arrow, raises
             raise out_of_memory(request.memory) from error
         raise QueryError(str(error)) from error
 
@@ -98,10 +119,10 @@ def out_of_memory(memory: int) -> QueryError:
 
 
 def checked(sql: str) -> str:
-    """The statement, when it is one that may run.
+    """The statement, if it may run.
 
     Raises:
-        QueryError: naming what is accepted.
+        QueryError: it may not; the message says what may.
     """
     explain = re.match(r"\s*explain\s+(analyze\s+)?", sql, re.IGNORECASE)
     statements = duckdb.extract_statements(sql[explain.end() :] if explain else sql)
@@ -123,7 +144,7 @@ def _lock(connection: duckdb.DuckDBPyConnection, memory: int) -> None:
         "temp_directory": "",
         "max_temp_directory_size": "0B",
         "secret_directory": "",
-        "home_directory": "/",  # else error messages tell where the service's own is
+        "home_directory": "/",  # error messages would show the service's own
         "TimeZone": "UTC",
         "allow_community_extensions": False,
         "allow_persistent_secrets": False,
@@ -166,51 +187,24 @@ def _exotic(kind: Any, nested: bool = False) -> bool:
     return kind.id not in PLAIN and (nested or kind.id not in DATED)
 
 
-def _write(reader: pa.RecordBatchReader, max_rows: int, replies: IO[bytes]) -> None:
-    sink = _Frames(replies)
-    rows = 0
-    with pa.ipc.new_stream(sink, reader.schema) as writer:
-        for batch in reader:
-            rows += batch.num_rows
-            if rows > max_rows:
-                raise QueryError(f"the query yields more than {max_rows:,} rows: aggregate, or add LIMIT {max_rows}")
-            writer.write_batch(batch)
-            if sink.written > MAX_RESULT_BYTES:
-                raise QueryError(
-                    f"the result is larger than {MAX_RESULT_BYTES >> 20} MiB: select fewer columns, or add LIMIT"
-                )
-
-
-class _Frames:
-    """A file for Arrow to write to, whose writes become frames."""
-
-    closed = False
-
-    def __init__(self, replies: IO[bytes]) -> None:
-        self._replies = replies
-        self.written = 0
-
-    def write(self, data: Any) -> int:
-        part = bytes(data)
-        self.written += len(part)
-        _frame(self._replies, b"B", part)
-        return len(part)
-
-    def flush(self) -> None:
-        self._replies.flush()
-
-    def close(self) -> None:
-        pass
-
-
-def _frame(replies: IO[bytes], tag: bytes, data: bytes) -> None:
-    replies.write(tag + struct.pack(">Q", len(data)))
-    replies.write(data)
-    replies.flush()
+def _send(reader: pa.RecordBatchReader, max_rows: int, connection: Connection) -> None:
+    connection.send_bytes(reader.schema.serialize())
+    rows = size = 0
+    for batch in reader:
+        rows += batch.num_rows
+        if rows > max_rows:
+            raise QueryError(f"the query yields more than {max_rows:,} rows: aggregate, or add LIMIT {max_rows}")
+        message = batch.serialize()
+        size += message.size
+        if size > MAX_RESULT_BYTES:
+            raise QueryError(
+                f"the result is larger than {MAX_RESULT_BYTES >> 20} MiB: select fewer columns, or add LIMIT"
+            )
+        connection.send_bytes(message)
 
 
 def bound_memory(extra: int) -> None:
-    """Let this process take ``extra`` bytes beyond what it has now; the kernel refuses more. Only Linux counts so."""
+    """Let this process take ``extra`` bytes beyond what it has now; the kernel refuses more. On Linux only."""
     status = Path("/proc/self/status")
     if status.exists():
         found = re.search(r"VmData:\s+(\d+) kB", status.read_text())
@@ -220,7 +214,7 @@ def bound_memory(extra: int) -> None:
 
 
 class WithoutPandas:
-    """An import hook that does not find pandas: pyarrow.dataset imports it in vain, two of three seconds long."""
+    """An import hook that finds no pandas: pyarrow.dataset imports it without need, which takes two seconds."""
 
     def find_spec(self, name: str, *_: object) -> None:
         """See importlib.abc.MetaPathFinder."""
@@ -229,15 +223,15 @@ class WithoutPandas:
 
 
 def main() -> None:
-    """Serve on stdin and stdout; the first argument is how many bytes may be used beyond the start."""
+    """Serve the connection that the arguments name, within the memory that they allow."""
     sys.meta_path.insert(0, WithoutPandas())
     importlib.import_module("pyarrow.dataset")  # now, while nobody waits
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which then closes our stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which then ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm ends this process, whatever it is doing
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints does not get between the frames
-    bound_memory(int(sys.argv[1]))
-    serve(sys.stdin.buffer, replies)
+    allowed, descriptor = (int(argument) for argument in sys.argv[1:])
+    bound_memory(allowed)
+    with Connection(descriptor) as connection:
+        serve(connection)
 
 
 if __name__ == "__main__":

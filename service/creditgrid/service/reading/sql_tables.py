@@ -2,71 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import sqlalchemy as sa
 
-from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.reading.sweeps import shown_state, sweep_row, utc
+from creditgrid.service.ledger.tables import calls, cells, sweeps
+from creditgrid.service.reading.sweeps import ROWS_AT_ONCE, shown_state, sweep_row, utc
 from creditgrid.service.results.table import Results
+
+_TIME = pa.timestamp("us", tz="UTC")
+_INDEX = pa.schema({"idx": pa.int64(), "cell": pa.string()})
+_CELLS = pa.schema({"sweep": pa.string(), "idx": pa.int64(), "cell": pa.string(), "state": pa.string()})
+_SWEEPS = pa.schema(
+    {
+        "id": pa.string(),
+        "name": pa.string(),
+        "experiment": pa.string(),
+        "state": pa.string(),
+        "cells": pa.int64(),
+        "created_at": _TIME,
+        "finished_at": _TIME,
+    }
+)
 
 
 class SqlTables:
-    """Reads from any thread."""
+    """Reads from any thread; the ledger's tables come in batches, because a ledger has millions of cells."""
 
     def __init__(self, ledger: Ledger, results: Results) -> None:
         self._ledger, self._results = ledger, results
 
-    def results(self) -> pa.Table | pads.Dataset:
-        """Every row of every sweep."""
+    def results(self) -> pads.Dataset | pa.RecordBatchReader:
+        """The rows of all sweeps."""
         dataset = self._results.dataset()
-        return self._results.schema().empty_table() if dataset is None else dataset
+        return self._results.schema().empty_table().to_reader() if dataset is None else dataset
+
+    def cells(self) -> pa.RecordBatchReader:
+        """The cells of all sweeps."""
+        query = sa.select(cells.c.sweep, cells.c.idx, cells.c.key, shown_state(cells))
+        return self._reader(query.select_from(cells.outerjoin(calls, calls.c.id == cells.c.call)), _CELLS)
+
+    def sweeps(self) -> pa.RecordBatchReader:
+        """All sweeps."""
+        return self._reader(sa.select(*(sweeps.c[name] for name in _SWEEPS.names)).order_by(sweeps.c.seq), _SWEEPS)
 
     def cell_index(self, sweep: str) -> pa.Table:
-        """The sweep's cells in order: ``idx`` and ``cell``."""
-        query = (
-            sa.select(tables.cells.c.idx, tables.cells.c.key)
-            .where(tables.cells.c.sweep == sweep)
-            .order_by(tables.cells.c.idx)
-        )
+        """The index and the key of each cell of the sweep, in order.
+
+        Raises:
+            NotFoundError: for an unknown sweep.
+        """
         with self._ledger.read() as connection:
             sweep_row(connection, sweep)
-            rows = connection.execute(query).all()
-        return _table({"idx": pa.int64(), "cell": pa.string()}, rows)
+        query = sa.select(cells.c.idx, cells.c.key).where(cells.c.sweep == sweep).order_by(cells.c.idx)
+        return self._reader(query, _INDEX).read_all()
 
-    def cells(self) -> pa.Table:
-        """Every sweep's cells: ``sweep``, ``idx``, ``cell``, ``state``."""
-        query = sa.select(
-            tables.cells.c.sweep, tables.cells.c.idx, tables.cells.c.key, shown_state(tables.cells)
-        ).select_from(tables.cells.outerjoin(tables.calls, tables.calls.c.id == tables.cells.c.call))
+    def _reader(self, query: sa.Select[Any], schema: pa.Schema) -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_batches(schema, self._batches(query, schema))
+
+    def _batches(self, query: sa.Select[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         with self._ledger.read() as connection:
-            rows = connection.execute(query).all()
-        return _table({"sweep": pa.string(), "idx": pa.int64(), "cell": pa.string(), "state": pa.string()}, rows)
-
-    def sweeps(self) -> pa.Table:
-        """Every sweep: ``id``, ``name``, ``experiment``, ``state``, ``cells``, ``created_at``, ``finished_at``."""
-        stamp = pa.timestamp("us", tz="UTC")
-        names = {
-            "id": pa.string(),
-            "name": pa.string(),
-            "experiment": pa.string(),
-            "state": pa.string(),
-            "cells": pa.int64(),
-            "created_at": stamp,
-            "finished_at": stamp,
-        }
-        with self._ledger.read() as connection:
-            rows = connection.execute(
-                sa.select(*(tables.sweeps.c[name] for name in names)).order_by(tables.sweeps.c.seq)
-            ).all()
-        timed = [(*row[:5], *(None if at is None else utc(at) for at in row[5:])) for row in rows]
-        return _table(names, timed)
+            result = connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
+            for rows in result.partitions():
+                arrays = [_array([row[i] for row in rows], field.type) for i, field in enumerate(schema)]
+                yield pa.record_batch(arrays, schema=schema)
 
 
-def _table(columns: dict[str, pa.DataType], rows: Sequence[Sequence[Any]]) -> pa.Table:
-    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(columns.values())]
-    return pa.table(arrays, names=list(columns))
+def _array(column: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if kind == _TIME:
+        column = [None if seconds is None else utc(seconds) for seconds in column]
+    return pa.array(column, kind)

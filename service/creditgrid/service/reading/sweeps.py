@@ -22,6 +22,8 @@ from creditgrid.service.ledger.tables import CELLS, sweeps
 from creditgrid.service.reading.time_left import time_left
 from creditgrid.service.scheduling.scheduler import Scheduler
 
+ROWS_AT_ONCE = 1000
+"""Rows of the ledger that are read at a time, where there may be millions."""
 _LISTED = [column for column in sweeps.c if column.name not in ("spec", "extensions")]  # these have megabytes
 
 
