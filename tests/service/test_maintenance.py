@@ -23,7 +23,7 @@ from creditgrid.service.results.table import Results
 
 
 class Part:
-    """Upkeep and retention in one: notes what is asked, and fails when it is told to."""
+    """Upkeep and retention in one: notes what is asked, and fails where a test says so."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -88,7 +88,7 @@ def test_each_duty_is_done_in_its_time(clock: Clock) -> None:
 @pytest.mark.parametrize(
     "fault", [OSError(28, "No space left on device"), DeltaError("torn"), ArtifactError("x"), KeyError("a bug")]
 )
-def test_what_fails_is_told_and_tried_less_and_less_often_while_the_rest_goes_on(
+def test_a_duty_that_fails_is_logged_and_tried_less_and_less_often_while_the_others_continue(
     clock: Clock, fault: Exception
 ) -> None:
     part = Part()
@@ -105,10 +105,10 @@ def test_what_fails_is_told_and_tried_less_and_less_often_while_the_rest_goes_on
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert pauses[:7] == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, LONGEST_PAUSE_S]
     assert max(pauses) == LONGEST_PAUSE_S
-    told = [line for line in logs if line["duty"] == "compact"]
-    assert len(told) == len(times)
-    assert told[0]["error"] == str(fault)
-    assert told[0]["exc_info"] is isinstance(fault, KeyError)  # a bug is told with its traceback
+    logged = [line for line in logs if line["duty"] == "compact"]
+    assert len(logged) == len(times)
+    assert logged[0]["error"] == str(fault)
+    assert logged[0]["exc_info"] is isinstance(fault, KeyError)  # a bug is logged with its traceback
     assert part.asked.count("checkpoint") == 4 * LONGEST_PAUSE_S / 5
     assert maintenance.counts()["compact"] == (0, len(times))
     assert maintenance.counts()["checkpoint"][1] == 0
@@ -121,23 +121,23 @@ def test_what_fails_is_told_and_tried_less_and_less_often_while_the_rest_goes_on
     assert part.asked.count("compact") == done + 1  # as often as ever
 
 
-def test_a_stop_waits_for_what_is_being_done_and_begins_nothing_more() -> None:
-    part, begun, go_on = Part(), threading.Event(), threading.Event()
+def test_a_stop_waits_for_the_current_duty_and_starts_no_other() -> None:
+    part, started, continues = Part(), threading.Event(), threading.Event()
 
     def slow() -> None:
-        begun.set()
-        assert go_on.wait(10)
+        started.set()
+        assert continues.wait(10)
         part.asked.append("compacted")
 
     part.compact = slow  # type: ignore[method-assign]
     maintenance = made(part)
     maintenance.start()
-    assert begun.wait(10)
+    assert started.wait(10)
     stopper = threading.Thread(target=maintenance.stop)
     stopper.start()
     stopper.join(0.1)
     assert stopper.is_alive()
-    go_on.set()
+    continues.set()
     stopper.join(10)
     assert not stopper.is_alive()
     assert part.asked == ["compacted"]

@@ -1,4 +1,4 @@
-"""Retention: what nothing needs goes by age and size, what is needed stays, and nothing is lost by it."""
+"""Retention: unneeded artifacts are deleted by age and size, needed ones stay, and no result is lost."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def files(root: Path) -> set[Path]:
 
 
 def both(house: House, retention: Retention, **fields: Any) -> RetentionView:
-    """What a dry run tells, which must be what a run then tells and does."""
+    """What a dry run reports; a run after it must report and do the same."""
     before = files(house.store.root)
-    told = retention.run(request(**fields, dry_run=True))
+    reported = retention.run(request(**fields, dry_run=True))
     assert files(house.store.root) == before
     done = retention.run(request(**fields))
-    assert done == told.model_copy(update={"dry_run": False})
+    assert done == reported.model_copy(update={"dry_run": False})
     after = files(house.store.root)
     assert after <= before
     left = list(house.store.stored())
@@ -76,14 +76,14 @@ def both(house: House, retention: Retention, **fields: Any) -> RetentionView:
 # -- by age and size -----------------------------------------------------------------------------------------------
 
 
-def test_an_empty_store_has_nothing_to_go(retention: Retention, house: House) -> None:
+def test_an_empty_store_has_nothing_to_delete(retention: Retention, house: House) -> None:
     for fields in ({}, {"older_than_s": 0}, {"max_bytes": 0}):
         assert both(house, retention, **fields) == RetentionView(
             dry_run=False, removed=0, removed_bytes=0, kept=0, kept_bytes=0, in_use=0, leftovers=0, leftover_bytes=0
         )
 
 
-def test_what_was_not_used_for_long_goes(retention: Retention, house: House) -> None:
+def test_long_unused_artifacts_are_deleted(retention: Retention, house: House) -> None:
     sizes = [put(house, key, age=day * DAY, numbers=10 * day) for day, key in enumerate(KEYS)]
     assert both(house, retention).removed == 0
     view = both(house, retention, older_than_s=6.5 * DAY)
@@ -95,7 +95,7 @@ def test_what_was_not_used_for_long_goes(retention: Retention, house: House) -> 
     assert list(house.store.keys()) == [*KEYS[:5], KEYS[6]]
 
 
-def test_then_the_longest_unused_go_until_the_rest_fits(retention: Retention, house: House) -> None:
+def test_the_longest_unused_are_deleted_until_the_rest_fits(retention: Retention, house: House) -> None:
     ages = dict(zip(KEYS, (3, 9, 1, 7, 5), strict=False))
     sizes = {key: put(house, key, age=age * DAY, numbers=100 * age) for key, age in ages.items()}
     everything = sum(sizes.values())
@@ -134,35 +134,35 @@ def base(house: House) -> str:
         return str(connection.scalar(sa.select(tables.tasks.c.key).where(tables.tasks.c.kind == "noop_base")))
 
 
-def everything_goes(house: House, retention: Retention) -> RetentionView:
+def delete_all(house: House, retention: Retention) -> RetentionView:
     for key in list(house.store.keys()):
         set_age(house, key, 99 * DAY)
     return both(house, retention, older_than_s=0, max_bytes=0)
 
 
-def test_what_an_open_sweep_stands_on_stays_until_it_ends(retention: Retention, house: House) -> None:
+def test_what_an_open_sweep_needs_stays_until_it_ends(retention: Retention, house: House) -> None:
     sweep = house.submit(axes={"x": [1, 2], "group": [1, 2]}, fixed={"base": "ok"})
     house.step()
     (call,) = house.runner.calls
     house.runner.work(call)
-    house.step()  # the base is there, and cells wait for it or run on it
+    house.step()  # the base is computed, and cells wait for it or read it
     assert list(house.store.keys()) == [base(house)]
-    view = everything_goes(house, retention)
+    view = delete_all(house, retention)
     assert (view.removed, view.kept, view.in_use) == (0, 1, 1)
     house.control.pause(sweep)
-    assert everything_goes(house, retention).in_use == 1
+    assert delete_all(house, retention).in_use == 1
     house.control.resume(sweep)
     house.drain()
     assert house.state(sweep) is State.SUCCEEDED
-    assert everything_goes(house, retention).removed == 1
+    assert delete_all(house, retention).removed == 1
     house.check()
 
 
-def test_what_was_there_before_the_sweep_came_stays_too(retention: Retention, house: House) -> None:
+def test_what_existed_before_the_sweep_stays_too(retention: Retention, house: House) -> None:
     house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     house.drain()
     sweep = house.submit(axes={"x": [2]}, fixed={"base": "ok"})  # its base is cached
-    assert everything_goes(house, retention).in_use == 1
+    assert delete_all(house, retention).in_use == 1
     house.drain()
     assert house.state(sweep) is State.SUCCEEDED
     assert [len(call.tasks) for call in house.runner.history] == [1, 1, 1]
@@ -173,17 +173,17 @@ def test_inputs_of_a_call_that_still_runs_for_a_sweep_that_ended_do_no_harm(rete
     house.drain()
     house.control.submit({"name": "n", "experiment": "noop", "axes": {"x": [3]}, "fixed": {"base": "ok"}})
     house.step()
-    assert everything_goes(house, retention).in_use == 1  # the call in flight reads it
+    assert delete_all(house, retention).in_use == 1  # the call in flight reads it
     assert house.state(sweep) is State.SUCCEEDED
 
 
-def test_after_it_went_a_sweep_that_needs_it_computes_it_again(retention: Retention, house: House) -> None:
+def test_a_sweep_that_needs_a_deleted_artifact_computes_it_again(retention: Retention, house: House) -> None:
     first = house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     house.drain()
     content = (house.store.path(base(house)) / TENSORS).read_bytes()
-    assert everything_goes(house, retention).removed == 1
+    assert delete_all(house, retention).removed == 1
     same = house.submit(axes={"x": [1]}, fixed={"base": "ok"})
-    assert house.state(same) is State.CACHED  # its rows are there
+    assert house.state(same) is State.CACHED  # its rows stay
     plan = house.planner.plan({"name": "n", "experiment": "noop", "axes": {"x": [1, 2]}, "fixed": {"base": "ok"}})
     assert (plan.cells.cached, plan.cells.new, plan.tasks["noop_base"].new) == (1, 1, 1)
     assert {miss.kind: miss.reason for miss in plan.misses}["noop_base"] == "computed before, but its artifact is gone"
@@ -194,7 +194,7 @@ def test_after_it_went_a_sweep_that_needs_it_computes_it_again(retention: Retent
     house.check()
 
 
-def test_no_plan_counts_on_what_is_about_to_go(retention: Retention, house: House) -> None:
+def test_no_plan_uses_what_is_being_deleted(retention: Retention, house: House) -> None:
     house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     house.drain()
     set_age(house, base(house), 99 * DAY)
@@ -210,7 +210,7 @@ def test_no_plan_counts_on_what_is_about_to_go(retention: Retention, house: Hous
     assert done[0].removed == 1
 
 
-def test_sweeps_and_runs_of_retention_at_once_lose_nothing(retention: Retention, house: House) -> None:
+def test_sweeps_and_runs_of_retention_at_the_same_time_lose_nothing(retention: Retention, house: House) -> None:
     stop = threading.Event()
     troubles: list[BaseException] = []
 
@@ -239,7 +239,7 @@ def test_sweeps_and_runs_of_retention_at_once_lose_nothing(retention: Retention,
 # -- leftovers -----------------------------------------------------------------------------------------------------
 
 
-def test_what_dead_writers_left_goes(retention: Retention, house: House) -> None:
+def test_files_of_dead_writers_are_deleted(retention: Retention, house: House) -> None:
     put(house, KEYS[0])
     shelf = house.store.path(KEYS[0]).parent
     old, young = shelf / f"{TEMPORARY}{KEYS[1]}-a", shelf / f"{TEMPORARY}{KEYS[1]}-b"
@@ -261,7 +261,7 @@ def save_of(house: House, name: str, age: float = 0.0) -> Path:
     return folder / name
 
 
-def test_saves_go_when_no_call_will_use_them_again(retention: Retention, house: House) -> None:
+def test_resume_states_are_deleted_when_no_call_will_use_them(retention: Retention, house: House) -> None:
     house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     house.drain()
     cancelled = house.submit(axes={"x": [2]})
@@ -284,7 +284,7 @@ def test_saves_go_when_no_call_will_use_them_again(retention: Retention, house: 
     assert needed.exists()
 
 
-def test_what_was_set_aside_as_corrupt_goes_at_its_age_and_when_asked(retention: Retention, house: House) -> None:
+def test_artifacts_set_aside_as_corrupt_are_deleted_by_age_on_request(retention: Retention, house: House) -> None:
     for key in KEYS[:2]:
         put(house, key)
         (house.store.path(key) / TENSORS).write_bytes(b"")
@@ -299,7 +299,7 @@ def test_what_was_set_aside_as_corrupt_goes_at_its_age_and_when_asked(retention:
     assert (house.store.root / CORRUPT).is_dir()
 
 
-def test_a_store_that_cannot_be_changed_is_told(
+def test_a_store_that_cannot_be_changed_is_reported(
     retention: Retention, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(house, KEYS[0], age=DAY)
@@ -313,7 +313,7 @@ def test_a_store_that_cannot_be_changed_is_told(
     assert house.store.has(KEYS[0])
 
 
-def test_files_that_cannot_be_deleted_are_told_and_go_the_next_time(
+def test_files_that_cannot_be_deleted_are_reported_and_deleted_the_next_time(
     retention: Retention, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(house, KEYS[0], age=DAY)
@@ -364,7 +364,7 @@ def test_bytes_that_are_not_those_that_were_written_are_never_served(
     assert load(client.get(f"/v1/artifacts/{key}").content)["x"][-1] == 999.0
 
 
-def test_a_download_goes_on_when_the_artifact_goes(
+def test_a_download_continues_when_the_artifact_is_deleted(
     client: AppClient, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = KEYS[0]

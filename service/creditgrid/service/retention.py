@@ -26,6 +26,7 @@ from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.ledger.queries import task_states
 from creditgrid.workers.artifacts import ArtifactStore, Stored
 from creditgrid.workers.resume_state import abandoned_resume_states, resume_states
 
@@ -127,15 +128,15 @@ class Retention:
     def _unused_resume_states(self) -> list[Path]:
         """Resume states of calls that have succeeded, or ended otherwise long ago."""
         kept = resume_states(self._store.root)
-        states = self._states(kept)
+        with self._ledger.read() as connection:
+            known = task_states(connection, list(kept))
+        states = {key: known[key][0] if key in known else None for key in kept}
         return [
             path
             for key, path in kept.items()
-            if (state := states.get(key)) in (State.SUCCEEDED, State.CACHED)
-            or (state != State.PENDING and _age(path) > RESUME_STATES_KEPT_S)
+            if states[key] in (State.SUCCEEDED, State.CACHED)
+            or (states[key] is not State.PENDING and _age(path) > RESUME_STATES_KEPT_S)
         ]
-
-    # -- the ledger ------------------------------------------------------------------------------------------------
 
     def _needed(self) -> set[str]:
         """Keys of the stages of open sweeps, of open tasks, and of the inputs of open tasks."""
@@ -148,16 +149,6 @@ class Retention:
                 needed.add(key)
                 needed.update(json.loads(payload)["parents"].values())
         return needed
-
-    def _states(self, keys: Iterable[str]) -> dict[str, str]:
-        """The states of tasks, by key; unknown keys are left out."""
-        states: dict[str, str] = {}
-        with self._ledger.read() as connection:
-            for piece in tables.chunks(keys):
-                c = tables.tasks.c
-                found = connection.execute(sa.select(c.key, c.state).where(c.key.in_(piece)))
-                states.update((key, state) for key, state in found)
-        return states
 
 
 def _age(path: Path) -> float:

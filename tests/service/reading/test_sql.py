@@ -85,7 +85,7 @@ def test_columns_keep_their_types(sandbox: Sandbox) -> None:
     assert sandbox.query("SELECT * FROM results ORDER BY cell").equals(ROWS)
 
 
-def test_columns_of_one_name_are_told_apart(sandbox: Sandbox) -> None:
+def test_columns_of_one_name_are_numbered(sandbox: Sandbox) -> None:
     table = sandbox.query('SELECT a.cell, b.cell, 1 AS cell_1, 2 AS "q""x" FROM results a JOIN results b USING (eta)')
     assert len(set(table.column_names)) == 4
     assert table.column_names[0] == "cell"
@@ -240,9 +240,9 @@ def test_secrets_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             with pytest.raises(QueryError):
                 sandbox.query(sql)
         for sql in ("FROM duckdb_settings()", "FROM duckdb_views()", "FROM duckdb_databases()", "EXPLAIN FROM results"):
-            told = str(sandbox.query(sql).to_pylist())
-            assert str(tmp_path) not in told
-            assert str(Path.home()) not in told
+            shown = str(sandbox.query(sql).to_pylist())
+            assert str(tmp_path) not in shown
+            assert str(Path.home()) not in shown
         (child,) = children()[-1:]
         assert not [name for name in child.environ() if name.startswith("CREDITGRID_")]
     finally:
@@ -273,10 +273,10 @@ def test_errors_point_into_the_query(sandbox: Sandbox) -> None:
     ],
 )
 def test_endless_queries_are_stopped(sandbox: Sandbox, sql: str) -> None:
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(QueryError, match=f"longer than {TIMEOUT_S:g} s"):
         sandbox.query(sql)
-    assert TIMEOUT_S - 0.5 < time.monotonic() - began < TIMEOUT_S + 2
+    assert TIMEOUT_S - 0.5 < time.monotonic() - started < TIMEOUT_S + 2
     assert sandbox.query("SELECT 42 AS x").to_pylist() == [{"x": 42}]
 
 
@@ -330,7 +330,7 @@ def test_bytes_are_bounded(sandbox: Sandbox) -> None:
         sandbox.query("SELECT repeat('x', 1000000) || i FROM range(900) t(i)")
 
 
-def test_queries_wait_their_turn(sandbox: Sandbox) -> None:
+def test_queries_wait_for_each_other(sandbox: Sandbox) -> None:
     outcomes: list[str] = []
 
     def ask(sql: str) -> None:
@@ -381,10 +381,10 @@ def test_closing_ends_processes_and_queries(tmp_path: Path) -> None:
     thread = threading.Thread(target=ask)
     thread.start()
     time.sleep(0.5)
-    began = time.monotonic()
+    started = time.monotonic()
     sandbox.close()
     thread.join()
-    assert time.monotonic() - began < 20  # of the 60 s that it would sleep
+    assert time.monotonic() - started < 20  # of the 60 s that it would sleep
     assert said == ["the service is stopping"]
     assert len(set(children()) & before) < len(before)
     with pytest.raises(QueryError, match="stopping"):

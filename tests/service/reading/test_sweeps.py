@@ -126,7 +126,7 @@ def test_the_time_left_comes_from_progress_and_from_what_was_measured(
     now += 10.0
     house.runner.report(Advanced(two, 1, 2, ""))
     house.step()
-    # One is at it for 20 s and has four fifths to go, the other for 10 s and has one half to go; there are two cores.
+    # One has run for 20 s and has four fifths left, the other for 10 s and has one half left; there are two cores.
     assert house.sweeps.get(first).remaining_s == pytest.approx((20 * 4 + 10) / 2)
     assert house.sweeps.get(second).remaining_s == house.sweeps.get(first).remaining_s
     assert [activity.call for activity in house.sweeps.get(second).active] == [one, two]

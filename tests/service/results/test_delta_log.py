@@ -1,4 +1,4 @@
-"""The results table after the power went: what was torn is set aside, what cannot be repaired is refused."""
+"""The results table after a power cut: torn files are set aside, and damage beyond repair is refused."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_what_is_whole_is_left_alone(tmp_path: Path) -> None:
     ("what", "tear"),
     [*((commit, tear) for tear in TEARS), *((added, tear) for tear in (Path.unlink, empty, halve, grow))],
 )
-def test_damage_that_later_commits_stand_on_is_told(
+def test_damage_that_later_commits_depend_on_is_refused(
     tmp_path: Path, what: Callable[[Path, int], Path], tear: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "results"
@@ -232,7 +232,7 @@ def test_a_torn_pointer_to_the_checkpoint_is_set_aside(checkpointed: Path, conte
     assert results.holds(12)
 
 
-def test_checkpoints_that_all_are_torn_are_told(checkpointed: Path) -> None:
+def test_checkpoints_that_all_are_torn_are_refused(checkpointed: Path) -> None:
     for checkpoint in (checkpointed / LOG).glob("*.checkpoint.parquet"):
         halve(checkpoint)
     with pytest.raises(CreditGridError, match="the commits that it contains were removed"):
@@ -255,7 +255,7 @@ def test_a_file_that_only_the_checkpoint_knows_of_is_missed(checkpointed: Path) 
         Results(checkpointed, "ledger").repair()
 
 
-# -- on the disk when it is told -----------------------------------------------------------------------------------
+# -- synced --------------------------------------------------------------------------------------------------------
 
 
 class Disk:

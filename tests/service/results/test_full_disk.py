@@ -40,7 +40,7 @@ def fill(disk: Path) -> Path:
 
 
 @pytest.mark.parametrize("base", ["none", "ok"], ids=["rows", "artifacts"])
-def test_a_full_disk_is_told_and_what_runs_goes_on_when_there_is_room(
+def test_a_full_disk_is_reported_and_sweeps_continue_when_there_is_space(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, base: str
 ) -> None:
     quick(monkeypatch, POLL_S=0.05, COMMIT_PAUSE_S=0.2, LEDGER_PAUSE_S=0.2)
@@ -52,7 +52,7 @@ def test_a_full_disk_is_told_and_what_runs_goes_on_when_there_is_room(
     deadline = time.monotonic() + 60
     while (problem := house.scheduler.problem()) is None:
         assert not house.state(sweep).finished
-        assert time.monotonic() < deadline, "nothing was told of a full disk"
+        assert time.monotonic() < deadline, "no problem is reported for a full disk"
         time.sleep(0.05)
     assert "cannot be" in problem
     filler.unlink()

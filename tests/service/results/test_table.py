@@ -103,7 +103,7 @@ def test_experiments_add_their_columns_and_lie_apart(results: Results, tmp_path:
     }
 
 
-def test_rows_with_another_type_of_a_column_are_told_apart(results: Results) -> None:
+def test_rows_with_another_type_of_a_column_do_not_fit(results: Results) -> None:
     ours, other = schema(noop.EXPERIMENT), pa.schema([("twice", pa.string()), ("new", pa.string())])
     assert results.misfit(other) is None  # there are no rows yet
     results.append(1, [rows(1)])
@@ -123,7 +123,7 @@ def test_batches_are_known_after_many_commits(results: Results, tmp_path: Path) 
     DeltaTable(str(tmp_path / "results")).create_checkpoint()
     for log in (tmp_path / "results" / "_delta_log").glob("0000000000000000000*.json"):
         if int(log.stem) < 11:
-            log.unlink()  # what a checkpoint stands for may be cleaned away
+            log.unlink()  # commits that a checkpoint contains may be removed
     again = Results(tmp_path / "results", "ledger-a")
     assert again.holds(12)
     assert not again.holds(13)

@@ -77,7 +77,7 @@ def test_many_small_files_become_few_and_nothing_is_forgotten(results: Results, 
     assert len(DeltaTable(path).file_uris()) <= 8
     assert cells(results) == {f"c{batch}": 1 for batch in range(1, 42)}
     assert before is not None
-    assert before.to_table().num_rows == 7  # a query that has begun reads on
+    assert before.to_table().num_rows == 7  # a running query reads the old files
     assert upkeep.vacuum(0) > 35
     assert data_files(path) == len(DeltaTable(path).file_uris())
     log = TableLog(path)
@@ -146,7 +146,7 @@ def test_compaction_keeps_every_bit(results: Results, upkeep: Upkeep) -> None:
     assert raw([found]) == raw(made)
 
 
-def test_what_is_no_part_of_the_table_goes_after_its_time(results: Results, upkeep: Upkeep, tmp_path: Path) -> None:
+def test_unused_files_are_removed_after_their_time(results: Results, upkeep: Upkeep, tmp_path: Path) -> None:
     path = tmp_path / "results"
     for batch in (1, 2):
         results.append(batch, [rows(batch)])
@@ -157,23 +157,23 @@ def test_what_is_no_part_of_the_table_goes_after_its_time(results: Results, upke
         path / LOG / f"{2:020}.json#3",
     ]
     for stray in strays:
-        stray.write_bytes(b"begun")
+        stray.write_bytes(b"started")
     assert upkeep.vacuum(3600) == 0
     assert all(stray.exists() for stray in strays)
     assert upkeep.vacuum(0) == 4
     assert not any(stray.exists() for stray in strays)
     for stray in strays:
-        stray.write_bytes(b"begun")
+        stray.write_bytes(b"started")
     again = Results(path, "ledger-a")
-    again.repair()  # whoever wrote them is gone
+    again.repair()  # their writers have died
     assert not any(stray.exists() for stray in strays)
     assert cells(again) == {"c1": 1, "c2": 1}
 
 
 @pytest.mark.usefixtures("eager")
-def test_appends_compactions_and_queries_go_on_at_once(results: Results, upkeep: Upkeep) -> None:
+def test_appends_compactions_and_queries_run_at_the_same_time(results: Results, upkeep: Upkeep) -> None:
     batches, held, troubles = 60, [], []
-    through = threading.Event()
+    done = threading.Event()
 
     def append() -> None:
         for batch in range(1, batches + 1):
@@ -182,19 +182,19 @@ def test_appends_compactions_and_queries_go_on_at_once(results: Results, upkeep:
             if batch % 10 == 0:
                 table_ = table_.append_column(f"new{batch}", pa.array([float(batch)]))
             results.append(batch, [table_])
-        through.set()
+        done.set()
 
     replaced = 0
 
     def maintain() -> None:
         nonlocal replaced
-        while not through.is_set():
+        while not done.is_set():
             replaced += upkeep.compact()
             upkeep.checkpoint()
             upkeep.vacuum(3600)
 
     def read() -> None:
-        while not through.is_set():
+        while not done.is_set():
             if (dataset := results.dataset()) is not None:
                 held.append((dataset, dataset.count_rows()))
 
@@ -204,7 +204,7 @@ def test_appends_compactions_and_queries_go_on_at_once(results: Results, upkeep:
                 work()
             except BaseException as error:
                 troubles.append(error)
-                through.set()
+                done.set()
 
         return run
 
@@ -239,7 +239,7 @@ def maintain():
         upkeep.checkpoint()
         upkeep.vacuum(0.5)
 
-print("begun", flush=True)
+print("started", flush=True)
 batch = (results.newest() or 0) + 1
 threading.Thread(target=maintain, daemon=True).start()
 while True:
@@ -252,23 +252,23 @@ while True:
 def test_a_process_killed_at_any_moment_leaves_every_batch_once(tmp_path: Path) -> None:
     path = tmp_path / "results"
     chance = random.Random(4)
-    told = 0
+    reported = 0
     for _ in range(15):
         with subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
-            assert child.stdout.readline() == "begun\n"
+            assert child.stdout.readline() == "started\n"
             timer = threading.Timer(chance.uniform(0.0, 0.5), child.kill)
             timer.start()
             for line in child.stdout:
-                told = max(told, int(line)) if line.endswith("\n") else told
+                reported = max(reported, int(line)) if line.endswith("\n") else reported
             assert child.wait() == -signal.SIGKILL
         results = Results(path, "ledger")
         results.repair()
         newest = results.newest() or 0
-        assert newest in (told, told + 1)  # it may have died between the commit and the telling
-        told = newest
+        assert newest in (reported, reported + 1)  # it may have died between the commit and the report
+        reported = newest
         assert cells(results) == {f"{batch}/{i}": 1 for batch in range(1, newest + 1) for i in range(50)}
         if newest:
             assert data_files(path) == len(DeltaTable(path).file_uris())
             assert TableLog(path).strays() == []
-    assert told >= 10
+    assert reported >= 10

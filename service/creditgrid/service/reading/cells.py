@@ -12,7 +12,7 @@ from creditgrid.core.wire import CellView
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import calls, cells, tasks
 from creditgrid.service.reading.failures import first_line
-from creditgrid.service.reading.sweeps import shown_state, sweep_row
+from creditgrid.service.reading.sweeps import known_sweep, shown_state
 
 
 class Cells:
@@ -38,7 +38,7 @@ class Cells:
         if state is not None:
             query = query.where(shown == state)
         with self._ledger.read() as connection:
-            sweep_row(connection, sweep)
+            known_sweep(connection, sweep)
             rows = connection.execute(query).all()
         views = [_view(row) for row in rows[:limit]]
         return views, rows[limit - 1].idx if len(rows) > limit else None

@@ -12,7 +12,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import FailureView
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import calls, cells, stages, tasks
-from creditgrid.service.reading.sweeps import ROWS_AT_ONCE, sweep_row
+from creditgrid.service.reading.sweeps import ROWS_AT_ONCE, known_sweep
 
 NUMBER = re.compile(r"\d+(\.\d+)?")
 FAILURES_SHOWN = 100
@@ -46,7 +46,7 @@ class Failures:
         """
         c = calls.c
         with self._ledger.read() as connection:
-            sweep_row(connection, sweep)
+            known_sweep(connection, sweep)
             found = sorted(_group(connection, sweep), key=lambda failure: -failure.count)[:FAILURES_SHOWN]
             query = sa.select(c.id, c.traceback, c.host).where(c.id.in_([failure.call for failure in found]))
             details = {row.id: row for row in connection.execute(query)}

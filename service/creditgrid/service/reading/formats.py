@@ -1,4 +1,4 @@
-"""Results as Arrow, Parquet, CSV or JSON: which of them a request asks for, and the bytes, a batch at a time."""
+"""Rows as Arrow, Parquet, CSV or JSON: the format that a request accepts, and the encoders, a batch at a time."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _RANGES = {"*/*": "json", "application/*": "json", "text/*": "csv"}
 
 
 def negotiate(accept: str | None, format_: str | None) -> str:
-    """The format a request asks for: ``?format=`` first, then ``Accept`` by its weights; JSON when it is left open.
+    """The format that a request asks for: ``?format=``, or ``Accept`` by its weights, or JSON.
 
     Raises:
-        HTTPException: 406 when none of the formats is acceptable.
+        HTTPException: 406 if there is no acceptable format.
     """
     if format_ is not None:
         if format_ in MEDIA_TYPES:
@@ -58,7 +58,7 @@ def _weight(parameters: Sequence[str]) -> float:
 
 
 def stream(reader: pa.RecordBatchReader, format_: str, name: str) -> StreamingResponse:
-    """A response that encodes the batches as they are read; Parquet and CSV are offered as the file ``name``."""
+    """A response that encodes batches as it reads them. A browser saves Parquet and CSV as the file ``name``."""
     headers = {"Vary": "Accept"}
     if format_ in ("parquet", "csv"):
         headers["Content-Disposition"] = f'attachment; filename="{name}.{format_}"'
@@ -87,7 +87,7 @@ def parquet_file(reader: pa.RecordBatchReader) -> Iterator[bytes]:
 
 
 def csv_text(reader: pa.RecordBatchReader) -> Iterator[bytes]:
-    """CSV in UTF-8 with a header line; null is an empty field, nested values are JSON."""
+    """CSV in UTF-8 with a header line; null is an empty field, and nested values are JSON."""
     fields = [pa.field(field.name, field.type if _flat(field.type) else pa.string()) for field in reader.schema]
     schema = pa.schema(fields)
     sink = _Sink()
@@ -100,7 +100,7 @@ def csv_text(reader: pa.RecordBatchReader) -> Iterator[bytes]:
 
 
 def json_text(reader: pa.RecordBatchReader) -> Iterator[bytes]:
-    """A JSON array of objects, one row each; timestamps are ISO 8601, what is no finite number is null."""
+    """A JSON array of objects, one for each row. Timestamps are ISO 8601; a number that is not finite is null."""
     names = [json.dumps(name) + ": " for name in reader.schema.names]
     before = "["
     for batch in reader:
@@ -128,7 +128,7 @@ def _json_values(column: pa.Array) -> list[str]:
     if pa.types.is_floating(kind) or pa.types.is_integer(kind):
         return ["null" if value is None else repr(value) for value in column.to_pylist()]
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
-        # Text from Arrow itself: Python's datetime lacks the years before 1 and after 9999, and nanoseconds.
+        # Arrow makes the text, because Python's datetime lacks the years before 1 and after 9999, and nanoseconds.
         column = pc.replace_substring(column.cast(pa.string()), " ", "T", max_replacements=1)
     if pa.types.is_string(column.type):
         return ["null" if value is None else encode_basestring_ascii(value) for value in column.to_pylist()]
@@ -136,7 +136,7 @@ def _json_values(column: pa.Array) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it."""
+    """The value in the types of JSON."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 
 def _flat(kind: pa.DataType) -> bool:
-    """Whether Arrow writes values of this type to CSV as they should stand there."""
+    """Whether Arrow writes values of this type to CSV as this module wants them."""
     simple = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_string)
     dated = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_time, pa.types.is_large_string)
     return any(test(kind) for test in (*simple, *dated))
@@ -169,7 +169,7 @@ def _csv_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 class _Sink(io.RawIOBase):
-    """A file that Arrow writes to and whose bytes are taken out as they come."""
+    """A file for Arrow to write to, which ``take`` empties."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class _Sink(io.RawIOBase):
         return self._length
 
     def take(self) -> bytes:
-        """What was written since the last call."""
+        """The bytes since the last call."""
         data = b"".join(self._parts)
         self._parts.clear()
         return data

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import calls, cells, sweeps
-from creditgrid.service.reading.sweeps import ROWS_AT_ONCE, shown_state, sweep_row, utc
+from creditgrid.service.reading.sweeps import ROWS_AT_ONCE, known_sweep, shown_state, utc
 from creditgrid.service.results.table import Results
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -57,7 +57,7 @@ class SqlTables:
             NotFoundError: for an unknown sweep.
         """
         with self._ledger.read() as connection:
-            sweep_row(connection, sweep)
+            known_sweep(connection, sweep)
         query = sa.select(cells.c.idx, cells.c.key).where(cells.c.sweep == sweep).order_by(cells.c.idx)
         return self._reader(query, _INDEX).read_all()
 

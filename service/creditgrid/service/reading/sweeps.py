@@ -65,7 +65,7 @@ class Sweeps:
             NotFoundError: for an unknown sweep.
         """
         with self._ledger.read() as connection:
-            row = sweep_row(connection, sweep, *sweeps.c)
+            row = known_sweep(connection, sweep, *sweeps.c)
             view = _view(row, self._now(connection, [sweep]))
         spec = forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1]
         return view.model_copy(update={"spec": spec})
@@ -86,7 +86,7 @@ class Sweeps:
         c = tables.events.c
         query = sa.select(tables.events).where(c.sweep == sweep, c.id > after).order_by(c.id).limit(limit)
         with self._ledger.read() as connection:
-            sweep_row(connection, sweep)
+            known_sweep(connection, sweep)
             rows = connection.execute(query).all()
         return [
             EventView(id=row.id, sweep=row.sweep, at=utc(row.at), type=row.type, data=json.loads(row.data))
@@ -146,7 +146,7 @@ def _time_left(row: sa.Row[Any], now: _Now) -> float | None:
     return time_left(open_tasks, now.activities, now.needs.get(row.id, {}), means, now.cpus)
 
 
-def sweep_row(connection: sa.Connection, sweep: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:
+def known_sweep(connection: sa.Connection, sweep: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:
     """These columns of the sweep, or its experiment.
 
     Raises:

@@ -13,7 +13,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import TaskDocument, TaskView
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import calls, stages, sweeps, tasks
-from creditgrid.service.reading.sweeps import shown_state, sweep_row
+from creditgrid.service.reading.sweeps import known_sweep, shown_state
 from creditgrid.service.scheduling.call_settings import parsed, resources
 
 
@@ -46,7 +46,7 @@ class Tasks:
         if state is not None:
             query = query.where(shown == state)
         with self._ledger.read() as connection:
-            sweep_row(connection, sweep)
+            known_sweep(connection, sweep)
             rows = connection.execute(query).all()
         views = [_view(row) for row in rows[:limit]]
         return views, rows[limit - 1].key if len(rows) > limit else None
