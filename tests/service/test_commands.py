@@ -234,3 +234,9 @@ def test_a_plan_of_a_file_that_is_not_there(run: Run, tmp_path: Path) -> None:
     result = run("plan", str(tmp_path / "none.yaml"), "--data-dir", str(tmp_path / "data"))
     assert result.exit_code == 2
     assert "none.yaml" in Problem.model_validate_json(result.stdout).detail
+
+
+def test_the_help_of_serve_shows_the_defaults(run: Run) -> None:
+    shown = run("serve", "--help").stdout
+    for default in ("creditgrid-data", "127.0.0.1", "8000", "start one here", "ray", "all", "auto"):
+        assert f"Default: {default}." in shown

@@ -36,23 +36,27 @@ class PlanFormat(enum.StrEnum):
     TEXT = "text"
 
 
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the ledger, artifacts and results.  [creditgrid-data]")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of the ledger, artifacts and results. Default: creditgrid-data.")
+]
 
 
 @cli.command()
 def serve(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one.  [8000]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one. Default: 8000.")] = None,
     port_file: Annotated[Path | None, typer.Option(help="File to write the URL to when the service is ready.")] = None,
     data_dir: DataDir = None,
-    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.  [start one here]")] = None,
-    runner: Annotated[str | None, typer.Option(help="ray, or local: threads of this process.  [ray]")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster to join. Default: start one here.")
+    ] = None,
+    runner: Annotated[str | None, typer.Option(help="ray, or local: threads of this process. Default: ray.")] = None,
     token: Annotated[str | None, typer.Option(help="API token; other users see it in the list of processes.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="A file that holds the API token.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs to use of this machine.  [all]")] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs to use of this machine.  [all]")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto, json or console.  [auto]")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of this machine to use. Default: all.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of this machine to use. Default: all.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, json or console. Default: auto.")] = None,
 ) -> None:
     """Run the service. An environment variable CREDITGRID_… can set each option, such as CREDITGRID_DATA_DIR."""
     settings = _settings(
@@ -72,7 +76,7 @@ def serve(
         if port_file is not None:
             with atomic_file(port_file) as file:
                 file.write(url.encode())
-        typer.echo(f"CreditGrid is at {url} (API: {url}/docs, data: {settings.data_dir}). Ctrl-C stops it.")
+        typer.echo(f"CreditGrid listens on {url} (API: {url}/docs, data: {settings.data_dir}). Ctrl-C stops it.")
 
     # uvicorn raises the signal that stopped it again after its shutdown, which is then a normal exit.
     signal.signal(signal.SIGTERM, _exit)

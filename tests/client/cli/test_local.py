@@ -92,6 +92,22 @@ def test_run(local: FakeLocalService, service, run: Run, spec: str, state: State
     assert json.loads(run("run", spec, "-o", "json")[1])["title"] == "Best"
 
 
+def test_a_failed_run_shows_the_tracebacks_and_not_its_ended_service(
+    local: FakeLocalService, service, run: Run, spec: str
+) -> None:
+    cause = {"cause": "ValueError: no", "kind": "fit", "count": 2, "skipped": 5, "attempt": 1, "host": None}
+    service.failures = [{**cause, "traceback": "Tb\n", "key": "k", "command": "creditgrid run-task k"}]
+    service.on_view = lambda sweep: service.change(sweep, State.FAILED)
+    code, _, err = run("run", spec)
+    assert code == 1
+    assert err.splitlines()[-4:] == [
+        "sweep s1 failed: 1 of 4 cells have no result",
+        "  fit: ValueError: no (2 failed)",
+        "Tb",
+        "  run it here, with a service (creditgrid serve): creditgrid run-task k",
+    ]
+
+
 def test_run_does_not_wait_for_a_service_of_its_own_that_died(
     local: FakeLocalService, service, run: Run, spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ def test_summary_with_intervals() -> None:
         }
     )
     text = shown(tables.summary_table(summary))
-    assert "Best [step] (so far: cells are missing)" in text
+    assert "Best [step] (incomplete: cells are missing)" in text
     assert line_of(text, "vec") == ["vec", "0.003", "-0.1351", "±", "0.023", "3", "–"]
     assert line_of(text, "dfa") == ["dfa", "–", "–", "–", "–"]
     assert "oracle: is [suspect]" in text

@@ -43,7 +43,9 @@ def serve(context: typer.Context) -> None:
 def run(
     spec: SpecArgument,
     data_dir: DataDir = None,
-    runner: Annotated[RunnerName | None, typer.Option(help="Ray, or this machine's threads.")] = None,
+    runner: Annotated[
+        RunnerName | None, typer.Option(help="ray, or local: threads of the service. Default: ray.")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Run a sweep without a service: one is started for it, and stopped afterwards."""
@@ -68,7 +70,7 @@ def run(
         summary = sweep.summary()
         emit(output, summary, summary_table(summary))
         if code := exit_code(sweep.view):
-            note(progress.failed_text(sweep.view, sweep.failures(), service.url, tracebacks=True))
+            note(progress.failed_text(sweep.view, sweep.failures(), url=None))
             raise typer.Exit(code)
 
 

@@ -58,7 +58,9 @@ SweepArgument = Annotated[str, typer.Argument(metavar="ID", help="The sweep's id
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", file_okay=False, help="The folder of artifacts and results, if not the service's default."
+        "--data-dir",
+        file_okay=False,
+        help="Folder of the ledger, artifacts and results. Default: creditgrid-data, or $CREDITGRID_DATA_DIR.",
     ),
 ]
 

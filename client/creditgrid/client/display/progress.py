@@ -69,15 +69,22 @@ def show(
     return view
 
 
-def failed_text(view: SweepView, failures: Sequence[FailureView], url: str, tracebacks: bool = False) -> str:
-    """Why a finished sweep is not a success: its failures, with their tracebacks or the command that prints them."""
+def failed_text(view: SweepView, failures: Sequence[FailureView], url: str | None) -> str:
+    """Why a finished sweep is not a success: its failures, each with the command that prints its traceback.
+
+    Without a ``url`` the service has ended with its sweep, so the tracebacks themselves are shown.
+    """
     without = sum(n for state, n in view.counts.items() if state not in RESULT)
-    lines = [f"sweep {view.id} is {view.state}: {without:,} of {view.cells:,} cells have no result"]
+    lines = [f"sweep {view.id} {view.state}: {without:,} of {view.cells:,} cells have no result"]
     lines += [f"  {found.type}: {found.message}" for found in view.conditions]
     for failure in failures:
         lines.append(f"  {failure.kind}: {failure.cause} ({failure.count:,} failed)")
-        lines += [failure.traceback] if tracebacks else [f"  its traceback: creditgrid logs {view.id}{url_option(url)}"]
-        lines += [f"  run it here: {failure.command}{url_option(url)}"]
+        if url is None:
+            lines.append(failure.traceback.rstrip())
+            lines.append(f"  run it here, with a service (creditgrid serve): {failure.command}")
+        else:
+            lines.append(f"  its traceback: creditgrid logs {view.id}{url_option(url)}")
+            lines.append(f"  run it here: {failure.command}{url_option(url)}")
     return "\n".join(lines)
 
 

@@ -134,7 +134,7 @@ def sweep_view(view: SweepView) -> RenderableType:
 
 def summary_table(summary: SummaryView) -> RenderableType:
     """The summary's table and verdicts; means have the half-widths of their 95 % intervals."""
-    title = summary.title if summary.complete else f"{summary.title} (so far: cells are missing)"
+    title = summary.title if summary.complete else f"{summary.title} (incomplete: cells are missing)"
     table = _table(Text(title, style="bold"), right=[column.replace("_", " ") for column in summary.columns])
     for column, name in zip(table.columns, summary.columns, strict=True):
         if any(isinstance(row.get(name), str) for row in summary.rows):
