@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,19 +20,6 @@ FAILURES_SHOWN = 100
 """Distinct causes that are shown, the most frequent first."""
 
 
-@dataclass(slots=True)
-class _Failure:
-    """The failed tasks of one kind and cause: their first call and key, and totals."""
-
-    call: int
-    key: str
-    kind: str
-    cause: str
-    count: int = 0
-    skipped: int = 0
-    attempt: int = 0
-
-
 class Failures:
     """Reads from any thread."""
 
@@ -44,25 +32,34 @@ class Failures:
         Raises:
             NotFoundError: for an unknown sweep.
         """
-        c = calls.c
+        first: dict[tuple[str, str], sa.Row[Any]] = {}  # by kind and cause, as the counters
+        count, skipped, attempt = Counter[Any](), Counter[Any](), Counter[Any]()
         with self._ledger.read() as connection:
             known_sweep(connection, sweep)
-            found = sorted(_group(connection, sweep), key=lambda failure: -failure.count)[:FAILURES_SHOWN]
-            query = sa.select(c.id, c.traceback, c.host).where(c.id.in_([failure.call for failure in found]))
-            details = {row.id: row for row in connection.execute(query)}
+            skipped_by_call = _count_skipped(connection, sweep)
+            for row in _failed_calls(connection, sweep):
+                group = row.kind, NUMBER.sub("#", first_line(row.error))
+                first.setdefault(group, row)
+                count[group] += row.n
+                skipped[group] += skipped_by_call[row.id]
+                attempt[group] = max(attempt[group], row.attempt)
+            shown = [group for group, _ in count.most_common(FAILURES_SHOWN)]
+            details = sa.select(calls.c.id, calls.c.traceback, calls.c.host)
+            details = details.where(calls.c.id.in_([first[group].id for group in shown]))
+            detail = {row.id: row for row in connection.execute(details)}
         return [
             FailureView(
-                cause=failure.cause,
-                kind=failure.kind,
-                count=failure.count,
-                skipped=failure.skipped,
-                traceback=details[failure.call].traceback or "",
-                attempt=failure.attempt,
-                host=details[failure.call].host or None,
-                key=failure.key,
-                command=f"creditgrid run-task {failure.key}",
+                cause=first_line(first[group].error),
+                kind=first[group].kind,
+                count=count[group],
+                skipped=skipped[group],
+                traceback=detail[first[group].id].traceback or "",
+                attempt=attempt[group],
+                host=detail[first[group].id].host or None,
+                key=first[group].key,
+                command=f"creditgrid run-task {first[group].key}",
             )
-            for failure in found
+            for group in shown
         ]
 
 
@@ -71,27 +68,18 @@ def first_line(error: str | None) -> str:
     return (error or "failed").splitlines()[0]
 
 
-def _group(connection: sa.Connection, sweep: str) -> list[_Failure]:
-    skipped = _count_skipped(connection, sweep)
-    failures: dict[tuple[str, str], _Failure] = {}
+def _failed_calls(connection: sa.Connection, sweep: str) -> Iterator[sa.Row[Any]]:
+    """Calls with failed tasks of the sweep, the number ``n`` of these tasks and the ``key`` of one."""
+    c = calls.c
     for table in (stages, cells):
-        c = calls.c
         query = (
-            sa.select(
-                c.id, c.kind, c.error, c.attempt, sa.func.count().label("n"), sa.func.min(table.c.key).label("key")
-            )
+            sa.select(c.id, c.kind, c.error, c.attempt)
+            .add_columns(sa.func.count().label("n"), sa.func.min(table.c.key).label("key"))
             .select_from(table.join(calls, c.id == table.c.call))
             .where(table.c.sweep == sweep, table.c.state == State.FAILED)
             .group_by(c.id)
         )
-        for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
-            cause = first_line(row.error)
-            kind = row.kind, NUMBER.sub("#", cause)
-            failure = failures.setdefault(kind, _Failure(row.id, row.key, row.kind, cause))
-            failure.count += row.n
-            failure.skipped += skipped[row.id]
-            failure.attempt = max(failure.attempt, row.attempt)
-    return list(failures.values())
+        yield from connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
 
 
 def _count_skipped(connection: sa.Connection, sweep: str) -> Counter[int]:

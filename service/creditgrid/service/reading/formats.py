@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii
@@ -68,35 +68,42 @@ def stream(reader: pa.RecordBatchReader, format_: str, name: str) -> StreamingRe
 
 def arrow_stream(reader: pa.RecordBatchReader) -> Iterator[bytes]:
     """An Arrow IPC stream."""
-    sink = _Sink()
-    with pa.ipc.new_stream(sink, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            yield sink.take()
-    yield sink.take()
+    return _encode(reader, reader.schema, pa.ipc.new_stream)
 
 
 def parquet_file(reader: pa.RecordBatchReader) -> Iterator[bytes]:
     """A Parquet file; each batch is a row group."""
-    sink = _Sink()
-    with pq.ParquetWriter(sink, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            yield sink.take()
-    yield sink.take()
+    return _encode(reader, reader.schema, pq.ParquetWriter)
 
 
 def csv_text(reader: pa.RecordBatchReader) -> Iterator[bytes]:
     """CSV in UTF-8 with a header line; null is an empty field, and nested values are JSON."""
     fields = [pa.field(field.name, field.type if _flat(field.type) else pa.string()) for field in reader.schema]
     schema = pa.schema(fields)
-    sink = _Sink()
-    with pacsv.CSVWriter(sink, schema) as writer:
-        for batch in reader:
-            columns = [_csv_column(batch.column(i), schema.field(i).type) for i in range(len(schema))]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-            yield sink.take()
-    yield sink.take()
+    batches = (
+        pa.record_batch([_csv_column(*pair) for pair in zip(batch, schema.types, strict=True)], schema=schema)
+        for batch in reader
+    )
+    return _encode(batches, schema, pacsv.CSVWriter)
+
+
+def _encode(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, writer_of: Callable[[io.BytesIO, pa.Schema], Any]
+) -> Iterator[bytes]:
+    sink = io.BytesIO()
+    with writer_of(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            yield _take(sink)
+    yield _take(sink)
+
+
+def _take(sink: io.BytesIO) -> bytes:
+    """The bytes since the last call; Arrow counts its position in the file itself."""
+    data = sink.getvalue()
+    sink.seek(0)
+    sink.truncate()
+    return data
 
 
 def json_text(reader: pa.RecordBatchReader) -> Iterator[bytes]:
@@ -166,30 +173,3 @@ def _csv_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column
     plain = [_plain(value) for value in column.to_pylist()]
     return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in plain], pa.string())
-
-
-class _Sink(io.RawIOBase):
-    """A file for Arrow to write to, which ``take`` empties."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._parts: list[bytes] = []
-        self._length = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        part = bytes(data)
-        self._parts.append(part)
-        self._length += len(part)
-        return len(part)
-
-    def tell(self) -> int:
-        return self._length
-
-    def take(self) -> bytes:
-        """The bytes since the last call."""
-        data = b"".join(self._parts)
-        self._parts.clear()
-        return data
