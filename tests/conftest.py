@@ -26,8 +26,13 @@ sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_AFTER_THE_OTHER = (
-    ("tests/workers/ray/test_faults.py", "tests/test_chaos.py", "tests/contracts/test_runner_contract.py"),
-    ("tests/test_end_to_end.py", "tests/test_determinism.py"),
+    (
+        "tests/workers/ray/test_faults.py",
+        "tests/test_chaos.py",
+        "tests/contracts/test_runner_contract.py",
+        "tests/test_determinism.py",
+    ),
+    ("tests/test_end_to_end.py",),
 )
 """Files that start Ray clusters, for one process each line: the first say how soon things happen."""
 
