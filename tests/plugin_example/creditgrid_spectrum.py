@@ -85,7 +85,7 @@ def ranks(sigma: np.ndarray[tuple[int], np.dtype[np.float64]]) -> dict[str, floa
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
-    """Means over seeds for each matrix, epoch and layer, and for each of whatever else varies in the sweep."""
+    """Means over seeds for each matrix, epoch and layer, and for each value of other parameters that vary."""
     by = [*SETTING, *varied(WeightSpectrumParams, rows, besides=SETTING)]
     table = over_seeds(rows, [*by, "layer"], MEASURED)
     verdicts = [verdict(lines, by) for lines in grouped(table, by).values()]

@@ -181,7 +181,7 @@ def test_dynamics_takes_any_number_of_images() -> None:
 
 
 def test_enough_images_says_how_many_are_missing_where() -> None:
-    end = "images are 5,000, and the training set of pictures holds 4,999: ask for fewer or smaller batches"
+    end = "images are 5,000, and the training set of pictures holds 4,999: use fewer or smaller batches"
     assert list(enough_images(sized(4999), ("a", 10, 500), ("b", 1, 4999), ("c", 5, 1000))) == [
         ("a", f"10 full batches of 500 {end}"),
         ("c", f"5 full batches of 1,000 {end}"),

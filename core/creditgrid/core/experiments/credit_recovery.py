@@ -29,7 +29,7 @@ PER_LAYER: Mapping[str, Column] = {
     "gamma": Column("float64", "Mean cosine of a_l with the gradient, over up to 10 test batches."),
     "rho": Column("float64", "Pearson correlation of ⟨a_l, v⟩ with the loss's central difference along v."),
     **{
-        name: Column("float64", f"Loss change when h_l moves by {eta:g} against a_l/‖a_l‖, nats; negative is downhill.")
+        name: Column("float64", f"Loss change when h_l moves by {eta:g} against a_l/‖a_l‖, nats; negative is descent.")
         for name, eta in NUDGES.items()
     },
     "pred_error": Column("float64", "state_bridge: mean ‖P(h_l, t_l, e_T) - h_L‖² over the test set."),

@@ -36,7 +36,7 @@ COLUMNS: Mapping[str, Column] = {
     "grad_norm": Column("float64", "Median over images of ‖∂CE/∂h_l‖₂, CE being the mean over the images."),
     "grad_frobenius": Column("float64", "Frobenius norm of that gradient over all images."),
     "gamma_dfa": Column("float64", "Mean over layers of the cosine of the training's DFA credit with the gradient."),
-    "accuracy": Column("float64", "Fraction of the images classified right."),
+    "accuracy": Column("float64", "Fraction of the images that are classified correctly."),
     "loss": Column("float64", "Mean cross-entropy on the images, nats."),
 }
 
@@ -48,7 +48,7 @@ class DynamicsParams(TrainParams):
         1,
         ge=1,
         le=100_000,
-        description="Epochs between logged ones; the last is always logged. Each is kept as a checkpoint.",
+        description="Every how many epochs to log; the last is always logged. Each is kept as a checkpoint.",
     )
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:

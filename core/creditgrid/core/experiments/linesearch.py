@@ -37,7 +37,9 @@ class LinesearchParams(StepParams):
 
     update_range: UpdateRange = Field("all", description="Blocks that take the step.")
     norm_mode: NormMode = Field("raw", description="norm: a_l divided by its RMS, per sample.")
-    update_head: Literal["auto", "always", "never"] = Field("auto", description="auto: the head steps unless last1.")
+    update_head: Literal["auto", "always", "never"] = Field(
+        "auto", description="Whether the head takes the step; auto: not for last1."
+    )
     eta: float = Field(description="Step size η of the local update.", ge=0)
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:

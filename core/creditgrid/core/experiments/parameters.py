@@ -49,15 +49,15 @@ class TrainParams(Params):
 
     num_blocks: int = Field(4, ge=1, le=256, description="Residual blocks L.")
     d_hidden: int = Field(256, ge=2, le=16384, description="Width d of the residual stream.")
-    residual_add: bool = Field(True, description="h_{l+1} = h_l + F_l(h_l); false drops the h_l.")
+    residual_add: bool = Field(True, description="h_{l+1} = h_l + F_l(h_l); false: F_l(h_l) alone.")
     w2_std: float = Field(0.01, ge=0, description="Standard deviation of w2's initial weights.")
 
     train_rule: TrainRule = Field("bp", description="Training by backprop or direct feedback alignment.")
-    random_targets: bool = Field(False, description="dfa: labels of each minibatch are replaced by uniform classes.")
+    random_targets: bool = Field(False, description="dfa: uniform random labels for each minibatch.")
     train_epochs: int = Field(
         100, ge=0, le=100_000, description="Epochs of the training run (and of its cosine schedule)."
     )
-    batch_size: int = Field(128, ge=1, le=65_536, description="Images a batch, in training, fitting and the probe.")
+    batch_size: int = Field(128, ge=1, le=65_536, description="Images per batch, in training, fitting and the probe.")
     lr: float = Field(1e-3, gt=0, description="AdamW's step size in training.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay in training.")
 
@@ -103,23 +103,23 @@ class CreditParams(TrainParams):
     checkpoint_epoch: int | None = Field(
         None,
         ge=0,
-        description="Epoch of the probed checkpoint; null: the last. Of an imported one: its epoch, if known.",
+        description="Epoch of the probed checkpoint; null: the last. For an imported one: its epoch, if known.",
     )
 
-    method: Method = Field(description="Where the credit comes from.")
-    oracle_reduction: Reduction = Field("mean", description="Reduction of the loss whose gradient oracle_bp is.")
+    method: Method = Field(description="The method that computes the credit.")
+    oracle_reduction: Reduction = Field("mean", description="oracle_bp: reduction of the loss before its gradient.")
     fit_epochs: int | None = Field(
         None, ge=0, le=100_000, description="Epochs of fitting; null: vec 60, scalar_cb and state_bridge 100."
     )
     fit_lr: float = Field(1e-3, gt=0, description="Adam's step size in fitting.")
-    vec_directions: int = Field(4, ge=1, le=1024, description="vec: directions M.")
+    vec_directions: int = Field(4, ge=1, le=1024, description="vec: number M of directions.")
     vec_eps: float = Field(1e-3, gt=0, description="vec: half-width ε of the central difference.")
     cb_lambda: float = Field(0.1, gt=0, description="scalar_cb: temperature λ of the soft minimum.")
-    cb_samples: int = Field(4, ge=1, le=1024, description="scalar_cb: perturbed next states K.")
+    cb_samples: int = Field(4, ge=1, le=1024, description="scalar_cb: number K of perturbed next states.")
     cb_sigma: float = Field(0.05, ge=0, description="scalar_cb: scale σ of the perturbations.")
     cb_ema: float = Field(0.995, ge=0, le=1, description="scalar_cb: decay of the averaged value net.")
     cb_term_grad_weight: float = Field(1.0, ge=0, description="scalar_cb: weight of the terminal gradient's loss.")
-    cb_source: Signal = Field("e_T", description="scalar_cb: the signal s the value net is given.")
+    cb_source: Signal = Field("e_T", description="scalar_cb: the signal s, an input of the value net.")
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         yield from super().conflicts(dataset)
@@ -195,7 +195,7 @@ class StepParams(CreditParams):
     """Parameters of a local step: its batch, and the regularisation of its gradient."""
 
     step_batch_size: int | None = Field(
-        None, ge=1, le=65_536, description="Images in a local step's batch; null: `batch_size`."
+        None, ge=1, le=65_536, description="Images in the batch of a local step; null: `batch_size`."
     )
     step_weight_decay: float = Field(0.0, ge=0, description="Weight decay λ of the local step: p - η (∇ + λ p).")
     step_noise: float = Field(0.0, ge=0, description="Scale σ of the Gaussian noise added to each gradient element.")
@@ -224,4 +224,4 @@ def enough_images(dataset: DatasetRef | None, *needs: tuple[str, int, int]) -> I
         if dataset is not None and batches * size > dataset.num_train:
             wanted = f"{batches} full batches of {size:,} images are {batches * size:,}"
             has = f"the training set of {dataset.name} holds {dataset.num_train:,}"
-            yield field, f"{wanted}, and {has}: ask for fewer or smaller batches"
+            yield field, f"{wanted}, and {has}: use fewer or smaller batches"

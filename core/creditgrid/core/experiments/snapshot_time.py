@@ -40,10 +40,10 @@ COLUMNS: Mapping[str, Column] = {
     "best_eta": Column("float64", "Step size with the lowest loss on the same batch after one step."),
     "dl_same_1": Column("float64", "Loss change on the same batch after one step at best_eta, nats."),
     "dl_held_1": Column("float64", "Loss change on the held-out batch after one step at best_eta, nats."),
-    "pur_1": Column("float64", "-dl_held_1/(-dl_same_1), where the same batch's loss fell."),
+    "pur_1": Column("float64", "-dl_held_1/(-dl_same_1); null if the loss on the same batch did not fall."),
     "dl_same_5": Column("float64", "Loss change on the same batch after five steps on fresh batches, nats."),
     "dl_held_5": Column("float64", "Loss change on the held-out batch after five steps on fresh batches, nats."),
-    "pur_5": Column("float64", "-dl_held_5/(-dl_same_5), where the same batch's loss fell."),
+    "pur_5": Column("float64", "-dl_held_5/(-dl_same_5); null if the loss on the same batch did not fall."),
     "update_cos": Column("float64", "Mean pairwise cosine of the update directions on the extra batches."),
     "update_var": Column("float64", "Mean squared distance of those directions from their mean."),
 }
@@ -54,7 +54,7 @@ class SnapshotTimeParams(CreditParams):
 
     update_range: UpdateRange = Field("last1", description="Blocks that take the steps.")
     eta: float | None = Field(None, ge=0, description="Step size; null: the best of 1e-5 … 1e-2, seven values.")
-    extra_batches: int = Field(4, ge=2, le=4096, description="Batches over which update directions are compared.")
+    extra_batches: int = Field(4, ge=2, le=4096, description="Batches whose update directions are compared.")
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         yield from super().conflicts(dataset)
