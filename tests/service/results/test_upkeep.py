@@ -249,6 +249,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_every_batch_once(tmp_path: Path) -> None:
     path = tmp_path / "results"
     chance = random.Random(4)
