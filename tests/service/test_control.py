@@ -362,7 +362,7 @@ def test_retry_runs_again_what_failed_and_nothing_more(house: House) -> None:
     house.runner.work(good)
     house.runner.fail(bad)
     house.step(2)
-    with pytest.raises(ConflictError, match="cancel it or let it end before a retry"):
+    with pytest.raises(ConflictError, match="cancel it or wait for its end before a retry"):
         house.control.retry(sweep)
     house.control.cancel(sweep)
     house.step(2)

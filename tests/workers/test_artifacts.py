@@ -93,7 +93,7 @@ def test_keys_lists_artifacts_alone(store: ArtifactStore) -> None:
 )
 def test_a_string_that_is_no_key_gets_no_path(store: ArtifactStore, key: str) -> None:
     for ask in (store.path, store.has, store.record, store.read, store.load):
-        with pytest.raises(ArtifactMissing, match="is no artifact key"):
+        with pytest.raises(ArtifactMissing, match="is not an artifact key"):
             ask(key)
 
 
@@ -302,7 +302,7 @@ def test_a_file_that_is_no_safetensors_is_corrupt_even_with_the_right_checksum(s
     record = store.record(KEY)
     (place / TENSORS).write_bytes(b"no tensors")
     (place / RECORD).write_text(json.dumps(record | {"sha256": hashlib.sha256(b"no tensors").hexdigest()}))
-    with pytest.raises(ArtifactCorrupt, match="is no safetensors file"):
+    with pytest.raises(ArtifactCorrupt, match="is not a safetensors file"):
         store.load(KEY)
 
 

@@ -166,7 +166,7 @@ def test_a_whole_model_is_code(network: ResidualMLP, store: ArtifactStore) -> No
     [
         (
             lambda state: {"model": state, "epoch": 20},
-            ["a dict of 'model' (a dict of 18), 'epoch' (int), no state dict"],
+            ["a dict of 'model' (a dict of 18), 'epoch' (int), not a state dict"],
         ),
         (
             lambda state: {"epoch": 20, "state_dict": state, "lr": 0.1, "note": "x", "loss": [1.0]},

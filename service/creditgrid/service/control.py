@@ -140,7 +140,7 @@ class Control:
                 again = (*RETRIED, State.CANCELLED) if row.state == State.FAILED else RETRIED
                 redo = cells_in(connection, sweep, again)
             if row.state in OPEN:
-                raise ConflictError(f"sweep {sweep} is {row.state}: cancel it or let it end before a retry")
+                raise ConflictError(f"sweep {sweep} is {row.state}: cancel it or wait for its end before a retry")
             if not redo:
                 hint = "; submit it again to run what was cancelled" if row.state == State.CANCELLED else ""
                 raise ConflictError(f"no cell of sweep {sweep} has failed: there is nothing to retry{hint}")

@@ -96,7 +96,7 @@ def test_each_fault_has_its_pointer_and_message(document: dict[str, Any], where:
 def test_a_billion_cells_are_refused_before_one_is_made() -> None:
     axes = {name: {"range": [1000]} for name in ("a", "e", "f")}
     found = faults({"axes": axes})
-    assert found == {"/axes": f"the axes multiply to 1,000,000,000 cells; a sweep has at most {MAX_CELLS:,}: split it"}
+    assert found == {"/axes": f"the axes have 1,000,000,000 combinations; a sweep has at most {MAX_CELLS:,}: split it"}
 
 
 def test_zipped_axes_count_once_towards_the_limit() -> None:

@@ -68,7 +68,7 @@ def test_garbage_in_the_middle(path: Path, seed: int) -> None:
 @pytest.mark.parametrize("content", [b"x", b"PAR1" * 5000, b"\0" * 8192])
 def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(content)
-    assert "no SQLite database" in refused(tmp_path / "ledger.sqlite")
+    assert "not a SQLite database" in refused(tmp_path / "ledger.sqlite")
 
 
 def test_an_empty_file_is_a_new_ledger(tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def test_an_older_copy_of_the_ledger(tmp_path: Path, path: Path, results: Callab
     ledger.close()
     path.write_bytes(copy)
     ledger = Ledger(f"sqlite:///{path}")
-    with pytest.raises(LedgerDamaged, match=r"hold batch 2 and the ledger .* has started 1: it is an older copy"):
+    with pytest.raises(
+        LedgerDamaged, match=r"hold batch 2, and the ledger .* has only started batch 1: it is an older copy"
+    ):
         check(results(ledger), ledger)
     ledger.close()
 
@@ -83,7 +85,7 @@ def test_an_older_copy_of_the_ledger(tmp_path: Path, path: Path, results: Callab
 def test_another_ledgers_results(ledger: Ledger, path: Path, results: Callable[[Ledger], Results]) -> None:
     commit(ledger, results(ledger), 1)
     other = Ledger(f"sqlite:///{path}")
-    with pytest.raises(LedgerDamaged, match=r"written with another ledger than .*move .*results"):
+    with pytest.raises(LedgerDamaged, match=r"belong to another ledger than .*move .*results"):
         check(results(other), other)
     other.close()
 
@@ -93,7 +95,7 @@ def test_results_that_are_gone_or_older(ledger: Ledger, tmp_path: Path, results:
     commit(ledger, results(ledger), 2)
     last = tmp_path / "results/_delta_log/00000000000000000001.json"
     last.unlink()
-    with pytest.raises(LedgerDamaged, match=r"notes batch 2 as written and the results in .* end with 1"):
+    with pytest.raises(LedgerDamaged, match=r"notes batch 2 as written, and the results in .* end with 1"):
         check(results(ledger), ledger)
     (tmp_path / "results").rename(tmp_path / "moved")
     with pytest.raises(LedgerDamaged, match="are missing"):

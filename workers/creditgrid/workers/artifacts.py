@@ -65,7 +65,7 @@ class ArtifactStore:
             ArtifactMissing: if ``key`` is no key, so that no other path is made from it.
         """
         if len(key) != 64 or set(key) - set("0123456789abcdef"):
-            raise ArtifactMissing(f"{key[:80]!r} is no artifact key: a key has 64 lower-case hexadecimal digits")
+            raise ArtifactMissing(f"{key[:80]!r} is not an artifact key: a key has 64 lower-case hexadecimal digits")
         return self.root / key[:2] / key
 
     def has(self, key: str) -> bool:
@@ -207,7 +207,7 @@ class ArtifactStore:
             try:
                 arrays: Arrays = load(data)
             except SafetensorError as error:
-                raise ArtifactCorrupt(f"{self.path(key) / TENSORS} is no safetensors file: {error}") from error
+                raise ArtifactCorrupt(f"{self.path(key) / TENSORS} is not a safetensors file: {error}") from error
         except ArtifactCorrupt as error:
             try:
                 aside = self._set_aside(key, str(error), seen)

@@ -33,7 +33,7 @@ from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.provenance import provenance
 
 REFUSED = 2
-"""Exit status when the file is no state dict of a residual MLP, or takes too much memory to read."""
+"""Exit status when the file is not the state dict of a residual MLP, or takes too much memory to read."""
 MEMORY = 5 * 2**30
 """Bytes that the process may use: for the state dict of the largest accepted file, and for copies that are written."""
 ADVICE = "save the state dict alone, by torch.save(model.state_dict(), FILE)"
@@ -43,7 +43,7 @@ def import_checkpoint(file: BinaryIO, store: ArtifactStore) -> tuple[CheckpointV
     """Store the state dict in ``file`` as an artifact; the flag says whether the artifact is new.
 
     Raises:
-        CheckpointError: when the file is no state dict of a residual MLP.
+        CheckpointError: when the file is not the state dict of a residual MLP.
         ArtifactError: when the artifact cannot be written.
         MemoryError: when the file takes more memory than there is.
     """
@@ -90,7 +90,7 @@ def read_state_dict(file: BinaryIO) -> dict[str, torch.Tensor]:
             raise MemoryError from error
         raise _refusal(error, file) from error
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise CheckpointError(f"the file holds {_describe(found)}, no state dict: {ADVICE}")
+        raise CheckpointError(f"the file holds {_describe(found)}, not a state dict: {ADVICE}")
     if strange := [name for name in found if not isinstance(name, str)]:
         raise CheckpointError(f"the file holds tensors whose names are not text, such as {strange[0]!r}: {ADVICE}")
     return dict(found)

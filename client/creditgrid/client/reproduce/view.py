@@ -114,5 +114,5 @@ def _orders(tables: Sequence[Comparison]) -> list[Text]:
 def _failures(sweep: SweepReport) -> list[Text]:
     if sweep.state in RESULT:
         return []
-    head = f"sweep {sweep.id} is {sweep.state}; why: creditgrid logs {sweep.id}"
+    head = f"sweep {sweep.id} {sweep.state}; for its tracebacks: creditgrid logs {sweep.id}"
     return [Text(head, style="red"), *(Text(f"  {cause}", style="red") for cause in sweep.failures)]

@@ -63,7 +63,7 @@ def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> G
     size = math.prod(len(axes[factor[0]]) for factor in factors) + len(include) if not faults else 0
     if size > MAX_CELLS:
         faults.append(
-            Fault(f"the axes multiply to {size:,} cells; a sweep has at most {MAX_CELLS:,}: split it", "/axes")
+            Fault(f"the axes have {size:,} combinations; a sweep has at most {MAX_CELLS:,}: split it", "/axes")
         )
     if faults:
         raise SpecError(bounded(faults))

@@ -30,7 +30,7 @@ def check_file(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
     if start != MAGIC:
-        raise damaged(str(path), f"it is no SQLite database (it starts with {start!r})")
+        raise damaged(str(path), f"it is not a SQLite database (it starts with {start!r})")
 
 
 def check_pages(connection: sa.Connection) -> None:

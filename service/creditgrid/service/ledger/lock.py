@@ -92,8 +92,8 @@ class PostgresqlLock:
         owner = connection.scalar(_OWNER)
         if owner != self._name:
             raise ConflictError(
-                f"the service with {owner} has taken over the ledger {self._database} while this service had lost its "
-                "lock with the connection: stop one of them"
+                f"the service with {owner} has taken over the ledger {self._database}, because this service lost its "
+                "connection and with it the lock: stop one of the two"
             )
         if time.monotonic() - self._checked >= CHECK_INTERVAL_S:
             self._check_connection()

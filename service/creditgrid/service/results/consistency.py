@@ -24,20 +24,18 @@ def check_ledger(results: Results, ledger: str, started: int, written: int) -> N
     newest = results.newest()
     if newest is None and results.dataset() is not None:
         raise LedgerDamaged(
-            f"the results in {results.path} were written with another ledger than {ledger}, which knows none of them "
-            f"and would write their rows twice. Put the ledger back that belongs to them, or move {results.path} "
-            f"away: {AFTERWARDS}"
+            f"the results in {results.path} belong to another ledger than {ledger}. With this one their rows would be "
+            f"written twice. Restore their ledger, or move {results.path} away: {AFTERWARDS}"
         )
     if (newest or 0) > started:
         raise LedgerDamaged(
-            f"the results in {results.path} hold batch {newest} and the ledger {ledger} has started {started}: it is "
-            "an older copy, and would take rows for written that are not. Put the newest ledger back, or move it and "
-            f"{results.path} away together: {AFTERWARDS}"
+            f"the results in {results.path} hold batch {newest}, and the ledger {ledger} has only started batch "
+            f"{started}: it is an older copy, in which missing rows would count as written. Restore the newest ledger, "
+            f"or move it and {results.path} away together: {AFTERWARDS}"
         )
     if (newest or 0) < written:
         raise LedgerDamaged(
-            f"the ledger {ledger} notes batch {written} as written and the results in {results.path} "
+            f"the ledger {ledger} notes batch {written} as written, and the results in {results.path} "
             f"{'are missing' if newest is None else f'end with {newest}'}: they are an older copy, were removed, or "
-            "belong to another ledger. Put the results back, or move both away "
-            f"together: {AFTERWARDS}"
+            f"belong to another ledger. Restore the results, or move both away together: {AFTERWARDS}"
         )

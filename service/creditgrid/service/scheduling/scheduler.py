@@ -337,7 +337,7 @@ class Scheduler:
             submitted = list(self.in_flight)
             log.warning("runner lost", reason=reason, calls=len(submitted))
             affected = {sweep for item in submitted for sweep in sweeps_needing(connection, item.call.id)}
-            emit_to_all(connection, affected, "runner.lost", f"{reason}; what was in flight runs again")
+            emit_to_all(connection, affected, "runner.lost", f"{reason}; calls in flight run again")
             for item in submitted:
                 self.in_flight.remove(item.call.id)
                 self._retries.call_lost(connection, item, reason)

@@ -97,7 +97,7 @@ def test_code_is_not_run(client: AppClient, fakes: Fakes, tmp_path: Path) -> Non
 
 def test_a_whole_training_dict(client: AppClient) -> None:
     said = refused(client, 422, content=saved({"model": {}, "epoch": 3}))
-    assert "a dict of 'model' (a dict of 0), 'epoch' (int), no state dict" in said
+    assert "a dict of 'model' (a dict of 0), 'epoch' (int), not a state dict" in said
 
 
 @pytest.mark.parametrize("kind", ["", "application/json", "application/x-www-form-urlencoded"])

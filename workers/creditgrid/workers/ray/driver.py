@@ -186,7 +186,7 @@ class Driver:
         try:
             reference = ray.put(arrays)
         except ray.exceptions.RayError as error:
-            raise OSError(f"the object store takes no more: {_line(error)}") from error
+            raise OSError(f"the object store is full: {_line(error)}") from error
         self._references.put(key, reference, sum(array.nbytes for array in arrays.values()))
         return reference
 

@@ -94,8 +94,8 @@ class MemoryWatch(threading.Thread):
         (largest, title), size = max(sizes.items(), key=lambda item: item[1])
         self._record(
             largest,
-            f"out of memory: its process {largest} held {size / 2**30:.1f} GiB, the most of all calls there, when "
-            f"{now.used / 2**30:.1f} of the {now.total / 2**30:.1f} GiB of its machine were in use",
+            f"out of memory: its process {largest} held {size / 2**30:.1f} GiB, the most of all calls on its "
+            f"machine, when {now.used / 2**30:.1f} of {now.total / 2**30:.1f} GiB were in use there",
         )
         with contextlib.suppress(psutil.NoSuchProcess):
             # A process without a title has ended: another worker was faster, and the reason is right.
