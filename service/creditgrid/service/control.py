@@ -56,7 +56,8 @@ class Control:
         with self.planning:
             if idempotency is not None and (earlier := self._replayed(*idempotency)) is not None:
                 return earlier, False
-            spec, grid, plan = self._planner.prepare(document)
+            grid, plan = self._planner.prepare(document)
+            spec = grid.spec
             self._refuse_misfit(grid)
             sweep = f"s{int(time.time()):08x}{secrets.token_hex(4)}"
             with self._ledger.write() as connection:
@@ -85,10 +86,9 @@ class Control:
             ConflictError: the sweep has ended in another way.
         """
         with self._ledger.write() as connection:
-            row = _sweep(connection, sweep)
-            if row.state == State.CANCELLED:
+            if _sweep(connection, sweep).state == State.CANCELLED:
                 return False
-            _refuse_ended(row, "cancel")
+            _open_sweep(connection, sweep, "cancel")
             self._completion.stop_sweep(connection, sweep, State.CANCELLED, "cancelled")
         self._wake()
         return True
@@ -100,9 +100,7 @@ class Control:
             ConflictError: the sweep has ended.
         """
         with self._ledger.write() as connection:
-            row = _sweep(connection, sweep)
-            _refuse_ended(row, "pause")
-            if row.paused:
+            if _open_sweep(connection, sweep, "pause").paused:
                 return False
             transitions.pause_sweep(connection, sweep)
             for call in self._in_flight.waiting():
@@ -118,9 +116,7 @@ class Control:
             ConflictError: the sweep has ended.
         """
         with self._ledger.write() as connection:
-            row = _sweep(connection, sweep)
-            _refuse_ended(row, "resume")
-            if not row.paused:
+            if not _open_sweep(connection, sweep, "resume").paused:
                 return False
             transitions.resume_sweep(connection, sweep)
         self._wake()
@@ -145,7 +141,7 @@ class Control:
                 hint = "; submit it again to run what was cancelled" if row.state == State.CANCELLED else ""
                 raise ConflictError(f"no cell of sweep {sweep} has failed: there is nothing to retry{hint}")
             *earlier, document = _forms(row)
-            _, _, plan = self._planner.prepare(document, *earlier)
+            _, plan = self._planner.prepare(document, *earlier)
             with self._ledger.write() as connection:
                 transitions.reopen_sweep(connection, sweep)
                 PlanWriter(connection, sweep, redo=redo).write(plan, plan.cells(redo))
@@ -171,7 +167,7 @@ class Control:
             earlier = _forms(row)
             document = extended(earlier[-1], extension)
             try:
-                _, grid, plan = self._planner.prepare(document, *earlier)
+                grid, plan = self._planner.prepare(document, *earlier)
                 self._refuse_misfit(grid)
                 first = sum(sum(1 for _ in form.cells()) for form in grid.earlier)
                 with self._ledger.write() as connection:
@@ -216,9 +212,11 @@ def _sweep(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
     return row
 
 
-def _refuse_ended(row: sa.Row[Any], request: str) -> None:
+def _open_sweep(connection: sa.Connection, sweep: str, request: str) -> sa.Row[Any]:
+    row = _sweep(connection, sweep)
     if row.state not in OPEN:
-        raise ConflictError(f"sweep {row.id} has ended ({row.state}): there is nothing to {request}")
+        raise ConflictError(f"sweep {sweep} has ended ({row.state}): there is nothing to {request}")
+    return row
 
 
 def _cancelled(sweep: str) -> ConflictError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 from deltalake.exceptions import DeltaError
@@ -41,22 +41,17 @@ class _Duty:
     in_a_row: int = 0
 
 
-@dataclass(slots=True)
 class Maintenance:
     """Runs the duties of ``upkeep`` and ``retention`` from ``start`` to ``stop``."""
 
-    upkeep: Upkeep
-    retention: Retention
-    _duties: list[_Duty] = field(init=False)
-    _stopping: threading.Event = field(init=False, default_factory=threading.Event)
-    _thread: threading.Thread | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
+    def __init__(self, upkeep: Upkeep, retention: Retention) -> None:
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
         self._duties = [
-            _Duty("compact", 5.0, self.upkeep.compact),
-            _Duty("checkpoint", 5.0, self.upkeep.checkpoint),
-            _Duty("vacuum", 60.0, lambda: self.upkeep.vacuum(QUERY_GRACE_S)),
-            _Duty("tidy", 600.0, self.retention.tidy),
+            _Duty("compact", 5.0, upkeep.compact),
+            _Duty("checkpoint", 5.0, upkeep.checkpoint),
+            _Duty("vacuum", 60.0, lambda: upkeep.vacuum(QUERY_GRACE_S)),
+            _Duty("tidy", 600.0, retention.tidy),
         ]
 
     def start(self) -> None:

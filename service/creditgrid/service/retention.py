@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -35,14 +34,6 @@ RESUME_STATES_KEPT_S = 24 * 3600.0
 ROWS_AT_ONCE = 10_000
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """A file or directory that nobody will use."""
-
-    path: Path
-    bytes: int
 
 
 class Retention:
@@ -67,7 +58,7 @@ class Retention:
             removed = [] if request.dry_run else [self._remove(artifact.key) for artifact in selected]
         if not request.dry_run:
             # Deleting large files is slow. They have left their places, so planning does not wait for it.
-            _delete([*(path for path in removed if path is not None), *(leftover.path for leftover in leftovers)])
+            _delete([*(path for path in removed if path is not None), *leftovers])
         keys = {artifact.key for artifact in selected}
         kept = [artifact for artifact in stored if artifact.key not in keys]
         view = RetentionView(
@@ -78,7 +69,7 @@ class Retention:
             kept_bytes=sum(artifact.bytes for artifact in kept),
             in_use=sum(artifact.key in needed for artifact in kept),
             leftovers=len(leftovers),
-            leftover_bytes=sum(leftover.bytes for leftover in leftovers),
+            leftover_bytes=sum(leftovers.values()),
         )
         log.info("retention", **view.model_dump())
         return view
@@ -90,7 +81,7 @@ class Retention:
             ArtifactError: one cannot be deleted.
         """
         leftovers = self._leftovers(None)
-        _delete(leftover.path for leftover in leftovers)
+        _delete(leftovers)
         return len(leftovers)
 
     def _select(self, request: RetentionRequest, stored: Iterable[Stored], needed: set[str]) -> Iterator[Stored]:
@@ -118,12 +109,13 @@ class Retention:
             return self._store.remove(key)
         return None
 
-    def _leftovers(self, corrupt_older_than_s: float | None) -> list[Leftover]:
+    def _leftovers(self, corrupt_older_than_s: float | None) -> dict[Path, int]:
+        """Files and directories that nobody will use, with their bytes."""
         root = self._store.root
         paths = [*self._store.leftovers(), *abandoned_resume_states(root), *self._unused_resume_states()]
         if corrupt_older_than_s is not None:
             paths += [path for path in self._store.corrupt() if _age(path) > corrupt_older_than_s]
-        return [Leftover(path, _size(path)) for path in paths]
+        return {path: _size(path) for path in paths}
 
     def _unused_resume_states(self) -> list[Path]:
         """Resume states of calls that have succeeded, or ended otherwise long ago."""

@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from creditgrid.core.errors import (
-    ArtifactError,
     ArtifactMissing,
     BusyError,
     CheckpointError,
@@ -23,7 +22,6 @@ from creditgrid.core.errors import (
     CreditGridError,
     DatasetError,
     NotFoundError,
-    PluginError,
     QueryError,
     RunnerError,
     SpecError,
@@ -41,12 +39,10 @@ STATUS: tuple[tuple[type[CreditGridError], int], ...] = (
     (CheckpointError, 422),
     (NotFoundError, 404),
     (ArtifactMissing, 404),
-    (ArtifactError, 500),
     (ConflictError, 409),
     (QueryError, 400),
     (BusyError, 503),
     (RunnerError, 503),
-    (PluginError, 500),
     (CreditGridError, 500),
 )
 """The status of each error; the first class that matches counts."""

@@ -13,7 +13,7 @@ from creditgrid.core.errors import CreditGridError
 from creditgrid.service.ledger import engine, schema, tables
 from creditgrid.service.ledger.batches import last_batch, last_written_batch
 from creditgrid.service.ledger.integrity import check_file, check_pages, damaged
-from creditgrid.service.ledger.lock import Lock, PostgresqlLock, SqliteLock
+from creditgrid.service.ledger.lock import PostgresqlLock, SqliteLock
 
 
 class Ledger:
@@ -37,7 +37,7 @@ class Ledger:
         """
         self._engine = engine.create_engine(engine.parse_url(url))
         self._writing = threading.RLock()
-        self._lock: Lock | None = None
+        self._lock: SqliteLock | PostgresqlLock | None = None
         self.name = engine.display_name(self._engine)
         """The database, without a password."""
         with self._closed_on_error():

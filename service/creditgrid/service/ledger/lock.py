@@ -11,7 +11,6 @@ import secrets
 import socket
 import time
 from pathlib import Path
-from typing import Protocol
 
 import sqlalchemy as sa
 
@@ -26,20 +25,6 @@ ACQUIRE_TIMEOUT_S = 3.0
 """A server may need a moment to notice that the owner before has died."""
 CHECK_INTERVAL_S = 10.0
 _OWNER = sa.select(meta.c.value).where(meta.c.name == "scheduler")
-
-
-class Lock(Protocol):
-    """A lock that this process holds."""
-
-    def check(self, connection: sa.Connection) -> None:
-        """In a writing transaction: this process still holds the lock.
-
-        Raises:
-            ConflictError: another service holds it.
-        """
-
-    def release(self) -> None:
-        """Release the lock. The end of the process releases it too."""
 
 
 class SqliteLock:
@@ -57,7 +42,7 @@ class SqliteLock:
         """The system cannot take the lock from a process that lives."""
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock. The end of the process releases it too."""
         self._lock.release()
 
 
@@ -99,7 +84,7 @@ class PostgresqlLock:
             self._check_connection()
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock. The end of the process releases it too."""
         self._connection.close()
 
     def _check_connection(self) -> None:

@@ -14,7 +14,7 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.plan import Fate, Known, Plan, PlannedTask, resolve_datasets
 from creditgrid.core.spec.grid import Grid
-from creditgrid.core.spec.model import MEASURE, SweepSpec, parse
+from creditgrid.core.spec.model import MEASURE, parse
 from creditgrid.core.spec.validation import validate
 from creditgrid.core.states import RESULT, State
 from creditgrid.core.task import Task
@@ -38,7 +38,7 @@ class Planner:
     def __init__(self, ledger: Ledger | None, store: ArtifactStore, resolve: Callable[[str], DatasetRef]) -> None:
         self._ledger, self._store, self._resolve = ledger, store, resolve
 
-    def prepare(self, document: Any, *earlier: Any) -> tuple[SweepSpec, Grid, Plan]:
+    def prepare(self, document: Any, *earlier: Any) -> tuple[Grid, Plan]:
         """A validated spec and its plan, not yet iterated; ``earlier`` are the spec's forms before each extension.
 
         Raises:
@@ -46,7 +46,7 @@ class Planner:
         """
         grid = replace(self._grid(document), earlier=tuple(self._grid(form) for form in earlier))
         datasets = resolve_datasets(grid, self._resolve)
-        return grid.spec, grid, Plan(grid, registry().kinds_of(grid.experiment), datasets, self.look_up)
+        return grid, Plan(grid, registry().kinds_of(grid.experiment), datasets, self.look_up)
 
     def _grid(self, document: Any) -> Grid:
         spec = parse(document)
@@ -60,7 +60,7 @@ class Planner:
         Raises:
             SpecError: with a pointer to each fault.
         """
-        spec, grid, plan = self.prepare(document)
+        grid, plan = self.prepare(document)
         fates: dict[str, Counter[Fate]] = defaultdict(Counter)
         misses: dict[tuple[str, Known], tuple[int, Task]] = {}
 
@@ -84,8 +84,8 @@ class Planner:
         seconds = [view.estimated_seconds for view in run]
         sizes = [view.estimated_bytes for view in run]
         return PlanView(
-            name=spec.name,
-            experiment=spec.experiment,
+            name=grid.spec.name,
+            experiment=grid.spec.experiment,
             cells=cells,
             tasks=views,
             groups=cells.calls,
@@ -99,14 +99,9 @@ class Planner:
 
     def look_up(self, tasks: Sequence[Task]) -> Mapping[str, Known]:
         """What is known of these tasks."""
-        found: dict[str, Known] = {}
         measures = {experiment.measure.name for experiment in registry().experiments.values()}
-        rest = []
-        for task in tasks:
-            if task.kind not in measures and self._store.has(task.key):
-                found[task.key] = Known.DONE
-            else:
-                rest.append(task)
+        found = {task.key: Known.DONE for task in tasks if task.kind not in measures and self._store.has(task.key)}
+        rest = [task for task in tasks if task.key not in found]
         if self._ledger is None or not rest:
             return found
         with self._ledger.read() as connection:
