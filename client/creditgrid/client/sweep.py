@@ -30,7 +30,7 @@ from creditgrid.core.wire import (
 if TYPE_CHECKING:
     import altair as alt
 
-    from creditgrid.client.plots.charts import ImageFormat
+    from creditgrid.client.plots import ImageFormat
 
 Item = TypeVar("Item", bound=BaseModel)
 UNCHANGED = "unchanged"

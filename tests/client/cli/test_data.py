@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from charting import MAGIC, chart, grid, serve, view
 
+from creditgrid.client.cli import data
 from creditgrid.client.cli import main as cli
+from creditgrid.client.client import Client
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -55,3 +58,23 @@ def test_export_and_artifact(connected, run: Run, tmp_path: Path) -> None:
     assert json.loads(run("artifact", "abc")[1]) == {"key": "abc", "kind": "train"}
     assert run("artifact", "abc", "--file", str(tensors))[0] == 0
     assert tensors.stat().st_size > 0
+
+
+def test_plot_prints_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transport = serve(grid(), view(chart(), chart("bar", ["eta"], name="bars")))
+    monkeypatch.setattr(data, "open_client", lambda url, token: Client("http://service", transport=transport))
+    folder = str(tmp_path / "figures")
+    assert cli.main(["plot", "s1", "--out", folder, "--format", "svg"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{folder}/s1-change.svg", f"{folder}/s1-bars.svg"]
+    assert cli.main(["plot", "s1", "--out", folder, "--chart", "bars", "--fix", "eta=1e-3", "--fix", "seed=1"]) == 0
+    assert capsys.readouterr().out == f"{folder}/s1-bars.png\n"
+    assert (tmp_path / "figures/s1-bars.png").read_bytes().startswith(MAGIC["png"])
+    for arguments, code, message in (
+        (["s1", "--chart", "nope"], 2, "steps has no chart 'nope'"),
+        (["s1", "--fix", "eta"], 2, "--fix eta: give NAME=VALUE"),
+        (["s2"], 4, "there is no such sweep"),
+    ):
+        assert cli.main(["plot", *arguments, "--out", folder]) == code
+        assert message in capsys.readouterr().err

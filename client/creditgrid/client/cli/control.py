@@ -29,28 +29,28 @@ FileOption = Annotated[
 ]
 
 
-def cancel(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
+def cancel(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = "table") -> None:
     """Cancel a sweep; finished cells keep their results."""
     with open_client(url, token) as client:
         found = client.sweep(sweep).cancel()
     _emit(output, found, f"{_count(found, *RESULT):,} of {found.view.cells:,} cells have results, which are kept")
 
 
-def pause(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
+def pause(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = "table") -> None:
     """Start no more calls of a sweep until it is resumed; running calls finish."""
     with open_client(url, token) as client:
         found = client.sweep(sweep).pause()
     _emit(output, found, f"running calls finish; {_count(found, *OPEN):,} of {found.view.cells:,} cells are open")
 
 
-def resume(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
+def resume(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = "table") -> None:
     """Continue a paused sweep."""
     with open_client(url, token) as client:
         found = client.sweep(sweep).resume()
     _emit(output, found, f"{_count(found, *OPEN):,} of {found.view.cells:,} cells are open")
 
 
-def retry(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
+def retry(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = "table") -> None:
     """Run failed and skipped cells again, and those that were not run because the sweep stopped at its failures."""
     with open_client(url, token) as client:
         found = client.sweep(sweep).retry()
@@ -65,7 +65,7 @@ def extend(
     file: FileOption = None,
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """Add cells to a sweep, by more values of its axes or one by one; its present cells do not change."""
     from creditgrid.client.cli.extension import extension

@@ -1,17 +1,15 @@
-"""Commands about results, artifacts and experiments on a service."""
+"""Commands about results, charts, artifacts and experiments on a service."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from creditgrid.client.cli.options import (
-    Output,
     OutputOption,
-    RowsOutput,
     SweepArgument,
     Token,
     Url,
@@ -23,6 +21,7 @@ from creditgrid.client.cli.options import (
     write_bytes,
 )
 from creditgrid.client.errors import BadSetting
+from creditgrid.client.plots import ImageFormat
 
 
 def sql(
@@ -34,7 +33,8 @@ def sql(
     url: Url = None,
     token: Token = None,
     output: Annotated[
-        RowsOutput | None, typer.Option("--output", "-o", help="Default: a table, or the format of the file's ending.")
+        Literal["table", "json", "csv", "parquet", "arrow"] | None,
+        typer.Option("--output", "-o", help="Default: a table, or the format of the file's ending."),
     ] = None,
 ) -> None:
     """Query the table `results` and the views `cells` and `sweeps` with SQL."""
@@ -42,18 +42,16 @@ def sql(
     from creditgrid.client.sweep import file_format
 
     text = sys.stdin.read() if query == "-" else query
-    if file is not None:
-        if output is RowsOutput.TABLE:
-            raise BadSetting("a table is for the terminal: write csv, json, parquet or arrow to a file")
-        output = RowsOutput(file_format(file, output))
-    if output in (RowsOutput.PARQUET, RowsOutput.ARROW) and file is None and sys.stdout.isatty():
-        raise BadSetting(f"{output} is not for a terminal: give a file with --file, or redirect it with > or |")
+    if file is not None and output == "table":
+        raise BadSetting("a table is for the terminal: write csv, json, parquet or arrow to a file")
+    format = output or "table" if file is None else file_format(file, output)
+    if format in ("parquet", "arrow") and file is None and sys.stdout.isatty():
+        raise BadSetting(f"{format} is not for a terminal: give a file with --file, or redirect it with > or |")
     with open_client(url, token) as client:
-        if output in (None, RowsOutput.TABLE):
+        if format == "table":
             console().print(rows_table(client.query(text)))
         else:
-            assert output is not None
-            write_bytes(client.query_bytes(text, output), file)
+            write_bytes(client.query_bytes(text, format), file)
 
 
 def export(
@@ -69,6 +67,33 @@ def export(
     with open_client(url, token) as client:
         client.sweep(sweep).export(file)
     note(f"wrote {file} ({file.stat().st_size:,} bytes)")
+
+
+def plot(
+    sweep: SweepArgument,
+    out: Annotated[Path, typer.Option("--out", file_okay=False, help="The folder to write to.")] = Path(),
+    format: Annotated[ImageFormat, typer.Option("--format", help="HTML works without a network.")] = "png",
+    chart: Annotated[str | None, typer.Option("--chart", metavar="NAME", help="Only this chart.")] = None,
+    *,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option("--fix", metavar="NAME=VALUE", help="Only rows with this value; may be repeated."),
+    ] = None,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Draw a sweep's charts. Prints the written files, one per line."""
+    wanted = dict(_pair(text) for text in fix or ())
+    with open_client(url, token) as client:
+        for file in client.sweep(sweep).plot(out, format, chart, wanted):
+            typer.echo(file)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise BadSetting(f"--fix {text}: give NAME=VALUE, such as norm_mode=raw")
+    return name, value
 
 
 def artifact(
@@ -94,12 +119,12 @@ def import_checkpoint(
     ],
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """Import a checkpoint that another program trained. Prints its name."""
     with open_client(url, token) as client:
         view = client.import_checkpoint(file)
-    if output is Output.JSON:
+    if output == "json":
         print_json(view)
         return
     typer.echo(view.name)
@@ -111,7 +136,7 @@ def experiments(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the parameters and columns of one.")] = None,
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """List the service's experiments, or describe one."""
     from creditgrid.client.display.tables import experiment_view, experiments_table

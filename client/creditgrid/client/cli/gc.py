@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from creditgrid.client.cli.options import Output, OutputOption, Token, Url, emit, note, open_client
+from creditgrid.client.cli.options import OutputOption, Token, Url, emit, note, open_client
 from creditgrid.client.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing; show what would be removed.")] = False,
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """Remove artifacts that no open sweep needs, by age and size.
 
@@ -48,7 +48,7 @@ def gc(
     with open_client(url, token) as client:
         view = client.gc(older_than_s=age, max_bytes=limit, dry_run=dry_run)
     emit(output, view, _table(view))
-    if output is Output.TABLE and limit is not None and view.kept_bytes > limit:
+    if output == "table" and limit is not None and view.kept_bytes > limit:
         note("more than --max-size is kept: open sweeps need it, or it cannot be computed again")
 
 

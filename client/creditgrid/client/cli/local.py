@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from creditgrid.client.cli.options import (
     DataDir,
-    Output,
     OutputOption,
     SpecArgument,
     Token,
@@ -21,13 +19,6 @@ from creditgrid.client.cli.options import (
     note,
     open_client,
 )
-
-
-class RunnerName(enum.StrEnum):
-    """What runs the tasks."""
-
-    RAY = "ray"
-    LOCAL = "local"
 
 
 def serve(context: typer.Context) -> None:
@@ -44,9 +35,9 @@ def run(
     spec: SpecArgument,
     data_dir: DataDir = None,
     runner: Annotated[
-        RunnerName | None, typer.Option(help="ray, or local: threads of the service. Default: ray.")
+        Literal["ray", "local"] | None, typer.Option(help="ray, or local: threads of the service. Default: ray.")
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """Run a sweep without a service: one is started for it, and stopped afterwards."""
     from creditgrid.client.display import progress
@@ -56,7 +47,7 @@ def run(
 
     document = spec_document(spec)
     require_server()
-    arguments = [*(["--data-dir", str(data_dir)] if data_dir else []), *(["--runner", runner.value] if runner else [])]
+    arguments = [*(["--data-dir", str(data_dir)] if data_dir else []), *(["--runner", runner] if runner else [])]
     note("starting a service for this run …")
     with ended_by_signals(), LocalService(*arguments) as service, open_client(service.url, None) as client:
         sweep = client.submit(document)
@@ -79,7 +70,7 @@ def plan(
     data_dir: DataDir = None,
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """Show what a sweep would compute and what exists already; needs a service only with --url."""
     from creditgrid.client.display.tables import plan_table

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import typer
 
-from creditgrid.client.cli import control, data, gc, local, plot, reproduce, sweeps, tasks
+from creditgrid.client.cli import control, data, gc, local, reproduce, sweeps, tasks
 from creditgrid.client.errors import (
     BadSetting,
     CannotConnect,
@@ -72,7 +72,7 @@ for command in (
     reproduce.reproduce,
     data.sql,
     data.export,
-    plot.plot,
+    data.plot,
     data.artifact,
     data.import_checkpoint,
     gc.gc,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 from rich.console import Console, RenderableType
@@ -23,23 +22,7 @@ if TYPE_CHECKING:
     from creditgrid.core.wire import SweepView
 
 
-class Output(enum.StrEnum):
-    """How a command prints."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-class RowsOutput(enum.StrEnum):
-    """How rows are printed or written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    PARQUET = "parquet"
-    ARROW = "arrow"
-
-
+Output: TypeAlias = Literal["table", "json"]
 Url = Annotated[
     str | None,
     typer.Option(
@@ -86,7 +69,7 @@ def note(message: str) -> None:
 
 def emit(output: Output, models: BaseModel | Sequence[BaseModel], table: RenderableType) -> None:
     """Print ``models`` as JSON or ``table``."""
-    if output is Output.TABLE:
+    if output == "table":
         console().print(table)
     else:
         print_json(models)

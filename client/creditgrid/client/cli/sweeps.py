@@ -33,7 +33,7 @@ def submit(
     watch: Annotated[bool, typer.Option("--watch", help="Show its progress until it is finished.")] = False,
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """Submit a sweep. Prints its id."""
     from creditgrid.client.display.progress import watch_command
@@ -41,11 +41,11 @@ def submit(
     with open_client(url, token) as client:
         sweep = client.submit(spec)
         note(f"submitted {sweep.view.name}: {sweep.view.cells:,} cells")
-        if output is Output.TABLE:
+        if output == "table":
             typer.echo(sweep.id)
         if watch:
             _watch(sweep, client.url, output)
-        elif output is Output.JSON:
+        elif output == "json":
             print_json(sweep.view)
         else:
             note(f"watch it with: {watch_command(sweep.view, client.url)}")
@@ -56,7 +56,7 @@ def ls(
     state: Annotated[State | None, typer.Option(help="Only sweeps in this state.")] = None,
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """List sweeps, the newest first."""
     from creditgrid.client.display.tables import sweeps_table
@@ -66,7 +66,7 @@ def ls(
     emit(output, views, sweeps_table(views))
 
 
-def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
+def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = "table") -> None:
     """Show a sweep's state, its summary and its failures."""
     from creditgrid.client.connection import url_option
     from creditgrid.client.display.tables import failures_text, summary_table, sweep_view
@@ -74,7 +74,7 @@ def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: Out
     with open_client(url, token) as client:
         found = client.sweep(sweep)
         summary, failures, option = found.summary(), found.failures(), url_option(client.url)
-    if output is Output.JSON:
+    if output == "json":
         print_json({"sweep": found.view, "summary": summary, "failures": failures})
         return
     out = console()
@@ -88,7 +88,7 @@ def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: Out
         note(f"tracebacks: creditgrid logs {found.id}{option}")
 
 
-def watch(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = Output.TABLE) -> None:
+def watch(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = "table") -> None:
     """Show a sweep's progress until it is finished. Ctrl-C stops the display, not the sweep."""
     with open_client(url, token) as client:
         _watch(client.sweep(sweep), client.url, output)
@@ -98,7 +98,7 @@ def _watch(sweep: Sweep, url: str, output: Output) -> None:
     from creditgrid.client.display import progress
 
     view = progress.show(sweep.view, sweep.updates(), url)
-    if output is Output.JSON:
+    if output == "json":
         print_json(view)
     if code := exit_code(view):
         note(progress.failed_text(view, sweep.failures(), url))
@@ -110,7 +110,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the sweep is finished.")] = False,
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """Print a sweep's events, one per line, then the failures with their tracebacks. JSON: one object per line."""
     from creditgrid.client.connection import url_option
@@ -125,7 +125,7 @@ def logs(
             note(f"sweep {found.id} continues")
             raise
         failures = found.failures()
-    if output is Output.TABLE:
+    if output == "table":
         console().print(failures_text(failures, tracebacks=True, option=url_option(client.url)))
     else:
         for failure in failures:
@@ -133,7 +133,7 @@ def logs(
 
 
 def _print_event(event: EventView, output: Output) -> None:
-    if output is Output.JSON:
+    if output == "json":
         typer.echo(event.model_dump_json())
     else:
         typer.echo(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.type:<16} {event.data.get('message', '')}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,17 +20,10 @@ PROGRESS_S = 2.0
 """Seconds between lines of progress."""
 
 
-class Device(enum.StrEnum):
-    """The device that computes the task."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 def run_task(
     key: Annotated[str, typer.Argument(metavar="KEY", help="The key of a stage or a cell.")],
     *,
-    device: Annotated[Device, typer.Option(help="The device that computes it.")] = Device.CPU,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="The device that computes it.")] = "cpu",
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="DIR", file_okay=False, help="Keep the inputs and results in this folder."),
@@ -41,7 +33,7 @@ def run_task(
     ] = False,
     url: Url = None,
     token: Token = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = "table",
 ) -> None:
     """Compute one task of a sweep on this machine, and show its rows, its tensors or its traceback."""
     from creditgrid.client.local_service import ended_by_signals
@@ -55,7 +47,7 @@ def run_task(
     with ended_by_signals(), folder as name, open_client(url, token) as client:
         try:
             run = compute_task(
-                client, key, Path(name), device=device.value, with_parents=with_parents, on_progress=_Progress()
+                client, key, Path(name), device=device, with_parents=with_parents, on_progress=_Progress()
             )
         except KeyboardInterrupt:
             note("stopped")
@@ -83,7 +75,7 @@ def _show(run: TaskRun, output: Output, *, kept: bool) -> None:
     from creditgrid.client.display.quantities import duration
     from creditgrid.client.display.tables import task_rows_table, tensors_table
 
-    if output is Output.JSON:
+    if output == "json":
         print_json(
             {
                 "task": run.task,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from creditgrid.client.errors import BadSetting, PackageMissing
+from creditgrid.client.plots import ImageFormat
 from creditgrid.client.plots.labels import label_of
 from creditgrid.client.plots.layout import compose
 from creditgrid.client.plots.points import picture
@@ -21,7 +22,6 @@ from creditgrid.core.wire import ExperimentView
 if TYPE_CHECKING:
     import altair as alt
 
-ImageFormat: TypeAlias = Literal["png", "svg", "pdf", "html"]
 PIXELS = 2.0
 """A PNG's pixels per pixel of the chart, so that text is sharp in print and on fine screens."""
 
