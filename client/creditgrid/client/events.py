@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import takewhile
 
 import httpx
@@ -71,14 +71,12 @@ class EventStream:
             patience.after(failure)
             sweep_finished = self._connection.get(SweepView, "sweeps", self._sweep).state.finished
 
-    @contextmanager
-    def _opened(self, silence_s: float) -> Iterator[httpx.Response]:
+    def _opened(self, silence_s: float) -> AbstractContextManager[httpx.Response]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if self._since is not None:
             headers["Last-Event-ID"] = str(self._since)
         path = resource("sweeps", self._sweep, "events")
-        with self._connection.stream(path, headers=headers, read_timeout=silence_s) as response:
-            yield response
+        return self._connection.stream(path, headers=headers, read_timeout=silence_s)
 
     def _events(self, response: httpx.Response) -> Iterator[EventView]:
         # Any bytes may end the stream, also those of a comment, which is not a message.

@@ -147,12 +147,10 @@ class Sweep:
         Args:
             folder: created if it does not exist; default: the current one.
             format: png, svg, pdf, or html, which works without a network.
-            name: of the only chart to write; default: all charts.
-            fix: parameter → its only value to show, for charts with too many panels.
+            name, fix: as for ``charts``, which also says what may be raised.
 
         Raises:
-            BadSetting: if there is nothing to draw, no such chart, value or format, or more panels than a page holds.
-            PackageMissing: if Altair is not installed.
+            BadSetting: for another format.
         """
         from creditgrid.client.plots.charts import check_format, file_name, write
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from rich.console import Console, Group, RenderableType
@@ -48,18 +49,18 @@ def show(
     display = _Bars(view, console) if console.is_terminal else _Lines(console)
     away = False
     try:
-        with display:
+        with display.live:
             for update in updates:
                 view = update.view
                 if update.error is not None and not away:
-                    display.say(f"{update.error}; waiting for it", "yellow")
+                    console.print(f"{update.error}; waiting for it", style="yellow", soft_wrap=True)
                 elif update.error is None and away:
-                    display.say(f"{url} answers again", "yellow")
+                    console.print(f"{url} answers again", style="yellow", soft_wrap=True)
                 away = update.error is not None
                 for event in update.events:
                     if event.type in REPORTED:
                         message = event.data.get("message", event.type)
-                        display.say(f"{event.at.astimezone():%H:%M:%S} {message}", "red")
+                        console.print(f"{event.at.astimezone():%H:%M:%S} {message}", style="red", soft_wrap=True)
                 if not away:
                     display.update(view)
     except KeyboardInterrupt:
@@ -137,16 +138,7 @@ class _Bars:
 
     def __init__(self, view: SweepView, console: Console) -> None:
         self._view, self._received = view, time.monotonic()
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
-
-    def __enter__(self) -> None:
-        self._live.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._live.stop()
-
-    def say(self, text: str, style: str) -> None:
-        self._live.console.print(text, style=style, soft_wrap=True)
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def update(self, view: SweepView) -> None:
         self._view, self._received = view, time.monotonic()
@@ -175,17 +167,8 @@ class _Lines:
     """A line after a change, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self._console, self.live = console, nullcontext()
         self._last, self._printed_at = "", -LINE_S
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def say(self, text: str, style: str) -> None:
-        self._console.print(text, style=style, soft_wrap=True)
 
     def update(self, view: SweepView) -> None:
         line = status_line(view)

@@ -61,7 +61,8 @@ def counts_text(counts: Mapping[State, int]) -> Text:
 def plan_table(plan: PlanView) -> RenderableType:
     """One line for each kind of task, then the cells; below the table, why the new tasks are not cached."""
     columns = ("total", "cached", "shared", "new", "unneeded", "calls")
-    table = _table(Text.assemble((plan.name, "bold"), f"  {plan.experiment}"), "kind", right=(*columns, "time", "size"))
+    title = Text.assemble((plan.name, "bold"), f"  {plan.experiment}")
+    table = headed_table(title, "kind", right=(*columns, "time", "size"))
     for name, kind in plan.tasks.items():
         table.add_row(name, *(f"{getattr(kind, column):,}" for column in columns), *_estimates(kind))
     table.add_section()
@@ -85,7 +86,7 @@ def _estimates(kind: PlanKind) -> tuple[str, str]:
 
 def sweeps_table(views: Sequence[SweepView]) -> RenderableType:
     """One line per sweep."""
-    table = _table(None, "id", "name", "experiment", "state", right=("cells", "failed"))
+    table = headed_table(None, "id", "name", "experiment", "state", right=("cells", "failed"))
     table.add_column("created")
     table.add_column("took", justify="right")
     for view in views:
@@ -135,7 +136,7 @@ def sweep_view(view: SweepView) -> RenderableType:
 def summary_table(summary: SummaryView) -> RenderableType:
     """The summary's table and verdicts; means have the half-widths of their 95 % intervals."""
     title = summary.title if summary.complete else f"{summary.title} (incomplete: cells are missing)"
-    table = _table(Text(title, style="bold"), right=[column.replace("_", " ") for column in summary.columns])
+    table = headed_table(Text(title, style="bold"), right=[column.replace("_", " ") for column in summary.columns])
     for column, name in zip(table.columns, summary.columns, strict=True):
         if any(isinstance(row.get(name), str) for row in summary.rows):
             column.justify = "left"
@@ -174,7 +175,7 @@ def failures_text(failures: Sequence[FailureView], tracebacks: bool, option: str
 
 def rows_table(result: Result) -> RenderableType:
     """The first rows of a result."""
-    table = _table(None, *result.table.column_names)
+    table = headed_table(None, *result.table.column_names)
     rows = result.table.slice(0, MAX_ROWS).to_pylist()
     for column, name in zip(table.columns, result.table.column_names, strict=True):
         if any(isinstance(row[name], int | float) for row in rows):
@@ -198,7 +199,7 @@ def task_rows_table(result: Result, task: TaskDocument) -> RenderableType:
 
 def tensors_table(tensors: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     """One line per tensor of an artifact."""
-    table = _table(None, "tensor", "dtype", right=("shape",))
+    table = headed_table(None, "tensor", "dtype", right=("shape",))
     for name, tensor in tensors.items():
         table.add_row(name, tensor["dtype"], " × ".join(map(str, tensor["shape"])) or "scalar")
     return table
@@ -206,7 +207,7 @@ def tensors_table(tensors: Mapping[str, Mapping[str, Any]]) -> RenderableType:
 
 def experiments_table(views: Sequence[ExperimentView]) -> RenderableType:
     """One line per experiment."""
-    table = _table(None, "experiment", "title", "columns")
+    table = headed_table(None, "experiment", "title", "columns")
     for view in views:
         note = Text(f"cannot be used: {view.problem}", style="red") if view.problem else Text(", ".join(view.columns))
         table.add_row(view.name, view.title, note)
@@ -215,14 +216,14 @@ def experiments_table(views: Sequence[ExperimentView]) -> RenderableType:
 
 def experiment_view(view: ExperimentView) -> RenderableType:
     """An experiment's parameters and columns."""
-    parameters = _table(
+    parameters = headed_table(
         Text.assemble((view.name, "bold"), f"  {view.title}"), "parameter", "values", "default", "meaning"
     )
     required = view.parameters.get("required", ())
     for name, schema in view.parameters.get("properties", {}).items():
         default = "required" if name in required else json.dumps(schema.get("default"))
         parameters.add_row(name, _values(schema), default, schema.get("description", ""))
-    columns = _table(Text("columns", style="bold"), "column", "type", "meaning")
+    columns = headed_table(Text("columns", style="bold"), "column", "type", "meaning")
     for name, column in view.columns.items():
         columns.add_row(name, column.type, column.description)
     problem = [Text(f"cannot be used: {view.problem}", style="red")] if view.problem else []
@@ -240,7 +241,8 @@ def _values(schema: Mapping[str, Any]) -> str:
     return " ".join([str(schema.get("const", schema.get("type", "any"))), *bounds])
 
 
-def _table(title: Text | None, *left: str, right: Sequence[str] = ()) -> Table:
+def headed_table(title: Text | None, *left: str, right: Sequence[str] = ()) -> Table:
+    """An empty table with these columns, aligned left or right; long values are broken into lines."""
     table = Table(
         title=title, title_justify="left", title_style="", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )

@@ -59,7 +59,7 @@ def charts(
     return drawn
 
 
-def write(chart: alt.VConcatChart, path: Path, format: str) -> Path:
+def write(chart: alt.VConcatChart, path: Path, format: ImageFormat) -> Path:
     """Write a chart to a file, which appears when it is complete.
 
     HTML has everything in one file, and needs no network.
@@ -70,21 +70,8 @@ def write(chart: alt.VConcatChart, path: Path, format: str) -> Path:
     """
     check_format(format)
     _require_packages()
-    import altair
-    import vl_convert
-
-    spec = chart.to_dict()
-    version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    if format == "png":
-        data = vl_convert.vegalite_to_png(spec, vl_version=version, scale=PIXELS)
-    elif format == "pdf":
-        data = vl_convert.vegalite_to_pdf(spec, vl_version=version)
-    elif format == "svg":
-        data = vl_convert.vegalite_to_svg(spec, vl_version=version).encode()
-    else:
-        data = vl_convert.vegalite_to_html(spec, vl_version=version, bundle=True).encode()
     with atomic_file(path) as file:
-        file.write(data)
+        chart.save(file.name, format, scale_factor=PIXELS if format == "png" else 1.0, inline=format == "html")
     return path
 
 

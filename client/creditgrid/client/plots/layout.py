@@ -59,6 +59,7 @@ def _grids(picture: Picture) -> Iterator[alt.ConcatChart]:
     longest = max(map(len, runs))
     width, height = _size(picture, longest)
     across = min(picture.across or _across(longest), max(1, int(WIDEST / width)))
+    apart = picture.chart.mark != "heatmap"  # each measure has its own vertical axis
     number = itertools.count()
     for run in runs:
         panels = [
@@ -70,7 +71,7 @@ def _grids(picture: Picture) -> Iterator[alt.ConcatChart]:
                     width,
                     height,
                     x_title=i + across >= len(run),
-                    y_title=i % across == 0 or _new_scale(picture, run[i - 1], panel),
+                    y_title=i % across == 0 or (apart and run[i - 1].measure != panel.measure),
                     legend=i + 1 == len(run) or (i + 1) % across == 0 or run[i + 1].measure != panel.measure,
                 ),
             )
@@ -91,11 +92,6 @@ def _runs(picture: Picture) -> list[list[Panel]]:
         return [list(run) for _, run in groupby(picture.panels, key=lambda panel: panel.column)]
     runs = [list(run) for _, run in groupby(picture.panels, key=lambda panel: panel.measure)]
     return [list(picture.panels)] if max(map(len, runs)) == 1 else runs
-
-
-def _new_scale(picture: Picture, left: Panel, right: Panel) -> bool:
-    """Whether the vertical axis differs from the left neighbour's."""
-    return picture.chart.mark != "heatmap" and left.measure != right.measure
 
 
 def _across(panels: int) -> int:

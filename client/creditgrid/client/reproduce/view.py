@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from creditgrid.client.display.quantities import number
-from creditgrid.client.display.tables import state_text
+from creditgrid.client.display.tables import headed_table, state_text
 from creditgrid.client.reproduce.comparison import Agreement, Comparison, Figure, Status
 from creditgrid.client.reproduce.published import Claim
 from creditgrid.client.reproduce.report import Report, SweepReport
@@ -39,23 +38,13 @@ def report_view(report: Report) -> RenderableType:
 
 def _table(sweep: SweepReport, tables: Sequence[Comparison]) -> Table:
     title = Text.assemble((sweep.experiment, "bold"), f"  {sweep.id}  ", state_text(sweep.state))
-    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("figure", "method"):
-        table.add_column(name, overflow="fold")
-    table.add_column("ours", justify="right", overflow="fold")
-    table.add_column("published", justify="right", overflow="fold")
+    table = headed_table(title, "figure", "method", right=("ours", "published"))
     table.add_column("agreement", overflow="fold")
     for comparison in tables:
+        claim = comparison.claim
         for index, figure in enumerate(comparison.figures):
-            title_once = comparison.title if index == 0 else ""
-            published = _number(comparison.claim, figure.published)
-            table.add_row(
-                title_once,
-                figure.method,
-                _ours(comparison.claim, figure),
-                published,
-                _agreement(comparison.claim, figure),
-            )
+            values = (_ours(claim, figure), _number(claim, figure.published), _agreement(claim, figure))
+            table.add_row(comparison.title if index == 0 else "", figure.method, *values)
         table.add_section()
     return table
 
