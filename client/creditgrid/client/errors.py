@@ -54,8 +54,11 @@ class ApiError(ClientError):
 
     def __init__(self, problem: Problem, tries: int = 1) -> None:
         self.problem, self.tries = problem, tries
-        faults = "".join(f"\n  {fault.pointer or '/'}: {fault.detail}" for fault in problem.errors)
-        super().__init__(f"{problem.detail or problem.title}{faults}")
+        faults = [f"{fault.pointer or '/'}: {fault.detail}" for fault in problem.errors]
+        head = problem.detail or problem.title
+        if faults and faults[0] in head:  # the service also joins the faults into one line; a list is easier to read
+            head = head[: head.index(faults[0])].rstrip(": ")
+        super().__init__("\n  ".join([head, *faults]))
 
 
 class InvalidRequest(ApiError):

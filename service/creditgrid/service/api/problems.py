@@ -59,7 +59,7 @@ def problem_from_error(error: CreditGridError) -> Problem:
     if isinstance(error, SpecError):
         errors = [ProblemError(detail=fault.detail, pointer=fault.pointer) for fault in error.faults]
         count = "one fault" if len(errors) == 1 else f"{len(errors)} faults"
-        return problem(status, f"the spec has {count}", errors)
+        return problem(status, f"the spec has {count}: {error}", errors)
     return problem(status, str(error))
 
 
