@@ -20,7 +20,7 @@ from creditgrid.service.ledger.counts import sweeps_needing
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling import row_commits, scheduler
-from creditgrid.service.wiring import wire_services
+from creditgrid.service.services import wire_services
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
 from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message, Runner, Started

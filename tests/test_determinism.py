@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from creditgrid.core.experiments.registry import registry
+from creditgrid.service.services import create_services
 from creditgrid.service.settings import Settings
-from creditgrid.service.wiring import create_services
 
 FIXED: dict[str, Any] = {"dataset": "digits", "d_hidden": 32, "num_blocks": 2, "train_epochs": 2, "fit_epochs": 1}
 METHODS = ["dfa", "scalar_cb", "vec", "state_bridge", "oracle_bp"]

@@ -134,7 +134,7 @@ def test_the_client_and_its_command_load_nothing_heavy() -> None:
 def test_the_service_loads_neither_torch_nor_ray() -> None:
     """The cluster's driver is a process of its own, and what computes are its workers."""
     found = loaded_by(
-        importing("creditgrid.service.wiring", "creditgrid.service.api.app", "creditgrid.workers.ray.runner")
+        importing("creditgrid.service.services", "creditgrid.service.api.app", "creditgrid.workers.ray.runner")
     )
     assert found & {"torch", "torchvision", "ray"} == set()
 

@@ -18,7 +18,7 @@ from service_fakes import FakePlanner
 from typer.testing import CliRunner, Result
 
 from creditgrid.core.wire import PlanView, Problem
-from creditgrid.service import wiring
+from creditgrid.service import services
 from creditgrid.service.commands import cli
 from creditgrid.service.ledger.ledger import Ledger
 
@@ -29,8 +29,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from service_fakes import Fakes
-from creditgrid.service import wiring
-wiring.create_services = lambda settings: Fakes(settings.data_dir).services()
+from creditgrid.service import services
+services.create_services = lambda settings: Fakes(settings.data_dir).services()
 from creditgrid.service.commands import cli
 cli()
 """
@@ -48,7 +48,7 @@ def command(*arguments: str) -> list[str]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a command in this process, and keeps the process's logging and signals."""
-    monkeypatch.setattr(wiring, "create_planner", lambda settings: FakePlanner())
+    monkeypatch.setattr(services, "create_planner", lambda settings: FakePlanner())
     monkeypatch.setattr("creditgrid.service.commands.configure_logging", lambda form: None)
     before = signal.getsignal(signal.SIGTERM)
 

@@ -19,7 +19,7 @@ from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.files import atomic_file
 from creditgrid.core.spec.text import parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES, PlanView
-from creditgrid.service import server, wiring
+from creditgrid.service import server, services
 from creditgrid.service.api.problems import problem, problem_from_error
 from creditgrid.service.logging import configure_logging
 from creditgrid.service.settings import Settings
@@ -100,7 +100,7 @@ def plan(
     settings = _settings(data_dir=data_dir)
     try:
         document = parse_text(_read(spec_file))
-        view = wiring.create_planner(settings).plan(document)
+        view = services.create_planner(settings).plan(document)
     except CreditGridError as error:
         found = problem_from_error(error)
         typer.echo(found.model_dump_json(indent=2, exclude_none=True))

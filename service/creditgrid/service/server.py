@@ -13,7 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from creditgrid.core.errors import ConflictError
-from creditgrid.service import pid_lock, wiring
+from creditgrid.service import pid_lock, services
 from creditgrid.service.api.app import create_app
 from creditgrid.service.settings import Settings
 
@@ -27,7 +27,7 @@ def serve(settings: Settings, on_start: Callable[[str], None]) -> None:
         SystemExit: the application did not start; the log has the reason.
     """
     with _locked(settings.data_dir), _listen(settings.host, settings.port) as listener:
-        app = create_app(wiring.create_services(settings), settings)
+        app = create_app(services.create_services(settings), settings)
         url = _url(settings.host, listener.getsockname()[1])
         config = uvicorn.Config(
             app,

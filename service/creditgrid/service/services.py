@@ -1,22 +1,32 @@
-"""The parts of a running service that the HTTP API uses."""
+"""The parts of a running service that the HTTP API uses, made from its settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import sqlalchemy as sa
+
+from creditgrid.core.datasets import resolve
 from creditgrid.service.control import Control
+from creditgrid.service.ledger.engine import parse_url
+from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.maintenance import Maintenance
 from creditgrid.service.planning.planner import Planner
-from creditgrid.service.reading.cells import Cells
 from creditgrid.service.reading.failures import Failures
 from creditgrid.service.reading.rows import Rows
 from creditgrid.service.reading.sql_tables import SqlTables
 from creditgrid.service.reading.summary import Summaries
 from creditgrid.service.reading.sweeps import Sweeps
-from creditgrid.service.reading.tasks import Tasks
+from creditgrid.service.reading.tasks import Cells, Tasks
+from creditgrid.service.results.consistency import check_ledger
+from creditgrid.service.results.table import Results
+from creditgrid.service.results.upkeep import Upkeep
 from creditgrid.service.retention import Retention
 from creditgrid.service.scheduling.scheduler import Scheduler
+from creditgrid.service.settings import Settings
 from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -36,3 +46,77 @@ class Services:
     store: ArtifactStore
     retention: Retention
     maintenance: Maintenance
+
+
+def create_services(settings: Settings) -> Services:
+    """All parts over the data directory, which is created if missing. Starts nothing.
+
+    Raises:
+        ConflictError: another service schedules over the ledger.
+        CreditGridError: the ledger or the results are damaged, do not belong together, or cannot be reached.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    store = _store(settings)
+    ledger = Ledger(_ledger_url(settings), lock=True)
+    try:
+        results = Results(settings.data_dir.absolute() / "results", ledger.identity())
+        results.repair()
+        check_ledger(results, ledger.name, *ledger.batches())
+        return wire_services(ledger, results, store, _runner(settings, store))
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> Services:
+    """The parts of a service over a ledger, results, artifacts and a runner."""
+    planner = Planner(ledger, store, resolve)
+    scheduler = Scheduler(ledger, results, store, runner)
+    control = Control(ledger, planner, results, scheduler)
+    retention = Retention(ledger, store, control.planning)
+    sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results)
+    rows = Rows(sweeps, sql_tables, results)
+    return Services(
+        scheduler=scheduler,
+        control=control,
+        planner=planner,
+        sweeps=sweeps,
+        cells=Cells(ledger),
+        tasks=Tasks(ledger),
+        failures=Failures(ledger),
+        rows=rows,
+        summaries=Summaries(sweeps, rows),
+        sql_tables=sql_tables,
+        store=store,
+        retention=retention,
+        maintenance=Maintenance(Upkeep(results), retention),
+    )
+
+
+def create_planner(settings: Settings) -> Planner:
+    """A planner without a service. A missing data directory is not created; it counts as empty."""
+    url = _ledger_url(settings)
+    exists = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
+    return Planner(Ledger(url) if exists else None, _store(settings), resolve)
+
+
+def _store(settings: Settings) -> ArtifactStore:
+    return ArtifactStore(settings.data_dir.absolute() / "artifacts")
+
+
+def _ledger_url(settings: Settings) -> sa.URL:
+    if settings.database_url is not None:
+        return parse_url(settings.database_url.get_secret_value())
+    return sa.URL.create("sqlite", database=str(settings.data_dir.absolute() / "ledger.sqlite"))
+
+
+def _runner(settings: Settings, store: ArtifactStore) -> Runner:
+    # Lazy imports: the local runner computes in this process and imports torch; with the Ray runner nothing here does.
+    if settings.runner == "local":
+        from creditgrid.workers.local_runner import LocalRunner
+
+        return LocalRunner(store)
+    from creditgrid.workers.ray.runner import RayRunner
+
+    log = settings.data_dir.absolute() / "ray.log"
+    return RayRunner(store, log, settings.ray_address, settings.cpus, settings.gpus)

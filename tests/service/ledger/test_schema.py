@@ -23,8 +23,8 @@ from creditgrid.core.states import State
 from creditgrid.service.ledger import engine, schema, tables
 from creditgrid.service.ledger.events import emit_event
 from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.services import create_planner
 from creditgrid.service.settings import Settings
-from creditgrid.service.wiring import create_planner
 
 NEXT = f"""
 import sqlalchemy as sa

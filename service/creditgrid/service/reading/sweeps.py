@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,6 @@ from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.counts import count_all, count_open, mean_seconds, open_needs
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import CELLS, sweeps
-from creditgrid.service.reading.time_left import time_left
 from creditgrid.service.scheduling.scheduler import Scheduler
 
 ROWS_AT_ONCE = 1000
@@ -138,12 +138,28 @@ def _conditions(row: sa.Row[Any], problem: str | None) -> list[Condition]:
 
 
 def _time_left(row: sa.Row[Any], now: _Now) -> float | None:
+    """Seconds left: of running calls by their progress, of other open tasks by the mean of their kind.
+
+    None while a kind has open tasks without progress and no mean.
+    """
     experiment = registry().experiments.get(row.experiment)
     mean = None if experiment is None else now.means.get(experiment.measure.name)
     means = now.means if mean is None else {**now.means, CELLS: mean}
     counts = now.counts[row.id].items()
-    open_tasks = {kind: sum(by_state.get(state, 0) for state in OPEN) for kind, by_state in counts}
-    return time_left(open_tasks, now.activities, now.needs.get(row.id, {}), means, now.cpus)
+    left = Counter({kind: sum(by_state.get(state, 0) for state in OPEN) for kind, by_state in counts})
+    total = 0.0
+    for call, needed in now.needs.get(row.id, {}).items():
+        activity, seconds = now.activities[call]
+        if activity.done:
+            total += seconds * (activity.total - activity.done) / activity.done
+            left.subtract(needed)
+        else:
+            total -= min(seconds, means.get(activity.kind, 0.0) * sum(needed.values()))
+    for kind, n in left.items():
+        if n > 0 and kind not in means:
+            return None
+        total += n * means.get(kind, 0.0)
+    return max(total, 0.0) / now.cpus
 
 
 def known_sweep(connection: sa.Connection, sweep: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:

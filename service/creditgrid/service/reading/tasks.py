@@ -1,8 +1,9 @@
-"""The tasks that the cells of a sweep depend on, and any task by its key."""
+"""The cells of a sweep, the tasks that they depend on, and any task by its key."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,11 +11,28 @@ import sqlalchemy as sa
 from creditgrid.core.errors import NotFoundError
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.states import State
-from creditgrid.core.wire import TaskDocument, TaskView
+from creditgrid.core.wire import CellView, TaskDocument, TaskView
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.tables import calls, stages, sweeps, tasks
+from creditgrid.service.ledger.tables import calls, cells, stages, sweeps, tasks
+from creditgrid.service.reading.failures import first_line
 from creditgrid.service.reading.sweeps import known_sweep, shown_state
 from creditgrid.service.scheduling.call_settings import parsed, resources
+
+
+class Cells:
+    """Reads from any thread."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def page(self, sweep: str, state: State | None, after: int, limit: int) -> tuple[list[CellView], int | None]:
+        """Cells with an index above ``after``, in order; and the next page's ``after``.
+
+        Raises:
+            NotFoundError: for an unknown sweep.
+        """
+        rows, following = _page(self._ledger, cells, cells.c.idx, sweep, state=state, after=after, limit=limit)
+        return [_cell(row) for row in rows], following
 
 
 class Tasks:
@@ -29,27 +47,8 @@ class Tasks:
         Raises:
             NotFoundError: for an unknown sweep.
         """
-        shown = shown_state(stages)
-        query = (
-            sa.select(
-                stages.c.key,
-                shown.label("state"),
-                stages.c.state.label("stored_state"),
-                *(tasks.c.kind, tasks.c.payload, tasks.c.bytes),
-                *(calls.c.attempt, calls.c.seconds, calls.c.size, calls.c.error),
-            )
-            .select_from(stages.join(tasks, tasks.c.key == stages.c.key).outerjoin(calls, calls.c.id == stages.c.call))
-            .where(stages.c.sweep == sweep, stages.c.key > after)
-            .order_by(stages.c.key)
-            .limit(limit + 1)
-        )
-        if state is not None:
-            query = query.where(shown == state)
-        with self._ledger.read() as connection:
-            known_sweep(connection, sweep)
-            rows = connection.execute(query).all()
-        views = [_view(row) for row in rows[:limit]]
-        return views, rows[limit - 1].key if len(rows) > limit else None
+        rows, following = _page(self._ledger, stages, stages.c.key, sweep, state=state, after=after, limit=limit)
+        return [_stage(row) for row in rows], following
 
     def get(self, key: str) -> TaskDocument:
         """A stage or cell of any sweep, with all that a machine needs to compute it.
@@ -70,7 +69,55 @@ class Tasks:
         return TaskDocument(key=key, kind=row.kind, cpu=cpu, **json.loads(row.payload))
 
 
-def _view(row: sa.Row[Any]) -> TaskView:
+def _page(
+    ledger: Ledger,
+    table: sa.Table,
+    position: sa.Column[Any],
+    sweep: str,
+    *,
+    state: State | None,
+    after: int | str,
+    limit: int,
+) -> tuple[Sequence[sa.Row[Any]], Any]:
+    """Rows of ``cells`` or ``stages`` after a position, each with its task and call; and the next page's ``after``."""
+    shown = shown_state(table)
+    query = (
+        sa.select(
+            *(position.label("position"), table.c.key, shown.label("state"), table.c.state.label("stored_state")),
+            *(tasks.c.kind, tasks.c.payload, tasks.c.bytes, tasks.c.diverged),
+            *(calls.c.attempt, calls.c.seconds, calls.c.size, calls.c.error),
+        )
+        .select_from(table.join(tasks, tasks.c.key == table.c.key).outerjoin(calls, calls.c.id == table.c.call))
+        .where(table.c.sweep == sweep, position > after)
+        .order_by(position)
+        .limit(limit + 1)
+    )
+    if state is not None:
+        query = query.where(shown == state)
+    with ledger.read() as connection:
+        known_sweep(connection, sweep)
+        rows = connection.execute(query).all()
+    return rows[:limit], rows[limit - 1].position if len(rows) > limit else None
+
+
+def _cell(row: sa.Row[Any]) -> CellView:
+    payload, state, error = json.loads(row.payload), State(row.state), None
+    if state is State.FAILED:
+        error = first_line(row.error)
+    elif state is State.SKIPPED:
+        error = "a task that it needs has no result"
+    return CellView(
+        index=row.position,
+        key=row.key,
+        state=state,
+        params={**payload["source"], **payload["params"]},
+        parents=payload["parents"],
+        diverged=row.diverged,
+        error=error,
+    )
+
+
+def _stage(row: sa.Row[Any]) -> TaskView:
     payload = json.loads(row.payload)
     return TaskView(
         key=row.key,
