@@ -176,25 +176,21 @@ class ArtifactStore:
         """
         record = self.record(key)
         path = self.path(key) / TENSORS
-        try:
-            file = path.open("rb")
-        except FileNotFoundError:
-            if not self.has(key):  # the artifact was removed in between
-                raise ArtifactMissing(f"there is no artifact {key[:12]}… in the store") from None
-            raise ArtifactCorrupt(f"{path} is gone, but its record is there") from None
-        except OSError as error:
-            raise ArtifactError(f"the artifact {key[:12]} cannot be read: {error}") from error
-        try:
-            if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
+        with contextlib.ExitStack() as stack:  # closes the file if it is not returned
+            try:
+                file = stack.enter_context(path.open("rb"))
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(0)
+            except FileNotFoundError:
+                if not self.has(key):  # the artifact was removed in between
+                    raise ArtifactMissing(f"there is no artifact {key[:12]}… in the store") from None
+                raise ArtifactCorrupt(f"{path} is gone, but its record is there") from None
+            except OSError as error:
+                raise ArtifactError(f"the artifact {key[:12]} cannot be read: {error}") from error
+            if digest != record["sha256"]:
                 raise ArtifactCorrupt(f"{path} is not what was written: its SHA-256 differs from the record's")
-            file.seek(0)
-        except OSError as error:
-            file.close()
-            raise ArtifactError(f"the artifact {key[:12]} cannot be read: {error}") from error
-        except BaseException:
-            file.close()
-            raise
-        return file
+            stack.pop_all()
+            return file
 
     def load(self, key: str) -> Arrays:
         """The tensors as NumPy arrays; raises as ``read`` does.
@@ -259,16 +255,12 @@ class ArtifactStore:
 
     def leftovers(self, grace_s: float = GRACE_S) -> list[Path]:
         """Directories left by dead writers and by interrupted removals, and incomplete artifacts."""
-        found = []
-        for place in self._places():
-            name = place.name
-            if name.startswith(TEMPORARY):
-                left = is_abandoned(place, grace_s)
-            else:
-                left = name.startswith(REMOVED) or (not (place / RECORD).exists() and is_abandoned(place, grace_s))
-            if left:
-                found.append(place)
-        return found
+        return [
+            place
+            for place in self._places()
+            if place.name.startswith(REMOVED)
+            or ((place.name.startswith(TEMPORARY) or not (place / RECORD).exists()) and is_abandoned(place, grace_s))
+        ]
 
     def remove(self, key: str) -> Path:
         """Remove an artifact by one rename; the caller deletes the directory that is returned.

@@ -18,6 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,16 +58,7 @@ def import_checkpoint(file: BinaryIO, store: ArtifactStore) -> tuple[CheckpointV
     if created:
         origin = provenance(1, started_at, time.perf_counter() - started, torch.device("cpu"))
         store.save(task.key, task.payload(), arrays, origin | {"info": {"imported_from": dtypes}})
-    view = CheckpointView(
-        name=str(name),
-        key=task.key,
-        num_blocks=name.num_blocks,
-        d_hidden=name.d_hidden,
-        input_dim=name.input_dim,
-        num_classes=name.num_classes,
-        bytes=store.size(task.key),
-    )
-    return view, created
+    return CheckpointView(name=str(name), key=task.key, **asdict(name), bytes=store.size(task.key)), created
 
 
 def read_state_dict(file: BinaryIO) -> dict[str, torch.Tensor]:
@@ -123,15 +115,12 @@ def _refusal(error: Exception, file: BinaryIO) -> CheckpointError:
 def _describe(found: object) -> str:
     if not isinstance(found, Mapping):
         return f"a single object of type {type(found).__name__}"
-    entries = [f"{name!r:.80} ({_kind(value)})" for name, value in list(found.items())[:SHOWN]]
+    entries = []
+    for name, value in list(found.items())[:SHOWN]:
+        kind = f"a dict of {len(value):,}" if isinstance(value, Mapping) else type(value).__name__
+        entries.append(f"{name!r:.80} ({kind})")
     more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
     return f"a dict of {', '.join(entries)}{more}"
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Mapping):
-        return f"a dict of {len(value):,}"
-    return type(value).__name__
 
 
 def _arrays(state: dict[str, torch.Tensor]) -> Arrays:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import socket
 import subprocess
 from datetime import datetime
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ def provenance(attempt: int, started_at: datetime, seconds: float, device: Any) 
 @lru_cache(1)
 def software() -> dict[str, Any]:
     """``torch`` and ``version`` (of CreditGrid); ``commit`` and ``dirty`` if the source is a git checkout."""
-    commit = _git("rev-parse", "HEAD")
-    return {
-        "torch": _version("torch"),
-        "version": _version("creditgrid"),
-        "commit": commit,
-        "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
+    file = Path(__file__).resolve()
+    commit = dirty = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or no checkout that holds this file
+        # site-packages may be inside another project's checkout, which says nothing about this code
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        commit = _git(file.parent, "rev-parse", "HEAD")
+        dirty = bool(_git(file.parent, "status", "--porcelain", "--untracked-files=no"))
+    return {"torch": version("torch"), "version": version("creditgrid"), "commit": commit, "dirty": dirty}
 
 
 @lru_cache(1)
@@ -51,25 +53,7 @@ def device_name(device: Any) -> str:
     return f"{device.type} ({platform.machine()})"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git(*arguments: str) -> str | None:
-    """The answer of git about the checkout that holds this file; None if there is no checkout."""
-    file = Path(__file__).resolve()
-    try:
-        # site-packages may be inside another project's checkout, which says nothing about this code
-        _ask_git(file.parent, "ls-files", "--error-unmatch", file.name)
-        return _ask_git(file.parent, *arguments)
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _ask_git(folder: Path, *arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     answer = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)
     return answer.stdout.strip()

@@ -25,7 +25,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -105,7 +105,7 @@ def _compute(task: Task, given: Resources, store: ArtifactStore, device: torch.d
         if isinstance(item, Advanced):
             send("progress", kind=task.kind, done=item.done, total=item.total, note=item.note)
         elif isinstance(item, Finished):
-            result = dict(_result(task, store, item))
+            result = _result(task, store, item)
             send("finished", kind=task.kind, seconds=item.seconds, device=item.device, **result)
             return True
         elif isinstance(item, Failed):
@@ -120,14 +120,12 @@ def _input(store: ArtifactStore, key: str) -> Arrays:
     return arrays
 
 
-def _result(task: Task, store: ArtifactStore, end: Finished) -> Iterator[tuple[str, Any]]:
-    if end.rows is not None:
-        path = store.root.parent / ROWS
-        path.write_bytes(end.rows)
-        yield "rows", str(path)
-    else:
-        yield "artifact", str(store.path(task.key) / TENSORS)
-        yield "tensors", store.record(task.key)["tensors"]
+def _result(task: Task, store: ArtifactStore, end: Finished) -> dict[str, Any]:
+    if end.rows is None:
+        return {"artifact": str(store.path(task.key) / TENSORS), "tensors": store.record(task.key)["tensors"]}
+    path = store.root.parent / ROWS
+    path.write_bytes(end.rows)
+    return {"rows": str(path)}
 
 
 if __name__ == "__main__":

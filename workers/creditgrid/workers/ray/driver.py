@@ -170,11 +170,10 @@ class Driver:
         try:
             remote = run_call.options(num_cpus=cpus, num_gpus=gpus, name=task_name(call))
             stream = remote.remote(call, str(self._store.root), *arrays)
-        except ValueError as error:  # Ray refuses the resources: this call fails, and no other
-            self._send(Failed(call.id, _line(error), traceback.format_exc(), transient=False))
-            return
-        except ray.exceptions.RayError as error:  # a large call goes through the object store, which may be full
-            self._send(Failed(call.id, _line(error), traceback.format_exc(), transient=True))
+        except (ValueError, ray.exceptions.RayError) as error:
+            # Ray refuses the resources of this call, or the object store is full, which a large call goes through.
+            full = isinstance(error, ray.exceptions.RayError)
+            self._send(Failed(call.id, _line(error), traceback.format_exc(), transient=full))
             return
         self._running[call.id] = RunningCall(call, stream)
 

@@ -1,13 +1,15 @@
-"""The nodes of a Ray cluster as its driver knows them: their resources, and which nodes are gone."""
+"""The nodes of a Ray cluster as its driver knows them, and whether something listens at an address."""
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from creditgrid.workers.ray.endpoints import connection_error
 from creditgrid.workers.runner import Capacity
+
+TIMEOUT_S = 2.0
 
 
 class Nodes:
@@ -46,3 +48,18 @@ class Nodes:
 
     def _sizes(self, resource: str) -> list[float]:
         return [node["Resources"].get(resource, 0.0) for node in self._alive.values()]
+
+
+def connection_error(address: str) -> str | None:
+    """Why no connection to ``host:port`` can be made; None if one can, or if ``address`` has another form.
+
+    It is asked before a call of Ray's that would block for minutes.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return None
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return None

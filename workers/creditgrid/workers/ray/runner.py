@@ -20,8 +20,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.ray.endpoints import connection_error
 from creditgrid.workers.ray.local_cluster import LocalCluster
+from creditgrid.workers.ray.nodes import connection_error
 from creditgrid.workers.runner import Call, Capacity, Failed, Lost, Message, drain
 
 START_TIMEOUT_S = 120.0
