@@ -10,7 +10,7 @@ from torch import Tensor
 
 from creditgrid.core.science.choices import Method
 from creditgrid.core.science.credit import (
-    credits,
+    CreditSource,
     feedback_matrices,
     layer_times,
     output_error,
@@ -48,10 +48,10 @@ def _estimator(out_dim: int, s_dim: int) -> EstimatorNet:
     return estimator.requires_grad_(False)
 
 
-def _credits(method: Method, network: ResidualMLP, x: Tensor, **options: Any) -> Tensor:
+def _credits(method: Method, network: ResidualMLP, x: Tensor, first: int = 0, **options: Any) -> Tensor:
     with torch.no_grad():
         logits, hiddens = network(x, return_hidden=True)
-    return credits(method, network, hiddens, logits, Y, **options)
+    return CreditSource(method, **options).credits(network, hiddens, logits, Y, first)
 
 
 def _expected(method: str, network: ResidualMLP, x: Tensor, **options: Any) -> Tensor:
@@ -135,9 +135,8 @@ def test_credits_carry_no_graph_and_leave_everything_as_it_was(method: Any) -> N
     network, x = _network().requires_grad_(True), _draw(B, D)
     estimator = _estimator(1 if method == "scalar_cb" else WIDTH, C).requires_grad_(True)
     logits, hiddens = network(x, return_hidden=True)
-    found = credits(
-        method, network, hiddens, logits, Y, feedback=feedback_matrices(0, L, WIDTH, C).double(), estimator=estimator
-    )
+    source = CreditSource(method, feedback_matrices(0, L, WIDTH, C).double(), estimator)
+    found = source.credits(network, hiddens, logits, Y)
     assert not found.requires_grad
     assert all(parameter.grad is None for parameter in [*network.parameters(), *estimator.parameters()])
 
@@ -218,7 +217,7 @@ def test_credits_of_networks_side_by_side_are_each_one_s_own(
     with torch.no_grad():
         hiddens = together.hiddens(h.expand(len(networks), *h.shape))
         logits = together.head(hiddens[-1])
-    found = credits(method, together, hiddens, logits, Y, **options)
+    found = CreditSource(method, **options).credits(together, hiddens, logits, Y)
     assert found.shape == (L, len(networks), B, WIDTH)
     for index, network in enumerate(networks):
         torch.testing.assert_close(found[:, index], _credits(method, network, x, **options), rtol=1e-9, atol=1e-12)
@@ -233,7 +232,7 @@ def test_one_network_alone_in_a_stack_has_its_own_credits(method: Any, options: 
     with torch.no_grad():
         hiddens = together.hiddens(networks[0].embed(x).unsqueeze(0))
         logits = together.head(hiddens[-1])
-    found = credits(method, together, hiddens, logits, Y, **options)
+    found = CreditSource(method, **options).credits(together, hiddens, logits, Y)
     torch.testing.assert_close(found[:, 0], _credits(method, networks[0], x, **options), rtol=1e-9, atol=1e-12)
 
 
@@ -260,8 +259,8 @@ def test_credits_from_a_layer_on_are_those_of_the_last_layers(first: int, method
     with torch.no_grad():
         hiddens = together.hiddens(networks[0].embed(x).expand(len(networks), B, WIDTH))
         logits = together.head(hiddens[-1])
-    whole = credits(method, together, hiddens, logits, Y, **options)
-    part = credits(method, together, hiddens, logits, Y, first=first, **options)
+    whole = CreditSource(method, **options).credits(together, hiddens, logits, Y)
+    part = CreditSource(method, **options).credits(together, hiddens, logits, Y, first)
     torch.testing.assert_close(part, whole[first:], rtol=1e-10, atol=1e-13)
 
 

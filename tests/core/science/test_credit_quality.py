@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science import credit_quality
-from creditgrid.core.science.credit import feedback_matrices
+from creditgrid.core.science.credit import CreditSource, feedback_matrices
 from creditgrid.core.science.credit_quality import NUDGE_ETAS, RHO_DIRECTIONS, RHO_EPS, Batch, file_batches
-from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science import line_search as module
-from creditgrid.core.science.credit import credits
+from creditgrid.core.science.credit import CreditSource
 from creditgrid.core.science.line_search import Step, StepResult, line_search
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator
@@ -164,7 +164,7 @@ def test_results_are_repeated_bit_for_bit() -> None:
 def test_the_oracle_descends_and_its_opposite_climbs() -> None:
     network = _network(perturbed=0.0)
     logits, hiddens = network(X_SAME, return_hidden=True)
-    oracle = credits("oracle_bp", network, hiddens, logits, Y_SAME)
+    oracle = CreditSource("oracle_bp").credits(network, hiddens, logits, Y_SAME)
     ranges: tuple[Any, ...] = ("last1", "last2", "all")
     for update_range, norm_mode in itertools.product(ranges, ("raw", "norm")):
         mode: Any = norm_mode

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science import rollout as module
-from creditgrid.core.science.credit import feedback_matrices
-from creditgrid.core.science.credit_sources import CreditSource
+from creditgrid.core.science.credit import CreditSource, feedback_matrices
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator

@@ -25,7 +25,7 @@ from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, Task
 if TYPE_CHECKING:
     import torch
 
-    from creditgrid.core.science.credit_sources import CreditSource
+    from creditgrid.core.science.credit import CreditSource
     from creditgrid.core.science.line_search import StepResult
     from creditgrid.core.science.network import ResidualMLP
 

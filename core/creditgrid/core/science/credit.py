@@ -15,8 +15,10 @@ e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L per sample, t_l = l/L
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,63 +62,68 @@ def terminal_gradient(network: Layers, h_last: Tensor, y: Tensor) -> Tensor:
     return gradient
 
 
-def signal(s_source: Signal, network: Layers, h_last: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """The signal s that conditions a scalar value net: e_T (b, C) or δ_L (b, d), detached."""
-    return output_error(logits, y) if s_source == "e_T" else terminal_gradient(network, h_last, y)
+@dataclass(frozen=True)
+class CreditSource:
+    """A method, and what it needs to compute the credits of any batch.
 
-
-def credits(
-    method: Method,
-    network: Layers,
-    hiddens: Sequence[Tensor],
-    logits: Tensor,
-    y: Tensor,
-    *,
-    feedback: Tensor | None = None,
-    estimator: EstimatorNet | None = None,
-    s_source: Signal = "e_T",
-    oracle_reduction: Reduction = "mean",
-    first: int = 0,
-) -> Tensor:
-    """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d); or (L, S, b, d) of S networks side by side.
-
-    With ``first`` only a_first … a_{L-1}, (L - first, …): no credit needs the layers below it.
-
-    ``hiddens`` h_0 … h_L, each (…, b, d), and ``logits`` (…, b, C) are those of ``network`` on the batch, ``y`` int64
-    (b,) its labels. ``dfa`` needs ``feedback`` (L, d, C); ``vec``, ``scalar_cb`` and ``state_bridge`` need their fitted
-    ``estimator``, and ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` reduces the
-    loss that ``oracle_bp`` differentiates: ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale
-    at which the learned estimators work.
-
-    Raises:
-        ValueError: for an unknown method, or one whose feedback or estimator is missing.
+    ``dfa`` needs ``feedback`` (L, d, C); ``vec``, ``scalar_cb`` and ``state_bridge`` need their fitted ``estimator``,
+    and ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` reduces the loss that ``oracle_bp``
+    differentiates: ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale at which the learned
+    estimators work.
     """
-    if method == "oracle_bp":
-        scale = len(y) if oracle_reduction == "mean" else 1
-        return _backprop(network, hiddens, terminal_gradient(network, hiddens[-1], y) / scale, first)
-    if method == "dfa":
-        if feedback is None:
-            raise ValueError("the credit dfa needs its feedback matrices")
+
+    method: Method
+    feedback: Tensor | None = None
+    estimator: EstimatorNet | None = None
+    s_source: Signal = "e_T"
+    oracle_reduction: Reduction = "mean"
+
+    def credits(self, network: Layers, hiddens: Sequence[Tensor], logits: Tensor, y: Tensor, first: int = 0) -> Tensor:
+        """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d); or (L, S, b, d) of S networks side by side.
+
+        With ``first`` only a_first … a_{L-1}, (L - first, …): no credit needs the layers below it.
+
+        ``hiddens`` h_0 … h_L, each (…, b, d), and ``logits`` (…, b, C) are those of ``network`` on the batch, ``y``
+        int64 (b,) its labels.
+
+        Raises:
+            ValueError: for an unknown method, or one whose feedback or estimator is missing.
+        """
+        if self.method == "oracle_bp":
+            scale = len(y) if self.oracle_reduction == "mean" else 1
+            return _backprop(network, hiddens, terminal_gradient(network, hiddens[-1], y) / scale, first)
         error = output_error(logits, y)
-        return torch.stack([error @ matrix.mT for matrix in feedback[first:]])
-    if method not in ("vec", "scalar_cb", "state_bridge"):
-        raise ValueError(f"unknown credit method {method!r}: one of oracle_bp, dfa, vec, scalar_cb, state_bridge")
-    if estimator is None:
-        raise ValueError(f"the credit {method} needs its fitted estimator")
-    h = torch.stack(list(hiddens[first:-1])).detach()
-    t = layer_times(h, first)
-    if method == "vec":
-        with torch.no_grad():
-            return estimator(h, t, output_error(logits, y))  # type: ignore[no-any-return]
-    with torch.enable_grad():
-        leaf = h.requires_grad_()
-        if method == "scalar_cb":
-            values = estimator(leaf, t, signal(s_source, network, hiddens[-1], logits, y))
-        else:
-            values = _head_loss(network, estimator(leaf, t, output_error(logits, y)), y)
-        # Each value depends on its own h alone, so the gradient of the sum holds the gradient of each value.
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    return gradient
+        if self.method == "dfa":
+            if self.feedback is None:
+                raise ValueError("the credit dfa needs its feedback matrices")
+            return torch.stack([error @ matrix.mT for matrix in self.feedback[first:]])
+        if self.method not in ("vec", "scalar_cb", "state_bridge"):
+            raise ValueError(
+                f"unknown credit method {self.method!r}: one of oracle_bp, dfa, vec, scalar_cb, state_bridge"
+            )
+        if self.estimator is None:
+            raise ValueError(f"the credit {self.method} needs its fitted estimator")
+        h = torch.stack(list(hiddens[first:-1])).detach()
+        t = layer_times(h, first)
+        if self.method == "vec":
+            with torch.no_grad():
+                return self.estimator(h, t, error)  # type: ignore[no-any-return]
+        with torch.enable_grad():
+            leaf = h.requires_grad_()
+            if self.method == "state_bridge":
+                values = _head_loss(network, self.estimator(leaf, t, error), y)
+            else:
+                s = error if self.s_source == "e_T" else terminal_gradient(network, hiddens[-1], y)
+                values = self.estimator(leaf, t, s)
+            # Each value depends on its own h alone, so the gradient of the sum holds the gradient of each value.
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        return gradient
+
+    def double(self) -> CreditSource:
+        """A copy in double precision."""
+        feedback = None if self.feedback is None else self.feedback.double()
+        estimator = None if self.estimator is None else copy.deepcopy(self.estimator).double()
+        return replace(self, feedback=feedback, estimator=estimator)
 
 
 def layer_times(h: Tensor, first: int = 0) -> Tensor:

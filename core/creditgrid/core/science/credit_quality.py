@@ -23,8 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from creditgrid.core.science.credit import credits, layer_times, output_error
-from creditgrid.core.science.credit_sources import CreditSource
+from creditgrid.core.science.credit import CreditSource, layer_times, output_error
 from creditgrid.core.science.data import ImageData, normalise
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP
@@ -72,9 +71,9 @@ def source_credits(network: ResidualMLP, sources: Mapping[str, CreditSource], ba
 def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """gamma_l of each source, mean over the batches of the mean over the samples: (L,)."""
     totals = {name: torch.zeros(network.num_blocks, dtype=torch.float64) for name in sources}
+    oracle = CreditSource("oracle_bp", oracle_reduction="sum")  # only the direction counts, and this is far from 0
     for batch in batches:
-        # Only the direction counts, and the sum's gradient is far from underflow.
-        truth = credits("oracle_bp", network, batch.hiddens, batch.logits, batch.y, oracle_reduction="sum")
+        truth = oracle.credits(network, batch.hiddens, batch.logits, batch.y)
         for name, own in source_credits(network, sources, batch).items():
             totals[name] += cosine(own, truth).mean(-1).cpu()
     return {name: total / len(batches) for name, total in totals.items()}

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from creditgrid.core.science.choices import Method, Reduction, Signal
-from creditgrid.core.science.credit import credits
-from creditgrid.core.science.estimators import EstimatorNet
+from creditgrid.core.science.credit import CreditSource
 from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, fitted_estimator
-from creditgrid.core.science.network import Layers, ResidualMLP
+from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.task import Inputs, Task
-
-
-@dataclass(frozen=True)
-class CreditSource:
-    """A method, and what it needs to compute the credits of any batch; see `credits`."""
-
-    method: Method
-    feedback: Tensor | None = None
-    estimator: EstimatorNet | None = None
-    s_source: Signal = "e_T"
-    oracle_reduction: Reduction = "mean"
-
-    def credits(self, network: Layers, hiddens: Sequence[Tensor], logits: Tensor, y: Tensor, first: int = 0) -> Tensor:
-        """a_first … a_{L-1} on a batch: (L - first, b, d), or (L - first, S, b, d) of S networks side by side."""
-        return credits(
-            self.method,
-            network,
-            hiddens,
-            logits,
-            y,
-            feedback=self.feedback,
-            estimator=self.estimator,
-            s_source=self.s_source,
-            oracle_reduction=self.oracle_reduction,
-            first=first,
-        )
-
-    def double(self) -> CreditSource:
-        """A copy in double precision."""
-        feedback = None if self.feedback is None else self.feedback.double()
-        estimator = None if self.estimator is None else copy.deepcopy(self.estimator).double()
-        return replace(self, feedback=feedback, estimator=estimator)
 
 
 def credits_on(network: ResidualMLP, sources: Mapping[str, CreditSource], x: Tensor, y: Tensor) -> dict[str, Tensor]:

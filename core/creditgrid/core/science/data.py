@@ -1,4 +1,4 @@
-"""Image data on the device as uint8, and its batches: Protocols, section 2 (Data)."""
+"""Image data on the device as uint8, its augmentation, and its batches: Protocols, section 2 (Data)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.dlpack import from_dlpack
 
-from creditgrid.core.science.augment import augment
 from creditgrid.core.science.random_streams import generator
 
 
@@ -52,7 +52,8 @@ class ImageData:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray[Any, Any]]) -> ImageData:
         """The inverse of `to_arrays`, without copying: the tensors share the arrays' memory, which may be read-only."""
-        tensors = {field.name: _share(arrays[field.name]) for field in fields(cls) if field.name != "num_classes"}
+        # Ray hands out read-only arrays, which torch.from_numpy warns about and DLPack passes on.
+        tensors = {field.name: from_dlpack(arrays[field.name]) for field in fields(cls) if field.name != "num_classes"}
         return cls(**tensors, num_classes=int(arrays["num_classes"]))
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -64,6 +65,30 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     pixels = images.to(torch.float32)
     pixels.sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
     return pixels.flatten(1)
+
+
+def augment(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
+    """Randomly shifted and flipped copies of uint8 images (b, C, H, W), same shape.
+
+    Each image is zero-padded by `pad` on all sides, cropped back to H x W at an offset drawn uniformly from
+    {0, …, 2 pad}², then flipped left-right with probability 1/2. `generator` must live on the images' device.
+    """
+    batch, device = len(images), images.device
+    top, left = torch.randint(2 * pad + 1, (2, batch), generator=generator, device=device)
+    flip = torch.rand(batch, generator=generator, device=device) < 0.5
+    return crop_and_flip(images, top, left, flip, pad)
+
+
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int = 4) -> Tensor:
+    """`augment` with given draws: crop offsets top, left int64 (b,) into the padded images, and flips bool (b,)."""
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, (pad, pad, pad, pad))
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    columns = left[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
+    # One gather over flattened pixels: all channels share the index of an image's pixel.
+    pixels = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(batch, 1, height * width)
+    return padded.flatten(2).gather(2, pixels.expand(batch, channels, -1)).view_as(images)
 
 
 def training_batches(
@@ -88,8 +113,3 @@ def full_batches(
     for x, y in training_batches(data, batch_size, seed, epoch, stream):
         if len(y) == batch_size:
             yield x, y
-
-
-def _share(array: np.ndarray[Any, Any]) -> Tensor:
-    # Ray hands out read-only arrays, which torch.from_numpy warns about and DLPack passes on.
-    return from_dlpack(array)

@@ -88,16 +88,13 @@ def check(arrays: Arrays) -> CheckpointName:
 
 
 def _shapes(num_blocks: int, d_hidden: int, input_dim: int, num_classes: int) -> dict[str, tuple[int, ...]]:
-    layers: dict[str, tuple[int, ...]] = {"embed": (d_hidden, input_dim)}
-    for block in range(num_blocks):
-        layers[f"blocks.{block}.ln"] = (d_hidden,)
-        layers[f"blocks.{block}.w1"] = layers[f"blocks.{block}.w2"] = (d_hidden, d_hidden)
-    layers |= {"out_ln": (d_hidden,), "out_head": (num_classes, d_hidden)}
-    return {
-        f"{layer}.{part}": size
-        for layer, shape in layers.items()
-        for part, size in (("weight", shape), ("bias", shape[:1]))
-    }
+    import torch  # here, because plans read names without it
+
+    from creditgrid.core.science.network import ResidualMLP
+
+    with torch.device("meta"):  # shapes without values
+        network = ResidualMLP(input_dim, d_hidden, num_classes, num_blocks)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _blocks(names: Iterable[str]) -> int:

@@ -135,18 +135,20 @@ def _torchvision(name: str, root: Path) -> tuple[Images, Images]:
     """A torchvision set from `root`, downloaded if it is not there yet."""
     from torchvision import datasets
 
-    make: Callable[[bool, bool], Any] = {
-        "cifar10": lambda train, download: datasets.CIFAR10(root, train, download=download),
-        "cifar100": lambda train, download: datasets.CIFAR100(root, train, download=download),
-        "mnist": lambda train, download: datasets.MNIST(root, train, download=download),
-        "fashion_mnist": lambda train, download: datasets.FashionMNIST(root, train, download=download),
-        "svhn": lambda train, download: datasets.SVHN(root, "train" if train else "test", download=download),
+    make: Callable[..., Any] = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "mnist": datasets.MNIST,
+        "fashion_mnist": datasets.FashionMNIST,
+        "svhn": datasets.SVHN,
     }[name]
+    splits = ("train", "test") if name == "svhn" else (True, False)
     try:
         root.mkdir(parents=True, exist_ok=True)
         # Two workers that write one file at the same time would corrupt it.
         with filelock.FileLock(root / f".{name}.lock", fallback_to_soft=False):
-            return _present_or_downloaded(make, train=True), _present_or_downloaded(make, train=False)
+            train, test = (_images(make(root, split, download=True)) for split in splits)
+            return train, test
     except (OSError, RuntimeError) as error:
         raise DatasetError(
             f"dataset {name!r} is not in {root} and torchvision could not download it there: {error}. "
@@ -155,11 +157,7 @@ def _torchvision(name: str, root: Path) -> tuple[Images, Images]:
         ) from error
 
 
-def _present_or_downloaded(make: Callable[[bool, bool], Any], *, train: bool) -> Images:
-    try:
-        dataset = make(train, False)
-    except RuntimeError:  # torchvision: "Dataset not found or corrupted"
-        dataset = make(train, True)
+def _images(dataset: Any) -> Images:
     images = np.asarray(dataset.data)
     labels = np.asarray(dataset.labels if hasattr(dataset, "labels") else dataset.targets).astype(np.int64)
     if images.ndim == 3:  # MNIST's (N, H, W)

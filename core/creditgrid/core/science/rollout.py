@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science.choices import NormMode, Rule
-from creditgrid.core.science.credit_sources import CreditSource
+from creditgrid.core.science.credit import CreditSource
 from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.per_sample import cross_entropy
