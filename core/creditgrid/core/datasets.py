@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from creditgrid.core.errors import DatasetError, did_you_mean
 
@@ -27,6 +27,7 @@ MAX_CLASSES = 65_536
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _SHARD = re.compile(r"(?P<set>.*-of-(?P<total>\d+))\.parquet$")
+_File: TypeAlias = tuple[str, Path, int, int]  # split, path, size in bytes, time of modification in ns
 _PARQUET = "the absolute path of a directory with train*.parquet and test*.parquet"
 
 
@@ -94,9 +95,9 @@ def _public(name: str) -> DatasetRef:
 
 def _parquet(name: str, path: str) -> DatasetRef:
     files = [_signed(split, file) for split, paths in parquet_files(path).items() for file in paths]
-    found = _inspect(tuple(files))
-    source = {"package": "parquet", "path": path, "fingerprint": found.fingerprint}
-    return DatasetRef(name, found.fingerprint, found.num_train, found.num_test, found.num_classes, None, source)
+    fingerprint, num_train, num_test, num_classes = _inspect(tuple(files))
+    source = {"package": "parquet", "path": path, "fingerprint": fingerprint}
+    return DatasetRef(name, fingerprint, num_train, num_test, num_classes, None, source)
 
 
 def parquet_files(directory: str | Path) -> dict[str, list[Path]]:
@@ -213,40 +214,28 @@ def _fault(image: bytes | None, label: int | None) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _File:
-    split: str
-    path: Path
-    size: int
-    modified_ns: int
-
-
-@dataclass(frozen=True)
-class _Found:
-    fingerprint: str
-    num_train: int
-    num_test: int
-    num_classes: int
-
-
 def _signed(split: str, path: Path) -> _File:
     try:
         stat = path.stat()
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {_reason(error)}") from error
-    return _File(split, path, stat.st_size, stat.st_mtime_ns)
+    return split, path, stat.st_size, stat.st_mtime_ns
 
 
 @lru_cache(maxsize=64)
-def _inspect(files: tuple[_File, ...]) -> _Found:
-    """Read every file to its end. The cache's key has sizes and modification times: a changed file is read again."""
+def _inspect(files: tuple[_File, ...]) -> tuple[str, int, int, int]:
+    """Read every file to its end: the fingerprint, and the numbers of training images, test images and classes.
+
+    The cache's key has sizes and modification times: a changed file is read again.
+    """
     rows, largest = dict.fromkeys(SPLITS, 0), 0
-    for file in files:
-        for _, images, labels in labelled_images(file.path):
-            rows[file.split] += len(images)
+    paths: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for split, path, *_ in files:
+        paths[split].append(path)
+        for _, images, labels in labelled_images(path):
+            rows[split] += len(images)
             largest = max(largest, *labels)
-    fingerprint = parquet_fingerprint({split: [f.path for f in files if f.split == split] for split in SPLITS})
-    return _Found(fingerprint, rows["train"], rows["test"], largest + 1)
+    return parquet_fingerprint(paths), rows["train"], rows["test"], largest + 1
 
 
 def _reason(error: Exception) -> str:

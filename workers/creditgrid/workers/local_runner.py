@@ -9,10 +9,9 @@ from queue import SimpleQueue
 import torch
 
 from creditgrid.core.task import Arrays
-from creditgrid.workers.artifact_cache import ArtifactCache
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
-from creditgrid.workers.inputs import load_inputs
+from creditgrid.workers.inputs import ArtifactCache, load_inputs
 from creditgrid.workers.runner import Call, Capacity, Failed, Message, drain
 
 CACHE_BYTES = 2**30

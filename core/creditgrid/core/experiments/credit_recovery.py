@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
 from creditgrid.core.experiments.parameters import METHOD_PARAMETERS, CreditParams, enough_images, streams_seed
-from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task
+from creditgrid.core.experiments.stages import EXTRA_BATCHES
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 
@@ -51,8 +51,7 @@ class CreditRecoveryParams(CreditParams):
 
 def cell(params: CreditRecoveryParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and its ancestors."""
-    probe = probe_task(dataset, batch_size=params.batch_size, seed=streams_seed(params.__dict__))
-    return params.measured(MEASURE, dataset, probe)
+    return params.measured(MEASURE, dataset)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:

@@ -133,13 +133,13 @@ def measure_checkpoint(
 
 def summarise(rows: Sequence[Row]) -> Summary:
     """Each training run's first and last logged epoch, layer by layer, as means over seeds."""
-    others = varied(DynamicsParams, rows, besides=("train_rule", "epoch", "layer"))
-    table = over_seeds(rows, [*others, *GROUPED], [name for name in COLUMNS if name not in GROUPED])
+    others = varied(DynamicsParams, rows, besides=GROUPED)
+    measured = [name for name in COLUMNS if name not in GROUPED]
+    table = over_seeds(rows, [*others, *GROUPED], measured)
     kept: list[Row] = []
     for lines in grouped(table, [*others, "train_rule"]).values():
         epochs = {line["epoch"] for line in lines}
         kept += [line for line in lines if line["epoch"] in (min(epochs), max(epochs))]
-    measured = ["h_norm", "grad_norm", "grad_frobenius", "gamma_dfa", "accuracy", "loss"]
     return Summary("Residual stream, first and last epoch", [*others, *GROUPED, *measured, "n", "diverged"], kept, [])
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
 from creditgrid.core.experiments.parameters import StepParams, enough_blocks, enough_images, streams_seed
-from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task
+from creditgrid.core.experiments.stages import EXTRA_BATCHES
 from creditgrid.core.experiments.summaries import Line, grouped, statistics, varied
 from creditgrid.core.science.choices import NormMode, UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
@@ -64,18 +64,17 @@ COLUMNS: Mapping[str, Column] = {
 def cell(params: LinesearchParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and its ancestors."""
     # The step is taken on the same batch, so the probe's batches have the size of the step's.
-    probe = probe_task(dataset, batch_size=params.step_images, seed=streams_seed(params.__dict__))
-    return params.measured(MEASURE, dataset, probe, data=False)
+    return params.measured(MEASURE, dataset, data=False, batch_size=params.step_images)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All cells of one checkpoint in one batched pass."""
     from creditgrid.core.science.credit_sources import credits_on, network_and_sources, source_name
-    from creditgrid.core.science.from_artifacts import probe_batches
+    from creditgrid.core.science.from_artifacts import tensors
     from creditgrid.core.science.line_search import Step, line_search
 
     network, sources = network_and_sources(tasks, inputs, device)
-    probe = probe_batches(inputs[tasks[0].parents["probe"]], device)
+    probe = tensors(inputs[tasks[0].parents["probe"]], device)
     x_same, y_same = probe["x_same"], probe["y_same"]
     credits = credits_on(network, sources, x_same, y_same)
     steps = [

@@ -13,7 +13,14 @@ from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Params
-from creditgrid.core.experiments.stages import checkpoint_task, data_task, feedback_task, fit_task, train_task
+from creditgrid.core.experiments.stages import (
+    checkpoint_task,
+    data_task,
+    feedback_task,
+    fit_task,
+    probe_task,
+    train_task,
+)
 from creditgrid.core.science.choices import Method, Reduction, Signal, TrainRule
 from creditgrid.core.science.imported import CheckpointName
 from creditgrid.core.task import Task, TaskKind
@@ -135,10 +142,8 @@ class CreditParams(TrainParams):
         except ValueError as error:
             yield "checkpoint", str(error)
             return
-        for field, here, there in (
-            ("num_blocks", self.num_blocks, found.num_blocks),
-            ("d_hidden", self.d_hidden, found.d_hidden),
-        ):
+        for field in ("num_blocks", "d_hidden"):
+            here, there = getattr(self, field), getattr(found, field)
             if here != there:
                 yield field, f"{field} is {here}, and the imported checkpoint's is {there}"
         if dataset is None:
@@ -175,14 +180,17 @@ class CreditParams(TrainParams):
         return {"estimator": fit}
 
     def measured(
-        self, kind: TaskKind, dataset: DatasetRef, probe: Task, *, data: bool = True
+        self, kind: TaskKind, dataset: DatasetRef, *, data: bool = True, **batches: int
     ) -> tuple[Task, tuple[Task, ...]]:
         """The task that measures this cell, and its ancestors.
 
-        Its parents are ``checkpoint``, ``probe``, those of the credit, and with ``data`` the dataset. Cells on one
-        checkpoint and one probe are one group, so they share the seed of the streams.
+        Its parents are ``checkpoint``, ``probe`` (with these ``batches``, see `probe_task`), those of the credit, and
+        with ``data`` the dataset. Cells on one checkpoint and one probe are one group, so they share the seed of the
+        streams.
         """
         checkpoint = self.probed(dataset)
+        seed = streams_seed(self.__dict__)
+        probe = probe_task(dataset, **{"batch_size": self.batch_size, "seed": seed, **batches})
         parents = {"checkpoint": checkpoint, "probe": probe, **self.credit_parents(dataset, checkpoint)}
         if data:
             parents["data"] = data_task(dataset)

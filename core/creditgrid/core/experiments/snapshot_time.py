@@ -8,6 +8,7 @@ batches shows how much of a direction is specific to its batch. Protocols, secti
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,8 +17,8 @@ from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
-from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images, streams_seed
-from creditgrid.core.experiments.stages import EXTRA_BATCHES, probe_task, step_batches
+from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images
+from creditgrid.core.experiments.stages import EXTRA_BATCHES, step_batches
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.science.choices import UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
@@ -69,28 +70,21 @@ def _extra(params: SnapshotTimeParams) -> int:
 
 def cell(params: SnapshotTimeParams, dataset: DatasetRef) -> tuple[Task, Sequence[Task]]:
     """The measure task of one cell, and its ancestors."""
-    probe = probe_task(
-        dataset,
-        batch_size=params.batch_size,
-        seed=streams_seed(params.__dict__),
-        extra=_extra(params),
-        steps=step_batches(dataset, STEPS, params.batch_size),
-        step_images=params.batch_size,
-    )
-    return params.measured(MEASURE, dataset, probe)
+    steps = step_batches(dataset, STEPS, params.batch_size)
+    return params.measured(MEASURE, dataset, extra=_extra(params), steps=steps, step_images=params.batch_size)
 
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """All cells of one checkpoint: one fused search, then one rollout for each range."""
     from creditgrid.core.science.credit_sources import network_and_sources, source_name
-    from creditgrid.core.science.from_artifacts import image_data, probe_batches
+    from creditgrid.core.science.from_artifacts import image_data, tensors
     from creditgrid.core.science.rollout import Rollout, rollouts
     from creditgrid.core.science.training import accuracy_and_loss
     from creditgrid.core.science.updates import update_blocks
 
     shared = tasks[0]
     network, sources = network_and_sources(tasks, inputs, device)
-    probe = probe_batches(inputs[shared.parents["probe"]], device)
+    probe = tensors(inputs[shared.parents["probe"]], device)
     accuracy, _ = accuracy_and_loss(network, image_data(inputs[shared.parents["data"]], device))
     best = _search(tasks, network, probe, sources)
     measured = {name: (probe[f"x_{name}"], probe[f"y_{name}"]) for name in ("same", "held")}
@@ -137,23 +131,22 @@ def _search(
 
     x_same, y_same = probe["x_same"], probe["y_same"]
     credits = credits_on(network, sources, x_same, y_same)
-    steps: dict[Step, int] = {}
     tried: dict[str, list[Step]] = {}
     for task in tasks:
         etas = ETAS if task.params["eta"] is None else (task.params["eta"],)
         tried[task.key] = [
             Step(source_name(task), task.params["update_range"], "raw", eta, update_head=True) for eta in etas
         ]
-        for step in tried[task.key]:
-            steps.setdefault(step, len(steps))
-    found = line_search(network, x_same, y_same, probe["x_held"], probe["y_held"], credits, list(steps))
+    steps = list(dict.fromkeys(itertools.chain.from_iterable(tried.values())))
+    results = line_search(network, x_same, y_same, probe["x_held"], probe["y_held"], credits, steps)
+    found = dict(zip(steps, results, strict=True))
 
     def change(step: Step) -> float:
-        delta = found[steps[step]].delta_loss_same
+        delta = found[step].delta_loss_same
         return delta if math.isfinite(delta) else math.inf  # a step that diverges is never the best
 
     chosen = {key: min(some, key=change) for key, some in tried.items()}
-    return {key: (step.eta, found[steps[step]]) for key, step in chosen.items()}
+    return {key: (step.eta, found[step]) for key, step in chosen.items()}
 
 
 def _spreads(

@@ -7,7 +7,7 @@ are not independent runs. Each setting of the other axes has lines of its own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
 
@@ -56,15 +56,8 @@ def statistics(rows: Sequence[Row], metrics: Iterable[str]) -> Line:
     runs = _by_seed(rows)
     for metric in metrics:
         values = [fmean(some) for run in runs if (some := [row[metric] for row in run if row[metric] is not None])]
-        found: Mapping[str, Any] = {"mean": None, "std": None, "ci95": None}
-        if values:
-            found = mean_std_ci(values)._asdict()
-        line |= {
-            metric: found["mean"],
-            f"{metric}_std": found["std"],
-            f"{metric}_ci95": found["ci95"],
-            f"{metric}_n": len(values),
-        }
+        n, mean, std, ci95 = mean_std_ci(values) if values else (0, None, None, None)
+        line |= {metric: mean, f"{metric}_std": std, f"{metric}_ci95": ci95, f"{metric}_n": n}
     return line
 
 

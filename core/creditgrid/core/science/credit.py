@@ -25,7 +25,7 @@ from torch import Tensor
 
 from creditgrid.core.science.choices import Method, Reduction, Signal
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.network import Layers
+from creditgrid.core.science.functional import Layers
 from creditgrid.core.science.per_sample import cross_entropy
 from creditgrid.core.science.random_streams import generator
 

@@ -40,13 +40,8 @@ def fitted_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:
 
 def feedback_stack(arrays: Arrays, device: torch.device) -> Tensor:
     """The matrices B_0 … B_{L-1} of a feedback artifact: (L, d, C)."""
-    matrices = tensors(arrays)
-    return torch.stack([matrices[f"B.{layer}"] for layer in range(len(matrices))]).to(device)
-
-
-def probe_batches(arrays: Arrays, device: torch.device) -> dict[str, Tensor]:
-    """The batches of a probe artifact: ``x_same``, ``y_same``, …."""
-    return {name: tensor.to(device) for name, tensor in tensors(arrays).items()}
+    matrices = tensors(arrays, device)
+    return torch.stack([matrices[f"B.{layer}"] for layer in range(len(matrices))])
 
 
 def image_data(arrays: Arrays, device: torch.device) -> ImageData:
@@ -54,6 +49,6 @@ def image_data(arrays: Arrays, device: torch.device) -> ImageData:
     return ImageData.from_arrays(arrays).to(device)
 
 
-def tensors(arrays: Arrays) -> dict[str, Tensor]:
-    """Wrap arrays as tensors without copying, or copy where the memory is shared and read-only."""
-    return {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
+def tensors(arrays: Arrays, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The arrays as tensors on a device. On the CPU they are copies only where the memory is shared and read-only."""
+    return {name: torch.from_numpy(a if a.flags.writeable else a.copy()).to(device) for name, a in arrays.items()}

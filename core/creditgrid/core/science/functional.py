@@ -7,12 +7,13 @@ parameter is one tensor (S, *shape), and batched matrix products compute all net
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from creditgrid.core.science.network import LAYER_NORM_EPS
+from creditgrid.core.science.network import LAYER_NORM_EPS, ResidualMLP
 
 
 class FunctionalMLP:
@@ -64,3 +65,7 @@ class FunctionalMLP:
         if weight.dim() == 2:
             return F.linear(h, weight, bias)
         return torch.baddbmm(bias.unsqueeze(1), h.expand(len(weight), *h.shape[-2:]), weight.mT)
+
+
+Layers: TypeAlias = ResidualMLP | FunctionalMLP
+"""One network, or networks side by side: branches and a head on hidden states (…, b, d)."""

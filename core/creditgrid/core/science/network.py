@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 LAYER_NORM_EPS = 1e-5
-
-
-class Layers(Protocol):
-    """What a credit needs of a network: its branches and its head, on hidden states (…, b, d)."""
-
-    @property
-    def num_blocks(self) -> int: ...
-    @property
-    def residual_add(self) -> bool: ...
-    def branch(self, layer: int, h: Tensor) -> Tensor:
-        """F_l(h)."""
-
-    def head(self, h: Tensor) -> Tensor:
-        """Logits of terminal hidden states."""
 
 
 class Block(nn.Module):

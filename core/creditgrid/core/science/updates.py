@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from creditgrid.core.science.choices import Rule, UpdateRange
-from creditgrid.core.science.functional import FunctionalMLP
+from creditgrid.core.science.functional import FunctionalMLP, Layers
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.per_sample import cross_entropy, rms
 from creditgrid.core.science.random_streams import generator
@@ -109,7 +109,7 @@ def local_direction(
 
 def differentiate(  # noqa: PLR0917
     parameters: dict[str, Tensor],
-    network: ResidualMLP | FunctionalMLP,
+    network: Layers,
     hiddens: Sequence[Tensor],
     y: Tensor,
     blocks: Sequence[int],

@@ -31,9 +31,8 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from creditgrid.workers.artifact_cache import ArtifactCache
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.inputs import load_inputs
+from creditgrid.workers.inputs import ArtifactCache, load_inputs
 from creditgrid.workers.ray.nodes import Nodes
 from creditgrid.workers.ray.worker import kill_worker, run_call, take_kill_reason, task_name, warm_up
 from creditgrid.workers.ray.worker_process import WorkerProcess, describe_death, kill_process

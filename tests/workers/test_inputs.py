@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from creditgrid.workers.artifact_cache import ArtifactCache
+from creditgrid.workers.inputs import ArtifactCache
 
 
 def filled(limit: int, **sizes: int) -> ArtifactCache[str]:
