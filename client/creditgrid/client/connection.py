@@ -74,7 +74,6 @@ class Connection:
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S)),
             transport=transport,
             # A proxy from the environment cannot reach this machine's loopback.
             trust_env=httpx.URL(self.url).host not in ("127.0.0.1", "::1", "localhost"),

@@ -52,8 +52,8 @@ class DamagedAnswer(ClientError):
 class ApiError(ClientError):
     """The service refused the request; ``tries`` is how often the request was sent."""
 
-    def __init__(self, problem: Problem, tries: int = 1) -> None:
-        self.problem, self.tries = problem, tries
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.tries = problem, 1
         faults = [f"{fault.pointer or '/'}: {fault.detail}" for fault in problem.errors]
         head = problem.detail or problem.title
         if faults and faults[0] in head:  # the service also joins the faults into one line; a list is easier to read
@@ -85,9 +85,9 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 
 
-def api_error(problem: Problem, tries: int = 1) -> ApiError:
+def api_error(problem: Problem) -> ApiError:
     """The error for a problem, by its status."""
-    return _BY_STATUS.get(problem.status, ApiError)(problem, tries)
+    return _BY_STATUS.get(problem.status, ApiError)(problem)
 
 
 class SweepFailed(ClientError):

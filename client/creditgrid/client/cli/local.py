@@ -8,17 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from creditgrid.client.cli.options import (
-    DataDir,
-    OutputOption,
-    SpecArgument,
-    Token,
-    Url,
-    emit,
-    exit_code,
-    note,
-    open_client,
-)
+from creditgrid.client.cli.options import DataDir, OutputOption, SpecArgument, Token, Url, emit, note, open_client
+from creditgrid.core.states import RESULT
 
 
 def serve(context: typer.Context) -> None:
@@ -60,9 +51,9 @@ def run(
             raise
         summary = sweep.summary()
         emit(output, summary, summary_table(summary))
-        if code := exit_code(sweep.view):
+        if sweep.state not in RESULT:
             note(progress.failed_text(sweep.view, sweep.failures(), url=None))
-            raise typer.Exit(code)
+            raise typer.Exit(1)
 
 
 def plan(

@@ -21,27 +21,19 @@ from collections.abc import Sequence
 
 import typer
 
+from creditgrid.client import errors
 from creditgrid.client.cli import control, data, gc, local, reproduce, sweeps, tasks
-from creditgrid.client.errors import (
-    BadSetting,
-    CannotConnect,
-    Conflict,
-    InvalidRequest,
-    NotFound,
-    ParentGone,
-    Unauthorised,
-)
 from creditgrid.core.errors import CreditGridError, SpecError
 
 EXIT_CODES: dict[type[CreditGridError], int] = {
     SpecError: 2,
-    BadSetting: 2,
-    InvalidRequest: 2,
-    CannotConnect: 3,
-    NotFound: 4,
-    ParentGone: 4,
-    Conflict: 5,
-    Unauthorised: 6,
+    errors.BadSetting: 2,
+    errors.InvalidRequest: 2,
+    errors.CannotConnect: 3,
+    errors.NotFound: 4,
+    errors.ParentGone: 4,
+    errors.Conflict: 5,
+    errors.Unauthorised: 6,
 }
 """The exit code of each kind of error; 1 for the others."""
 
@@ -108,7 +100,7 @@ def _paragraph(error: CreditGridError) -> str:
         return "\n  ".join(
             f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in error.faults
         )
-    if isinstance(error, Unauthorised):
+    if isinstance(error, errors.Unauthorised):
         return f"{error} Give the service's token with --token or $CREDITGRID_TOKEN."
     return str(error)
 

@@ -13,13 +13,11 @@ import typer
 from rich.console import Console, RenderableType
 
 from creditgrid.core.files import atomic_file
-from creditgrid.core.states import RESULT
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from creditgrid.client.client import Client
-    from creditgrid.core.wire import SweepView
 
 
 Output: TypeAlias = Literal["table", "json"]
@@ -99,8 +97,3 @@ def write_bytes(data: bytes, file: Path | None) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
-
-
-def exit_code(view: SweepView) -> int:
-    """The exit code for a finished sweep: 0 if it has all its results, otherwise 1."""
-    return 0 if view.state in RESULT else 1

@@ -16,12 +16,11 @@ from creditgrid.client.cli.options import (
     Url,
     console,
     emit,
-    exit_code,
     note,
     open_client,
     print_json,
 )
-from creditgrid.core.states import State
+from creditgrid.core.states import RESULT, State
 
 if TYPE_CHECKING:
     from creditgrid.client.sweep import Sweep
@@ -100,9 +99,9 @@ def _watch(sweep: Sweep, url: str, output: Output) -> None:
     view = progress.show(sweep.view, sweep.updates(), url)
     if output == "json":
         print_json(view)
-    if code := exit_code(view):
+    if view.state not in RESULT:
         note(progress.failed_text(view, sweep.failures(), url))
-        raise typer.Exit(code)
+        raise typer.Exit(1)
 
 
 def logs(
