@@ -61,7 +61,7 @@ def create_services(settings: Settings) -> Services:
     try:
         results = Results(settings.data_dir.absolute() / "results", ledger.identity())
         results.repair()
-        check_ledger(results, ledger.name, *ledger.batches())
+        check_ledger(results, ledger)
         return wire_services(ledger, results, store, _runner(settings, store))
     except BaseException:
         ledger.close()

@@ -28,10 +28,6 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     made.close()
 
 
-def check(results: Results, ledger: Ledger) -> None:
-    check_ledger(results, ledger.name, *ledger.batches())
-
-
 @pytest.fixture
 def results(tmp_path: Path) -> Callable[[Ledger], Results]:
     return lambda ledger: Results(tmp_path / "results", ledger.identity())
@@ -54,15 +50,15 @@ def commit(ledger: Ledger, results: Results, number: int, *, append: bool = True
 
 def test_what_belongs_together_is_taken(ledger: Ledger, results: Callable[[Ledger], Results]) -> None:
     table = results(ledger)
-    check(table, ledger)  # both are new
+    check_ledger(table, ledger)  # both are new
     commit(ledger, table, 1, append=False, note=False)  # killed before the append
-    check(table, ledger)
+    check_ledger(table, ledger)
     commit(ledger, table, 1)
-    check(table, ledger)
+    check_ledger(table, ledger)
     commit(ledger, table, 2, note=False)  # killed after it
-    check(table, ledger)
+    check_ledger(table, ledger)
     commit(ledger, table, 3, append=False, note=False)
-    check(table, ledger)
+    check_ledger(table, ledger)
 
 
 def test_an_older_copy_of_the_ledger(tmp_path: Path, path: Path, results: Callable[[Ledger], Results]) -> None:
@@ -78,7 +74,7 @@ def test_an_older_copy_of_the_ledger(tmp_path: Path, path: Path, results: Callab
     with pytest.raises(
         LedgerDamaged, match=r"hold batch 2, and the ledger .* has only started batch 1: it is an older copy"
     ):
-        check(results(ledger), ledger)
+        check_ledger(results(ledger), ledger)
     ledger.close()
 
 
@@ -86,7 +82,7 @@ def test_another_ledgers_results(ledger: Ledger, path: Path, results: Callable[[
     commit(ledger, results(ledger), 1)
     other = Ledger(f"sqlite:///{path}")
     with pytest.raises(LedgerDamaged, match=r"belong to another ledger than .*move .*results"):
-        check(results(other), other)
+        check_ledger(results(other), other)
     other.close()
 
 
@@ -96,7 +92,7 @@ def test_results_that_are_gone_or_older(ledger: Ledger, tmp_path: Path, results:
     last = tmp_path / "results/_delta_log/00000000000000000001.json"
     last.unlink()
     with pytest.raises(LedgerDamaged, match=r"notes batch 2 as written, and the results in .* end with 1"):
-        check(results(ledger), ledger)
+        check_ledger(results(ledger), ledger)
     (tmp_path / "results").rename(tmp_path / "moved")
     with pytest.raises(LedgerDamaged, match="are missing"):
-        check(results(ledger), ledger)
+        check_ledger(results(ledger), ledger)

@@ -18,9 +18,8 @@ from creditgrid.service.api.auth import PROTECTED, AuthMiddleware
 from creditgrid.service.api.body_limit import BodyLimitMiddleware
 from creditgrid.service.api.checkpoint_import import CheckpointImporter
 from creditgrid.service.api.dependencies import Context
-from creditgrid.service.api.metrics import Metrics, MetricsMiddleware
-from creditgrid.service.api.problems import UnexpectedErrorMiddleware
-from creditgrid.service.api.request_log import RequestLogMiddleware
+from creditgrid.service.api.metrics import Metrics
+from creditgrid.service.api.requests import RequestMiddleware
 from creditgrid.service.api.routes import (
     artifacts,
     checkpoints,
@@ -29,7 +28,6 @@ from creditgrid.service.api.routes import (
     health,
     plans,
     results,
-    retention,
     sweeps,
     tasks,
 )
@@ -77,9 +75,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         redirect_slashes=False,
         responses={"default": PROBLEM},
         middleware=[
-            Middleware(RequestLogMiddleware),
-            Middleware(MetricsMiddleware, requests=context.metrics.requests),
-            Middleware(UnexpectedErrorMiddleware),
+            Middleware(RequestMiddleware, durations=context.metrics.requests),
             Middleware(AuthMiddleware, token=settings.token),
             Middleware(BodyLimitMiddleware, uploads={PROTECTED + checkpoints.PATH: MAX_CHECKPOINT_BYTES}),
         ],
@@ -88,7 +84,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     problems.add_error_handlers(app)
     # AuthMiddleware checks the token; this only shows in /docs where it goes.
     bearer = [Depends(HTTPBearer(auto_error=False))]
-    for module in (sweeps, tasks, events, plans, results, experiments, artifacts, checkpoints, retention):
+    for module in (sweeps, tasks, events, plans, results, experiments, artifacts, checkpoints):
         app.include_router(module.router, dependencies=bearer)
     app.include_router(health.router)
     return app

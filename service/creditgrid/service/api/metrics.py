@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 
 import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from creditgrid.core.states import OPEN, State
 from creditgrid.service.services import Services
-
-METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
 
 class Metrics:
@@ -84,30 +80,3 @@ def _maintenance(counts: Mapping[str, tuple[int, int]]) -> CounterMetricFamily:
         family.add_metric([duty, "done"], done)
         family.add_metric([duty, "failed"], failed)
     return family
-
-
-class MetricsMiddleware:
-    """Measures the duration of each request under its route's template."""
-
-    def __init__(self, app: ASGIApp, requests: prometheus.Histogram) -> None:
-        self._app, self._requests = app, requests
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start = time.perf_counter()
-        status = "none"
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = str(message["status"])
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_note)
-        finally:
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            route = getattr(scope.get("route"), "path", "none")
-            self._requests.labels(method, route, status).observe(time.perf_counter() - start)

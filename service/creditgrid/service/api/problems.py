@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from creditgrid.core.errors import (
     ArtifactMissing,
@@ -118,29 +117,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow", "")
         detail = f"{request.method} is not allowed here; use {allowed}"
     return problem_response(problem(error.status_code, detail), error.headers)
-
-
-class UnexpectedErrorMiddleware:
-    """Logs an unexpected error with its traceback; the response does not show the error."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_note)
-        except Exception:
-            if scope["type"] != "http":
-                raise
-            structlog.get_logger("creditgrid").exception("request failed", path=scope["path"])
-            if started:  # part of the response is sent: only a closed connection shows the client that it is incomplete
-                raise
-            detail = "an unexpected error; the service's log has its traceback under this request's id"
-            await problem_response(problem(500, detail))(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Artifacts: the tensors that tasks computed."""
+"""Artifacts: the tensors that tasks computed, and the removal of those that no open sweep needs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from creditgrid.core.errors import ArtifactCorrupt
+from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.api.auth import PROTECTED
 from creditgrid.service.api.dependencies import ServicesDep
 
@@ -72,3 +73,13 @@ def artifact(services: ServicesDep, key: str, if_none_match: str = Header("")) -
 def record(services: ServicesDep, key: str) -> dict[str, Any]:
     """An artifact's record: the payload whose SHA-256 is the key, tensor shapes, checksum and provenance."""
     return services.store.record(key)
+
+
+@router.post("/gc")
+def gc(services: ServicesDep, body: RetentionRequest) -> RetentionView:
+    """Remove artifacts by age and size, and temporary files of interrupted writes; with `dry_run` only report them.
+
+    Without `older_than_s` and `max_bytes` it removes temporary files only. Rows stay. A later sweep computes again
+    what it needs.
+    """
+    return services.retention.run(body)
