@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from creditgrid.client.plots.labels import label_of
@@ -36,10 +36,17 @@ class Place(NamedTuple):
 
 def draw(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
     """The panel as a chart; panels of one measure have the same scale."""
-    return {"line": _lines, "bar": _bars, "heatmap": _heat_map}[picture.chart.mark](picture, panel, place)
+    import altair as alt
+
+    mark = picture.chart.mark
+    layers = {"line": _lines, "bar": _bars, "heatmap": _heat_map}[mark](picture, panel, place)
+    what = [panel.column] if _several(panel) else [panel.measure.title] if mark == "heatmap" else []
+    heading = [*what, *panel.heading]
+    title = alt.TitleParams(heading, fontSize=13, fontWeight="normal", anchor="middle", offset=6)
+    return alt.LayerChart(layer=layers, width=place.width, height=place.height, title=title if heading else "")
 
 
-def _lines(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
+def _lines(picture: Picture, panel: Panel, place: Place) -> list[alt.Chart]:
     import altair as alt
 
     values = _scale_of(picture, panel)
@@ -62,10 +69,10 @@ def _lines(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
     points = base.mark_point(filled=True, size=36, opacity=0 if crowded else 1).encode(
         y=y, tooltip=_tooltip(picture, panel)
     )
-    return _framed([interval, line, points], [panel.column] if _several(panel) else [], panel, place)
+    return [interval, line, points]
 
 
-def _bars(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
+def _bars(picture: Picture, panel: Panel, place: Place) -> list[alt.Chart]:
     import altair as alt
 
     values = _scale_of(picture, panel)
@@ -80,10 +87,10 @@ def _bars(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
     bars = base.mark_bar().encode(y=y, tooltip=_tooltip(picture, panel), **_series(picture))
     ranged = base.transform_filter("isValid(datum.low)").encode(y=alt.Y("low:Q", scale=values.scale), y2="high:Q")
     whiskers = ranged.mark_rule(color=INK, strokeWidth=1.5)
-    return _framed([bars, whiskers], [panel.column] if _several(panel) else [], panel, place)
+    return [bars, whiskers]
 
 
-def _heat_map(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
+def _heat_map(picture: Picture, panel: Panel, place: Place) -> list[alt.Chart]:
     import altair as alt
 
     limit = _limit(picture, panel)
@@ -117,24 +124,14 @@ def _heat_map(picture: Picture, panel: Panel, place: Place) -> alt.LayerChart:
         ),
         tooltip=_tooltip(picture, panel),
     )
-    layers: list[alt.Chart] = [cells]
-    if len(panel.points) <= FEW_CELLS:
-        ink = alt.condition("datum.dark", alt.value("white"), alt.value(INK))
-        layers.append(base.mark_text(fontSize=11).encode(text="text:N", color=ink))
-    return _framed(layers, [panel.column if _several(panel) else panel.measure.title], panel, place)
+    ink = alt.condition("datum.dark", alt.value("white"), alt.value(INK))
+    numbers = base.mark_text(fontSize=11).encode(text="text:N", color=ink)
+    return [cells, numbers] if len(panel.points) <= FEW_CELLS else [cells]
 
 
 def _several(panel: Panel) -> bool:
     """Whether the panel must name its column, because its measure has several."""
     return len(panel.measure.columns) > 1
-
-
-def _framed(layers: Sequence[alt.Chart], what: Sequence[str], panel: Panel, place: Place) -> alt.LayerChart:
-    import altair as alt
-
-    heading = [*what, *panel.heading]
-    title = alt.TitleParams(heading, fontSize=13, fontWeight="normal", anchor="middle", offset=6)
-    return alt.LayerChart(layer=list(layers), width=place.width, height=place.height, title=title if heading else "")
 
 
 def _kin(picture: Picture, panel: Panel) -> Sequence[Panel]:
@@ -161,8 +158,9 @@ def records(picture: Picture, panel: Panel) -> list[dict[str, Any]]:
     """The points as Vega's records."""
     lowest = _scale_of(picture, panel).low if panel.measure.scale == "log" else -math.inf
     dark = 0.6 * _limit(picture, panel)
+    position: Callable[[Any], float] = float if picture.xs is None else picture.xs.index
     out = []
-    for point in sorted(panel.points, key=lambda point: (point.series, _position(picture, point.x))):
+    for point in sorted(panel.points, key=lambda point: (point.series, position(point.x))):
         record = point._asdict() | {"series": picture.series.labels[point.series]}
         if picture.series.numeric:
             (record["level"],) = picture.series.combinations[point.series]
@@ -170,13 +168,10 @@ def records(picture: Picture, panel: Panel) -> list[dict[str, Any]]:
             # On a log axis an interval that reaches 0 ends where the axis does.
             record["low"], record["high"] = max(point.mean - point.ci95, lowest), point.mean + point.ci95
         if picture.chart.mark == "heatmap":
-            record |= {"text": _brief(point.mean), "dark": abs(point.mean) > dark}
+            text = label_of(float(f"{point.mean:.2g}")).replace("-", "−")
+            record |= {"text": text, "dark": abs(point.mean) > dark}
         out.append(record)
     return out
-
-
-def _position(picture: Picture, x: float | str) -> float:
-    return float(x) if picture.xs is None else picture.xs.index(str(x))
 
 
 def _series(picture: Picture) -> dict[str, Any]:
@@ -234,7 +229,3 @@ def _category_axis(picture: Picture, place: Place) -> alt.Axis:
 def flat_width(labels: Sequence[str]) -> float:
     """Pixels of the labels side by side, with one part per line."""
     return len(labels) * (4 + LETTER * max((len(part) for label in labels for part in label.split(", ")), default=0))
-
-
-def _brief(value: float) -> str:
-    return label_of(float(f"{value:.2g}")).replace("-", "−")
