@@ -191,20 +191,18 @@ def _pur(same: float, held: float) -> float | None:
 
 def summarise(rows: Sequence[Row]) -> Summary:
     """For each method and checkpoint, and each setting of the other axes, the means over seeds."""
-    # A checkpoint without an epoch is the last one.
-    dated = [{**row, "checkpoint_epoch": _epoch(row)} for row in rows]
+    # Without an epoch, a trained checkpoint is the last one; of an imported one the epoch is unknown.
+    dated = [
+        {**row, "checkpoint_epoch": row["train_epochs"]}
+        if row["checkpoint_epoch"] is None and row["checkpoint"] is None
+        else row
+        for row in rows
+    ]
     others = varied(SnapshotTimeParams, dated, besides=GROUPED)
     table = over_seeds(dated, [*GROUPED, *others], COLUMNS)
     measured = ["test_accuracy", "best_eta", "dl_same_1", "dl_held_1", "pur_1", "dl_same_5", "dl_held_5", "pur_5"]
     shown = [*GROUPED, *others, *measured, "n", "diverged"]
     return Summary("Local steps by snapshot", shown, table, _verdicts(table, others))
-
-
-def _epoch(row: Row) -> int | None:
-    if row["checkpoint_epoch"] is None and row["checkpoint"] is None:
-        return int(row["train_epochs"])
-    epoch: int | None = row["checkpoint_epoch"]  # which is unknown for some imported checkpoints
-    return epoch
 
 
 def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:

@@ -98,10 +98,8 @@ def rho(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch, seed: int
 @torch.no_grad()
 def _slopes(network: ResidualMLP, h: Tensor, y: Tensor, layer: int, v: Tensor) -> Tensor:
     """Central differences of the per-sample loss at h_l (b, d) along v (M, b, d): (M, b)."""
-    found = []
-    for some in torch.split(v, max(1, CHUNK_BYTES // (2 * h.numel() * h.element_size()))):
-        found.append(central_differences(network, h, y, layer, some, eps=RHO_EPS))
-    return torch.cat(found)
+    size = max(1, CHUNK_BYTES // (2 * h.numel() * h.element_size()))
+    return torch.cat([central_differences(network, h, y, layer, some, eps=RHO_EPS) for some in torch.split(v, size)])
 
 
 def defined(rho: Tensor) -> list[float | None]:

@@ -98,24 +98,19 @@ class _Stack:
     def __init__(self, network: ResidualMLP, names: Sequence[str], wanted: Sequence[Rollout]) -> None:
         self._wanted = wanted
         self.noisy = any(rollout.noise for rollout in wanted)
-        frozen = dict(network.named_parameters())
-        self._moved = {name: frozen[name].detach().expand(len(wanted), *frozen[name].shape).clone() for name in names}
-        size = len(wanted)
+        frozen = {name: p.detach().expand(len(wanted), *p.shape) for name, p in network.named_parameters()}
+        self._moved = {name: frozen[name].clone() for name in names}  # each step changes these in place
+        parameters = frozen | self._moved
+        self._network = FunctionalMLP(parameters.__getitem__, network.num_blocks, network.residual_add)
 
-        def parameter(name: str) -> Tensor:
-            return self._moved[name] if name in self._moved else frozen[name].detach().expand(size, *frozen[name].shape)
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=network.embed.weight.dtype).to(network.embed.weight.device)
 
-        self._network = FunctionalMLP(parameter, network.num_blocks, network.residual_add)
-        like = network.embed.weight
-        self._eta = self._column([rollout.eta for rollout in wanted], like)
-        self._decay = self._column([rollout.weight_decay for rollout in wanted], like)
-        self._noise = self._column([rollout.noise for rollout in wanted], like)
+        self._eta = column([rollout.eta for rollout in wanted])
+        self._decay = column([rollout.weight_decay for rollout in wanted])
+        self._noise = column([rollout.noise for rollout in wanted])
         bounds = [math.inf if rollout.clamp is None else rollout.clamp for rollout in wanted]
-        self._clamp = self._column(bounds, like) if min(bounds) < math.inf else None
-
-    @staticmethod
-    def _column(values: Sequence[float], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype).to(like.device)
+        self._clamp = column(bounds) if min(bounds) < math.inf else None
 
     @torch.no_grad()
     def losses(self, h: Tensor, y: Tensor, first: int) -> Tensor:

@@ -50,7 +50,9 @@ class Grid:
         points = [set(self._points(factor)) for factor in self.factors] if self.include else []
         seen_included: set[str] = set()
         count = 0
-        for included, values in itertools.chain(self._product(), self._included()):
+        base = self._base()
+        extra = ((index, base | entry) for index, entry in enumerate(self.include))
+        for included, values in itertools.chain(self._product(), extra):
             params = self.experiment.params.of_valid(values)
             for blamed, detail in self._conflicts(params, datasets[values["dataset"]] if datasets else None):
                 fault = Fault(detail, self._conflict_pointer(blamed, values, included))
@@ -92,11 +94,6 @@ class Grid:
             values = base | dict(zip(names, itertools.chain.from_iterable(point), strict=True))
             if not self._excluded(values):
                 yield None, values
-
-    def _included(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
-        base = self._base()
-        for index, entry in enumerate(self.include):
-            yield index, base | entry
 
     def _in_product(self, values: Mapping[str, Any], points: Sequence[set[tuple[Any, ...]]]) -> bool:
         if self._only_included():
