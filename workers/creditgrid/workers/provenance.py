@@ -8,7 +8,7 @@ import socket
 import subprocess
 from datetime import datetime
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def software() -> dict[str, Any]:
         _git(file.parent, "ls-files", "--error-unmatch", file.name)
         commit = _git(file.parent, "rev-parse", "HEAD")
         dirty = bool(_git(file.parent, "status", "--porcelain", "--untracked-files=no"))
-    return {"torch": version("torch"), "version": version("creditgrid"), "commit": commit, "dirty": dirty}
+    return {"torch": _version("torch"), "version": _version("creditgrid"), "commit": commit, "dirty": dirty}
 
 
 @lru_cache(1)
@@ -51,6 +51,13 @@ def device_name(device: Any) -> str:
 
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()})"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a source tree that is not installed
+        return None
 
 
 def _git(folder: Path, *arguments: str) -> str:
