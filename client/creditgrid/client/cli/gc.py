@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from creditgrid.client.cli.options import OutputOption, Token, Url, emit, note, open_client
 from creditgrid.client.errors import BadSetting
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from creditgrid.core.wire import RetentionView
 
 # The libraries alone also read -7d, and 7 as seconds; or 7,5GB as 7 bytes, and 2.01KB as 2009.
 AGE = re.compile(r"\d+(?:\.\d+)?\s*[smhdw]", re.ASCII | re.IGNORECASE)
@@ -43,11 +38,13 @@ def gc(
 
     Imported checkpoints and rows are always kept. A later sweep computes again what it needs.
     """
+    from creditgrid.client.display.tables import retention_table
+
     age = None if older_than is None else seconds_in(older_than)
     limit = None if max_size is None else bytes_in(max_size)
     with open_client(url, token) as client:
         view = client.gc(older_than_s=age, max_bytes=limit, dry_run=dry_run)
-    emit(output, view, _table(view))
+    emit(output, view, retention_table(view))
     if output == "table" and limit is not None and view.kept_bytes > limit:
         note("more than --max-size is kept: open sweeps need it, or it cannot be computed again")
 
@@ -78,19 +75,3 @@ def bytes_in(text: str) -> int:
     if found is None:
         raise BadSetting(f"{text!r} is not a size: give a number and B, KB, MB, GB or TB, such as 500MB or 20GB")
     return round(float(found[1]) * ByteSize.byte_sizes[found[2].lower()])
-
-
-def _table(view: RetentionView) -> Table:
-    from rich.table import Table
-
-    from creditgrid.client.display.quantities import size
-
-    table = Table("", box=None, pad_edge=False)
-    table.add_column("number", justify="right")
-    table.add_column("size", justify="right")
-    would = "would be removed" if view.dry_run else "removed"
-    table.add_row(f"artifacts {would}", f"{view.removed:,}", size(view.removed_bytes))
-    table.add_row(f"leftovers {would}", f"{view.leftovers:,}", size(view.leftover_bytes))
-    table.add_row("artifacts kept", f"{view.kept:,}", size(view.kept_bytes))
-    table.add_row("of these, needed by open sweeps", f"{view.in_use:,}", "")
-    return table

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FailureView,
         PlanKind,
         PlanView,
+        RetentionView,
         SummaryView,
         SweepView,
         TaskDocument,
@@ -202,6 +203,19 @@ def tensors_table(tensors: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     table = headed_table(None, "tensor", "dtype", right=("shape",))
     for name, tensor in tensors.items():
         table.add_row(name, tensor["dtype"], " × ".join(map(str, tensor["shape"])) or "scalar")
+    return table
+
+
+def retention_table(view: RetentionView) -> RenderableType:
+    """What was removed or would be, and what is kept."""
+    table = Table("", box=None, pad_edge=False)
+    for name in ("number", "size"):
+        table.add_column(name, justify="right")
+    would = "would be removed" if view.dry_run else "removed"
+    table.add_row(f"artifacts {would}", f"{view.removed:,}", size(view.removed_bytes))
+    table.add_row(f"leftovers {would}", f"{view.leftovers:,}", size(view.leftover_bytes))
+    table.add_row("artifacts kept", f"{view.kept:,}", size(view.kept_bytes))
+    table.add_row("of these, needed by open sweeps", f"{view.in_use:,}", "")
     return table
 
 
