@@ -8,8 +8,9 @@ how it ended for that sweep. *needs* and *counts* are sums over them, kept by ``
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -170,22 +171,11 @@ def one_of(column: sa.ColumnElement[str], states: Iterable[State]) -> sa.ColumnE
     return sa.or_(*(column == sa.literal_column(f"'{state}'") for state in states))
 
 
-def chunks(keys: Iterable[Item]) -> Iterator[list[Item]]:
-    """Split keys into lists that fit one statement."""
-    piece: list[Item] = []
-    for key in keys:
-        piece.append(key)
-        if len(piece) == CHUNK:
-            yield piece
-            piece = []
-    if piece:
+def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
+    """Split items into lists that fit one statement."""
+    rest = iter(items)
+    while piece := list(itertools.islice(rest, size)):
         yield piece
-
-
-def insert_many(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that all have the same columns, in one statement."""
-    if rows:
-        engine.insert_rows(connection, table, rows)
 
 
 def new_task(key: str, kind: str, call: int, payload: str) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from creditgrid.core.states import FINISHED, OPEN, State
 from creditgrid.core.wire import TERMINAL_EVENT
 from creditgrid.service.ledger import counts
 from creditgrid.service.ledger.counts import calls_needed_by, count_cells, sweeps_needing
+from creditgrid.service.ledger.engine import insert_many
 from creditgrid.service.ledger.events import emit_event, emit_to_all
 from creditgrid.service.ledger.ownership import claim, hand_over
 from creditgrid.service.ledger.tables import (
@@ -28,7 +29,6 @@ from creditgrid.service.ledger.tables import (
     cells,
     chunks,
     idempotency,
-    insert_many,
     needs,
     one_of,
     stages,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
@@ -11,7 +10,7 @@ from creditgrid.core.plan import Fate, Known, Plan, PlannedCell, PlannedTask
 from creditgrid.core.states import State
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.queries import stage_states, task_states
-from creditgrid.service.ledger.tables import NEVER_RUN, dump_task, new_task
+from creditgrid.service.ledger.tables import NEVER_RUN, chunks, dump_task, new_task
 
 CELLS_AT_ONCE = 1000
 KEPT: Mapping[Fate, Container[str | None]] = {
@@ -34,8 +33,8 @@ class PlanWriter:
 
     def write(self, plan: Plan, cells: Iterable[PlannedCell]) -> int:
         """Write these cells of the plan and the stages below them; returns the number of cells."""
-        total, rest = 0, iter(cells)
-        while piece := list(itertools.islice(rest, CELLS_AT_ONCE)):
+        total = 0
+        for piece in chunks(cells, CELLS_AT_ONCE):
             total += len(piece)
             self._write_cells(piece)
         self._write_stages(plan.stages())
