@@ -79,11 +79,6 @@ def count_open(connection: sa.Connection) -> dict[State, int]:
     return {State(state): int(n) for state, n in connection.execute(query.group_by(counts.c.state))}
 
 
-def has_open_cells(connection: sa.Connection, sweep: str) -> bool:
-    """Whether a cell of the sweep has not ended."""
-    return not count_cells(connection, sweep).keys().isdisjoint(OPEN)
-
-
 def sweeps_needing(connection: sa.Connection, call: int) -> list[str]:
     """The open sweeps that need this call, the oldest first."""
     return list(connection.scalars(_SWEEPS_NEEDING, {"call": call}))
