@@ -23,6 +23,7 @@ from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import identity
 from creditgrid.core.wire import TaskDocument
 
+pytestmark = pytest.mark.slow
 Run = Callable[..., tuple[int, str, str]]
 
 PLUGIN = """

@@ -192,7 +192,7 @@ class Scheduler:
 
     def _wait_for_ledger(self, error: sa.exc.OperationalError) -> None:
         """Forget what is in flight, and continue as after a restart once the ledger can be used again."""
-        self._trouble = f"the ledger cannot be used: {error.orig or error}; sweeps continue once it can"
+        self._trouble = _describe(error)
         log.error("ledger trouble", error=str(error.orig or error))
         left = {submitted.call.id for submitted in self.in_flight}
         for call in left:
@@ -203,7 +203,7 @@ class Scheduler:
             try:
                 self.recover()
             except (sa.exc.OperationalError, OSError, DeltaError) as again:
-                self._trouble = f"the ledger or the results cannot be used: {again}; sweeps continue once they can"
+                self._trouble = _describe(again)
                 continue
             self._trouble = None
             log.info("ledger is back")
@@ -341,3 +341,10 @@ class Scheduler:
             for item in submitted:
                 self.in_flight.remove(item.call.id)
                 self._retries.call_lost(connection, item, reason)
+
+
+def _describe(error: Exception) -> str:
+    """What ``problem`` says while the scheduler waits."""
+    if isinstance(error, sa.exc.OperationalError):
+        return f"the ledger cannot be used: {error.orig or error}; sweeps continue once it can"
+    return f"the results cannot be used: {error}; sweeps continue once they can"
