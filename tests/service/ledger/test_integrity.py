@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
     file = tmp_path / "ledger.sqlite"
     ledger = Ledger(f"sqlite:///{file}")
     with ledger.write() as connection:
-        tables.insert_many(
+        engine.insert_many(
             connection, tables.tasks, [tables.new_task(f"{n:064}", "k", n, "{}" * 50) for n in range(2000)]
         )
     ledger.close()

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ledger_rows import add_call, add_cell, add_sweep, add_task
 
 from creditgrid.core.errors import ConflictError
-from creditgrid.service.ledger import tables
+from creditgrid.service.ledger import engine, tables
 from creditgrid.service.ledger.events import emit_event
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import CHUNK
@@ -232,13 +232,13 @@ def test_many_rows_are_inserted_as_they_are(ledger: Ledger) -> None:
         for n in range(2500)
     ]
     with ledger.write() as connection:
-        tables.insert_many(connection, tables.tasks, rows)
-        tables.insert_many(connection, tables.tasks, [])
+        engine.insert_many(connection, tables.tasks, rows)
+        engine.insert_many(connection, tables.tasks, [])
         columns = [tables.tasks.c[name] for name in rows[0]]
         found = connection.execute(sa.select(*columns).order_by(tables.tasks.c.call)).all()
     assert [row._asdict() for row in found] == rows
     with pytest.raises(sa.exc.IntegrityError), ledger.write() as connection:
-        tables.insert_many(connection, tables.tasks, rows[:1])
+        engine.insert_many(connection, tables.tasks, rows[:1])
 
 
 # -- events --------------------------------------------------------------------------------------------------------
