@@ -26,17 +26,17 @@ $(STAMP): requirements.txt pyproject.toml | $(UV)
 demo: $(STAMP)
 	$(BIN)/python client/creditgrid/client/examples/demo.py
 
-# Much of the tests' time is waiting: three processes share two cores. A plain pytest runs in one.
+# Three processes share two cores, because the tests mostly wait. Plain pytest runs in one.
 PARALLEL := --numprocesses 3 --no-loadscope-reorder
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# For the inner loop: no Ray, no service, no PostgreSQL.
+# For the inner loop: no Ray, no service, no PostgreSQL, nothing that takes long.
 test-fast: $(STAMP)
 	env -u CREDITGRID_TEST_POSTGRES $(BIN)/python -m pytest $(PARALLEL) -rfE -m "not slow"
 
-# The same, and nothing is skipped for want of a PostgreSQL server: one is started for it, from Debian's programs.
+# make test with a PostgreSQL server, so that no test is skipped. Debian's programs start it.
 test-postgresql:
 	.ci/postgresql $(MAKE) test
 

@@ -22,6 +22,7 @@ from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.training import train
 from creditgrid.core.task import Arrays
 
+pytestmark = pytest.mark.slow
 BATCH = 16
 BASE: dict[str, Any] = {
     "seed": 3,
