@@ -186,7 +186,7 @@ def test_a_call_that_takes_too_much_memory_is_killed_and_its_neighbours_are_not(
         end = kit.failure_of(hog)
         assert (end.transient, end.crashed) == (True, True)
         assert end.error.startswith("out of memory: its process ")
-        assert "of the 3.0 GiB of its machine were in use" in end.error
+        assert "of 3.0 GiB were in use there" in end.error
         assert all(isinstance(kit.end_of(call), Finished) for call in neighbours)
     finally:
         kit.runner.stop()
