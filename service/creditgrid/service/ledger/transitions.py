@@ -209,9 +209,10 @@ def _emit_end(connection: sa.Connection, sweep: str, end: State, why: str, found
 # -- calls -----------------------------------------------------------------------------------------------------------
 
 
-def create_call(connection: sa.Connection, sweep: str, kind: str, size: int = 0) -> int:
-    """Write a pending call of the sweep; returns its id."""
-    made = connection.execute(_CREATE_CALL, {"sweep": sweep, "kind": kind, "state": State.PENDING, "size": size})
+def create_call(connection: sa.Connection, sweep: str, kind: str, size: int = 0, **history: Any) -> int:
+    """Write a pending call of the sweep; returns its id. ``history`` has the columns of a call that was split."""
+    row = {"sweep": sweep, "kind": kind, "state": State.PENDING, "size": size, **history}
+    made = connection.execute(_CREATE_CALL, row)
     return int(made.inserted_primary_key[0])  # type: ignore[index]
 
 
@@ -266,12 +267,11 @@ def delay_call(connection: sa.Connection, call: int, not_before: float) -> None:
 def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[str]]) -> list[int]:
     """Move each piece of a pending call's open tasks to a new call with the same history; returns the new calls."""
     row = connection.execute(_CALL, {"of_call": call}).one()
-    names = ("sweep", "kind", "state", "attempt", "crashes", "losses", "waiting", "not_before")
+    names = ("sweep", "kind", "attempt", "crashes", "losses", "waiting", "not_before")
     history = {name: row._mapping[name] for name in names}
     made = []
     for piece in pieces:
-        inserted = connection.execute(calls.insert().values(**history, size=len(piece)))
-        number = int(inserted.inserted_primary_key[0])  # type: ignore[index]
+        number = create_call(connection, size=len(piece), **history)
         for keys in chunks(piece):
             for table in (tasks, stages, cells):
                 moved = table.update().where(table.c.call == call, table.c.state == State.PENDING)
