@@ -39,6 +39,7 @@ from creditgrid.core.wire import (
     TaskDocument,
     TaskView,
 )
+from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.reading.rows import Rows
 from creditgrid.service.services import Services
 from creditgrid.workers.artifacts import ArtifactStore
@@ -103,7 +104,9 @@ class FakeControl:
         self.planning = threading.Lock()
         self.replays: dict[str, tuple[str, str]] = {}
 
-    def submit(self, document: Any, idempotency: tuple[str, str] | None = None) -> tuple[str, bool]:
+    def submit(
+        self, document: Any, idempotency: tuple[str, str] | None = None, actor: Actor = OPERATOR
+    ) -> tuple[str, bool]:
         if idempotency is not None and idempotency[0] in self.replays:
             body, sweep = self.replays[idempotency[0]]
             if body != idempotency[1]:
@@ -115,6 +118,7 @@ class FakeControl:
             id=sweep,
             name=document["name"],
             experiment=document["experiment"],
+            owner=actor.name,
             state=State.RUNNING,
             priority=0,
             cells=3,
@@ -128,7 +132,7 @@ class FakeControl:
             self.replays[idempotency[0]] = idempotency[1], sweep
         return sweep, True
 
-    def cancel(self, sweep: str) -> bool:
+    def cancel(self, sweep: str, actor: Actor = OPERATOR) -> bool:
         state = self._state(sweep)
         if state is State.CANCELLED:
             return False
@@ -137,20 +141,20 @@ class FakeControl:
         self.ledger.finish(sweep, State.CANCELLED)
         return True
 
-    def retry(self, sweep: str) -> int:
+    def retry(self, sweep: str, actor: Actor = OPERATOR) -> int:
         if not self._state(sweep).finished:
             raise ConflictError(f"sweep {sweep} runs")
         self.ledger.sweeps[sweep] = self.ledger.sweeps[sweep].model_copy(update={"state": State.PENDING})
         self.ledger.emit(sweep, "sweep.retried")
         return 1
 
-    def pause(self, sweep: str) -> bool:
+    def pause(self, sweep: str, actor: Actor = OPERATOR) -> bool:
         return self._set_paused(sweep, True)
 
-    def resume(self, sweep: str) -> bool:
+    def resume(self, sweep: str, actor: Actor = OPERATOR) -> bool:
         return self._set_paused(sweep, False)
 
-    def extend(self, sweep: str, extension: Extension) -> int:
+    def extend(self, sweep: str, extension: Extension, actor: Actor = OPERATOR) -> int:
         self._state(sweep)
         if unknown := extension.axes.keys() - {"seed"}:
             raise SpecError([Fault(f"this sweep has no axis {name!r}", f"/axes/{name}") for name in sorted(unknown)])

@@ -10,11 +10,12 @@ import pytest
 import sqlalchemy as sa
 from sweeping import House, both_databases, groups, one_cell_groups
 
-from creditgrid.core.errors import ConflictError, NotFoundError, SpecError
+from creditgrid.core.errors import ConflictError, ForbiddenError, NotFoundError, SpecError
 from creditgrid.core.states import State
-from creditgrid.core.wire import TERMINAL_EVENT, Extension
+from creditgrid.core.wire import TERMINAL_EVENT, Extension, Role
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.counts import sweeps_needing
+from creditgrid.service.people.actor import Actor
 
 SUCCEEDED, CACHED, FAILED, CANCELLED = State.SUCCEEDED, State.CACHED, State.FAILED, State.CANCELLED
 SKIPPED, PENDING, RUNNING = State.SKIPPED, State.PENDING, State.RUNNING
@@ -440,4 +441,49 @@ def test_a_retried_sweep_does_not_wait_for_what_a_user_cancelled(house: House) -
     house.drain_sweep(two)
     assert house.counts(two) == {SUCCEEDED: 1, CANCELLED: 1}
     house.control.resume(one)
+    house.drain()
+
+
+# -- whose sweep it is -----------------------------------------------------------------------------------------------
+
+ANNA, BEN, READER = Actor("anna", Role.SUBMIT), Actor("ben", Role.SUBMIT), Actor("rita", Role.READ)
+ADMIN = Actor("admin", Role.ADMIN)
+
+
+def test_a_sweep_belongs_to_who_submitted_it(house: House) -> None:
+    sweep, _ = house.control.submit({"name": "n", "experiment": "noop", "axes": {"x": [1]}}, actor=ANNA)
+    assert house.sweeps.get(sweep).owner == "anna"
+    assert house.sweeps.get(house.submit(axes={"x": [2]})).owner is None
+    house.drain()
+
+
+def test_only_the_owner_and_an_admin_change_a_sweep(house: House) -> None:
+    sweep, _ = house.control.submit({"name": "n", "experiment": "noop", "axes": {"x": [1]}}, actor=ANNA)
+    nobodys = house.submit(axes={"x": [2]})
+    control, more = house.control, Extension(axes={"x": [3]})
+    for actor in (BEN, READER):
+        for target in (sweep, nobodys):
+            for ask in (control.cancel, control.pause, control.resume, control.retry):
+                with pytest.raises(ForbiddenError, match=f"role {'read' if actor is READER else 'submit'}"):
+                    ask(target, actor)
+            with pytest.raises(ForbiddenError):
+                control.extend(target, more, actor)
+    with pytest.raises(ForbiddenError, match="needs a token of role submit"):
+        control.submit({"name": "n", "experiment": "noop", "axes": {"x": [1]}}, actor=READER)
+    assert control.pause(sweep, ANNA)
+    assert control.resume(sweep, ADMIN)
+    assert control.extend(sweep, more, ANNA) == 1
+    assert control.cancel(sweep, ANNA)
+    assert control.cancel(nobodys, ADMIN)
+
+
+def test_an_idempotency_key_is_one_persons(house: House) -> None:
+    document = {"name": "n", "experiment": "noop", "axes": {"x": [1]}}
+    annas, _ = house.control.submit(document, ("monday", "body"), ANNA)
+    bens, new = house.control.submit(document, ("monday", "body"), BEN)
+    assert new
+    assert annas != bens
+    assert house.control.submit(document, ("monday", "body"), ANNA) == (annas, False)
+    with pytest.raises(ConflictError, match="was used with another body"):
+        house.control.submit(document, ("monday", "other"), ANNA)
     house.drain()

@@ -11,6 +11,7 @@ CreditGridError
 ├── PluginError      an experiment cannot be used, or its own code raised
 ├── QueryError       a SQL query is refused, fails, or takes too long
 ├── NotFoundError    no such sweep, cell, artifact or experiment
+├── ForbiddenError   the token's role or limits do not allow the request
 ├── ConflictError    the request does not fit the present state
 ├── BusyError        the service has too many requests of this kind; try again later
 └── RunnerError      the cluster cannot be reached or started
@@ -79,6 +80,10 @@ class QueryError(CreditGridError):
 
 class NotFoundError(CreditGridError):
     """No such sweep, cell, artifact or experiment."""
+
+
+class ForbiddenError(CreditGridError):
+    """The token's role or limits do not allow the request."""
 
 
 class ConflictError(CreditGridError):

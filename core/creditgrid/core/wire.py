@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,19 @@ class Wire(BaseModel):
     """Base of the models. An older client ignores unknown fields of a newer service."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class Role(StrEnum):
+    """What the holder of a token may do; each role may do what the roles before it may."""
+
+    READ = "read"  # read everything, plan, query
+    SUBMIT = "submit"  # submit sweeps, change one's own, import checkpoints
+    ADMIN = "admin"  # change every sweep, remove artifacts, manage tokens, read the audit log
+
+    def allows(self, needed: Role) -> bool:
+        """Whether this role may do what ``needed`` may."""
+        order = list(Role)
+        return order.index(self) >= order.index(needed)
 
 
 class ProblemError(Wire):
@@ -73,6 +87,7 @@ class SweepView(Wire):
     cells: int
     counts: dict[State, int]
     tasks: dict[str, dict[State, int]] = Field(default={}, description="Stages below the cells, by kind and state.")
+    owner: str | None = Field(None, description="Who submitted it: the name of a token; null without tokens.")
     created_at: datetime
     finished_at: datetime | None = None
     paused: bool = Field(False, description="No new call starts until the sweep is resumed; running calls finish.")

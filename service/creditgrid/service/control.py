@@ -17,10 +17,11 @@ from creditgrid.core.spec.extension import extended, forms, in_extension
 from creditgrid.core.spec.grid import Grid
 from creditgrid.core.spec.model import MAX_CELLS
 from creditgrid.core.states import OPEN, State
-from creditgrid.core.wire import Extension
+from creditgrid.core.wire import Extension, Role
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.queries import cell_keys, cells_in, replayed, sweep_row
+from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.planning.plan_writer import PlanWriter
 from creditgrid.service.planning.planner import Planner
 from creditgrid.service.results.table import Results
@@ -33,7 +34,10 @@ log = structlog.get_logger()
 
 
 class Control:
-    """May be called from any thread. It may cancel calls in flight and finish sweeps."""
+    """May be called from any thread. It may cancel calls in flight and finish sweeps.
+
+    Each request has an actor; it raises ForbiddenError where the actor's role or limits do not allow it.
+    """
 
     def __init__(self, ledger: Ledger, planner: Planner, results: Results, scheduler: Scheduler) -> None:
         self._ledger, self._planner, self._results = ledger, planner, results
@@ -42,17 +46,23 @@ class Control:
         """Held while a sweep is planned and written: two sweeps that share tasks cannot both plan them as new, and no
         artifact that a plan relies on is removed meanwhile."""
 
-    def submit(self, document: Any, idempotency: tuple[str, str] | None = None) -> tuple[str, bool]:
-        """Validate, plan and write a sweep; returns its id and whether it is new.
+    def submit(
+        self, document: Any, idempotency: tuple[str, str] | None = None, actor: Actor = OPERATOR
+    ) -> tuple[str, bool]:
+        """Validate, plan and write a sweep, which the actor owns; returns its id and whether it is new.
 
         Args:
-            idempotency: a key that the client chose, and a digest of the request's body: the same pair returns the
-                first sweep again.
+            idempotency: a key that the client chose, and a digest of the request's body: the same pair of the same
+                actor returns the first sweep again.
 
         Raises:
             SpecError: the spec is refused; nothing was written.
             ConflictError: the idempotency key was used with another body.
         """
+        actor.require(Role.SUBMIT)
+        if idempotency is not None and actor.name is not None:
+            # Two people may choose the same key. No name of a token has a colon.
+            idempotency = f"{actor.name}:{idempotency[0]}", idempotency[1]
         with self.planning:
             if idempotency is not None and (earlier := self._replayed(*idempotency)) is not None:
                 return earlier, False
@@ -68,6 +78,7 @@ class Control:
                     experiment=spec.experiment,
                     priority=spec.priority,
                     document=document,
+                    owner=actor.name,
                     request=idempotency,
                 )
                 total = PlanWriter(connection, sweep).write(plan, plan.cells())
@@ -78,7 +89,7 @@ class Control:
         log.info("sweep submitted", sweep=sweep, name=spec.name, cells=total)
         return sweep, True
 
-    def cancel(self, sweep: str) -> bool:
+    def cancel(self, sweep: str, actor: Actor = OPERATOR) -> bool:
         """Stop a sweep; False if it was cancelled before. Its rows stay, and what another sweep needs continues.
 
         Raises:
@@ -86,21 +97,21 @@ class Control:
             ConflictError: the sweep has ended in another way.
         """
         with self._ledger.write() as connection:
-            if _sweep(connection, sweep).state == State.CANCELLED:
+            if _own_sweep(connection, sweep, actor).state == State.CANCELLED:
                 return False
-            _open_sweep(connection, sweep, "cancel")
+            _open_sweep(connection, sweep, actor, "cancel")
             self._completion.stop_sweep(connection, sweep, State.CANCELLED, "cancelled")
         self._wake()
         return True
 
-    def pause(self, sweep: str) -> bool:
+    def pause(self, sweep: str, actor: Actor = OPERATOR) -> bool:
         """Start no further call of a sweep, except those that others need; False if it was paused before.
 
         Raises:
             ConflictError: the sweep has ended.
         """
         with self._ledger.write() as connection:
-            if _open_sweep(connection, sweep, "pause").paused:
+            if _open_sweep(connection, sweep, actor, "pause").paused:
                 return False
             transitions.pause_sweep(connection, sweep)
             for call in self._in_flight.waiting():
@@ -109,20 +120,20 @@ class Control:
         self._wake()
         return True
 
-    def resume(self, sweep: str) -> bool:
+    def resume(self, sweep: str, actor: Actor = OPERATOR) -> bool:
         """Let a paused sweep continue; False if it was not paused.
 
         Raises:
             ConflictError: the sweep has ended.
         """
         with self._ledger.write() as connection:
-            if not _open_sweep(connection, sweep, "resume").paused:
+            if not _open_sweep(connection, sweep, actor, "resume").paused:
                 return False
             transitions.resume_sweep(connection, sweep)
         self._wake()
         return True
 
-    def retry(self, sweep: str) -> int:
+    def retry(self, sweep: str, actor: Actor = OPERATOR) -> int:
         """Run the failed and skipped cells of an ended sweep again; returns their number.
 
         A sweep that stopped because cells failed runs its cancelled cells as well.
@@ -132,7 +143,7 @@ class Control:
         """
         with self.planning:
             with self._ledger.read() as connection:
-                row = _sweep(connection, sweep)
+                row = _own_sweep(connection, sweep, actor)
                 again = (*RETRIED, State.CANCELLED) if row.state == State.FAILED else RETRIED
                 redo = cells_in(connection, sweep, again)
             if row.state in OPEN:
@@ -151,7 +162,7 @@ class Control:
         self._wake()
         return len(redo)
 
-    def extend(self, sweep: str, extension: Extension) -> int:
+    def extend(self, sweep: str, extension: Extension, actor: Actor = OPERATOR) -> int:
         """Add cells to a running or ended sweep; returns how many are new. The cells it has stay as they are.
 
         Raises:
@@ -160,7 +171,7 @@ class Control:
         """
         with self.planning:
             with self._ledger.read() as connection:
-                row = _sweep(connection, sweep)
+                row = _own_sweep(connection, sweep, actor)
                 existing = cell_keys(connection, sweep)
             if row.state == State.CANCELLED:
                 raise _cancelled(sweep)
@@ -201,7 +212,7 @@ class Control:
         if row is None:
             return None
         if row.body != body:
-            raise ConflictError(f"the idempotency key {key!r} was used with another body: choose a new key")
+            raise ConflictError("the idempotency key was used with another body: choose a new key")
         return str(row.sweep)
 
 
@@ -212,8 +223,15 @@ def _sweep(connection: sa.Connection, sweep: str) -> sa.Row[Any]:
     return row
 
 
-def _open_sweep(connection: sa.Connection, sweep: str, request: str) -> sa.Row[Any]:
+def _own_sweep(connection: sa.Connection, sweep: str, actor: Actor) -> sa.Row[Any]:
     row = _sweep(connection, sweep)
+    actor.require(Role.SUBMIT)
+    actor.require_owner(sweep, row.owner)
+    return row
+
+
+def _open_sweep(connection: sa.Connection, sweep: str, actor: Actor, request: str) -> sa.Row[Any]:
+    row = _own_sweep(connection, sweep, actor)
     if row.state not in OPEN:
         raise ConflictError(f"sweep {sweep} has ended ({row.state}): there is nothing to {request}")
     return row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, cast
 
 from anyio import CapacityLimiter
@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from creditgrid.service.api.checkpoint_import import CheckpointImporter
 from creditgrid.service.api.metrics import Metrics
+from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
 
@@ -40,5 +41,11 @@ def services(request: Request) -> Services:
     return context(request).services
 
 
+async def actor(request: Request) -> Actor:
+    """Who makes the request."""
+    return replace(OPERATOR, request=request.state.request)
+
+
 ContextDep = Annotated[Context, Depends(context)]
 ServicesDep = Annotated[Services, Depends(services)]
+ActorDep = Annotated[Actor, Depends(actor)]

@@ -40,6 +40,7 @@ class RequestMiddleware:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex[:16]
+        scope.setdefault("state", {})["request"] = request
         start = time.perf_counter()
         status = 0  # stays 0 when the client disconnects before the response
 

@@ -108,10 +108,18 @@ def create_sweep(
     experiment: str,
     priority: int,
     document: Any,
+    owner: str | None,
     request: tuple[str, str] | None,
 ) -> None:
     """Write a pending sweep without cells; ``request`` is its idempotency key and the digest of the body."""
-    row = {"id": sweep, "name": name, "experiment": experiment, "state": State.PENDING, "priority": priority}
+    row = {
+        "owner": owner,
+        "id": sweep,
+        "name": name,
+        "experiment": experiment,
+        "state": State.PENDING,
+        "priority": priority,
+    }
     connection.execute(sweeps.insert().values(**row, spec=json.dumps(document), cells=0, created_at=time.time()))
     if request is not None:
         connection.execute(idempotency.insert().values(key=request[0], body=request[1], sweep=sweep))

@@ -115,6 +115,7 @@ def _view(row: sa.Row[Any], now: _Now) -> SweepView:
         state=state,
         priority=row.priority,
         cells=row.cells,
+        owner=row.owner,
         counts=counts.get(CELLS, {}),
         tasks={kind: by_state for kind, by_state in counts.items() if kind != CELLS},
         created_at=utc(row.created_at),

@@ -14,7 +14,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import CellView, Condition, FailureView, Page, SummaryView, SweepView, TaskView
 from creditgrid.service.api import pagination
 from creditgrid.service.api.auth import PROTECTED
-from creditgrid.service.api.dependencies import ServicesDep
+from creditgrid.service.api.dependencies import ActorDep, ServicesDep
 from creditgrid.service.api.pagination import Cursor, Limit
 from creditgrid.service.api.request_bodies import EXTENSION_BODY, SPEC_BODY, BodyDep, parse_document
 
@@ -29,7 +29,9 @@ IdempotencyKey = Annotated[
 
 @router.post("/sweeps", status_code=201, openapi_extra=SPEC_BODY)
 def submit(
+    *,
     services: ServicesDep,
+    actor: ActorDep,
     response: Response,
     body: BodyDep,
     content_type: str = Header(""),
@@ -39,7 +41,7 @@ def submit(
     document = parse_document(body, content_type)
     replay = None if idempotency_key is None else (idempotency_key, hashlib.sha256(body).hexdigest())
     try:
-        sweep, _ = services.control.submit(document, replay)
+        sweep, _ = services.control.submit(document, replay, actor)
     except ConflictError as error:  # as the Idempotency-Key draft requires when the body differs
         raise HTTPException(422, str(error)) from error
     response.headers["Location"] = f"/v1/sweeps/{sweep}"
@@ -95,35 +97,39 @@ def summary(services: ServicesDep, sweep: str) -> SummaryView:
 
 
 @router.post("/sweeps/{sweep}/cancel")
-def cancel(services: ServicesDep, sweep: str) -> SweepView:
+def cancel(services: ServicesDep, actor: ActorDep, sweep: str) -> SweepView:
     """Cancel a sweep; its finished cells stay. Cancelling a cancelled sweep changes nothing."""
-    return _view_after(services, sweep, services.control.cancel(sweep), "it was cancelled before")
+    return _view_after(services, sweep, services.control.cancel(sweep, actor), "it was cancelled before")
 
 
 @router.post("/sweeps/{sweep}/pause")
-def pause(services: ServicesDep, sweep: str) -> SweepView:
+def pause(services: ServicesDep, actor: ActorDep, sweep: str) -> SweepView:
     """Start no more calls of a sweep. Running calls finish, and calls that another sweep needs continue."""
-    return _view_after(services, sweep, services.control.pause(sweep), "it was paused before")
+    return _view_after(services, sweep, services.control.pause(sweep, actor), "it was paused before")
 
 
 @router.post("/sweeps/{sweep}/resume")
-def resume(services: ServicesDep, sweep: str) -> SweepView:
+def resume(services: ServicesDep, actor: ActorDep, sweep: str) -> SweepView:
     """Resume a paused sweep."""
-    return _view_after(services, sweep, services.control.resume(sweep), "it was not paused")
+    return _view_after(services, sweep, services.control.resume(sweep, actor), "it was not paused")
 
 
 @router.post("/sweeps/{sweep}/retry")
-def retry(services: ServicesDep, sweep: str) -> SweepView:
+def retry(services: ServicesDep, actor: ActorDep, sweep: str) -> SweepView:
     """Run the failed and skipped cells of an ended sweep again, and those that a failed sweep cancelled."""
-    services.control.retry(sweep)
+    services.control.retry(sweep, actor)
     return services.sweeps.get(sweep)
 
 
 @router.post("/sweeps/{sweep}/extend", openapi_extra=EXTENSION_BODY)
-def extend(services: ServicesDep, sweep: str, body: BodyDep, content_type: str = Header("")) -> SweepView:
+def extend(
+    services: ServicesDep, actor: ActorDep, sweep: str, body: BodyDep, content_type: str = Header("")
+) -> SweepView:
     """Add axis values or cells to a running or ended sweep; its present cells stay."""
     extension = parse_extension(parse_document(body, content_type))
-    return _view_after(services, sweep, services.control.extend(sweep, extension) > 0, "it has all of these cells")
+    return _view_after(
+        services, sweep, services.control.extend(sweep, extension, actor) > 0, "it has all of these cells"
+    )
 
 
 def _view_after(services: ServicesDep, sweep: str, changed: bool, why_not: str) -> SweepView:
