@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.states import State
+from creditgrid.service.ledger.changes import note_event
 from creditgrid.service.ledger.tables import events
 
 _APPEND = events.insert()
@@ -20,6 +21,7 @@ def emit_event(connection: sa.Connection, sweep: str, event: str, message: str, 
     plain = {name: str(value) if isinstance(value, State) else value for name, value in data.items()}
     text = canonical_json({"message": message, **plain})
     connection.execute(_APPEND, {"sweep": sweep, "at": time.time(), "type": event, "data": text})
+    note_event(connection, sweep, event)
 
 
 def emit_to_all(connection: sa.Connection, sweeps: Iterable[str], event: str, message: str, **data: Any) -> None:

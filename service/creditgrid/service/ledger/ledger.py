@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from creditgrid.core.errors import CreditGridError
 from creditgrid.service.ledger import engine, schema, tables
 from creditgrid.service.ledger.batches import last_batch, last_written_batch
+from creditgrid.service.ledger.changes import Changes, collect_events
 from creditgrid.service.ledger.integrity import check_file, check_pages, damaged
 from creditgrid.service.ledger.lock import PostgresqlLock, SqliteLock
 
@@ -37,6 +38,7 @@ class Ledger:
         """
         self._engine = engine.create_engine(engine.parse_url(url))
         self._writing = threading.RLock()
+        self.changes = Changes()
         self._lock: SqliteLock | PostgresqlLock | None = None
         self.name = engine.display_name(self._engine)
         """The database, without a password."""
@@ -57,10 +59,15 @@ class Ledger:
             OperationalError: the database cannot be written now.
             ConflictError: this process had the lock, and another process has it now.
         """
-        with self._writing, engine.write_transaction(self._engine) as connection:
-            if self._lock is not None:
-                self._lock.check(connection)
-            yield connection
+        events: dict[str, bool] = {}
+        try:
+            with self._writing, engine.write_transaction(self._engine) as connection:
+                if self._lock is not None:
+                    self._lock.check(connection)
+                events = collect_events(connection)
+                yield connection
+        finally:  # also after an error: nobody knows whether a connection that was lost in a commit has committed
+            self.changes.ended(events)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
