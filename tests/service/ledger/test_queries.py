@@ -17,7 +17,7 @@ def test_ready_sweeps_are_ordered_by_priority_then_age(ledger: Ledger) -> None:
         for sweep, priority in {"first": 0, "second": 0, "urgent": 5, "idle": -5, "paused": 9, "nothing": 9}.items():
             add_sweep(connection, sweep, priority=priority, paused=sweep == "paused")
             add_call(connection, State.SUCCEEDED if sweep == "nothing" else State.PENDING, sweep=sweep)
-        order = [("urgent", 5), ("first", 0), ("second", 0), ("idle", -5)]
+        order = [("urgent", 5, None), ("first", 0, None), ("second", 0, None), ("idle", -5, None)]
         assert list(ready_sweeps(connection, 100.0)) == order
         for state in FINISHED:
             connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == "urgent").values(state=state))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from sweeping import House, ScriptedRunner, both_databases, one_cell_groups
 
+from creditgrid.core.wire import Role
+from creditgrid.service.people.actor import Actor
 from creditgrid.service.scheduling import dispatch
 
 
@@ -106,4 +110,47 @@ def test_an_urgent_sweep_takes_back_no_call_that_waits_for_other_slots(
     house.submit(**one_cell_groups(5, 100), resources={"measure": {"gpu": 1}}, priority=5)
     house.step(3)
     assert house.runner.cancelled == []
+    house.drain()
+
+
+def submit_as(house: House, person: str, calls: int, first: int) -> str:
+    document = {"name": "n", "experiment": "noop", **one_cell_groups(calls, first)}
+    return house.control.submit(document, actor=Actor(person, Role.SUBMIT))[0]
+
+
+@both_databases
+def test_people_take_turns_before_their_sweeps(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anna has three sweeps and ben one: each of them gets half of the calls."""
+    monkeypatch.setattr(ScriptedRunner, "cpus", 4.0)
+    monkeypatch.setattr(dispatch, "MOST_AHEAD", 4)
+    for first in (100, 200, 300):
+        submit_as(house, "anna", 8, first)
+    submit_as(house, "ben", 8, 400)
+    for _ in range(4):
+        house.step()
+        for number in list(house.runner.calls):
+            house.runner.start_call(number)
+            house.runner.work(number)
+        house.step()
+    groups = [call.tasks[0].params["group"] // 100 for call in house.runner.history[:16]]
+    assert Counter(group == 4 for group in groups) == {True: 8, False: 8}
+    assert max(Counter(groups[:16]).values()) == 8
+    assert set(Counter(groups).values()) == {8, 3, 2}  # and anna's sweeps take turns
+    house.drain()
+
+
+@both_databases
+def test_who_has_calls_in_flight_waits_for_the_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that run count, although their sweep has no further call: ben's second sweep waits behind anna's."""
+    monkeypatch.setattr(ScriptedRunner, "cpus", 2.0)
+    monkeypatch.setattr(dispatch, "MOST_AHEAD", 2)
+    submit_as(house, "ben", 2, 100)
+    house.step()
+    for number in list(house.runner.calls):
+        house.runner.start_call(number)
+    house.step()
+    submit_as(house, "ben", 4, 200)
+    submit_as(house, "anna", 4, 300)
+    house.step(2)
+    assert [call.tasks[0].params["group"] for call in house.runner.history[2:]] == [300, 301]
     house.drain()

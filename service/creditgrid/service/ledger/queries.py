@@ -39,10 +39,10 @@ def call_row(connection: sa.Connection, call: int) -> sa.Row[Any]:
     return connection.execute(sa.select(calls).where(calls.c.id == call)).one()
 
 
-def ready_sweeps(connection: sa.Connection, now: float) -> Sequence[sa.Row[str, int]]:
-    """The sweeps with a call that can start, the most urgent first: ids and priorities."""
+def ready_sweeps(connection: sa.Connection, now: float) -> Sequence[sa.Row[str, int, str | None]]:
+    """The sweeps with a call that can start, the most urgent first: ``id``, ``priority`` and ``owner``."""
     query = (
-        sa.select(sweeps.c.id, sweeps.c.priority)
+        sa.select(sweeps.c.id, sweeps.c.priority, sweeps.c.owner)
         .where(
             sweeps.c.state.in_(OPEN),
             ~sweeps.c.paused,

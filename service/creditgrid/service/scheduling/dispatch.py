@@ -1,8 +1,8 @@
 """Which ready calls go to the runner next.
 
-Higher priorities come first. Sweeps of one priority share the runner, so that each has about as many calls in flight as
-the others. Few calls wait in the runner's own queue, where nothing can overtake them: enough to keep the machines busy
-until the next step.
+Higher priorities come first. People share the runner within one priority, so that each has about as many calls in
+flight as the others, and so do the sweeps of one person. Few calls wait in the runner's own queue, where nothing can
+overtake them: enough to keep the machines busy until the next step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import heapq
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -30,6 +30,10 @@ SWEEPS_REMEMBERED = 1000
 DURATIONS_KEPT = 20
 """The latest calls, whose mean duration turns seconds of work into a number of calls."""
 
+_Turn: TypeAlias = tuple[int, int, int, str | None]
+"""Calls in flight, the round of the last call, the place in the line, and the person."""
+_Queues: TypeAlias = dict[str | None, list[tuple[int, int, int, str]]]
+"""By person: the same of their sweeps."""
 Slots: TypeAlias = Mapping[bool, int]
 """How many more calls, by whether they need a GPU; without a GPU in the cluster no call counts as needing one."""
 
@@ -42,6 +46,7 @@ class Dispatcher:
         self._seconds: deque[float] = deque(maxlen=DURATIONS_KEPT)
         self._round = 0
         self._last_round: dict[str, int] = {}  # by sweep: the round that last chose one of its calls
+        self._last_turn: dict[str | None, int] = {}  # by person: the same
 
     def note_duration(self, seconds: float) -> None:
         """A call took so long."""
@@ -68,7 +73,7 @@ class Dispatcher:
         ready = ready_sweeps(connection, now) if waiting else ()
         if not ready:
             return
-        urgent, highest = ready[0]
+        urgent, highest, _ = ready[0]
         lower = [submitted for submitted in waiting if submitted.priority < highest]
         wanted = {_needs_gpu(call, slots) for call in ready_calls(connection, urgent, now, 1)} if lower else set()
         for submitted in lower:
@@ -79,34 +84,49 @@ class Dispatcher:
         """Ready calls in the order in which they run, as many as there are free slots of each sort."""
         free = dict(slots)
         chosen: list[sa.Row[Any]] = []
-        loads = self._in_flight.by_owner()
-        for _, level in itertools.groupby(ready_sweeps(connection, now), lambda ready: ready[1]):
+        for _, level in itertools.groupby(ready_sweeps(connection, now), lambda ready: ready.priority):
             left = sum(max(more, 0) for more in free.values())
             if not left:
                 break
-            # The sweep with the fewest calls in flight comes first, then the one that waited longest.
-            queue = sorted(
-                (loads[sweep], self._last_round.get(sweep, 0), n, sweep) for n, (sweep, _) in enumerate(level)
-            )
-            del queue[left:]  # no more sweeps than slots
-            calls = {sweep: deque(ready_calls(connection, sweep, now, left)) for *_, sweep in queue}
-            while queue:
-                load, last, order, sweep = heapq.heappop(queue)
-                if not calls[sweep]:
-                    continue
-                call = calls[sweep].popleft()
-                gpu = _needs_gpu(call, slots)
-                if free[gpu] > 0:
-                    free[gpu] -= 1
-                    chosen.append(call)
-                    self._round += 1
-                    self._last_round[sweep] = last = self._round
-                    load += 1
-                heapq.heappush(queue, (load, last, order, sweep))
+            people, sweeps = self._line_up(level, left)
+            calls: dict[str, deque[sa.Row[Any]]] = {}
+            while people:
+                load, turn, order, person = heapq.heappop(people)
+                of_sweep, last, n, sweep = heapq.heappop(sweeps[person])
+                if sweep not in calls:
+                    calls[sweep] = deque(ready_calls(connection, sweep, now, left))
+                if calls[sweep]:
+                    call = calls[sweep].popleft()
+                    gpu = _needs_gpu(call, slots)
+                    if free[gpu] > 0:
+                        free[gpu] -= 1
+                        chosen.append(call)
+                        self._round += 1
+                        self._last_round[sweep] = self._last_turn[person] = last = turn = self._round
+                        load, of_sweep = load + 1, of_sweep + 1
+                    heapq.heappush(sweeps[person], (of_sweep, last, n, sweep))
+                if sweeps[person]:
+                    heapq.heappush(people, (load, turn, order, person))
         if len(self._last_round) > SWEEPS_REMEMBERED:
             latest = sorted(self._last_round.items(), key=lambda item: item[1])
             self._last_round = dict(latest[len(latest) // 2 :])
         return chosen
+
+    def _line_up(self, level: Iterable[sa.Row[str, int, str | None]], left: int) -> tuple[list[_Turn], _Queues]:
+        """The people who have these sweeps, and the sweeps of each, both as heaps: who is next comes first.
+
+        That is the person with the fewest calls in flight, then the one that waited longest; of this person's sweeps,
+        the same. No more people than free slots, and no more sweeps of each, are lined up.
+        """
+        of_sweeps, of_people = self._in_flight.by_owner(), self._in_flight.by_person()
+        sweeps: _Queues = {}
+        for n, ready in enumerate(level):
+            turn = (of_sweeps[ready.id], self._last_round.get(ready.id, 0), n, ready.id)
+            sweeps.setdefault(ready.owner, []).append(turn)
+        people = sorted(
+            (of_people[person], self._last_turn.get(person, 0), n, person) for n, person in enumerate(sweeps)
+        )[:left]
+        return people, {person: sorted(sweeps[person])[:left] for *_, person in people}
 
 
 def _needs_gpu(call: sa.Row[Any], slots: Slots) -> bool:

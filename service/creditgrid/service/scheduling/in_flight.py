@@ -30,6 +30,7 @@ class SubmittedCall:
     backoff_s: float
     timeout_s: float | None
     activity: Activity
+    person: str | None = None  # who submitted the owner
     started: float | None = None
     recalled: Recall | None = None
 
@@ -83,6 +84,10 @@ class InFlight:
     def by_owner(self) -> Counter[str]:
         """How many calls each sweep has in flight."""
         return Counter(submitted.owner for submitted in self)
+
+    def by_person(self) -> Counter[str | None]:
+        """How many calls each person's sweeps have in flight; None stands for sweeps that nobody owns."""
+        return Counter(submitted.person for submitted in self)
 
     def activities(self) -> dict[int, tuple[Activity, float]]:
         """The running calls by id, with the seconds that each has run."""

@@ -258,6 +258,7 @@ class Scheduler:
             spec.retry.backoff_s,
             timeout_s(kind, spec),
             Activity(call=row.id, kind=row.kind, tasks=len(tasks)),
+            owner.owner,
         )
 
     def _with_parents(self, connection: sa.Connection, row: sa.Row[Any]) -> list[Task]:
