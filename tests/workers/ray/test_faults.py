@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -88,7 +89,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
     finally:
         runner.stop()
     assert drivers() == []
-    assert not LocalCluster(store.root).folder.exists()
+    assert not LocalCluster(store.root).private.exists()
 
 
 @pytest.fixture
@@ -193,6 +194,20 @@ def test_a_call_that_takes_too_much_memory_is_killed_and_its_neighbours_are_not(
 
 
 # -- the local cluster -----------------------------------------------------------------------------------------------
+
+
+def test_a_local_cluster_is_closed_to_others(kit: Kit) -> None:
+    assert isinstance(kit.end_of(kit.submit([fault("array", 10, "closed")])), Finished)  # a worker is up
+    addresses = {
+        connection.laddr.ip
+        for process in cluster_processes()
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    cluster = LocalCluster(kit.store.root)
+    assert stat.S_IMODE(cluster.private.stat().st_mode) == 0o700
+    assert list(cluster.folder.glob("session_2*"))
 
 
 @pytest.mark.parametrize("victims", [("raylet",), ("gcs_server", "raylet")], ids="+".join)

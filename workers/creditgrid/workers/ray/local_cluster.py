@@ -3,6 +3,8 @@
 Ray keeps sockets, logs and spilled objects of a cluster below one folder, with a session for each start. The folder's
 name is made from the path of the artifact store. So the next service on that store finds what an earlier cluster left
 there, also after everything was killed. Two services never run on one store at a time.
+
+Only the user may enter the folder, and all ports of the cluster listen on loopback.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +23,9 @@ import psutil
 KILL_TIMEOUT_S = 5.0
 MAX_PATH = 39
 """Characters of the folder's path: Ray makes sockets far below it, whose paths may have 103 (macOS) or 107."""
+RAY_FOLDER = "r"
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""0 makes Ray use 127.0.0.1 for every port of a node, on Linux too. Other machines can then not join the cluster."""
 MARK = "CREDITGRID_RAY_FOLDER"
 """Set in the environment of the driver and of all that it starts. A process id may be reused, this mark is not."""
 
@@ -29,13 +35,16 @@ class LocalCluster:
 
     def __init__(self, store: Path) -> None:
         name = hashlib.sha256(f"{os.getuid()} {store.resolve()}".encode()).hexdigest()[:10]
-        folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"creditgrid-ray-{name}"
-        # ``clear`` makes sure that the folder is the user's own.
-        self.folder = folder if len(str(folder)) <= MAX_PATH else Path("/tmp") / folder.name  # noqa: S108
+        private = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"creditgrid-ray-{name}"
+        # ``clear`` makes sure that the private folder is the user's own. Ray gives everybody access to its folder,
+        # so that is one level below.
+        fits = len(str(private / RAY_FOLDER)) <= MAX_PATH
+        self.private = private if fits else Path("/tmp") / private.name  # noqa: S108
+        self.folder = self.private / RAY_FOLDER
 
     def environment(self) -> dict[str, str]:
-        """The driver's environment, by which the processes of its cluster are found."""
-        return {MARK: str(self.folder)}
+        """The driver's environment: what keeps Ray's ports on loopback, and the mark of the cluster's processes."""
+        return {MARK: str(self.folder), LOOPBACK: "0"}
 
     def clear(self, keep: int = 1) -> None:
         """Kill what is left of a dead cluster, and remove all its sessions but the last ``keep``, for their logs.
@@ -43,9 +52,11 @@ class LocalCluster:
         Raises:
             OSError: when the folder cannot be made or emptied, or is another user's.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.folder.stat().st_uid != os.getuid():
-            raise PermissionError(f"{self.folder} belongs to another user")
+        self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = self.private.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(f"{self.private} is not a folder of this user: remove it, or set RAY_TMPDIR")
+        self.private.chmod(0o700)
         self.kill()
         sessions = sorted(self.folder.glob("session_2*"))
         for session in sessions[: len(sessions) - keep]:
@@ -54,7 +65,7 @@ class LocalCluster:
     def remove(self) -> None:
         """Kill what is left of a stopped cluster, and remove all its files."""
         self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)  # the next start removes what cannot be removed now
+        shutil.rmtree(self.private, ignore_errors=True)  # the next start removes what cannot be removed now
 
     def kill(self) -> None:
         """Kill what is left of the last cluster, and wait until it is gone."""
