@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from creditgrid.core.wire import (
     TaskDocument,
     TaskView,
 )
+from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.reading.rows import Rows
 from creditgrid.service.services import Services
@@ -56,6 +57,11 @@ class FakeLedger:
         self.keys: dict[str, list[str]] = {}
         self.events: list[EventView] = []
         self.lock = threading.Lock()
+        self.changes = Changes()
+
+    def put(self, view: SweepView) -> None:
+        self.sweeps[view.id] = view
+        self.changes.ended({view.id: True})
 
     def sweep(self, sweep: str) -> SweepView:
         if sweep not in self.sweeps:
@@ -66,11 +72,12 @@ class FakeLedger:
         with self.lock:
             at = NOW + timedelta(seconds=len(self.events))
             self.events.append(EventView(id=len(self.events) + 1, sweep=sweep, at=at, type=kind, data=data))
+        self.changes.ended({sweep: kind.startswith("sweep.")})
 
     def finish(self, sweep: str, state: State = State.SUCCEEDED) -> None:
         view = self.sweeps[sweep]
         counts = {state: view.cells}
-        self.sweeps[sweep] = view.model_copy(update={"state": state, "counts": counts, "finished_at": NOW})
+        self.put(view.model_copy(update={"state": state, "counts": counts, "finished_at": NOW}))
         self.emit(sweep, TERMINAL_EVENT, state=state)
 
 
@@ -114,7 +121,7 @@ class FakeControl:
             return sweep, False
         check(document)
         sweep = f"s{len(self.ledger.sweeps) + 1:04}"
-        self.ledger.sweeps[sweep] = SweepView(
+        view = SweepView(
             id=sweep,
             name=document["name"],
             experiment=document["experiment"],
@@ -126,6 +133,7 @@ class FakeControl:
             created_at=NOW,
             spec=document,
         )
+        self.ledger.put(view)
         self.ledger.keys[sweep] = [f"{digit}" * 64 for digit in "abc"]
         self.ledger.emit(sweep, "sweep.created")
         if idempotency is not None:
@@ -144,7 +152,7 @@ class FakeControl:
     def retry(self, sweep: str, actor: Actor = OPERATOR) -> int:
         if not self._state(sweep).finished:
             raise ConflictError(f"sweep {sweep} runs")
-        self.ledger.sweeps[sweep] = self.ledger.sweeps[sweep].model_copy(update={"state": State.PENDING})
+        self.ledger.put(self.ledger.sweeps[sweep].model_copy(update={"state": State.PENDING}))
         self.ledger.emit(sweep, "sweep.retried")
         return 1
 
@@ -160,14 +168,14 @@ class FakeControl:
             raise SpecError([Fault(f"this sweep has no axis {name!r}", f"/axes/{name}") for name in sorted(unknown)])
         more = len(extension.axes.get("seed", ())) + len(extension.include)
         view = self.ledger.sweeps[sweep]
-        self.ledger.sweeps[sweep] = view.model_copy(update={"cells": view.cells + more, "state": State.PENDING})
+        self.ledger.put(view.model_copy(update={"cells": view.cells + more, "state": State.PENDING}))
         return more
 
     def _set_paused(self, sweep: str, paused: bool) -> bool:
         if self._state(sweep).finished:
             raise ConflictError(f"sweep {sweep} has ended")
         view = self.ledger.sweeps[sweep]
-        self.ledger.sweeps[sweep] = view.model_copy(update={"paused": paused})
+        self.ledger.put(view.model_copy(update={"paused": paused}))
         return view.paused is not paused
 
     def _state(self, sweep: str) -> State:
@@ -213,6 +221,9 @@ class FakeSweeps:
         start = after or 0
         following = start + limit if start + limit < len(found) else None
         return [view.model_copy(update={"spec": None}) for view in found[start : start + limit]], following
+
+    def is_settled(self, sweep: str) -> bool:
+        return self.ledger.sweep(sweep).state.finished
 
     def open_totals(self) -> tuple[dict[State, int], dict[State, int]]:
         opened = [view for view in self.ledger.sweeps.values() if not view.state.finished]
@@ -377,7 +388,7 @@ class Fakes:
 
     def services(self) -> Services:
         parts: dict[str, Any] = {**vars(self), "planner": FakePlanner()}
-        del parts["ledger"]
+        parts["changes"] = parts.pop("ledger").changes
         rows = Rows(parts["sweeps"], parts["sql_tables"], parts.pop("results"))
         return Services(rows=rows, **parts)
 
@@ -399,10 +410,10 @@ class AppClient:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[AppClient]:
-    """The app with its lifespan, and a client of it."""
+def serving(app: FastAPI, *, started: bool = True) -> Iterator[AppClient]:
+    """The app with its lifespan, and a client of it; unless ``started``, nothing schedules."""
     with anyio.from_thread.start_blocking_portal() as portal:
-        lifespan = portal.wrap_async_context_manager(app.router.lifespan_context(app))
+        lifespan = portal.wrap_async_context_manager(app.router.lifespan_context(app)) if started else nullcontext()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         client = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
         with lifespan, portal.wrap_async_context_manager(client):

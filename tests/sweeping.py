@@ -120,7 +120,7 @@ class House:
         self.ledger = Ledger(self.url)
         self.results = Results(root / "results", self.ledger.identity())
         self.runner: Any = runner(self.store)
-        parts = wire_services(self.ledger, self.results, self.store, self.runner)
+        self.services = parts = wire_services(self.ledger, self.results, self.store, self.runner)
         self.scheduler, self.control = parts.scheduler, parts.control
         self.planner, self.sweeps, self.cells, self.tasks = parts.planner, parts.sweeps, parts.cells, parts.tasks
         self.failures, self.summaries, self.sql_tables = parts.failures, parts.summaries, parts.sql_tables

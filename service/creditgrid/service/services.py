@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from creditgrid.core.datasets import resolve
 from creditgrid.service.control import Control
+from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.ledger.engine import parse_url
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.maintenance import Maintenance
@@ -33,6 +34,7 @@ from creditgrid.workers.runner import Runner
 class Services:
     """All parts are thread-safe and synchronous."""
 
+    changes: Changes
     scheduler: Scheduler
     control: Control
     planner: Planner
@@ -77,6 +79,7 @@ def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner
     sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results)
     rows = Rows(sweeps, sql_tables, results)
     return Services(
+        changes=ledger.changes,
         scheduler=scheduler,
         control=control,
         planner=planner,

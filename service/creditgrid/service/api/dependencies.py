@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, cast
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from creditgrid.service.api.checkpoint_import import CheckpointImporter
+from creditgrid.service.api.listeners import Listeners
 from creditgrid.service.api.metrics import Metrics
+from creditgrid.service.api.shared_reads import SharedReads
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
 
 QUERY_THREADS = 8
 """Threads that serve queries; further queries wait without a thread."""
+SLOW_THREADS = 2
+"""Threads that serve summaries and failures, which read all rows or cells of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,31 @@ class Context:
     stopping: threading.Event = field(default_factory=threading.Event)
     query_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(QUERY_THREADS))
 
+    @cached_property
+    def reads(self) -> SharedReads:
+        """Statuses, lists and events."""
+        return SharedReads(self.services.changes)
 
-def context(request: Request) -> Context:
+    @cached_property
+    def slow_reads(self) -> SharedReads:
+        """Summaries and failures."""
+        return SharedReads(self.services.changes, SLOW_THREADS)
+
+    @cached_property
+    def listeners(self) -> Listeners:
+        """The open event streams."""
+        return Listeners(self.services.changes, self.stopping)
+
+
+# Coroutines, because FastAPI calls a plain function of this kind in a thread, at each request.
+async def context(request: Request) -> Context:
     """The app's context."""
     return cast(Context, request.app.state.context)
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     """The app's services."""
-    return context(request).services
+    return (await context(request)).services
 
 
 async def actor(request: Request) -> Actor:

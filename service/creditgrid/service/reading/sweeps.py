@@ -70,6 +70,17 @@ class Sweeps:
         spec = forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1]
         return view.model_copy(update={"spec": spec})
 
+    def is_settled(self, sweep: str) -> bool:
+        """Whether nothing of the sweep changes until it is retried or extended: it has ended, and so have its tasks.
+
+        Raises:
+            NotFoundError: for an unknown sweep.
+        """
+        with self._ledger.read() as connection:
+            state = State(known_sweep(connection, sweep, sweeps.c.state).state)
+            counts = count_all(connection, [sweep])[sweep].values()
+        return state.finished and not any(by_state.keys() & set(OPEN) for by_state in counts)
+
     def open_totals(self) -> tuple[dict[State, int], dict[State, int]]:
         """Open sweeps by state, and their cells by state."""
         state = sweeps.c.state
@@ -103,6 +114,11 @@ class Sweeps:
             self._scheduler.problem(),
             max(1.0, self._scheduler.capacity().cpu),
         )
+
+
+def is_settled(view: SweepView) -> bool:
+    """Whether the view changes only with the sweep itself; tasks that other sweeps need may outlast it."""
+    return view.state.finished and not any(by_state.keys() & set(OPEN) for by_state in view.tasks.values())
 
 
 def _view(row: sa.Row[Any], now: _Now) -> SweepView:

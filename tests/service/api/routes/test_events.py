@@ -15,6 +15,8 @@ from sqlalchemy.exc import OperationalError
 
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT, EventView
+from creditgrid.service.api.listeners import POLL_S
+from creditgrid.service.api.routes.events import BATCH
 
 SPEC = {"name": "one", "experiment": "linesearch", "axes": {"eta": [0.1]}}
 
@@ -119,7 +121,7 @@ def test_events_of_a_running_sweep_are_sent_as_they_happen(http: httpx.Client, f
     thread.join()
     assert [kind for _, kind, _ in found] == ["sweep.created", "call.started", "call.finished", TERMINAL_EVENT]
     for at, (_, _, arrived) in zip(emitted, found[1:3], strict=True):
-        assert arrived - at < 0.5 + 1  # the poll takes 0.25 s; the machine may be busy
+        assert arrived - at < 0.5 + 1  # the service looks every 0.25 s; the machine may be busy
     with http.stream("GET", f"/v1/sweeps/{sweep}/events", headers={"Last-Event-ID": str(found[1][0])}) as response:
         assert [number for number, _, _ in messages(response)] == [number for number, _, _ in found[2:]]
 
@@ -138,13 +140,54 @@ def test_a_stream_stops_when_its_client_disconnects(
 
     monkeypatch.setattr(fakes.sweeps, "events", counted)
     with http.stream("GET", f"/v1/sweeps/{sweep}/events") as response:
-        next(response.iter_lines())
-        time.sleep(0.6)
-    time.sleep(0.8)
+        stream = messages(response)
+        assert next(stream)[1] == "sweep.created"
+        fakes.ledger.emit(sweep, "note")
+        assert next(stream)[1] == "note"
+    time.sleep(0.5)  # until the service notices
     before = reads
-    assert before > 2
-    time.sleep(1)
+    fakes.ledger.emit(sweep, "note")
+    time.sleep(3 * POLL_S)
     assert reads == before
+
+
+def test_listeners_share_reads_and_read_nothing_while_nothing_happens(
+    http: httpx.Client, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = http.post("/v1/sweeps", json=SPEC).json()["id"]
+    for _ in range(2 * BATCH):
+        fakes.ledger.emit(sweep, "note")
+    reads: list[int] = []
+    inner = fakes.sweeps.events
+
+    def counted(of: str, after: int, limit: int) -> list[EventView]:
+        if limit == BATCH:  # not the look of a request at whether its first event exists
+            reads.append(after)
+        return inner(of, after, limit)
+
+    monkeypatch.setattr(fakes.sweeps, "events", counted)
+    found: list[list[str]] = []
+
+    def listen() -> None:
+        with http.stream("GET", f"/v1/sweeps/{sweep}/events") as response:
+            found.append([kind for _, kind, _ in messages(response)])
+
+    threads = [threading.Thread(target=listen) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    while len(reads) < 3:  # two pages, and what is left
+        time.sleep(0.05)
+    time.sleep(3 * POLL_S)
+    before = len(reads)
+    assert before == len(set(reads)) == 3, "each page is read once"
+    fakes.ledger.emit("another", "sweep.created")
+    time.sleep(3 * POLL_S)
+    assert len(reads) == before, "an event of another sweep is no reason to read"
+    fakes.ledger.finish(sweep)
+    for thread in threads:
+        thread.join()
+    assert len(reads) <= before + 2, "the new event, and nothing after it"
+    assert found == [["sweep.created", *["note"] * 2 * BATCH, TERMINAL_EVENT]] * 10
 
 
 def test_an_idle_stream_sends_keep_alive_comments(fakes: Fakes, app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +209,7 @@ def test_a_stream_that_fails_is_cut_off(http: httpx.Client, fakes: Fakes, monkey
         lines = response.iter_lines()
         next(lines)
         monkeypatch.setattr(fakes.sweeps, "events", unavailable)
+        fakes.ledger.emit(sweep, "note")
         with pytest.raises(httpx.RemoteProtocolError):  # a normal end would mean that these are all the events
             list(lines)
 

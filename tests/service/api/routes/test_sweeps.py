@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from service_fakes import AppClient, Fakes
+from service_fakes import AppClient, Fakes, serving
+from sweeping import House, one_cell_groups
 
 from creditgrid.core.states import State
-from creditgrid.core.wire import CellView, Page, SweepView, TaskView
+from creditgrid.core.wire import CellView, Extension, Page, SweepView, TaskView
+from creditgrid.service.api.app import create_app
+from creditgrid.service.api.shared_reads import LIVE_S
+from creditgrid.service.settings import Settings
 
 SPEC = {"name": "one", "experiment": "linesearch", "axes": {"eta": [0.1]}}
 SUB = ["", "/cells", "/tasks", "/failures", "/events", "/summary", "/results"]
@@ -134,3 +140,87 @@ def test_retry(client: AppClient, fakes: Fakes, sweep: str) -> None:
     fakes.ledger.finish(sweep, State.FAILED)
     response = client.post(f"/v1/sweeps/{sweep}/retry")
     assert (response.status_code, response.json()["state"]) == (200, "pending")
+
+
+@pytest.fixture
+def house_client(house: House, settings: Settings) -> Iterator[AppClient]:
+    """A client of a service whose scheduler the test steps."""
+    with serving(create_app(house.services, settings), started=False) as found:
+        yield found
+
+
+def shows(client: AppClient, path: str, **expected: Any) -> bool:
+    """Whether the answer has these values, or comes to have them within the time that a step of a call may take."""
+    deadline = time.monotonic() + 10 * LIVE_S
+    while True:
+        found = client.get(path).json()
+        if all(found[name] == value for name, value in expected.items()):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+
+
+def test_a_status_shows_each_change(house: House, house_client: AppClient) -> None:
+    sweep = house.submit(**one_cell_groups(3))
+    path = f"/v1/sweeps/{sweep}"
+    get = house_client.get
+    assert get(path).json()["counts"] == {"pending": 3}
+    house.step()
+    assert shows(house_client, path, counts={"queued": 3})
+    one, two, three = house.runner.calls
+    house.runner.start_call(one)
+    house.step()
+    assert shows(house_client, path, state="running", counts={"queued": 2, "running": 1})
+    assert [activity["call"] for activity in get(path).json()["active"]] == [one]
+    house.runner.work(one)
+    house.runner.fail(two)
+    house.step(2)
+    assert shows(house_client, path, counts={"succeeded": 1, "failed": 1, "queued": 1})
+    assert get(f"{path}/cells?state=failed").json()["items"][0]["index"] == 1
+    house.runner.degraded = "no node answers"  # in memory alone
+    assert shows(house_client, path, conditions=[{"type": "degraded", "message": "no node answers"}])
+    house.runner.degraded = None
+    house.control.pause(sweep)
+    assert get(path).json()["paused"] is True
+    house.control.resume(sweep)
+    assert get(path).json()["paused"] is False
+    house.runner.work(three)
+    house.step(2)
+    assert get(path).json()["state"] == get("/v1/sweeps").json()["items"][0]["state"] == "failed"
+    assert len(get(f"{path}/failures").json()["items"]) == 1
+    house.control.retry(sweep)
+    assert get(path).json()["state"] == "pending"
+    house.drain()
+    assert get(path).json()["state"] == get("/v1/sweeps").json()["items"][0]["state"] == "succeeded"
+    assert get(f"{path}/failures").json()["items"] == []
+    assert get(f"{path}/summary").json()["complete"] is True
+    assert house.control.extend(sweep, Extension(axes={"group": [7]})) == 1
+    assert get(path).json()["cells"] == 4
+    assert get(f"{path}/summary").json()["complete"] is False
+    house.control.cancel(sweep)
+    assert get(path).json()["state"] == "cancelled"
+
+
+def test_an_ended_sweep_is_not_read_again_while_others_run(
+    house: House, house_client: AppClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = house.submit(**one_cell_groups(1))
+    house.drain()
+    other = house.submit(**one_cell_groups(2, first=10))
+    reads: list[str] = []
+    inner = house.services.sweeps.get
+
+    def counted(sweep: str) -> SweepView:
+        reads.append(sweep)
+        return inner(sweep)
+
+    monkeypatch.setattr(house.services.sweeps, "get", counted)
+    first = house_client.get(f"/v1/sweeps/{ended}")
+    house.control.pause(other)
+    house.control.resume(other)
+    house.drain()
+    again = house_client.get(f"/v1/sweeps/{ended}", headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+    assert reads == [ended]
+    assert house_client.get(f"/v1/sweeps/{other}").json()["state"] == "succeeded"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from creditgrid.core.wire import TERMINAL_EVENT
 from creditgrid.service.api.auth import PROTECTED
 from creditgrid.service.api.dependencies import Context, ContextDep
+from creditgrid.service.api.shared_reads import Read
 
-POLL_S = 0.25
 KEEP_ALIVE_S = 15.0
 BATCH = 500
 """Events that one query reads, at most."""
@@ -55,28 +55,62 @@ def _event_id(text: str) -> int:
     raise HTTPException(400, f"Last-Event-ID {text!r:.60} is not the id of an event: a whole number")
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Events as they are sent."""
+
+    text: bytes
+    last: int | None  # the id of the last event
+    terminal: bool  # it ends the sweep
+    full: bool  # there may be more
+
+
 async def _stream(context: Context, sweep: str, position: int) -> AsyncIterator[bytes]:
     """Ends when the sweep is finished and all its events are sent, when the service stops, or with the client."""
-    sweeps = context.services.sweeps
+    changes = context.services.changes
     last_sent = time.monotonic()
     # A finished sweep can be retried and finish again, so after a terminal event the stream ends only if the sweep is
     # still finished.
     may_be_finished = True
     yield format_sse_event(comment="stream opened")
     while not context.stopping.is_set():
-        batch = await run_in_threadpool(sweeps.events, sweep, position, BATCH)
-        for event in batch:
-            yield format_sse_event(id=str(event.id), event=event.type, data_str=event.model_dump_json())
-        if batch:
-            position = batch[-1].id
-            may_be_finished = batch[-1].type == TERMINAL_EVENT
+        seen = changes.of_events(sweep)  # before the read: an event in between is not missed
+        page = await _page_after(context, sweep, position)
+        if page.last is not None:
+            yield page.text
+            position, may_be_finished = page.last, page.terminal
             last_sent = time.monotonic()
-            continue
-        if may_be_finished:
-            if (await run_in_threadpool(sweeps.get, sweep)).state.finished:
+            if page.full or page.terminal:
+                continue
+        elif may_be_finished:
+            if await _is_finished(context, sweep):
                 return
             may_be_finished = False
+        await context.listeners.wait(sweep, seen, last_sent + KEEP_ALIVE_S - time.monotonic())
         if time.monotonic() - last_sent >= KEEP_ALIVE_S:
             yield KEEPALIVE_COMMENT
             last_sent = time.monotonic()
-        await asyncio.sleep(POLL_S)
+
+
+async def _page_after(context: Context, sweep: str, position: int) -> _Page:
+    """The next events, read and written out once for all listeners who are at this position."""
+
+    def read() -> Read[_Page]:
+        batch = context.services.sweeps.events(sweep, position, BATCH)
+        text = b"".join(
+            format_sse_event(id=str(event.id), event=event.type, data_str=event.model_dump_json()) for event in batch
+        )
+        last, terminal = (batch[-1].id, batch[-1].type == TERMINAL_EVENT) if batch else (None, False)
+        page = _Page(text, last, terminal, full=len(batch) == BATCH)
+        return Read(page, len(text), settled=True, final=page.full)
+
+    changes = context.services.changes
+    return await context.reads.get(("events", sweep, position), read, lambda: changes.of_events(sweep))
+
+
+async def _is_finished(context: Context, sweep: str) -> bool:
+    def read() -> Read[bool]:
+        finished = context.services.sweeps.get(sweep).state.finished
+        return Read(finished, 1, settled=finished)
+
+    return await context.reads.get(("finished", sweep), read, lambda: context.services.changes.of_sweep(sweep))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from creditgrid.core.errors import ConflictError
@@ -14,9 +16,12 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import CellView, Condition, FailureView, Page, SummaryView, SweepView, TaskView
 from creditgrid.service.api import pagination
 from creditgrid.service.api.auth import PROTECTED
-from creditgrid.service.api.dependencies import ActorDep, ServicesDep
+from creditgrid.service.api.conditional import CONDITIONAL, Document, IfNoneMatch, conditional_response, document
+from creditgrid.service.api.dependencies import ActorDep, Context, ContextDep, ServicesDep
 from creditgrid.service.api.pagination import Cursor, Limit
 from creditgrid.service.api.request_bodies import EXTENSION_BODY, SPEC_BODY, BodyDep, parse_document
+from creditgrid.service.api.shared_reads import Read, SharedReads
+from creditgrid.service.reading.sweeps import is_settled
 
 router = APIRouter(prefix=PROTECTED, tags=["sweeps"])
 
@@ -48,52 +53,101 @@ def submit(
     return services.sweeps.get(sweep)
 
 
-@router.get("/sweeps")
-def sweeps(
-    services: ServicesDep, state: StateFilter = None, cursor: Cursor = None, limit: Limit = 100
-) -> Page[SweepView]:
+@router.get("/sweeps", response_model=Page[SweepView], responses=CONDITIONAL)
+async def sweeps(
+    context: ContextDep,
+    state: StateFilter = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     """Sweeps, newest first."""
     after = None if cursor is None else pagination.decode_number(cursor)
-    items, following = services.sweeps.page(state, after, limit)
-    return Page(items=items, next=pagination.encode(following))
+
+    def read() -> Read[Document]:
+        items, following = context.services.sweeps.page(state, after, limit)
+        page = Page[SweepView](items=items, next=pagination.encode(following))
+        return _written(page, settled=all(map(is_settled, items)))
+
+    changes = context.services.changes
+    found = await context.reads.get(("sweeps", state, after, limit), read, lambda: changes.of_any_sweep)
+    return conditional_response(found, if_none_match)
 
 
-@router.get("/sweeps/{sweep}")
-def sweep(services: ServicesDep, sweep: str) -> SweepView:
+@router.get("/sweeps/{sweep}", response_model=SweepView, responses=CONDITIONAL)
+async def sweep(context: ContextDep, sweep: str, if_none_match: IfNoneMatch = None) -> Response:
     """One sweep: its spec, its cells by state, its running calls, and the time left."""
-    return services.sweeps.get(sweep)
+
+    def read() -> Read[Document]:
+        view = context.services.sweeps.get(sweep)
+        return _written(view, settled=is_settled(view))
+
+    found = await context.reads.get(("sweep", sweep), read, lambda: context.services.changes.of_sweep(sweep))
+    return conditional_response(found, if_none_match)
 
 
-@router.get("/sweeps/{sweep}/cells")
-def cells(
-    services: ServicesDep, sweep: str, state: StateFilter = None, cursor: Cursor = None, limit: Limit = 100
-) -> Page[CellView]:
+@router.get("/sweeps/{sweep}/cells", response_model=Page[CellView], responses=CONDITIONAL)
+async def cells(
+    context: ContextDep,
+    sweep: str,
+    *,
+    state: StateFilter = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     """Cells in the order of the grid."""
     after = -1 if cursor is None else pagination.decode_number(cursor)
-    items, following = services.cells.page(sweep, state, after, limit)
-    return Page(items=items, next=pagination.encode(following))
+
+    def read() -> BaseModel:
+        items, following = context.services.cells.page(sweep, state, after, limit)
+        return Page(items=items, next=pagination.encode(following))
+
+    found = await _of_sweep(context, context.reads, ("cells", sweep, state, after, limit), read)
+    return conditional_response(found, if_none_match)
 
 
-@router.get("/sweeps/{sweep}/tasks")
-def tasks(
-    services: ServicesDep, sweep: str, state: StateFilter = None, cursor: Cursor = None, limit: Limit = 100
-) -> Page[TaskView]:
+@router.get("/sweeps/{sweep}/tasks", response_model=Page[TaskView], responses=CONDITIONAL)
+async def tasks(
+    context: ContextDep,
+    sweep: str,
+    *,
+    state: StateFilter = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     """The tasks that the cells depend on, in the order of their keys."""
     after = "" if cursor is None else pagination.decode(cursor)
-    items, following = services.tasks.page(sweep, state, after, limit)
-    return Page(items=items, next=pagination.encode(following))
+
+    def read() -> BaseModel:
+        items, following = context.services.tasks.page(sweep, state, after, limit)
+        return Page(items=items, next=pagination.encode(following))
+
+    found = await _of_sweep(context, context.reads, ("tasks", sweep, state, after, limit), read)
+    return conditional_response(found, if_none_match)
 
 
-@router.get("/sweeps/{sweep}/failures")
-def failures(services: ServicesDep, sweep: str) -> Page[FailureView]:
+@router.get("/sweeps/{sweep}/failures", response_model=Page[FailureView], responses=CONDITIONAL)
+async def failures(context: ContextDep, sweep: str, if_none_match: IfNoneMatch = None) -> Response:
     """The failures by cause, most frequent first, each with a traceback."""
-    return Page(items=services.failures.of(sweep))
+
+    def read() -> BaseModel:
+        return Page(items=context.services.failures.of(sweep))
+
+    found = await _of_sweep(context, context.slow_reads, ("failures", sweep), read)
+    return conditional_response(found, if_none_match)
 
 
-@router.get("/sweeps/{sweep}/summary")
-def summary(services: ServicesDep, sweep: str) -> SummaryView:
+@router.get("/sweeps/{sweep}/summary", response_model=SummaryView, responses=CONDITIONAL)
+async def summary(context: ContextDep, sweep: str, if_none_match: IfNoneMatch = None) -> Response:
     """The experiment's summary and verdicts, from the rows so far."""
-    return services.summaries.of(sweep)
+
+    def read() -> BaseModel:
+        return context.services.summaries.of(sweep)
+
+    found = await _of_sweep(context, context.slow_reads, ("summary", sweep), read)
+    return conditional_response(found, if_none_match)
 
 
 @router.post("/sweeps/{sweep}/cancel")
@@ -139,3 +193,21 @@ def _view_after(services: ServicesDep, sweep: str, changed: bool, why_not: str) 
         return view
     unchanged = Condition(type="unchanged", message=f"nothing was changed: {why_not}")
     return view.model_copy(update={"conditions": [*view.conditions, unchanged]})
+
+
+async def _of_sweep(
+    context: Context, reads: SharedReads, key: tuple[Any, ...], read: Callable[[], BaseModel]
+) -> Document:
+    """What ``read`` says of the sweep ``key[1]``, as JSON; shared while it is valid."""
+    services, sweep = context.services, key[1]
+
+    def settled_read() -> Read[Document]:
+        settled = services.sweeps.is_settled(sweep)  # first: what is settled stays so until the sweep itself changes
+        return _written(read(), settled=settled)
+
+    return await reads.get(key, settled_read, lambda: services.changes.of_sweep(sweep))
+
+
+def _written(answer: BaseModel, *, settled: bool) -> Read[Document]:
+    found = document(answer.model_dump_json().encode())
+    return Read(found, len(found.body), settled=settled)
