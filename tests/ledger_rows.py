@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from creditgrid.core.states import State
+from creditgrid.core.task import Task
 from creditgrid.service.ledger import tables
 
 
@@ -22,8 +23,12 @@ def add_call(connection: sa.Connection, state: State = State.PENDING, **values: 
     return int(made.inserted_primary_key[0])
 
 
+def plain_task(key: str, **params: Any) -> Task:
+    return Task("k", 1, params, {}, key, "group")
+
+
 def add_task(connection: sa.Connection, key: str, call: int, state: State = State.PENDING) -> None:
-    connection.execute(tables.tasks.insert().values(**{**tables.new_task(key, "k", call, "{}"), "state": state}))
+    connection.execute(tables.tasks.insert().values(**{**tables.new_task(plain_task(key), call), "state": state}))
 
 
 def add_cell(

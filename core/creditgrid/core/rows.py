@@ -10,7 +10,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from creditgrid.core.experiment import ColumnType, Experiment
@@ -61,38 +61,82 @@ def schema(experiment: Experiment) -> pa.Schema:
     return pa.schema([(name, arrow[kind]) for name, kind in columns(experiment).items()])
 
 
-def table(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def table(
+    experiment: Experiment,
+    rows: Sequence[Mapping[str, Any]],
+    given: Mapping[str, Sequence[Any]] | None = None,
+    constant: Mapping[str, Any] | None = None,
+) -> pa.Table:
     """Rows as an Arrow table of the experiment's schema.
 
+    Args:
+        rows: columns of each row; those that a row lacks are null.
+        given: columns with one value for each row.
+        constant: columns that are the same in all rows.
+
     Raises:
-        ValueError: for a row with a column that the experiment does not declare, or a value of another type.
+        ValueError: for a column that the experiment does not have, or a value of another type.
     """
     import pyarrow as pa
 
-    wanted = schema(experiment)
-    unknown = {name for row in rows for name in row} - set(wanted.names)
-    if unknown:
+    given, constant, wanted = given or {}, constant or {}, schema(experiment)
+    named = set[str]().union(*rows)
+    if unknown := (named | given.keys() | constant.keys()) - set(wanted.names):
         raise ValueError(f"{experiment.name} yields columns it does not declare: {', '.join(sorted(unknown))}")
-    whole = [name for name, column in experiment.columns.items() if column.type == "int64"]
+    diverged = _Diverged(len(rows))
+    arrays: dict[str, pa.Array] = {}
     try:
-        shaped = [finite(row, experiment.columns) for row in rows]
-        for name in whole:  # Arrow would drop the fraction
-            if any(isinstance(row.get(name), float) and not row[name].is_integer() for row in shaped):
-                raise ValueError(f"a row of {experiment.name} has a fraction in the whole-number column {name}")
-        return pa.Table.from_pylist(shaped, schema=wanted)
+        for field in wanted:
+            name, kind = field.name, field.type
+            if name in named:
+                values = [row.get(name) for row in rows]
+                arrays[name] = diverged.finite(values, kind) if name in experiment.columns else pa.array(values, kind)
+            elif name in given:
+                arrays[name] = pa.array(given[name], kind)
+            else:
+                arrays[name] = pa.repeat(pa.scalar(constant.get(name), kind), len(rows))
+    except _Fraction:
+        raise ValueError(f"a row of {experiment.name} has a fraction in the whole-number column {name}") from None
     except (pa.ArrowException, OverflowError) as error:
         raise ValueError(f"a row of {experiment.name} does not fit its columns: {error}") from error
+    return pa.table({**arrays, "diverged": diverged.marks()}, schema=wanted)
 
 
-def finite(row: Mapping[str, Any], measured: Iterable[str]) -> dict[str, Any]:
-    """The row with each non-finite measured float as None, and ``diverged`` saying whether there was one."""
-    out = dict(row)
-    # numbers.Real: numpy's float32 is not a float.
-    nonfinite = [name for name in measured if isinstance(out.get(name), numbers.Real) and not math.isfinite(out[name])]
-    for name in nonfinite:
-        out[name] = None
-    out["diverged"] = bool(nonfinite)
-    return out
+class _Fraction(Exception):
+    """A fraction in a column of whole numbers: Arrow would drop it."""
+
+
+class _Diverged:
+    """Which rows have a measured number that is not finite."""
+
+    def __init__(self, rows: int) -> None:
+        import pyarrow as pa
+
+        self._marks = pa.repeat(pa.scalar(False), rows)
+
+    def marks(self) -> pa.Array:
+        """The column ``diverged``."""
+        return self._marks
+
+    def finite(self, values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+        """A measured column, with null for each number that is not finite."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if kind != pa.float64():
+            # numbers.Real: numpy's float32 is not a float.
+            bad = [isinstance(value, numbers.Real) and not math.isfinite(value) for value in values]
+            values = [None if lost else value for value, lost in zip(values, bad, strict=True)]
+            if kind == pa.int64() and any(isinstance(value, float) and not value.is_integer() for value in values):
+                raise _Fraction
+            self._marks = pc.or_(self._marks, pa.array(bad))
+            return pa.array(values, kind)
+        column = pa.array(values, kind)
+        finite = pc.fill_null(pc.is_finite(column), True)
+        if pc.all(finite).as_py() is False:
+            self._marks = pc.or_(self._marks, pc.invert(finite))
+            column = pc.if_else(finite, column, pa.scalar(None, kind))
+        return column
 
 
 def _type(annotation: Any) -> ColumnType:

@@ -7,7 +7,6 @@ no plan counts on an artifact that is removed. An ended sweep keeps its rows, an
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -21,6 +20,7 @@ import structlog
 
 from creditgrid.core.errors import ArtifactError, ArtifactMissing
 from creditgrid.core.experiments.registry import registry
+from creditgrid.core.packed_tasks import parents_in
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.ledger import tables
@@ -136,10 +136,10 @@ class Retention:
             opened = sa.select(tables.sweeps.c.id).where(tables.sweeps.c.state.in_(OPEN))
             needed = set(connection.scalars(sa.select(tables.stages.c.key).where(tables.stages.c.sweep.in_(opened))))
             c = tables.tasks.c
-            pending = sa.select(c.key, c.payload).where(c.state == State.PENDING)
-            for key, payload in connection.execution_options(yield_per=ROWS_AT_ONCE).execute(pending):
-                needed.add(key)
-                needed.update(json.loads(payload)["parents"].values())
+            reading = connection.execution_options(yield_per=ROWS_AT_ONCE)
+            needed.update(reading.scalars(sa.select(c.key).where(c.state == State.PENDING)))
+            for shared in reading.scalars(sa.select(c.shared).where(c.state == State.PENDING).distinct()):
+                needed.update(parents_in(shared).values())
         return needed
 
 

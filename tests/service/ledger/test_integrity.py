@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from ledger_rows import plain_task
 from postgresql import fresh_database
 
 from creditgrid.service.ledger import engine, tables
@@ -22,7 +23,9 @@ def path(tmp_path: Path) -> Path:
     ledger = Ledger(f"sqlite:///{file}")
     with ledger.write() as connection:
         engine.insert_many(
-            connection, tables.tasks, [tables.new_task(f"{n:064}", "k", n, "{}" * 50) for n in range(2000)]
+            connection,
+            tables.tasks,
+            [tables.new_task(plain_task(f"{n:064}", x="." * 50), n) for n in range(2000)],
         )
     ledger.close()
     return file

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledger_rows import add_call, add_cell, add_stage, add_sweep, add_task, states
+from ledger_rows import add_call, add_cell, add_stage, add_sweep, add_task, plain_task, states
 
 from creditgrid.core.states import FINISHED, OPEN, RESULT, State
 from creditgrid.core.wire import TERMINAL_EVENT
@@ -171,7 +171,7 @@ def test_some_tasks_of_a_call_end_before_the_others(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "s")
         call = add_call(connection)
-        transitions.create_tasks(connection, [tables.new_task(key, "k", call, "{}") for key in keys])
+        transitions.create_tasks(connection, [tables.new_task(plain_task(key), call) for key in keys])
         cells = [{"sweep": "s", "idx": n, "key": key, "call": call, "state": PENDING} for n, key in enumerate(keys)]
         transitions.create_cells(connection, "s", cells)
         counts.recount_sweep(connection, "s")
@@ -191,7 +191,7 @@ def test_a_task_that_has_not_ended_and_a_cell_with_rows_are_not_replaced(ledger:
             add_task(connection, f"task {state}", 1, state)
             add_cell(connection, "s", list(State).index(state), "c", 1, state)
     for idx, state in enumerate(State):
-        new = [tables.new_task(f"task {state}", "k", 2, "{}")]
+        new = [tables.new_task(plain_task(f"task {state}"), 2)]
         cell = [{"sweep": "s", "idx": idx, "key": "c", "call": 2, "state": PENDING}]
         for table, write in (
             (TASK, lambda c, new=new, state=state: transitions.create_tasks(c, new, [f"task {state}"])),

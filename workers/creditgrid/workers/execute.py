@@ -10,8 +10,9 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -39,7 +40,8 @@ def execute(
     stored: dict[str, int] = {}
     yield Started(call.id, host(), device_name(device))
     started, started_at, reported = time.perf_counter(), datetime.now(UTC), 0.0
-    resume = ResumeState(store.root, call.tasks[-1].group, call.tasks[-1].key)
+    asked = list(call.tasks)
+    resume = ResumeState(store.root, asked[-1].group, asked[-1].key)
     try:
         _configure_torch(call, device)
         kind, experiment = _kind_of(call)
@@ -47,9 +49,9 @@ def execute(
         if run is None:
             raise TaskError(f"a {call.kind} is imported and cannot be computed here")
         # Artifacts of an interrupted attempt are not made again; its resume state joins the inputs.
-        sizes = {task.key: _stored_size(store, task.key) for task in call.tasks} if experiment is None else {}
+        sizes = {task.key: _stored_size(store, task.key) for task in asked} if experiment is None else {}
         stored = {key: size for key, size in sizes.items() if size is not None}
-        tasks = {task.key: task for task in call.tasks if task.key not in stored}
+        tasks = {task.key: task for task in asked if task.key not in stored}
         measured: list[tuple[Task, Output]] = []
         missing = set(tasks)
         for item in run(list(tasks.values()), resume.restore(inputs), device) if tasks else ():
@@ -74,16 +76,13 @@ def execute(
                 yield item.key, item.arrays
         if missing:
             raise TaskError(f"{call.kind} ended without a result for {len(missing)} of {len(tasks)} tasks")
-        rows: bytes | None = None
-        diverged: list[str] = []
-        if experiment is not None:
-            origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
-            rows, diverged = _rows(experiment, call, measured, origin)
+        origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
+        rows, diverged = (None, []) if experiment is None else _rows(experiment, call, measured, origin)
         resume.delete()
         seconds = time.perf_counter() - started
         yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
     except Exception as error:  # whatever the task raised is its result: its cells get it, with the traceback
-        resume.hand_over([task.key for task in call.tasks if task.key not in stored])
+        resume.hand_over([task.key for task in asked if task.key not in stored])
         yield Failed(call.id, describe(error), traceback.format_exc(), transient(error), host(), tuple(stored))
     except SystemExit as error:  # the task asked to end its process
         text = f"SystemExit: the task asked its process to end with status {error.code}"
@@ -152,31 +151,44 @@ def _configure_torch(call: Call, device: torch.device) -> None:
 
 
 def _rows(
-    experiment: Experiment, call: Call, measured: list[tuple[Task, Output]], origin: Mapping[str, Any]
+    experiment: Experiment, call: Call, measured: Sequence[tuple[Task, Output]], origin: Mapping[str, Any]
 ) -> tuple[bytes, list[str]]:
     """All rows of the call as an Arrow IPC stream, and the keys of cells with a number that is not finite."""
-    shared = {**call.stamp, **origin, "started_at": datetime.fromisoformat(origin["started_at"])}
+    rows = [row for _, output in measured for row in output.rows or ()]
+    if unknown := set[str]().union(*rows) - experiment.columns.keys():
+        raise TaskError(f"{experiment.name} yielded columns it does not declare: {', '.join(sorted(unknown))}")
+    constant = {**call.stamp, **origin, "started_at": datetime.fromisoformat(origin["started_at"])}
     # An equal share of the call's time: cells of one call are computed together, so no cell has a time of its own.
-    shared["seconds"] = origin["seconds"] / len(call.tasks)
-    complete: list[dict[str, Any]] = []
-    for task, output in measured:
-        own = {
-            "cell": task.key,
-            "task": task.key,
-            "parents": canonical_json(dict(task.parents)),
-            **task.source,
-            **task.params,
-        }
-        for row in output.rows or ():
-            if unknown := row.keys() - experiment.columns.keys():
-                raise TaskError(f"{experiment.name} yielded columns it does not declare: {', '.join(sorted(unknown))}")
-            complete.append({**shared, **own, "experiment": experiment.name, **row})
-    shaped = table(experiment, complete)
+    constant |= {"seconds": origin["seconds"] / len(call.tasks), "experiment": experiment.name}
+    tasks = [task for task, output in measured for _ in output.rows or ()]
+    shaped = table(experiment, rows, _task_columns(tasks), constant)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, shaped.schema) as writer:
         writer.write_table(shaped)
     diverged = shaped.filter(shaped["diverged"])["cell"].unique().to_pylist()
     return sink.getvalue().to_pybytes(), diverged
+
+
+def _task_columns(tasks: Sequence[Task]) -> dict[str, list[Any]]:
+    """What each row says about its task: key, parents, source and parameters."""
+    keys = [task.key for task in tasks]
+    found: dict[str, list[Any]] = {
+        "cell": keys,
+        "task": keys,
+        "parents": [_parents_text(tuple(task.parents.items())) for task in tasks],
+    }
+    names = set[str]().union(*(task.params for task in tasks))
+    both = {name for task in tasks for name in task.source}
+    for name in names - both:
+        found[name] = [task.params.get(name) for task in tasks]
+    for name in both:
+        found[name] = [task.params.get(name, task.source.get(name)) for task in tasks]
+    return found
+
+
+@lru_cache(1024)  # few tasks of a call differ in it
+def _parents_text(parents: tuple[tuple[str, str], ...]) -> str:
+    return canonical_json(dict(parents))
 
 
 def _as_json(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ how it ended for that sweep. *needs* and *counts* are sums over them, kept by ``
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from creditgrid.core.packed_tasks import params_text, shared_text
 from creditgrid.core.states import State
 from creditgrid.core.task import Task
 from creditgrid.service.ledger import engine
@@ -100,7 +100,8 @@ tasks = sa.Table(
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("state", sa.String, nullable=False),
     sa.Column("call", sa.Integer, nullable=False, index=True),
-    sa.Column("payload", sa.Text, nullable=False),  # JSON: version, params, parents, group, source
+    sa.Column("params", sa.Text, nullable=False),  # JSON
+    sa.Column("shared", sa.Text, nullable=False),  # JSON: version, parents, group, source
     sa.Column("blame", sa.String),  # of a skipped task: the task that failed
     sa.Column("bytes", sa.BigInteger),
     sa.Column("diverged", sa.Boolean, nullable=False, default=False),
@@ -180,24 +181,14 @@ def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
         yield piece
 
 
-def new_task(key: str, kind: str, call: int, payload: str) -> Mapping[str, Any]:
+def new_task(task: Task, call: int) -> dict[str, Any]:
     """The row of a new pending task."""
-    return {"key": key, "kind": kind, "state": State.PENDING, "call": call, "payload": payload, "diverged": False}
-
-
-def dump_task(task: Task) -> str:
-    """The payload of a task's row."""
-    return json.dumps(
-        {
-            "version": task.version,
-            "params": task.params,
-            "parents": task.parents,
-            "group": task.group,
-            "source": task.source,
-        }
-    )
-
-
-def load_task(key: str, kind: str, payload: str) -> Task:
-    """The task of a ledger row."""
-    return Task(kind=kind, key=key, **json.loads(payload))
+    return {
+        "key": task.key,
+        "kind": task.kind,
+        "state": State.PENDING,
+        "call": call,
+        "params": params_text(task),
+        "shared": shared_text(task),
+        "diverged": False,
+    }

@@ -10,7 +10,7 @@ from creditgrid.core.plan import Fate, Known, Plan, PlannedCell, PlannedTask
 from creditgrid.core.states import State
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.queries import stage_states, task_states
-from creditgrid.service.ledger.tables import NEVER_RUN, chunks, dump_task, new_task
+from creditgrid.service.ledger.tables import NEVER_RUN, chunks, new_task
 
 CELLS_AT_ONCE = 1000
 KEPT: Mapping[Fate, Container[str | None]] = {
@@ -75,7 +75,7 @@ class PlanWriter:
         """
         new = [item for item in planned if item.fate is Fate.NEW]
         calls = {item.task.key: self._call(item) for item in new}
-        rows = [new_task(item.task.key, item.task.kind, calls[item.task.key], dump_task(item.task)) for item in new]
+        rows = [new_task(item.task, calls[item.task.key]) for item in new]
         again = [item.task.key for item in new if remembered or item.known is not Known.ABSENT]
         transitions.create_tasks(self._connection, rows, again)
         shared = [item.task.key for item in planned if item.fate is Fate.SHARED]
@@ -86,7 +86,7 @@ class PlanWriter:
         known = task_states(self._connection, [item.task.key for item in planned])
         rows = [
             {
-                **new_task(item.task.key, item.task.kind, NEVER_RUN, dump_task(item.task)),
+                **new_task(item.task, NEVER_RUN),
                 "state": State.SUCCEEDED if item.fate is Fate.CACHED else State.CANCELLED,
             }
             for item in planned

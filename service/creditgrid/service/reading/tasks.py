@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from creditgrid.core.errors import NotFoundError
 from creditgrid.core.experiments.registry import registry
+from creditgrid.core.packed_tasks import parents_in
 from creditgrid.core.states import State
 from creditgrid.core.wire import CellView, TaskDocument, TaskView
 from creditgrid.service.ledger.ledger import Ledger
@@ -57,7 +58,7 @@ class Tasks:
             NotFoundError: no sweep has a task with this key.
         """
         called = tasks.outerjoin(calls, calls.c.id == tasks.c.call).outerjoin(sweeps, sweeps.c.id == calls.c.sweep)
-        query = sa.select(tasks.c.kind, tasks.c.payload, sweeps.c.spec).select_from(called)
+        query = sa.select(tasks.c.kind, tasks.c.params, tasks.c.shared, sweeps.c.spec).select_from(called)
         with self._ledger.read() as connection:
             row = connection.execute(query.where(tasks.c.key == key)).one_or_none()
         if row is None:
@@ -66,7 +67,7 @@ class Tasks:
         cpu = 1.0
         if kind is not None:  # its package is installed
             cpu = resources(kind, None if row.spec is None else parsed(row.spec)).cpu
-        return TaskDocument(key=key, kind=row.kind, cpu=cpu, **json.loads(row.payload))
+        return TaskDocument(key=key, kind=row.kind, cpu=cpu, params=json.loads(row.params), **json.loads(row.shared))
 
 
 def _page(
@@ -84,7 +85,7 @@ def _page(
     query = (
         sa.select(
             *(position.label("position"), table.c.key, shown.label("state"), table.c.state.label("stored_state")),
-            *(tasks.c.kind, tasks.c.payload, tasks.c.bytes, tasks.c.diverged),
+            *(tasks.c.kind, tasks.c.params, tasks.c.shared, tasks.c.bytes, tasks.c.diverged),
             *(calls.c.attempt, calls.c.seconds, calls.c.size, calls.c.error),
         )
         .select_from(table.join(tasks, tasks.c.key == table.c.key).outerjoin(calls, calls.c.id == table.c.call))
@@ -101,7 +102,7 @@ def _page(
 
 
 def _cell(row: sa.Row[Any]) -> CellView:
-    payload, state, error = json.loads(row.payload), State(row.state), None
+    shared, state, error = json.loads(row.shared), State(row.state), None
     if state is State.FAILED:
         error = first_line(row.error)
     elif state is State.SKIPPED:
@@ -110,21 +111,20 @@ def _cell(row: sa.Row[Any]) -> CellView:
         index=row.position,
         key=row.key,
         state=state,
-        params={**payload["source"], **payload["params"]},
-        parents=payload["parents"],
+        params={**shared["source"], **json.loads(row.params)},
+        parents=shared["parents"],
         diverged=row.diverged,
         error=error,
     )
 
 
 def _stage(row: sa.Row[Any]) -> TaskView:
-    payload = json.loads(row.payload)
     return TaskView(
         key=row.key,
         kind=row.kind,
         state=State(row.state),
-        params=payload["params"],
-        parents=payload["parents"],
+        params=json.loads(row.params),
+        parents=parents_in(row.shared),
         attempt=row.attempt or 0,
         seconds=None if row.seconds is None else row.seconds / max(row.size, 1),
         bytes=row.bytes,

@@ -8,12 +8,12 @@ import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.experiments.registry import registry
+from creditgrid.core.packed_tasks import parents_in
 from creditgrid.core.states import State
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.counts import sweeps_needing
 from creditgrid.service.ledger.ownership import claim
 from creditgrid.service.ledger.queries import task_row
-from creditgrid.service.ledger.tables import load_task
 from creditgrid.workers.artifacts import ArtifactStore
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ def _recompute(connection: sa.Connection, store: ArtifactStore, needing: Sequenc
     if kind is None or kind.run is None:
         raise CannotRecompute(f"the {row.kind} {key[:12]} is gone and cannot be computed: import it again, then retry")
     call = transitions.recompute_task(connection, key, row.kind, needing)
-    parents = sorted(set(load_task(row.key, row.kind, row.payload).parents.values()))
+    parents = sorted(set(parents_in(row.shared).values()))
     for parent in parents:
         _recompute(connection, store, needing, parent)
     transitions.await_tasks(connection, call, [parent for parent in parents if not store.has(parent)])

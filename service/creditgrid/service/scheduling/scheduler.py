@@ -18,7 +18,7 @@ import structlog
 from deltalake.exceptions import DeltaError
 
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.task import Task
+from creditgrid.core.packed_tasks import PackedTasks, parents_in
 from creditgrid.core.wire import Activity
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.counts import sweeps_needing
@@ -26,7 +26,6 @@ from creditgrid.service.ledger.events import emit_to_all
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.ownership import hand_over_all
 from creditgrid.service.ledger.queries import calls_in_flight, lost_inputs, open_tasks, sweep_row
-from creditgrid.service.ledger.tables import load_task
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling.call_settings import parsed, resources, timeout_s
 from creditgrid.service.scheduling.completion import Completion
@@ -105,7 +104,7 @@ class Scheduler:
         with self._ledger.write() as connection:
             interrupted = calls_in_flight(connection)
             written = {row.id for row in interrupted if row.batch is not None and self._results.holds(row.batch)}
-            keys = [task.key for call in written for task in open_tasks(connection, call)]
+            keys = [key for call in written for key, _, _ in open_tasks(connection, call)]
             diverged = self._results.diverged(keys)
             for row in interrupted:
                 if row.id in written:
@@ -249,7 +248,7 @@ class Scheduler:
         owner = sweep_row(connection, row.sweep)
         assert owner is not None, "a call belongs to a sweep"
         spec = parsed(owner.spec)
-        inputs = sorted({key for task in tasks for key in task.parents.values()})
+        inputs = sorted(tasks.parents())
         return SubmittedCall(
             Call(row.id, row.kind, tasks, inputs, resources(kind, spec), row.attempt, {"sweep": row.sweep}),
             owner.id,
@@ -261,24 +260,25 @@ class Scheduler:
             owner.owner,
         )
 
-    def _with_parents(self, connection: sa.Connection, row: sa.Row[Any]) -> list[Task]:
+    def _with_parents(self, connection: sa.Connection, row: sa.Row[Any]) -> PackedTasks:
         """The call's open tasks that have all their parents; the others are skipped."""
-        tasks = [load_task(found.key, found.kind, found.payload) for found in open_tasks(connection, row.id)]
+        texts = open_tasks(connection, row.id)
+        packed = PackedTasks.pack(row.kind, texts)
         lost = lost_inputs(connection, row.id)
-        if not lost:
-            return tasks
+        if packed.parents().isdisjoint(lost):
+            return packed
         orphans: dict[str, list[str]] = {}
         kept = []
-        for task in tasks:
-            blame = next((lost[key] for key in task.parents.values() if key in lost), None)
+        for key, params, shared in texts:
+            blame = next((lost[parent] for parent in parents_in(shared).values() if parent in lost), None)
             if blame is None:
-                kept.append(task)
+                kept.append((key, params, shared))
             else:
-                orphans.setdefault(blame, []).append(task.key)
+                orphans.setdefault(blame, []).append(key)
         for blame, keys in orphans.items():
             text = f"{len(keys):,} {row.kind} skipped: a task that they need has no result"
             self.completion.tasks_ended(connection, transitions.skip_tasks(connection, row.id, keys, blame, text))
-        return kept
+        return PackedTasks.pack(row.kind, kept)
 
     # -- what comes back -------------------------------------------------------------------------------------------
 
