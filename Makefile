@@ -8,7 +8,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 # Processes come and go here by the dozen; without cached bytecode each would compile torch again, for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-postgresql check bench chaos lock serve clean
+.PHONY: setup demo test test-fast test-postgresql check bench chaos attack lock serve clean
 
 setup: $(STAMP)
 
@@ -52,6 +52,10 @@ bench: $(STAMP)
 # A longer or another run: make chaos CHAOS="--kills 100 --minutes 60 --seed 1"
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# A longer or another run: make attack ATTACK="--minutes 60 --seed 1"
+attack: $(STAMP)
+	$(BIN)/python -m tests.attack $(ATTACK)
 
 lock: | $(UV)
 	$(UV) lock --upgrade --quiet
