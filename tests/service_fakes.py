@@ -351,7 +351,7 @@ class FakeRetention:
     def __init__(self) -> None:
         self.requests: list[RetentionRequest] = []
 
-    def run(self, request: RetentionRequest) -> RetentionView:
+    def run(self, request: RetentionRequest, actor: Actor = OPERATOR) -> RetentionView:
         self.requests.append(request)
         numbers = {"removed": 2, "removed_bytes": 2000, "kept": 3, "kept_bytes": 5000, "in_use": 1}
         return RetentionView(dry_run=request.dry_run, **numbers, leftovers=4, leftover_bytes=17)
@@ -371,6 +371,29 @@ class FakeMaintenance:
         return {"compact": (7, 1), "tidy": (1, 0)}
 
 
+class FakeTokens:
+    """No tokens but that of the settings."""
+
+    exist = False
+
+    def find(self, text: str) -> None:
+        return None
+
+    def accepts(self, actor: Actor) -> bool:
+        return True
+
+
+class FakeAudit:
+    def __init__(self) -> None:
+        self.rows: list[tuple[str | None, str, str, str]] = []
+
+    def note(self, actor: Actor, action: str, target: str, detail: str = "") -> None:
+        self.rows.append((actor.name, action, target, "done"))
+
+    def note_refusal(self, actor: Actor, action: str, target: str, why: str) -> None:
+        self.rows.append((actor.name, action, target, "refused"))
+
+
 class Fakes:
     """All of them over one ledger, and the services they make."""
 
@@ -385,6 +408,7 @@ class Fakes:
         self.store = ArtifactStore(directory / "artifacts")
         self.retention = FakeRetention()
         self.maintenance = FakeMaintenance()
+        self.tokens, self.audit = FakeTokens(), FakeAudit()
 
     def services(self) -> Services:
         parts: dict[str, Any] = {**vars(self), "planner": FakePlanner()}

@@ -188,7 +188,7 @@ def sets_state(tree: ast.Module) -> bool:
 def test_the_ledger_alone_writes_its_tables_and_transitions_alone_set_states() -> None:
     trees = {path: ast.parse(path.read_text()) for path in files("service")}
     writing = {path for path, tree in trees.items() if any(writes(tree)) and path.parent.name != "versions"}
-    names = ("batches", "counts", "engine", "events", "ledger", "lock", "ownership", "transitions")
+    names = ("audit", "batches", "counts", "engine", "events", "ledger", "lock", "ownership", "tokens", "transitions")
     assert writing == {LEDGER / f"{name}.py" for name in names}
     assert {path for path, tree in trees.items() if sets_state(tree)} == {LEDGER / "transitions.py"}
 

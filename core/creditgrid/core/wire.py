@@ -268,6 +268,57 @@ class CheckpointView(Wire):
     bytes: int
 
 
+class TokenRequest(Wire):
+    """A token to create."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its holder, who owns the sweeps submitted with it."
+    )
+    role: Role
+    expires_s: float | None = Field(
+        None, gt=0, le=10 * 366 * 86400, strict=True, description="Seconds until it expires; null: never."
+    )
+    max_open_cells: int | None = Field(
+        None, ge=0, le=2**53, strict=True, description="Open cells of the holder's sweeps; null: the service's limit."
+    )
+    max_priority: int | None = Field(
+        None, ge=-(2**31), lt=2**31, strict=True, description="Of the holder's sweeps; null: the service's limit."
+    )
+
+
+class TokenView(Wire):
+    """A token, without its text. An expired or revoked one is not accepted."""
+
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = Field(None, description="To the minute after a restart of the service.")
+    revoked_at: datetime | None = None
+    max_open_cells: int | None = Field(None, description="Further cells are refused; null: no limit.")
+    max_priority: int | None = Field(None, description="Sweeps of a higher priority are refused; null: no limit.")
+
+
+class NewToken(TokenView):
+    """A token that was just created."""
+
+    token: str = Field(description="Its text, which is shown once and stored nowhere.")
+
+
+class AuditView(Wire):
+    """One change, or a request for one that was refused."""
+
+    id: int
+    at: datetime
+    actor: str | None = Field(description="The name of the token; null in a service without tokens.")
+    request: str | None = Field(description="The request's `X-Request-ID`.")
+    action: str
+    target: str = Field(description="The sweep, token or checkpoint.")
+    outcome: str = Field(description="`done` or `refused`.")
+    detail: str
+
+
 class Query(Wire):
     """A SQL query over the table ``results`` and the views ``cells`` and ``sweeps``."""
 

@@ -54,6 +54,12 @@ def serve(
     runner: Annotated[str | None, typer.Option(help="ray, or local: threads of this process. Default: ray.")] = None,
     token: Annotated[str | None, typer.Option(help="API token; other users see it in the list of processes.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="A file that holds the API token.")] = None,
+    max_open_cells: Annotated[
+        int | None, typer.Option(help="Open cells of one person, without an own limit of their token. Default: any.")
+    ] = None,
+    max_priority: Annotated[
+        int | None, typer.Option(help="Highest priority, without an own limit of the token. Default: any.")
+    ] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs of this machine to use. Default: all.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of this machine to use. Default: all.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console. Default: auto.")] = None,
@@ -66,6 +72,8 @@ def serve(
         ray_address=ray_address,
         runner=runner,
         token=token if token_file is None else _read_token(token_file),
+        max_open_cells=max_open_cells,
+        max_priority=max_priority,
         cpus=cpus,
         gpus=gpus,
         log_format=log_format,

@@ -22,6 +22,8 @@ from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.queries import cell_keys, cells_in, replayed, sweep_row
 from creditgrid.service.people.actor import OPERATOR, Actor
+from creditgrid.service.people.audit import record
+from creditgrid.service.people.limits import check_priority, check_room, within_limit
 from creditgrid.service.planning.plan_writer import PlanWriter
 from creditgrid.service.planning.planner import Planner
 from creditgrid.service.results.table import Results
@@ -66,11 +68,14 @@ class Control:
         with self.planning:
             if idempotency is not None and (earlier := self._replayed(*idempotency)) is not None:
                 return earlier, False
+            with self._ledger.read() as connection:
+                check_room(connection, actor)
             grid, plan = self._planner.prepare(document)
             spec = grid.spec
+            check_priority(actor, spec.priority)
             self._refuse_misfit(grid)
             sweep = f"s{int(time.time()):08x}{secrets.token_hex(4)}"
-            with self._ledger.write() as connection:
+            with self._ledger.write() as connection, within_limit(connection, actor):
                 transitions.create_sweep(
                     connection,
                     sweep,
@@ -84,6 +89,7 @@ class Control:
                 total = PlanWriter(connection, sweep).write(plan, plan.cells())
                 message = f"{spec.name}: {total:,} cells of {spec.experiment}"
                 transitions.plan_sweep(connection, sweep, "sweep.created", message, cells=total)
+                record(connection, actor, "submit", sweep, f"{message}, priority {spec.priority}")
                 transitions.finish_sweep(connection, sweep)
         self._wake()
         log.info("sweep submitted", sweep=sweep, name=spec.name, cells=total)
@@ -101,6 +107,7 @@ class Control:
                 return False
             _open_sweep(connection, sweep, actor, "cancel")
             self._completion.stop_sweep(connection, sweep, State.CANCELLED, "cancelled")
+            record(connection, actor, "cancel", sweep)
         self._wake()
         return True
 
@@ -114,6 +121,7 @@ class Control:
             if _open_sweep(connection, sweep, actor, "pause").paused:
                 return False
             transitions.pause_sweep(connection, sweep)
+            record(connection, actor, "pause", sweep)
             for call in self._in_flight.waiting():
                 if call.owner == sweep:  # if another sweep needs the call, that sweep owns and submits it
                     self._in_flight.recall(call, Recall.NOT_STARTED)
@@ -130,6 +138,7 @@ class Control:
             if not _open_sweep(connection, sweep, actor, "resume").paused:
                 return False
             transitions.resume_sweep(connection, sweep)
+            record(connection, actor, "resume", sweep)
         self._wake()
         return True
 
@@ -146,6 +155,7 @@ class Control:
                 row = _own_sweep(connection, sweep, actor)
                 again = (*RETRIED, State.CANCELLED) if row.state == State.FAILED else RETRIED
                 redo = cells_in(connection, sweep, again)
+                self._check_limits(connection, actor, row)
             if row.state in OPEN:
                 raise ConflictError(f"sweep {sweep} is {row.state}: cancel it or wait for its end before a retry")
             if not redo:
@@ -153,11 +163,12 @@ class Control:
                 raise ConflictError(f"no cell of sweep {sweep} has failed: there is nothing to retry{hint}")
             *earlier, document = _forms(row)
             _, plan = self._planner.prepare(document, *earlier)
-            with self._ledger.write() as connection:
+            with self._ledger.write() as connection, within_limit(connection, actor):
                 transitions.reopen_sweep(connection, sweep)
                 PlanWriter(connection, sweep, redo=redo).write(plan, plan.cells(redo))
                 message = f"{len(redo):,} cells run again"
                 transitions.plan_sweep(connection, sweep, "sweep.retried", message, cells=row.cells)
+                record(connection, actor, "retry", sweep, message)
                 transitions.finish_sweep(connection, sweep)
         self._wake()
         return len(redo)
@@ -173,6 +184,7 @@ class Control:
             with self._ledger.read() as connection:
                 row = _own_sweep(connection, sweep, actor)
                 existing = cell_keys(connection, sweep)
+                self._check_limits(connection, actor, row)
             if row.state == State.CANCELLED:
                 raise _cancelled(sweep)
             earlier = _forms(row)
@@ -181,7 +193,7 @@ class Control:
                 grid, plan = self._planner.prepare(document, *earlier)
                 self._refuse_misfit(grid)
                 first = sum(sum(1 for _ in form.cells()) for form in grid.earlier)
-                with self._ledger.write() as connection:
+                with self._ledger.write() as connection, within_limit(connection, actor):
                     if _sweep(connection, sweep).state == State.CANCELLED:  # meanwhile
                         raise _cancelled(sweep)
                     writer = PlanWriter(connection, sweep)
@@ -195,11 +207,19 @@ class Control:
                     transitions.plan_sweep(
                         connection, sweep, "sweep.extended", message, cells=total, extensions=extensions
                     )
+                    record(connection, actor, "extend", sweep, message)
                     transitions.finish_sweep(connection, sweep)
             except SpecError as error:
                 raise in_extension(error, earlier[-1], extension) from error
         self._wake()
         return added
+
+    @staticmethod
+    def _check_limits(connection: sa.Connection, actor: Actor, row: sa.Row[Any]) -> None:
+        """Before the actor adds open cells to a sweep; an administrator may add to those of others."""
+        if row.owner == actor.name:
+            check_priority(actor, row.priority)
+            check_room(connection, actor)
 
     def _refuse_misfit(self, grid: Grid) -> None:
         if why := self._results.misfit(schema(grid.experiment)):

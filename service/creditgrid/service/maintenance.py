@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -42,9 +42,14 @@ class _Duty:
 
 
 class Maintenance:
-    """Runs the duties of ``upkeep`` and ``retention`` from ``start`` to ``stop``."""
+    """Runs the duties of ``upkeep`` and ``retention`` from ``start`` to ``stop``.
 
-    def __init__(self, upkeep: Upkeep, retention: Retention) -> None:
+    ``flushes`` write what other parts keep in memory; they are done once a minute, and once more at the stop.
+    """
+
+    def __init__(
+        self, upkeep: Upkeep, retention: Retention, flushes: Mapping[str, Callable[[], object]] | None = None
+    ) -> None:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._duties = [
@@ -53,6 +58,8 @@ class Maintenance:
             _Duty("vacuum", 60.0, lambda: upkeep.vacuum(QUERY_GRACE_S)),
             _Duty("tidy", 600.0, retention.tidy),
         ]
+        self._flushes = [_Duty(name, 60.0, flush) for name, flush in (flushes or {}).items()]
+        self._duties += self._flushes
 
     def start(self) -> None:
         """Start, with each duty once."""
@@ -64,6 +71,8 @@ class Maintenance:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(STOP_WAIT_S)
+        for duty in self._flushes:
+            self._do(duty)
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """For each duty: how often it was done, and how often it failed."""

@@ -26,6 +26,8 @@ from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.queries import task_states
+from creditgrid.service.people.actor import OPERATOR, Actor
+from creditgrid.service.people.audit import record
 from creditgrid.workers.artifacts import ArtifactStore, Stored
 from creditgrid.workers.resume_state import abandoned_resume_states, resume_states
 
@@ -42,7 +44,7 @@ class Retention:
     def __init__(self, ledger: Ledger, store: ArtifactStore, planning: threading.Lock) -> None:
         self._ledger, self._store, self._planning = ledger, store, planning
 
-    def run(self, request: RetentionRequest) -> RetentionView:
+    def run(self, request: RetentionRequest, actor: Actor = OPERATOR) -> RetentionView:
         """Delete what the request selects; with ``dry_run`` only report it.
 
         Leftovers are always selected: files of dead writers, and resume states that no call will use. An age and a
@@ -55,6 +57,9 @@ class Retention:
             needed, stored = self._needed(), list(self._store.stored())
             selected = list(self._select(request, stored, needed))
             leftovers = self._leftovers(request.older_than_s)
+            if not request.dry_run:
+                with self._ledger.write() as connection:
+                    record(connection, actor, "gc", "", f"{len(selected):,} artifacts, {len(leftovers):,} leftovers")
             removed = [] if request.dry_run else [self._remove(artifact.key) for artifact in selected]
         if not request.dry_run:
             # Deleting large files is slow. They have left their places, so planning does not wait for it.

@@ -13,6 +13,9 @@ from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.ledger.engine import parse_url
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.maintenance import Maintenance
+from creditgrid.service.people.actor import UNLIMITED, Limits
+from creditgrid.service.people.audit import Audit
+from creditgrid.service.people.tokens import Tokens
 from creditgrid.service.planning.planner import Planner
 from creditgrid.service.reading.failures import Failures
 from creditgrid.service.reading.rows import Rows
@@ -48,6 +51,8 @@ class Services:
     store: ArtifactStore
     retention: Retention
     maintenance: Maintenance
+    tokens: Tokens
+    audit: Audit
 
 
 def create_services(settings: Settings) -> Services:
@@ -64,14 +69,17 @@ def create_services(settings: Settings) -> Services:
         results = Results(settings.data_dir.absolute() / "results", ledger.identity())
         results.repair()
         check_ledger(results, ledger)
-        return wire_services(ledger, results, store, _runner(settings, store))
+        return wire_services(ledger, results, store, _runner(settings, store), _limits(settings))
     except BaseException:
         ledger.close()
         raise
 
 
-def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> Services:
-    """The parts of a service over a ledger, results, artifacts and a runner."""
+def wire_services(
+    ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner, limits: Limits = UNLIMITED
+) -> Services:
+    """The parts of a service over a ledger, results, artifacts and a runner; ``limits`` are those of people."""
+    tokens, audit = Tokens(ledger, limits), Audit(ledger)
     planner = Planner(ledger, store, resolve)
     scheduler = Scheduler(ledger, results, store, runner)
     control = Control(ledger, planner, results, scheduler)
@@ -92,7 +100,9 @@ def wire_services(ledger: Ledger, results: Results, store: ArtifactStore, runner
         sql_tables=sql_tables,
         store=store,
         retention=retention,
-        maintenance=Maintenance(Upkeep(results), retention),
+        maintenance=Maintenance(Upkeep(results), retention, {"tokens": tokens.flush, "audit": audit.flush}),
+        tokens=tokens,
+        audit=audit,
     )
 
 
@@ -101,6 +111,10 @@ def create_planner(settings: Settings) -> Planner:
     url = _ledger_url(settings)
     exists = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
     return Planner(Ledger(url) if exists else None, _store(settings), resolve)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.max_open_cells, settings.max_priority)
 
 
 def _store(settings: Settings) -> ArtifactStore:

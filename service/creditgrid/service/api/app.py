@@ -22,6 +22,7 @@ from creditgrid.service.api.metrics import Metrics
 from creditgrid.service.api.requests import RequestMiddleware
 from creditgrid.service.api.routes import (
     artifacts,
+    audit,
     checkpoints,
     events,
     experiments,
@@ -30,6 +31,7 @@ from creditgrid.service.api.routes import (
     results,
     sweeps,
     tasks,
+    tokens,
 )
 from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
@@ -37,7 +39,10 @@ from creditgrid.service.settings import Settings
 
 DESCRIPTION = """Grids of credit-assignment experiments: submit a sweep, watch it, read its rows, query all rows by SQL.
 
-Errors are `application/problem+json` (RFC 9457). Lists have pages: pass `next` of a page as `cursor`."""
+Errors are `application/problem+json` (RFC 9457). Lists have pages: pass `next` of a page as `cursor`.
+
+A service with tokens needs `Authorization: Bearer …`. The holder of a token of role `read` may read, plan and query;
+`submit` may also submit sweeps, change their own, and import checkpoints; `admin` may do everything."""
 
 PROBLEM: dict[str, Any] = {
     "description": "A problem document",
@@ -76,7 +81,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         responses={"default": PROBLEM},
         middleware=[
             Middleware(RequestMiddleware, durations=context.metrics.requests),
-            Middleware(AuthMiddleware, token=settings.token),
+            Middleware(AuthMiddleware, token=settings.token, tokens=services.tokens, audit=services.audit),
             Middleware(BodyLimitMiddleware, uploads={PROTECTED + checkpoints.PATH: MAX_CHECKPOINT_BYTES}),
         ],
     )
@@ -84,7 +89,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     problems.add_error_handlers(app)
     # AuthMiddleware checks the token; this only shows in /docs where it goes.
     bearer = [Depends(HTTPBearer(auto_error=False))]
-    for module in (sweeps, tasks, events, plans, results, experiments, artifacts, checkpoints):
+    for module in (sweeps, tasks, events, plans, results, experiments, artifacts, checkpoints, tokens, audit):
         app.include_router(module.router, dependencies=bearer)
     app.include_router(health.router)
     return app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, cast
 
@@ -14,7 +14,7 @@ from creditgrid.service.api.checkpoint_import import CheckpointImporter
 from creditgrid.service.api.listeners import Listeners
 from creditgrid.service.api.metrics import Metrics
 from creditgrid.service.api.shared_reads import SharedReads
-from creditgrid.service.people.actor import OPERATOR, Actor
+from creditgrid.service.people.actor import Actor
 from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
 
@@ -63,8 +63,8 @@ async def services(request: Request) -> Services:
 
 
 async def actor(request: Request) -> Actor:
-    """Who makes the request."""
-    return replace(OPERATOR, request=request.state.request)
+    """Who makes the request, as ``AuthMiddleware`` found."""
+    return cast(Actor, request.state.actor)
 
 
 ContextDep = Annotated[Context, Depends(context)]

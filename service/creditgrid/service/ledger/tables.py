@@ -1,4 +1,4 @@
-"""The ledger's tables: sweeps, calls, tasks, stages, cells, counts and events.
+"""The ledger's tables: sweeps, calls, tasks, stages, cells, counts and events; tokens and the audit log.
 
 A *task* row exists once for each key, whichever sweeps need it. A *call* is the work of one process: all tasks of the
 call. An open task, stage or cell has the state of its call, so a step of a call of ten thousand cells writes one row;
@@ -165,6 +165,36 @@ events = sa.Table(
     sa.Column("type", sa.String, nullable=False),
     sa.Column("data", sa.Text, nullable=False),
     sa.Index("events_sweep", "sweep", "id"),
+    sqlite_autoincrement=True,
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("name", sa.String, nullable=False),  # the holder; used again once the earlier token has ended
+    sa.Column("hash", sa.String, unique=True, nullable=False),  # SHA-256 of the token, which nobody stores
+    sa.Column("role", sa.String, nullable=False),
+    sa.Column("max_open_cells", sa.BigInteger),
+    sa.Column("max_priority", sa.Integer),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("last_used_at", sa.Float),
+    sa.Column("revoked_at", sa.Float),
+    sqlite_autoincrement=True,
+)
+
+audit = sa.Table(  # who changed what; rows are only added
+    "audit",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("actor", sa.String),  # the name of a token; null without tokens
+    sa.Column("request", sa.String),
+    sa.Column("action", sa.String, nullable=False),
+    sa.Column("target", engine.UncheckedText, nullable=False),
+    sa.Column("outcome", sa.String, nullable=False),
+    sa.Column("detail", engine.UncheckedText, nullable=False),
     sqlite_autoincrement=True,
 )
 

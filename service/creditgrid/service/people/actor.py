@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from creditgrid.core.errors import ForbiddenError
 from creditgrid.core.wire import Role
@@ -16,18 +16,22 @@ class Limits:
     priority: int | None = None
 
 
+UNLIMITED = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """The holder of a token, in one request.
 
     ``name`` is the token's, and the owner of the sweeps that the actor submits; None in a service without tokens.
-    ``request`` is the id of the request; None where there is no request.
+    ``request`` is the id of the request; None where there is no request. ``token`` is the number of a named token.
     """
 
     name: str | None
     role: Role
     request: str | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = UNLIMITED
+    token: int | None = None
 
     def require(self, needed: Role) -> None:
         """Raise ForbiddenError if the role allows less than ``needed``."""
@@ -48,3 +52,5 @@ class Actor:
 
 OPERATOR = Actor(None, Role.ADMIN)
 """Whoever runs the process: every request to a service without tokens."""
+ANYONE = Actor(None, Role.READ)
+"""Every request to a path that needs no token."""

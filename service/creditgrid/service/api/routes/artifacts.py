@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from creditgrid.core.errors import ArtifactCorrupt
 from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.api.auth import PROTECTED
-from creditgrid.service.api.dependencies import ServicesDep
+from creditgrid.service.api.dependencies import ActorDep, ServicesDep
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
@@ -76,10 +76,10 @@ def record(services: ServicesDep, key: str) -> dict[str, Any]:
 
 
 @router.post("/gc")
-def gc(services: ServicesDep, body: RetentionRequest) -> RetentionView:
+def gc(services: ServicesDep, actor: ActorDep, body: RetentionRequest) -> RetentionView:
     """Remove artifacts by age and size, and temporary files of interrupted writes; with `dry_run` only report them.
 
     Without `older_than_s` and `max_bytes` it removes temporary files only. Rows stay. A later sweep computes again
     what it needs.
     """
-    return services.retention.run(body)
+    return services.retention.run(body, actor)

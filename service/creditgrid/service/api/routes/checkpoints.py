@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Header, Request, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from creditgrid.core.wire import CheckpointView
 from creditgrid.service.api.auth import PROTECTED
-from creditgrid.service.api.dependencies import ContextDep
+from creditgrid.service.api.dependencies import ActorDep, ContextDep
 
 PATH = "/checkpoints"
 MEDIA_TYPE = "application/octet-stream"
@@ -34,13 +35,15 @@ BODY: dict[str, Any] = {
     responses={200: {"model": CheckpointView, "description": "It was imported before"}},
 )
 async def import_checkpoint(
-    context: ContextDep, request: Request, response: Response, content_type: str = Header("")
+    context: ContextDep, actor: ActorDep, request: Request, response: Response, content_type: str = Header("")
 ) -> CheckpointView:
     """Import a checkpoint as an artifact. A spec names it as `checkpoint` instead of training one."""
     if content_type.partition(";")[0].strip().lower() != MEDIA_TYPE:
         raise HTTPException(415, f"send a checkpoint as {MEDIA_TYPE}; got {content_type!r:.100}")
     view, created = await context.importer.import_upload(_chunks(request))
-    if not created:
+    if created:
+        await run_in_threadpool(context.services.audit.note, actor, "import", view.name)
+    else:
         response.status_code = 200
     response.headers["Location"] = f"{PROTECTED}/artifacts/{view.key}"
     return view

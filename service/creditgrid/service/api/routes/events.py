@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 
 from creditgrid.core.wire import TERMINAL_EVENT
 from creditgrid.service.api.auth import PROTECTED
-from creditgrid.service.api.dependencies import Context, ContextDep
+from creditgrid.service.api.dependencies import ActorDep, Context, ContextDep
 from creditgrid.service.api.shared_reads import Read
+from creditgrid.service.people.actor import Actor
 
 KEEP_ALIVE_S = 15.0
 BATCH = 500
@@ -35,6 +36,7 @@ router = APIRouter(prefix=PROTECTED, tags=["sweeps"])
 )
 async def events(
     context: ContextDep,
+    actor: ActorDep,
     sweep: str,
     after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="Start after the event with this id.")] = 0,
     last_event_id: Annotated[str | None, Header(description="As `after`; sent by a client that reconnects.")] = None,
@@ -46,7 +48,7 @@ async def events(
     if position > 0 and not known:
         raise HTTPException(400, f"sweep {sweep} has no event {position} yet: start after an event that it sent")
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(_stream(context, sweep, position), headers=headers)
+    return EventSourceResponse(_stream(context, actor, sweep, position), headers=headers)
 
 
 def _event_id(text: str) -> int:
@@ -65,15 +67,16 @@ class _Page:
     full: bool  # there may be more
 
 
-async def _stream(context: Context, sweep: str, position: int) -> AsyncIterator[bytes]:
-    """Ends when the sweep is finished and all its events are sent, when the service stops, or with the client."""
+async def _stream(context: Context, actor: Actor, sweep: str, position: int) -> AsyncIterator[bytes]:
+    """Ends when the sweep is finished and all its events are sent, when the service stops, with the client, or at the
+    first event after the actor's token has ended."""
     changes = context.services.changes
     last_sent = time.monotonic()
     # A finished sweep can be retried and finish again, so after a terminal event the stream ends only if the sweep is
     # still finished.
     may_be_finished = True
     yield format_sse_event(comment="stream opened")
-    while not context.stopping.is_set():
+    while not context.stopping.is_set() and context.services.tokens.accepts(actor):
         seen = changes.of_events(sweep)  # before the read: an event in between is not missed
         page = await _page_after(context, sweep, position)
         if page.last is not None:
