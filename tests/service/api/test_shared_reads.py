@@ -33,25 +33,25 @@ class Source:
 class Asking:
     """Reads of one source under one key."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, **limits: float) -> None:
         self.changes = Changes()
-        self.reads = SharedReads(self.changes)
+        self.reads = SharedReads(self.changes, **limits)  # type: ignore[arg-type]
         self._read = source.read
 
-    async def get(self, **limits: float) -> str:
-        return await self.reads.get("key", self._read, lambda: self.changes.of_sweep("a"), **limits)
+    async def get(self) -> str:
+        return await self.reads.get("key", self._read, lambda: self.changes.of_sweep("a"))
 
 
 def test_a_settled_read_is_valid_until_the_sweep_itself_changes() -> None:
     source = Source(settled=True)
-    asking = Asking(source)
+    asking = Asking(source, live_s=0)
 
     async def scenario() -> None:
-        assert await asking.get() == await asking.get(oldest_s=0.0) == "first"
+        assert await asking.get() == await asking.get() == "first"
         asking.changes.ended({"b": True})
         asking.changes.ended({"a": False})
         source.value = "second"
-        assert await asking.get(oldest_s=0.0) == "first"
+        assert await asking.get() == "first"
         assert source.reads == 1
         asking.changes.ended({"a": True})
         assert await asking.get() == "second"
@@ -73,26 +73,32 @@ def test_a_final_read_is_valid_for_ever() -> None:
     asyncio.run(scenario())
 
 
-def test_a_live_read_is_valid_for_a_while_and_shorter_once_something_was_written() -> None:
+@pytest.mark.parametrize(
+    ("live_s", "share", "reads"),
+    [
+        (60, 1e-9, [1, 1, 2]),  # a read may take nearly no time: steps of calls are shown after 60 s
+        (60, 1e9, [1, 2, 3]),  # it may take all time
+        (0, 1e-9, [2, 3, 4]),  # nothing may be old
+    ],
+)
+def test_a_live_read_is_valid_for_a_while(live_s: float, share: float, reads: list[int]) -> None:
     source = Source()
-    asking = Asking(source)
+    asking = Asking(source, live_s=live_s, share=share)
+    found = []
 
     async def scenario() -> None:
         await asking.get()
-        await asking.get(oldest_s=60)
-        assert source.reads == 1
-        await asking.get(oldest_s=0)
-        assert source.reads == 2
+        await asking.get()
+        found.append(source.reads)
         asking.changes.ended({"a": False})  # a step of a call
-        await asking.get(oldest_s=60, share=1e-9)
-        assert source.reads == 2
-        await asking.get(oldest_s=60, share=1e9)
-        assert source.reads == 3
+        await asking.get()
+        found.append(source.reads)
         asking.changes.ended({"a": True})
-        await asking.get(oldest_s=60, share=1e-9)
-        assert source.reads == 4
+        await asking.get()
+        found.append(source.reads)
 
     asyncio.run(scenario())
+    assert found == reads
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -13,15 +13,13 @@ from fastapi import Depends, Request
 from creditgrid.service.api.checkpoint_import import CheckpointImporter
 from creditgrid.service.api.listeners import Listeners
 from creditgrid.service.api.metrics import Metrics
-from creditgrid.service.api.shared_reads import SharedReads
+from creditgrid.service.api.shared_reads import SLOW_LIVE_S, SLOW_SHARE, SLOW_THREADS, SharedReads
 from creditgrid.service.people.actor import Actor
 from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
 
 QUERY_THREADS = 8
 """Threads that serve queries; further queries wait without a thread."""
-SLOW_THREADS = 2
-"""Threads that serve summaries and failures, which read all rows or cells of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Context:
     @cached_property
     def slow_reads(self) -> SharedReads:
         """Summaries and failures."""
-        return SharedReads(self.services.changes, SLOW_THREADS)
+        return SharedReads(self.services.changes, SLOW_THREADS, SLOW_LIVE_S, SLOW_SHARE)
 
     @cached_property
     def listeners(self) -> Listeners:

@@ -32,6 +32,8 @@ LIVE_S = 0.5
 """Progress and the time left change without a write; a sweep that runs is read again after this."""
 SHARE = 0.05
 """The share of time that reading one thing again and again may take while calls start and end."""
+SLOW_THREADS, SLOW_LIVE_S, SLOW_SHARE = 2, 30.0, 0.2
+"""The same for what reads all rows or cells of a sweep, and shows no progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +67,31 @@ class _Flight:
 
 
 class SharedReads:
-    """Used by one event loop; the reads run in threads."""
+    """Used by one event loop; the reads run in threads.
 
-    def __init__(self, changes: Changes, threads: int = THREADS) -> None:
-        self._changes = changes
+    Args:
+        changes: of the ledger that is read.
+        threads: how many read at a time.
+        live_s: how old a read that is not settled may be, at most.
+        share: the share of time that reading one thing may take.
+    """
+
+    def __init__(self, changes: Changes, threads: int = THREADS, live_s: float = LIVE_S, share: float = SHARE) -> None:
+        self._changes, self._live_s, self._share = changes, live_s, share
         self._kept: OrderedDict[Hashable, _Kept[Any]] = OrderedDict()
         self._flights: dict[Hashable, _Flight] = {}
         self._threads = CapacityLimiter(threads)
         self._bytes = 0
 
-    async def get(
-        self,
-        key: Hashable,
-        read: Callable[[], Read[T]],
-        changed: Callable[[], int],
-        *,
-        oldest_s: float = LIVE_S,
-        share: float = SHARE,
-    ) -> T:
+    async def get(self, key: Hashable, read: Callable[[], Read[T]], changed: Callable[[], int]) -> T:
         """What ``read`` returns for this key, now or not long ago; raises what it raises.
 
         Args:
             key: says what is read; one key always comes with the same arguments.
             changed: the number of the last transaction that makes an earlier read invalid.
-            oldest_s: how old a read that is not settled may be, at most.
-            share: the share of time that such a read may take.
         """
         kept = self._kept.get(key)
-        if kept is not None and self._valid(kept, changed(), oldest_s, share):
+        if kept is not None and self._valid(kept, changed()):
             self._kept.move_to_end(key)
             value: T = kept.read.value
             return value
@@ -105,15 +104,15 @@ class SharedReads:
         result: T = await asyncio.shield(flight.task)  # a client that disconnects does not take it from the others
         return result
 
-    def _valid(self, kept: _Kept[Any], changed: int, oldest_s: float, share: float) -> bool:
+    def _valid(self, kept: _Kept[Any], changed: int) -> bool:
         if kept.version < changed:
             return False
         if kept.read.settled:
             return True
         age = time.monotonic() - kept.at
         if kept.version == self._changes.version:
-            return age < oldest_s
-        return age < min(oldest_s, kept.seconds / share)
+            return age < self._live_s
+        return age < min(self._live_s, kept.seconds / self._share)
 
     async def _read(self, key: Hashable, read: Callable[[], Read[T]], version: int) -> T:
         start = time.monotonic()

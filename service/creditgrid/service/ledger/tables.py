@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from creditgrid.core.packed_tasks import params_text, shared_text
-from creditgrid.core.states import State
+from creditgrid.core.states import WITHOUT_RESULT, State
 from creditgrid.core.task import Task
 from creditgrid.service.ledger import engine
 
@@ -27,6 +27,12 @@ NEVER_RUN = 0
 """The call id of a task that this ledger has never computed."""
 CHUNK = 500
 """The most keys in one statement; databases limit its parameters."""
+
+
+def one_of(column: sa.ColumnElement[str], states: Iterable[State]) -> sa.ColumnElement[bool]:
+    """``IN`` with the states written out: SQLAlchemy compiles a list of parameters again at each execution."""
+    return sa.or_(*(column == sa.literal_column(f"'{state}'") for state in states))
+
 
 metadata = sa.MetaData()
 
@@ -115,6 +121,13 @@ stages = sa.Table(
     sa.Column("call", sa.Integer, index=True),
     sa.Column("state", sa.String, nullable=False),
 )
+# A page of stages without a result, and a count of them, need not read the others.
+sa.Index(
+    "stages_without_result",
+    *(stages.c.sweep, stages.c.state, stages.c.key, stages.c.call),
+    sqlite_where=one_of(stages.c.state, WITHOUT_RESULT),
+    postgresql_where=one_of(stages.c.state, WITHOUT_RESULT),
+)
 
 cells = sa.Table(
     "cells",
@@ -124,7 +137,7 @@ cells = sa.Table(
     sa.Column("key", sa.String, nullable=False),
     sa.Column("call", sa.Integer, index=True),
     sa.Column("state", sa.String, nullable=False),
-    sa.Index("cells_count", "sweep", "state", "call"),
+    sa.Index("cells_in_state", "sweep", "state", "idx", "call"),
 )
 
 needs = sa.Table(  # how many open cells (kind "") or stages of a sweep each open call computes
@@ -197,11 +210,6 @@ audit = sa.Table(  # who changed what; rows are only added
     sa.Column("detail", engine.UncheckedText, nullable=False),
     sqlite_autoincrement=True,
 )
-
-
-def one_of(column: sa.ColumnElement[str], states: Iterable[State]) -> sa.ColumnElement[bool]:
-    """``IN`` with the states written out: SQLAlchemy compiles a list of parameters again at each execution."""
-    return sa.or_(*(column == sa.literal_column(f"'{state}'") for state in states))
 
 
 def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:

@@ -192,7 +192,7 @@ def known_sweep(connection: sa.Connection, sweep: str, *columns: sa.ColumnElemen
     return row
 
 
-def shown_state(table: sa.Table) -> sa.ColumnElement[str]:
+def shown_state(table: sa.FromClause) -> sa.ColumnElement[str]:
     """The state to show: an open cell or stage has the state of its call."""
     opened = sa.func.coalesce(tables.calls.c.state, table.c.state)
     return sa.case((table.c.state == State.PENDING, opened), else_=table.c.state)

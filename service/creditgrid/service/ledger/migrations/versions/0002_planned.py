@@ -1,4 +1,7 @@
-"""Sweeps are hidden until they are planned, and have an owner. Tasks keep parameters apart. People have tokens."""
+"""Sweeps are hidden until they are planned, and have an owner. Tasks keep parameters apart. People have tokens.
+
+Cells are found by their state, in order.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -41,4 +44,14 @@ def upgrade() -> None:
         sa.Column("outcome", sa.String, nullable=False),
         sa.Column("detail", sa.Text, nullable=False),
         sqlite_autoincrement=True,
+    )
+    op.drop_index("cells_count", "cells")
+    op.create_index("cells_in_state", "cells", ["sweep", "state", "idx", "call"])
+    without_result = sa.text("state = 'failed' OR state = 'cancelled' OR state = 'skipped'")
+    op.create_index(
+        "stages_without_result",
+        "stages",
+        ["sweep", "state", "key", "call"],
+        sqlite_where=without_result,
+        postgresql_where=without_result,
     )
