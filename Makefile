@@ -8,7 +8,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 # Processes come and go here by the dozen; without cached bytecode each would compile torch again, for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-postgresql check bench chaos attack lock serve clean
+.PHONY: setup demo test test-fast test-postgresql check bench chaos attack load lock serve clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,10 @@ chaos: $(STAMP)
 # A longer or another run: make attack ATTACK="--minutes 60 --seed 1"
 attack: $(STAMP)
 	$(BIN)/python -m tests.attack $(ATTACK)
+
+# The check for leaks: make load LOAD="--rounds 10"
+load: $(STAMP)
+	$(BIN)/python -m tests.load $(LOAD)
 
 lock: | $(UV)
 	$(UV) lock --upgrade --quiet
