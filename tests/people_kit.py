@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 from pydantic import SecretStr
-from service_fakes import AppClient, serving
+from service_fakes import AppClient, listening, serving
 from starlette.types import Message
 from sweeping import ScriptedRunner
 
@@ -80,7 +80,21 @@ class Lab:
 
 
 @contextmanager
+def lab_on_a_socket(root: Path) -> Iterator[str]:
+    """The URL of such a service, for a client."""
+    with _made(root, UNLIMITED) as (app, *_), listening(app) as url:
+        yield url
+
+
+@contextmanager
 def open_lab(root: Path, limits: Limits = UNLIMITED) -> Iterator[Lab]:
+    with _made(root, limits) as (app, services, ledger, runner), serving(app) as client:
+        yield Lab(app, client, services, ledger, runner)
+
+
+@contextmanager
+def _made(root: Path, limits: Limits) -> Iterator[tuple[FastAPI, Services, Ledger, ScriptedRunner]]:
+    root.mkdir(exist_ok=True)
     store = ArtifactStore(root / "artifacts")
     ledger = Ledger(f"sqlite:///{root / 'ledger.sqlite'}")
     results = Results(root / "results", ledger.identity())
@@ -88,7 +102,6 @@ def open_lab(root: Path, limits: Limits = UNLIMITED) -> Iterator[Lab]:
     services = wire_services(ledger, results, store, runner, limits)
     app = create_app(services, Settings(data_dir=root, token=SecretStr(ADMIN_TOKEN), grace_s=0))
     try:
-        with serving(app) as client:
-            yield Lab(app, client, services, ledger, runner)
+        yield app, services, ledger, runner
     finally:
         ledger.close()

@@ -216,8 +216,11 @@ class FakeSweeps:
     def get(self, sweep: str) -> SweepView:
         return self.ledger.sweep(sweep)
 
-    def page(self, state: State | None, after: int | None, limit: int) -> tuple[list[SweepView], int | None]:
+    def page(
+        self, state: State | None, after: int | None, limit: int, owner: str | None = None
+    ) -> tuple[list[SweepView], int | None]:
         found = [view for view in reversed(self.ledger.sweeps.values()) if state in (None, view.state)]
+        found = [view for view in found if owner in (None, view.owner)]
         start = after or 0
         following = start + limit if start + limit < len(found) else None
         return [view.model_copy(update={"spec": None}) for view in found[start : start + limit]], following

@@ -16,6 +16,7 @@ from creditgrid.client.errors import (
     BadSetting,
     CannotConnect,
     Conflict,
+    Forbidden,
     InvalidRequest,
     NotFound,
     Unauthorised,
@@ -96,7 +97,7 @@ def test_a_try_that_takes_long_is_not_repeated(pauses, monkeypatch: pytest.Monke
     [
         (400, InvalidRequest),
         (401, Unauthorised),
-        (403, Unauthorised),
+        (403, Forbidden),
         (404, NotFound),
         (409, Conflict),
         (413, InvalidRequest),

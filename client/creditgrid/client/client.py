@@ -17,14 +17,18 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import (
     MAX_CHECKPOINT_BYTES,
     MEDIA_TYPES,
+    AuditView,
     CheckpointView,
     ExperimentView,
+    NewToken,
     Page,
     PlanView,
     RetentionRequest,
     RetentionView,
+    Role,
     SweepView,
     TaskDocument,
+    TokenView,
 )
 
 if TYPE_CHECKING:
@@ -105,9 +109,11 @@ class Client:
             raise BadSetting("a sweep's id is empty")
         return Sweep(self._connection, self._connection.get(SweepView, "sweeps", id))
 
-    def sweeps(self, state: State | str | None = None, limit: int | None = None) -> Iterator[Sweep]:
-        """Sweeps, the newest first; if given, only those in ``state``, and at most ``limit``. Fetched page by page."""
-        for view in pages(self._connection, "/v1/sweeps", SweepView, state, limit):
+    def sweeps(
+        self, state: State | str | None = None, limit: int | None = None, owner: str | None = None
+    ) -> Iterator[Sweep]:
+        """Sweeps, the newest first, fetched page by page; if given, only those in ``state`` or of ``owner``."""
+        for view in pages(self._connection, "/v1/sweeps", SweepView, limit, state=state, owner=owner):
             yield Sweep(self._connection, view)
 
     def experiments(self) -> list[ExperimentView]:
@@ -211,6 +217,51 @@ class Client:
         request = RetentionRequest(older_than_s=older_than_s, max_bytes=max_bytes, dry_run=dry_run)
         answer = self._connection.request("POST", "/v1/gc", json=request.model_dump(), computing=True)
         return read(answer, RetentionView)
+
+    def tokens(self) -> list[TokenView]:
+        """All named tokens, the newest first, those that have ended too. Needs the role ``admin``, as all below."""
+        return self._connection.get(Page[TokenView], "tokens").items
+
+    def create_token(
+        self,
+        name: str,
+        role: Role | str,
+        expires_s: float | None = None,
+        *,
+        max_open_cells: int | None = None,
+        max_priority: int | None = None,
+    ) -> NewToken:
+        """A new token; its ``token`` cannot be shown again.
+
+        Args:
+            name: of its holder, who owns the sweeps submitted with it.
+            role: ``read``, ``submit`` or ``admin``.
+            expires_s: seconds until it expires; None: never.
+            max_open_cells, max_priority: limits of its holder; None: those of the service.
+
+        Raises:
+            InvalidRequest: if the name or a limit is none.
+            Conflict: if the name has a token.
+        """
+        limits = {"max_open_cells": max_open_cells, "max_priority": max_priority}
+        request = {"name": name, "role": role, "expires_s": expires_s, **limits}
+        return read(self._connection.request("POST", "/v1/tokens", json=request), NewToken)
+
+    def revoke_token(self, name: str) -> TokenView:
+        """End a token.
+
+        Raises:
+            NotFound: if no token has this name, apart from revoked and expired ones.
+        """
+        if not name:
+            raise BadSetting("a token's name is empty")
+        return read(self._connection.request("DELETE", resource("tokens", name)), TokenView)
+
+    def audit(
+        self, actor: str | None = None, target: str | None = None, limit: int | None = None
+    ) -> Iterator[AuditView]:
+        """Who changed what, the newest first, fetched page by page; if given, only of ``actor`` or on ``target``."""
+        yield from pages(self._connection, "/v1/audit", AuditView, limit, actor=actor, target=target)
 
 
 def _importable(path: Path) -> Path:

@@ -7,7 +7,8 @@ ClientError
 ├── DamagedAnswer       the received data is not what was stored: its checksum differs
 ├── ApiError            the service refused the request; carries the RFC 9457 problem
 │   ├── InvalidRequest      400, 413, 415, 422: a bad spec, query or parameter
-│   ├── Unauthorised        401, 403: no token, or a wrong one
+│   ├── Unauthorised        401: no token, or a wrong one
+│   │   └── Forbidden           403: the token does not allow the request
 │   ├── NotFound            404
 │   └── Conflict            409: the request does not fit the current state
 ├── SweepFailed         the sweep that was waited for failed
@@ -69,6 +70,10 @@ class Unauthorised(ApiError):
     """There was no token, or the service does not accept it."""
 
 
+class Forbidden(Unauthorised):
+    """The role or the limits of the token do not allow the request, or the sweep is another person's."""
+
+
 class NotFound(ApiError):
     """No such sweep, artifact or experiment."""
 
@@ -79,7 +84,8 @@ class Conflict(ApiError):
 
 _BY_STATUS: dict[int, type[ApiError]] = {
     **dict.fromkeys((400, 413, 415, 422), InvalidRequest),
-    **dict.fromkeys((401, 403), Unauthorised),
+    401: Unauthorised,
+    403: Forbidden,
     404: NotFound,
     409: Conflict,
 }

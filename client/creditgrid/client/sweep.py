@@ -168,11 +168,11 @@ class Sweep:
 
     def cells(self, state: State | str | None = None) -> Iterator[CellView]:
         """The cells, in order; if given, only those in ``state``. Fetched page by page."""
-        return pages(self.connection, f"{self._path}/cells", CellView, state)
+        return pages(self.connection, f"{self._path}/cells", CellView, state=state)
 
     def tasks(self, state: State | str | None = None) -> Iterator[TaskView]:
         """The stage tasks that the cells need. Fetched page by page."""
-        return pages(self.connection, f"{self._path}/tasks", TaskView, state)
+        return pages(self.connection, f"{self._path}/tasks", TaskView, state=state)
 
     def failures(self) -> list[FailureView]:
         """Failures grouped by cause, with tracebacks."""
@@ -261,12 +261,12 @@ class Sweep:
 
 
 def pages(
-    connection: Connection, path: str, model: type[Item], state: State | str | None = None, limit: int | None = None
+    connection: Connection, path: str, model: type[Item], limit: int | None = None, **filters: str | None
 ) -> Iterator[Item]:
-    """The items of a list, fetched page by page; at most ``limit``."""
+    """The items of a list that match the filters, fetched page by page; at most ``limit``."""
     cursor, left = None, limit
     while left is None or left > 0:
-        params = {"state": state, "cursor": cursor, "limit": None if left is None else min(left, PAGE)}
+        params = {**filters, "cursor": cursor, "limit": None if left is None else min(left, PAGE)}
         page = read(connection.request("GET", path, params=params), Page[model])  # type: ignore[valid-type]
         yield from page.items[:left]
         left = None if left is None else left - len(page.items)

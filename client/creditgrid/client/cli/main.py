@@ -7,7 +7,7 @@
 3     no service answers
 4     no such sweep, task, artifact or experiment
 5     the request does not fit the current state
-6     no token, or a wrong one
+6     no token, a wrong one, or one that does not allow it
 130   Ctrl-C
 ====  ==================================================================
 """
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import typer
 
 from creditgrid.client import errors
-from creditgrid.client.cli import control, data, gc, local, reproduce, sweeps, tasks
+from creditgrid.client.cli import control, data, gc, local, people, reproduce, sweeps, tasks
 from creditgrid.core.errors import CreditGridError, SpecError
 
 EXIT_CODES: dict[type[CreditGridError], int] = {
@@ -69,8 +69,10 @@ for command in (
     data.import_checkpoint,
     gc.gc,
     data.experiments,
+    people.audit,
 ):
     app.command()(command)
+app.add_typer(people.token, name="token")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,7 +102,7 @@ def _paragraph(error: CreditGridError) -> str:
         return "\n  ".join(
             f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in error.faults
         )
-    if isinstance(error, errors.Unauthorised):
+    if isinstance(error, errors.Unauthorised) and not isinstance(error, errors.Forbidden):
         return f"{error} Give the service's token with --token or $CREDITGRID_TOKEN."
     return str(error)
 

@@ -51,8 +51,10 @@ def submit(
 
 
 def ls(
+    *,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     state: Annotated[State | None, typer.Option(help="Only sweeps in this state.")] = None,
+    owner: Annotated[str | None, typer.Option(metavar="NAME", help="Only sweeps of this person.")] = None,
     url: Url = None,
     token: Token = None,
     output: OutputOption = "table",
@@ -61,7 +63,7 @@ def ls(
     from creditgrid.client.display.tables import sweeps_table
 
     with open_client(url, token) as client:
-        views = [sweep.view for sweep in client.sweeps(state=state, limit=limit)]
+        views = [sweep.view for sweep in client.sweeps(state=state, limit=limit, owner=owner)]
     emit(output, views, sweeps_table(views))
 
 

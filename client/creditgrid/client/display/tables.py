@@ -18,6 +18,7 @@ from creditgrid.core.states import State
 if TYPE_CHECKING:
     from creditgrid.client.result import Result
     from creditgrid.core.wire import (
+        AuditView,
         ExperimentView,
         FailureView,
         PlanKind,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         SummaryView,
         SweepView,
         TaskDocument,
+        TokenView,
     )
 
 STYLES: Mapping[State, str] = {
@@ -86,8 +88,10 @@ def _estimates(kind: PlanKind) -> tuple[str, str]:
 
 
 def sweeps_table(views: Sequence[SweepView]) -> RenderableType:
-    """One line per sweep."""
-    table = headed_table(None, "id", "name", "experiment", "state", right=("cells", "failed"))
+    """One line per sweep; without an owner's column where no sweep has one."""
+    owned = any(view.owner is not None for view in views)
+    owner = ("owner",) if owned else ()
+    table = headed_table(None, "id", "name", *owner, "experiment", "state", right=("cells", "failed"))
     table.add_column("created")
     table.add_column("took", justify="right")
     for view in views:
@@ -95,6 +99,7 @@ def sweeps_table(views: Sequence[SweepView]) -> RenderableType:
         table.add_row(
             view.id,
             view.name,
+            *((view.owner or "",) if owned else ()),
             view.experiment,
             state_text(view.state, view.paused),
             f"{finished(view.counts):,}/{view.cells:,}",
@@ -111,6 +116,8 @@ def sweep_view(view: SweepView) -> RenderableType:
     grid.add_column(style="bold")
     grid.add_row("sweep", view.id)
     grid.add_row("name", view.name)
+    if view.owner is not None:
+        grid.add_row("owner", view.owner)
     grid.add_row("experiment", view.experiment)
     grid.add_row("state", state_text(view.state, view.paused))
     grid.add_row("cells", Text.assemble(f"{view.cells:,}: ", counts_text(view.counts)))
@@ -216,6 +223,42 @@ def retention_table(view: RetentionView) -> RenderableType:
     table.add_row(f"leftovers {would}", f"{view.leftovers:,}", size(view.leftover_bytes))
     table.add_row("artifacts kept", f"{view.kept:,}", size(view.kept_bytes))
     table.add_row("of these, needed by open sweeps", f"{view.in_use:,}", "")
+    return table
+
+
+def tokens_table(views: Sequence[TokenView]) -> RenderableType:
+    """One line per token."""
+    table = headed_table(
+        None, "name", "role", "created", "expires", "last used", "revoked", right=("open cells", "priority")
+    )
+    for view in views:
+        limits = (view.max_open_cells, view.max_priority)
+        table.add_row(
+            view.name,
+            view.role,
+            moment(view.created_at),
+            "never" if view.expires_at is None else moment(view.expires_at),
+            "" if view.last_used_at is None else moment(view.last_used_at),
+            "" if view.revoked_at is None else moment(view.revoked_at),
+            *("" if limit is None else f"≤ {limit:,}" for limit in limits),
+        )
+    return table
+
+
+def audit_table(views: Sequence[AuditView]) -> RenderableType:
+    """One line per entry of the audit log."""
+    table = headed_table(None, "when", "who", "what", "target", "outcome", "detail", "request")
+    for view in views:
+        style = "yellow" if view.outcome != "done" else ""
+        table.add_row(
+            moment(view.at),
+            view.actor or "",
+            view.action,
+            view.target,
+            Text(view.outcome, style=style),
+            view.detail,
+            view.request or "",
+        )
     return table
 
 

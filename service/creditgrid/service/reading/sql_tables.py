@@ -24,6 +24,7 @@ _SWEEPS = pa.schema(
         "experiment": pa.string(),
         "state": pa.string(),
         "cells": pa.int64(),
+        "owner": pa.string(),
         "created_at": _TIME,
         "finished_at": _TIME,
     }

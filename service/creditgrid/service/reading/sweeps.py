@@ -45,11 +45,15 @@ class Sweeps:
     def __init__(self, ledger: Ledger, scheduler: Scheduler) -> None:
         self._ledger, self._scheduler = ledger, scheduler
 
-    def page(self, state: State | None, after: int | None, limit: int) -> tuple[list[SweepView], int | None]:
+    def page(
+        self, state: State | None, after: int | None, limit: int, owner: str | None = None
+    ) -> tuple[list[SweepView], int | None]:
         """Sweeps without their specs, the newest first, after the position ``after``; and the next page's ``after``."""
         query = sa.select(*_LISTED).order_by(sweeps.c.seq.desc()).limit(limit + 1)
         if state is not None:
             query = query.where(sweeps.c.state == state)
+        if owner is not None:
+            query = query.where(sweeps.c.owner == owner)
         if after is not None:
             query = query.where(sweeps.c.seq < after)
         with self._ledger.read() as connection:

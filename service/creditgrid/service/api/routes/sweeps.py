@@ -56,7 +56,9 @@ def submit(
 @router.get("/sweeps", response_model=Page[SweepView], responses=CONDITIONAL)
 async def sweeps(
     context: ContextDep,
+    *,
     state: StateFilter = None,
+    owner: Annotated[str | None, Query(description="Only sweeps that this person submitted.")] = None,
     cursor: Cursor = None,
     limit: Limit = 100,
     if_none_match: IfNoneMatch = None,
@@ -65,12 +67,12 @@ async def sweeps(
     after = None if cursor is None else pagination.decode_number(cursor)
 
     def read() -> Read[Document]:
-        items, following = context.services.sweeps.page(state, after, limit)
+        items, following = context.services.sweeps.page(state, after, limit, owner)
         page = Page[SweepView](items=items, next=pagination.encode(following))
         return _written(page, settled=all(map(is_settled, items)))
 
     changes = context.services.changes
-    found = await context.reads.get(("sweeps", state, after, limit), read, lambda: changes.of_any_sweep)
+    found = await context.reads.get(("sweeps", state, owner, after, limit), read, lambda: changes.of_any_sweep)
     return conditional_response(found, if_none_match)
 
 
