@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 def row(found: dict[str, Any]) -> tuple[Any, ...]:
     return found["actor"], found["action"], found["target"], found["outcome"]
+
+
+def fails(*_: Any, **__: Any) -> None:
+    raise sa.exc.OperationalError(None, None, Exception("disk full"))
 
 
 def test_every_change_has_a_row(lab: Lab) -> None:
@@ -65,9 +70,6 @@ def test_no_row_holds_a_secret(lab: Lab) -> None:
 
 
 def test_a_change_that_fails_leaves_no_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> None:
-        raise sa.exc.OperationalError(None, None, Exception("disk full"))
-
     monkeypatch.setattr(transitions, "finish_sweep", fails)  # the last step of the transaction
     assert lab.submit(ADMIN_TOKEN).status_code == 503
     assert lab.audit() == []
@@ -106,6 +108,30 @@ def test_refusals_cannot_fill_the_log(lab: Lab, monkeypatch: pytest.MonkeyPatch)
     assert len(rows) == 6
     assert rows[-1]["detail"] == "16 more requests were refused"
     assert lab.audit()[1:] == rows  # they are written once
+
+
+def test_a_refusal_waits_for_no_writer(lab: Lab) -> None:
+    """It is noted on the event loop, on which all requests are."""
+    rita = lab.token("rita", role="read")
+    lab.submit(rita)
+    with ThreadPoolExecutor() as pool:
+        with lab.ledger.write():
+            writing = pool.submit(lab.services.audit.flush)
+            assert lab.submit(rita).status_code == 403
+            assert lab.ask("GET", "/v1/sweeps", rita).status_code == 200
+            assert not writing.done()
+        writing.result(20)
+    assert len([found for found in lab.audit() if found["outcome"] == "refused"]) == 2
+
+
+def test_refusals_are_kept_while_the_ledger_cannot_be_written(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    rita = lab.token("rita", role="read")
+    lab.submit(rita)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "record", fails)
+        assert lab.ask("GET", "/v1/audit").status_code == 503
+        lab.submit(rita)
+    assert lab.audit()[-1]["detail"].endswith("(2 times)")
 
 
 def test_refusals_are_written_when_the_service_stops(lab: Lab) -> None:

@@ -105,7 +105,7 @@ def test_an_expired_token_is_refused_and_its_holder_reads_why(lab: Lab, monkeypa
 
 def test_a_name_has_one_token(lab: Lab) -> None:
     lab.token("anna")
-    for name in ("anna", "admin"):
+    for name in ("anna", "admin", "Admin"):
         answer = lab.ask("POST", "/v1/tokens", json={"name": name, "role": "admin"})
         assert answer.status_code == 409
         assert "revoke it first" in answer.json()["detail"]
@@ -205,3 +205,22 @@ def test_an_open_event_stream_ends_with_its_token(lab: Lab, tmp_path: Path) -> N
     stream.join(20)
     assert not stream.is_alive()
     assert b"sweep.paused" not in b"".join(sent)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM tokens",
+        "SELECT * FROM audit",
+        "SELECT * FROM ledger.tokens",
+        "SELECT * FROM main.tokens",
+        "SELECT * FROM sqlite_scan('ledger.sqlite', 'tokens')",
+        "WITH cells AS (SELECT * FROM tokens) SELECT * FROM cells",
+        "SELECT hash FROM sweeps",
+    ],
+)
+def test_no_query_reads_tokens_or_the_audit_log(lab: Lab, sql: str) -> None:
+    token = lab.token("anna", role="read")
+    answer = lab.ask("POST", "/v1/query", token, json={"sql": sql})
+    assert answer.status_code == 400, answer.text
+    assert hashlib.sha256(token.encode()).hexdigest() not in answer.text

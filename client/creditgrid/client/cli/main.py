@@ -103,7 +103,7 @@ def _paragraph(error: CreditGridError) -> str:
             f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in error.faults
         )
     if isinstance(error, errors.Unauthorised) and not isinstance(error, errors.Forbidden):
-        return f"{error} Give the service's token with --token or $CREDITGRID_TOKEN."
+        return f"{error}. Give the service's token with --token or $CREDITGRID_TOKEN."
     return str(error)
 
 

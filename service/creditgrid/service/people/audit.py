@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 import sqlalchemy as sa
 
@@ -22,13 +23,15 @@ DONE, REFUSED = "done", "refused"
 MOST_REFUSED = 100
 """Different refusals that are kept until they are written; further ones are only counted."""
 
+_Key: TypeAlias = tuple[str | None, str, str, str]
+"""Name, action, target and reason."""
+
 
 @dataclass(slots=True)
 class _Refusal:
     actor: Actor
-    why: str
     at: float
-    times: int = 0
+    times: int = 1
 
 
 class Audit:
@@ -37,7 +40,7 @@ class Audit:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._lock = threading.Lock()
-        self._refused: dict[tuple[str | None, str, str], _Refusal] = {}
+        self._refused: dict[_Key, _Refusal] = {}
         self._more = 0
 
     def note(self, actor: Actor, action: str, target: str, detail: str = "") -> None:
@@ -46,15 +49,9 @@ class Audit:
             record(connection, actor, action, target, detail)
 
     def note_refusal(self, actor: Actor, action: str, target: str, why: str) -> None:
-        """Remember that a request was refused; takes no time, and ``flush`` writes it."""
-        key = actor.name, action, target[:200]
+        """Remember that a request was refused; it takes no time, and ``flush`` writes it."""
         with self._lock:
-            if key not in self._refused:
-                if len(self._refused) >= MOST_REFUSED:
-                    self._more += 1
-                    return
-                self._refused[key] = _Refusal(actor, why, time.time())
-            self._refused[key].times += 1
+            self._remember((actor.name, action, target[:200], why[:500]), _Refusal(actor, time.time()))
 
     def flush(self) -> None:
         """Write the refusals since the last time.
@@ -62,17 +59,33 @@ class Audit:
         Raises:
             OperationalError: the ledger cannot be written now; they are kept.
         """
-        with self._lock:
-            if not self._refused:
-                return
-            with self._ledger.write() as connection:
-                for (_, action, target), refusal in self._refused.items():
-                    why = refusal.why if refusal.times == 1 else f"{refusal.why} ({refusal.times:,} times)"
-                    record(connection, refusal.actor, action, target, why, outcome=REFUSED, at=refusal.at)
-                if self._more:
-                    more = f"{self._more:,} more requests were refused"
-                    record(connection, ANYONE, "other", "", more, outcome=REFUSED)
+        with self._lock:  # not while the ledger is written: ``note_refusal`` must not wait
+            refused, more = self._refused, self._more
             self._refused, self._more = {}, 0
+        if not refused:
+            return
+        try:
+            with self._ledger.write() as connection:
+                for (_, action, target, why), refusal in refused.items():
+                    detail = why if refusal.times == 1 else f"{why} ({refusal.times:,} times)"
+                    record(connection, refusal.actor, action, target, detail, outcome=REFUSED, at=refusal.at)
+                if more:
+                    detail = f"{more:,} more requests were refused"
+                    record(connection, ANYONE, "other", "", detail, outcome=REFUSED)
+        except BaseException:
+            with self._lock:
+                self._more += more
+                for key, refusal in refused.items():
+                    self._remember(key, refusal)
+            raise
+
+    def _remember(self, key: _Key, refusal: _Refusal) -> None:
+        if key in self._refused:
+            self._refused[key].times += refusal.times
+        elif len(self._refused) < MOST_REFUSED:
+            self._refused[key] = refusal
+        else:
+            self._more += refusal.times
 
     def page(
         self, actor: str | None, target: str | None, after: int | None, limit: int

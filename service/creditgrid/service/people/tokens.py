@@ -86,7 +86,7 @@ class Tokens:
             )
         text = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         now = time.time()
-        row = {
+        row: dict[str, Any] = {
             "name": request.name,
             "hash": digest(text),
             "role": request.role,
@@ -97,10 +97,10 @@ class Tokens:
         }
         with self._changing:
             with self._ledger.write() as connection:
-                if request.name == ADMIN or accepted_token(connection, request.name, now) is not None:
+                if request.name.lower() == ADMIN or accepted_token(connection, request.name, now) is not None:
                     raise ConflictError(f"there is a token {request.name!r}: choose another name, or revoke it first")
                 made = add_token(connection, row)
-                record(connection, actor, "token create", request.name, _described(request))
+                record(connection, actor, "token create", request.name, _described(row))
                 known = all_tokens(connection)
             self._keep(known)
         return NewToken(**self._view(made).model_dump(), token=text)
@@ -168,14 +168,13 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _described(request: TokenRequest) -> str:
-    parts = [f"role {request.role}"]
-    if request.expires_s is not None:
-        parts.append(f"expires in {request.expires_s:g} s")
-    if request.max_open_cells is not None:
-        parts.append(f"at most {request.max_open_cells:,} open cells")
-    if request.max_priority is not None:
-        parts.append(f"priority at most {request.max_priority}")
+def _described(row: Mapping[str, Any]) -> str:
+    expires = _utc(row["expires_at"])
+    parts = [f"role {row['role']}", "no expiry" if expires is None else f"expires at {expires:%Y-%m-%d %H:%M} UTC"]
+    if row["max_open_cells"] is not None:
+        parts.append(f"at most {row['max_open_cells']:,} open cells")
+    if row["max_priority"] is not None:
+        parts.append(f"priority at most {row['max_priority']}")
     return ", ".join(parts)
 
 

@@ -83,6 +83,7 @@ def test_import(client: AppClient, fakes: Fakes, settings: Settings) -> None:
     again = client.post(URL, content=data, headers=HEADERS)
     assert (again.status_code, again.json()) == (200, response.json())
     assert again.headers["location"] == response.headers["location"]
+    assert fakes.audit.rows == [(None, "import", view.name, "done")]  # the second changed nothing
     assert left_over(settings) == []
 
 
