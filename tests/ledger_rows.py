@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from creditgrid.core.packed_tasks import params_text, shared_text
 from creditgrid.core.states import State
 from creditgrid.core.task import Task
 from creditgrid.service.ledger import tables
@@ -27,8 +28,14 @@ def plain_task(key: str, **params: Any) -> Task:
     return Task("k", 1, params, {}, key, "group")
 
 
+def new_task(task: Task, call: int) -> dict[str, Any]:
+    """The row of a new pending task."""
+    texts = {"params": params_text(task), "shared": shared_text(task)}
+    return {"key": task.key, "kind": task.kind, "state": State.PENDING, "call": call, **texts, "diverged": False}
+
+
 def add_task(connection: sa.Connection, key: str, call: int, state: State = State.PENDING) -> None:
-    connection.execute(tables.tasks.insert().values(**{**tables.new_task(plain_task(key), call), "state": state}))
+    connection.execute(tables.tasks.insert().values(**{**new_task(plain_task(key), call), "state": state}))
 
 
 def add_cell(

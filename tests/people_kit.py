@@ -99,7 +99,7 @@ def _made(root: Path, limits: Limits) -> Iterator[tuple[FastAPI, Services, Ledge
     ledger = Ledger(f"sqlite:///{root / 'ledger.sqlite'}")
     results = Results(root / "results", ledger.identity())
     runner = ScriptedRunner(store)
-    services = wire_services(ledger, results, store, runner, limits)
+    services = wire_services(ledger, results, store, runner, limits=limits)
     app = create_app(services, Settings(data_dir=root, token=SecretStr(ADMIN_TOKEN), grace_s=0))
     try:
         yield app, services, ledger, runner

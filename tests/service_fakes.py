@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from creditgrid.core.errors import ConflictError, DatasetError, Fault, NotFoundError, SpecError
+from creditgrid.core.spec.text import SpecText
 from creditgrid.core.states import State
 from creditgrid.core.wire import (
     TERMINAL_EVENT,
@@ -34,6 +35,7 @@ from creditgrid.core.wire import (
     Problem,
     RetentionRequest,
     RetentionView,
+    SubmissionView,
     SummaryView,
     SweepView,
     TaskDocument,
@@ -108,18 +110,18 @@ class FakeScheduler:
 class FakeControl:
     def __init__(self, ledger: FakeLedger) -> None:
         self.ledger = ledger
-        self.planning = threading.Lock()
         self.replays: dict[str, tuple[str, str]] = {}
 
     def submit(
-        self, document: Any, idempotency: tuple[str, str] | None = None, actor: Actor = OPERATOR
+        self, text: SpecText, idempotency: tuple[str, str] | None = None, actor: Actor = OPERATOR, check: Any = None
     ) -> tuple[str, bool]:
+        document = text.parse()
         if idempotency is not None and idempotency[0] in self.replays:
             body, sweep = self.replays[idempotency[0]]
             if body != idempotency[1]:
                 raise ConflictError("this Idempotency-Key came with another body")
             return sweep, False
-        check(document)
+        check_document(document)
         sweep = f"s{len(self.ledger.sweeps) + 1:04}"
         view = SweepView(
             id=sweep,
@@ -149,7 +151,7 @@ class FakeControl:
         self.ledger.finish(sweep, State.CANCELLED)
         return True
 
-    def retry(self, sweep: str, actor: Actor = OPERATOR) -> int:
+    def retry(self, sweep: str, actor: Actor = OPERATOR, check: Any = None) -> int:
         if not self._state(sweep).finished:
             raise ConflictError(f"sweep {sweep} runs")
         self.ledger.put(self.ledger.sweeps[sweep].model_copy(update={"state": State.PENDING}))
@@ -162,7 +164,7 @@ class FakeControl:
     def resume(self, sweep: str, actor: Actor = OPERATOR) -> bool:
         return self._set_paused(sweep, False)
 
-    def extend(self, sweep: str, extension: Extension, actor: Actor = OPERATOR) -> int:
+    def extend(self, sweep: str, extension: Extension, actor: Actor = OPERATOR, check: Any = None) -> int:
         self._state(sweep)
         if unknown := extension.axes.keys() - {"seed"}:
             raise SpecError([Fault(f"this sweep has no axis {name!r}", f"/axes/{name}") for name in sorted(unknown)])
@@ -182,9 +184,31 @@ class FakeControl:
         return self.ledger.sweep(sweep).state
 
 
-class FakePlanner:
-    def plan(self, document: Any) -> PlanView:
-        check(document)
+class FakePlans:
+    """Also a planner."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.submissions: list[SubmissionView] = []
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def underway(self) -> list[SubmissionView]:
+        return self.submissions
+
+    def cancel(self, sweep: str, allow: Any) -> None:
+        raise NotFoundError(f"no submission {sweep!r} is being planned")
+
+    def view(self, text: SpecText, owner: str | None, check: Any) -> PlanView:
+        return self.plan(text, check, None)
+
+    def plan(self, text: SpecText, check: Any, sized: Any) -> PlanView:
+        document = text.parse()
+        check_document(document)
         kind = PlanKind(total=3, cached=1, shared=0, new=2, unneeded=0, calls=1)
         return PlanView(
             name=document["name"],
@@ -196,7 +220,7 @@ class FakePlanner:
         )
 
 
-def check(document: Any) -> None:
+def check_document(document: Any) -> None:
     """Refuse a few documents as the planner would."""
     if not isinstance(document, dict):
         raise SpecError([Fault("a sweep spec is an object", "")])
@@ -414,7 +438,7 @@ class Fakes:
         self.tokens, self.audit = FakeTokens(), FakeAudit()
 
     def services(self) -> Services:
-        parts: dict[str, Any] = {**vars(self), "planner": FakePlanner()}
+        parts: dict[str, Any] = {**vars(self), "plans": FakePlans()}
         parts["changes"] = parts.pop("ledger").changes
         rows = Rows(parts["sweeps"], parts["sql_tables"], parts.pop("results"))
         return Services(rows=rows, **parts)

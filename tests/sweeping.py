@@ -12,12 +12,17 @@ import pytest
 import sqlalchemy as sa
 import torch
 
+from creditgrid.core.datasets import resolve
 from creditgrid.core.errors import ArtifactMissing
+from creditgrid.core.spec.text import SpecText
 from creditgrid.core.states import OPEN, State
-from creditgrid.core.wire import TERMINAL_EVENT, EventView
+from creditgrid.core.wire import TERMINAL_EVENT, EventView, PlanView
 from creditgrid.service.ledger import counts, tables
 from creditgrid.service.ledger.counts import sweeps_needing
 from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.planning.naming import Naming, NamingRequest
+from creditgrid.service.planning.naming import name as name_cells
+from creditgrid.service.planning.plans import nobody_stops
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling import row_commits, scheduler
 from creditgrid.service.services import wire_services
@@ -120,9 +125,11 @@ class House:
         self.ledger = Ledger(self.url)
         self.results = Results(root / "results", self.ledger.identity())
         self.runner: Any = runner(self.store)
-        self.services = parts = wire_services(self.ledger, self.results, self.store, self.runner)
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Happens while a plan is made: before its header and before each chunk."""
+        self.services = parts = wire_services(self.ledger, self.results, self.store, self.runner, namer=self._name)
         self.scheduler, self.control = parts.scheduler, parts.control
-        self.planner, self.sweeps, self.cells, self.tasks = parts.planner, parts.sweeps, parts.cells, parts.tasks
+        self.plans, self.sweeps, self.cells, self.tasks = parts.plans, parts.sweeps, parts.cells, parts.tasks
         self.failures, self.summaries, self.sql_tables = parts.failures, parts.summaries, parts.sql_tables
 
     def restarted(self) -> House:
@@ -130,7 +137,17 @@ class House:
         return House(self.root, url=self.url)
 
     def submit(self, **document: Any) -> str:
-        return self.control.submit({"name": "n", "experiment": "noop", **document})[0]
+        return self.control.submit(SpecText.of({"name": "n", "experiment": "noop", **document}))[0]
+
+    def _name(self, request: NamingRequest, check: Callable[[], None]) -> Naming:
+        for item in name_cells(request, resolve):
+            self.meanwhile()
+            check()
+            yield item
+
+    def plan(self, document: Mapping[str, Any]) -> PlanView:
+        """A dry run."""
+        return self.plans.view(SpecText.of(document), None, nobody_stops)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -196,6 +213,7 @@ class House:
         assert all(n == 1 for n in rows.values()), "a cell is in the table twice"
         with self.ledger.read() as connection:
             sweeps = connection.execute(sa.select(tables.sweeps)).all()
+            assert all(sweep.planned for sweep in sweeps), "something is left of a plan"
             cells = connection.execute(sa.select(tables.cells)).all()
             for call in connection.execute(sa.select(tables.calls).where(tables.calls.c.state == State.PENDING)):
                 waits = sa.select(tables.waits.c.key).where(tables.waits.c.call == call.id)

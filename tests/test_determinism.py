@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from creditgrid.core.experiments.registry import registry
+from creditgrid.core.spec.text import SpecText
 from creditgrid.service.services import create_services
 from creditgrid.service.settings import Settings
 
@@ -42,7 +43,9 @@ def run(settings: Settings, specs: dict[str, dict[str, Any]]) -> tuple[list[dict
     services = create_services(settings)
     services.scheduler.start()
     try:
-        found = [services.control.submit({"name": name, "experiment": name, **specs[name]})[0] for name in specs]
+        found = [
+            services.control.submit(SpecText.of({"name": name, "experiment": name, **specs[name]}))[0] for name in specs
+        ]
         deadline = time.monotonic() + 240
         for sweep in found:
             while not services.sweeps.get(sweep).state.finished:

@@ -93,7 +93,7 @@ CORE_LIGHT = [
         "datasets", "errors", "experiment", "experiments.credit_recovery", "experiments.dynamics",
         "experiments.exploitability", "experiments.linesearch", "experiments.parameters", "experiments.registry",
         "experiments.snapshot_time", "experiments.stage_runs", "experiments.stages", "experiments.summaries", "files",
-        "fingerprint", "plan", "rows", "science.choices", "science.imported", "spec.axes", "spec.extension",
+        "fingerprint", "naming", "plan", "rows", "science.choices", "science.imported", "spec.axes", "spec.extension",
         "spec.faults", "spec.grid", "spec.model", "spec.text", "spec.validation", "states", "statistics", "task",
         "wire",
     )
@@ -103,7 +103,8 @@ CORE_LIGHT = [
 def test_planning_loads_nothing_heavy() -> None:
     plan = """
 from creditgrid.core.datasets import resolve
-from creditgrid.core.plan import Plan, resolve_datasets
+from creditgrid.core.naming import name_cells, resolve_datasets
+from creditgrid.core.plan import Plan
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
@@ -114,9 +115,11 @@ kinds = known.kinds_of(experiment)
 fixed = {"dataset": "digits", "eta": 0.1}
 document = {"name": "n", "experiment": "linesearch", "fixed": fixed, "axes": {"method": ["vec", "dfa"], "seed": [1, 2]}}
 grid = validate(parse(document), experiment, kinds)
-plan = Plan(grid, kinds, resolve_datasets(grid, resolve), lambda tasks: {})
-assert len(list(plan.cells())) == 4
-assert plan.stages()
+plan = Plan(kinds)
+(chunk,) = name_cells(grid, kinds, resolve_datasets(grid, resolve))
+step = plan.add(chunk, lambda tasks: {})
+assert len(step.cells) == 4
+assert step.stages
 """
     assert loaded_by(importing(*CORE_LIGHT) + plan) == set()
 

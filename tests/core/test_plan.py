@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from creditgrid.core import naming
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import DatasetError, SpecError
 from creditgrid.core.experiment import Experiment, Params, Summary
 from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
 from creditgrid.core.experiments.stages import STAGES
-from creditgrid.core.plan import LOOKUP_CHUNK, Fate, Known, Plan, PlannedCell, PlannedTask, resolve_datasets
+from creditgrid.core.naming import CHUNK, NamedTask, name_cells, resolve_datasets
+from creditgrid.core.plan import Fate, Found, Known, Plan, Planned, PlannedCall
 from creditgrid.core.spec.grid import Grid
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
@@ -36,8 +40,32 @@ ISSUE_GRID = {
 }
 
 
-def nothing(tasks: Sequence[Task]) -> dict[str, Known]:
+def nothing(tasks: Sequence[NamedTask]) -> dict[str, Found]:
     return {}
+
+
+def done(keys: set[str]) -> Any:
+    return lambda tasks: {task.key: Found(Known.DONE) for task in tasks if task.key in keys}
+
+
+class Whole:
+    """A plan that was made to its end."""
+
+    def __init__(
+        self, grid: Grid, kinds: Mapping[str, TaskKind], datasets: Mapping[str, DatasetRef], lookup: Any, **some: Any
+    ) -> None:
+        plan = Plan(kinds)
+        chunks = list(name_cells(grid, kinds, datasets, **some))
+        self.numbered = [stage for chunk in chunks for stage in chunk.stages]
+        steps = [plan.add(chunk, lookup) for chunk in chunks]
+        steps += [plan.add_left(numbers, lookup) for numbers in plan.left()]
+        self.cells = [cell for step in steps for cell in step.cells]
+        self.stages = [stage for step in steps for stage in step.stages]
+        self.calls: list[PlannedCall] = list(dict.fromkeys(call for step in steps for call in step.calls))
+        assert plan.calls == Counter(call.kind for call in self.calls)
+
+    def parents(self, item: Planned) -> set[str]:
+        return {self.numbered[number].key for number in item.task.parents}
 
 
 def grid_of(experiment: Experiment, document: Mapping[str, Any]) -> tuple[Grid, dict[str, TaskKind]]:
@@ -45,47 +73,40 @@ def grid_of(experiment: Experiment, document: Mapping[str, Any]) -> tuple[Grid, 
     return validate(parse(dict(document)), experiment, kinds), kinds
 
 
-def plan_of(
-    experiment: Experiment, document: Mapping[str, Any], lookup: Any = nothing
-) -> tuple[list[PlannedCell], list[PlannedTask], Plan]:
+def plan_of(experiment: Experiment, document: Mapping[str, Any], lookup: Any = nothing) -> Whole:
     grid, kinds = grid_of(experiment, document)
     datasets = {DATASET.name: DATASET} if "dataset" in experiment.params.model_fields else {}
-    plan = Plan(grid, kinds, datasets, lookup)
-    cells = list(plan.cells())
-    return cells, plan.stages(), plan
+    return Whole(grid, kinds, datasets, lookup)
 
 
 # -- the line search -----------------------------------------------------------------------------------------------
 
 
 def test_the_issues_grid_is_3_trainings_6_fits_3_groups_and_504_cells() -> None:
-    cells, stages, plan = plan_of(LINESEARCH, ISSUE_GRID)
-    assert len(cells) == 504
-    kinds = Counter(item.task.kind for item in stages)
+    plan = plan_of(LINESEARCH, ISSUE_GRID)
+    assert len(plan.cells) == 504
+    kinds = Counter(item.task.kind for item in plan.stages)
     assert kinds == {"data": 1, "probe": 3, "feedback": 3, "train": 3, "fit": 6}
     calls = Counter(call.kind for call in plan.calls)
     assert calls == {"data": 1, "probe": 3, "feedback": 3, "train": 3, "fit": 6, "linesearch": 3}
     assert sorted(call.size for call in plan.calls if call.kind == "linesearch") == [168, 168, 168]
-    assert Counter((cell.planned.task.kind, cell.planned.fate) for cell in cells) == {("linesearch", Fate.NEW): 504}
+    assert Counter((item.task.kind, item.fate) for _, item in plan.cells) == {("linesearch", Fate.NEW): 504}
 
 
 def test_a_second_plan_of_it_finds_everything_cached() -> None:
-    cells, stages, _ = plan_of(LINESEARCH, ISSUE_GRID)
-    done = {item.task.key for item in (*stages, *(cell.planned for cell in cells))}
-    again, below, plan = plan_of(
-        LINESEARCH, ISSUE_GRID, lambda tasks: {t.key: Known.DONE for t in tasks if t.key in done}
-    )
-    assert {cell.planned.fate for cell in again} == {Fate.CACHED}
-    assert {item.fate for item in below} == {Fate.CACHED}
-    assert plan.calls == []
-    assert [cell.planned.task.key for cell in again] == [cell.planned.task.key for cell in cells]
+    first = plan_of(LINESEARCH, ISSUE_GRID)
+    keys = {item.task.key for item in (*first.stages, *(item for _, item in first.cells))}
+    again = plan_of(LINESEARCH, ISSUE_GRID, done(keys))
+    assert {item.fate for _, item in again.cells} == {Fate.CACHED}
+    assert {item.fate for item in again.stages} == {Fate.CACHED}
+    assert again.calls == []
+    assert [item.task.key for _, item in again.cells] == [item.task.key for _, item in first.cells]
 
 
 def test_rows_that_exist_need_no_checkpoint() -> None:
-    cells, _, _ = plan_of(LINESEARCH, ISSUE_GRID)
-    done = {cell.planned.task.key for cell in cells}
-    _, below, plan = plan_of(LINESEARCH, ISSUE_GRID, lambda tasks: {t.key: Known.DONE for t in tasks if t.key in done})
-    assert {item.fate for item in below} == {Fate.UNNEEDED}
+    keys = {item.task.key for _, item in plan_of(LINESEARCH, ISSUE_GRID).cells}
+    plan = plan_of(LINESEARCH, ISSUE_GRID, done(keys))
+    assert {item.fate for item in plan.stages} == {Fate.UNNEEDED}
     assert plan.calls == []
 
 
@@ -95,13 +116,14 @@ def test_checkpoints_of_one_run_are_one_call() -> None:
         "fixed": {"dataset": "pictures", "train_epochs": 9, "method": "oracle_bp", "eta": 0.1},
         "axes": {"checkpoint_epoch": [0, 3, 9], "seed": [1, 2]},
     }
-    _, stages, plan = plan_of(LINESEARCH, document)
-    assert Counter(item.task.kind for item in stages)["train"] == 6
+    plan = plan_of(LINESEARCH, document)
+    assert Counter(item.task.kind for item in plan.stages)["train"] == 6
     assert sorted(call.size for call in plan.calls if call.kind == "train") == [3, 3]
     members = defaultdict(set)
-    for item in stages:
+    for item in plan.stages:
         if item.task.kind == "train":
-            members[item.call].add((item.task.params["seed"], item.task.params["epoch"]))
+            params = json.loads(item.task.params)
+            members[item.call].add((params["seed"], params["epoch"]))
     assert sorted(map(sorted, members.values())) == [[(seed, epoch) for epoch in (0, 3, 9)] for seed in (1, 2)]
 
 
@@ -113,8 +135,8 @@ def test_one_dataset_under_two_names_is_one_set_of_cells() -> None:
         "axes": {"dataset": ["pictures", "copy"], "seed": [1]},
     }
     grid, kinds = grid_of(LINESEARCH, document)
-    plan = Plan(grid, kinds, {"pictures": DATASET, "copy": copy}, nothing)
-    assert [cell.index for cell in plan.cells()] == [0]
+    plan = Whole(grid, kinds, {"pictures": DATASET, "copy": copy}, nothing)
+    assert [number for number, _ in plan.cells] == [0]
 
 
 # -- plans of a toy experiment against the definition of a plan ------------------------------------------------------
@@ -150,6 +172,8 @@ def layered(params: LayeredParams, dataset: object) -> tuple[Task, Sequence[Task
 LAYERED = Experiment(
     "layered", "Layers", LayeredParams, {}, MEASURE, layered, lambda rows: Summary("", [], [], []), (LOW, HIGH)
 )
+WIDE = replace(LAYERED, measure=replace(MEASURE, max_group=10**6))
+TOY = {"name": "n", "experiment": "layered"}
 SMALL = st.lists(st.integers(0, 4), min_size=1, max_size=4, unique=True)
 
 
@@ -163,8 +187,8 @@ def situations(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Known]]:
         "deep": draw(st.sampled_from([[True], [True, False]])),
     }
     document = {"name": "n", "experiment": "layered", "axes": axes}
-    cells, stages, _ = plan_of(LAYERED, document)
-    keys = sorted({item.task.key for item in (*stages, *(cell.planned for cell in cells))})
+    plan = plan_of(LAYERED, document)
+    keys = sorted({item.task.key for item in (*plan.stages, *(item for _, item in plan.cells))})
     return document, {key: draw(st.sampled_from(Known)) for key in keys}
 
 
@@ -175,23 +199,23 @@ def test_every_missing_key_is_in_exactly_one_call_and_nothing_else_is(
     document, known = situation
     asked: list[str] = []
 
-    def lookup(tasks: Sequence[Task]) -> dict[str, Known]:
+    def lookup(tasks: Sequence[NamedTask]) -> dict[str, Found]:
         asked.extend(task.key for task in tasks)
-        return {task.key: known[task.key] for task in tasks}
+        return {task.key: Found(known[task.key], 7 if known[task.key] is Known.SHARED else None) for task in tasks}
 
-    cells, stages, plan = plan_of(LAYERED, document, lookup)
-    placed = [*stages, *(cell.planned for cell in cells)]
+    plan = plan_of(LAYERED, document, lookup)
+    placed = [*plan.stages, *(item for _, item in plan.cells)]
     keys = [item.task.key for item in placed]
     assert len(set(keys)) == len(keys)
     assert sorted(asked) == sorted(keys)  # each looked up once
 
     # Needed, from the bottom up: a cell without a result, and every stage that a needed task depends on. That holds
     # also where another sweep computes the task: its parents may have failed meanwhile.
-    tasks = {item.task.key: item.task for item in placed}
+    parents = {item.task.key: plan.parents(item) for item in placed}
     undone = {key for key in keys if known[key] is not Known.DONE}
-    wanted_keys = {cell.planned.task.key for cell in cells} & undone
+    wanted_keys = {item.task.key for _, item in plan.cells} & undone
     for _ in range(2):
-        wanted_keys |= {key for child in wanted_keys for key in tasks[child].parents.values()} & undone
+        wanted_keys |= {key for child in wanted_keys for key in parents[child]} & undone
     new = {key for key in wanted_keys if known[key] is not Known.SHARED}
     for item in placed:
         key = item.task.key
@@ -199,53 +223,66 @@ def test_every_missing_key_is_in_exactly_one_call_and_nothing_else_is(
             known[key], Fate.NEW if key in new else Fate.UNNEEDED
         )
         assert (item.fate, item.known) == (wanted, known[key])
-        assert (item.call is not None) == (key in new)
+        assert isinstance(item.call, PlannedCall) == (key in new)
+        assert (item.call == 7) == (wanted is Fate.SHARED)
 
     members = defaultdict(list)
     for item in placed:
-        if item.call is not None:
-            members[item.call].append(item.task)
+        if isinstance(item.call, PlannedCall):
+            members[item.call].append(item)
     limits = {"low": 2, "high": 1, "layered": 3}
-    assert sorted(members) == [call.number for call in plan.calls] == list(range(len(plan.calls)))
+    assert set(members) == set(plan.calls)
     for call in plan.calls:
-        computed = members[call.number]
-        assert {task.kind for task in computed} == {call.kind}
-        assert len({task.group for task in computed}) == 1
+        computed = members[call]
+        assert {item.task.kind for item in computed} == {call.kind}
+        assert len({item.task.group for item in computed}) == 1
         assert call.size == len(computed) <= limits[call.kind]
-        parents = {key for task in computed for key in task.parents.values()}
-        assert call.waits_for == {key for key in parents if known[key] is not Known.DONE}
+        above = {key for item in computed for key in parents[item.task.key]}
+        assert set(call.waits_for) == {key for key in above if known[key] is not Known.DONE}
     # No more calls than the groups need.
+    tasks = {item.task.key: item.task for item in placed}
     groups = Counter((tasks[key].kind, tasks[key].group) for key in new)
     assert len(plan.calls) == sum(-(-n // limits[kind]) for (kind, _), n in groups.items())
 
-    order = {item.task.key: place for place, item in enumerate(stages)}
-    for item in stages:
-        assert all(order[key] < order[item.task.key] for key in item.task.parents.values())
+    for number, stage in enumerate(plan.numbered):
+        assert all(parent < number for parent in stage.parents)  # parents are named before children
 
 
 @given(SMALL, SMALL)
 def test_only_some_cells_can_be_planned(indices: list[int], values: list[int]) -> None:
     document = {"name": "n", "experiment": "layered", "axes": {"x": sorted(values), "a": [0, 1]}}
     grid, kinds = grid_of(LAYERED, document)
-    plan = Plan(grid, kinds, {}, nothing)
-    everything = [(cell.index, cell.planned.task.key) for cell in Plan(grid, kinds, {}, nothing).cells()]
-    some = [(cell.index, cell.planned.task.key) for cell in plan.cells(only=set(indices))]
-    assert some == [(index, key) for index, key in everything if index in indices]
-    assert sum(call.size for call in plan.calls) == len(some)
+    everything = [(number, item.task.key) for number, item in Whole(grid, kinds, {}, nothing).cells]
+    plan = Whole(grid, kinds, {}, nothing, only=set(indices))
+    assert [(n, item.task.key) for n, item in plan.cells] == [(n, key) for n, key in everything if n in indices]
+    assert sum(call.size for call in plan.calls if call.kind == "layered") == len(plan.cells)
+    later = Whole(grid, kinds, {}, nothing, first=2)
+    assert [(n, item.task.key) for n, item in later.cells] == everything[2:]
 
 
-def test_keys_are_looked_up_in_chunks() -> None:
+def test_cells_are_named_and_looked_up_in_chunks() -> None:
     sizes: list[int] = []
 
-    def lookup(tasks: Sequence[Task]) -> dict[str, Known]:
+    def lookup(tasks: Sequence[NamedTask]) -> dict[str, Found]:
         sizes.append(len(tasks))
         return {}
 
-    document = {"name": "n", "experiment": "layered", "axes": {"x": {"range": [2 * LOOKUP_CHUNK + 5]}}}
-    cells, _, _ = plan_of(LAYERED, document, lookup)
-    assert len(cells) == 2 * LOOKUP_CHUNK + 5
-    assert max(sizes) == LOOKUP_CHUNK
-    assert sum(sizes) == len(cells) + 2
+    plan = plan_of(LAYERED, {**TOY, "axes": {"x": {"range": [2 * CHUNK + 5]}}}, lookup)
+    assert len(plan.cells) == 2 * CHUNK + 5
+    assert max(sizes) == CHUNK
+    assert sum(sizes) == len(plan.cells) + 2
+
+
+def test_a_call_grows_with_later_chunks() -> None:
+    """A group that is spread over the grid is one call, though its cells come in several chunks."""
+    plan = plan_of(WIDE, {**TOY, "axes": {"x": {"range": [CHUNK]}, "a": [0, 1]}})
+    assert [call.size for call in plan.calls if call.kind == "layered"] == [CHUNK, CHUNK]
+
+
+def test_a_grid_with_too_many_stages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(naming, "MAX_STAGES", 10)
+    with pytest.raises(SpecError, match="more than 10 trainings"):
+        plan_of(LAYERED, {**TOY, "axes": {"b": {"range": [11]}}})
 
 
 # -- datasets ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_fakes import FakePlanner
+from service_fakes import FakePlans
 from typer.testing import CliRunner, Result
 
 from creditgrid.core.wire import PlanView, Problem
@@ -48,7 +48,7 @@ def command(*arguments: str) -> list[str]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a command in this process, and keeps the process's logging and signals."""
-    monkeypatch.setattr(services, "create_planner", lambda settings: FakePlanner())
+    monkeypatch.setattr(services, "create_planner", lambda settings: FakePlans())
     monkeypatch.setattr("creditgrid.service.commands.configure_logging", lambda form: None)
     before = signal.getsignal(signal.SIGTERM)
 

@@ -17,6 +17,7 @@ from service_fakes import AppClient, Fakes
 from sweeping import House
 
 from creditgrid.core.errors import ArtifactError
+from creditgrid.core.spec.text import SpecText
 from creditgrid.core.states import State
 from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.ledger import tables
@@ -30,7 +31,7 @@ DAY = 86_400.0
 
 @pytest.fixture
 def retention(house: House) -> Retention:
-    return Retention(house.ledger, house.store, house.control.planning)
+    return Retention(house.ledger, house.store, house.plans.writing)
 
 
 def put(house: House, key: str, *, age: float = 0.0, kind: str = "noop_base", numbers: int = 10) -> int:
@@ -171,7 +172,7 @@ def test_what_existed_before_the_sweep_stays_too(retention: Retention, house: Ho
 def test_inputs_of_a_call_that_still_runs_for_a_sweep_that_ended_do_no_harm(retention: Retention, house: House) -> None:
     sweep = house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     house.drain()
-    house.control.submit({"name": "n", "experiment": "noop", "axes": {"x": [3]}, "fixed": {"base": "ok"}})
+    house.control.submit(SpecText.of({"name": "n", "experiment": "noop", "axes": {"x": [3]}, "fixed": {"base": "ok"}}))
     house.step()
     assert delete_all(house, retention).in_use == 1  # the call in flight reads it
     assert house.state(sweep) is State.SUCCEEDED
@@ -184,7 +185,7 @@ def test_a_sweep_that_needs_a_deleted_artifact_computes_it_again(retention: Rete
     assert delete_all(house, retention).removed == 1
     same = house.submit(axes={"x": [1]}, fixed={"base": "ok"})
     assert house.state(same) is State.CACHED  # its rows stay
-    plan = house.planner.plan({"name": "n", "experiment": "noop", "axes": {"x": [1, 2]}, "fixed": {"base": "ok"}})
+    plan = house.plan({"name": "n", "experiment": "noop", "axes": {"x": [1, 2]}, "fixed": {"base": "ok"}})
     assert (plan.cells.cached, plan.cells.new, plan.tasks["noop_base"].new) == (1, 1, 1)
     assert {miss.kind: miss.reason for miss in plan.misses}["noop_base"] == "computed before, but its artifact is gone"
     more = house.submit(axes={"x": [1, 2]}, fixed={"base": "ok"})
@@ -199,13 +200,13 @@ def test_no_plan_uses_what_is_being_deleted(retention: Retention, house: House) 
     house.drain()
     set_age(house, base(house), 99 * DAY)
     done: list[RetentionView] = []
-    house.control.planning.acquire()  # somebody plans
+    house.plans.writing.acquire()  # somebody plans
     thread = threading.Thread(target=lambda: done.append(retention.run(request(older_than_s=0))))
     thread.start()
     time.sleep(0.1)
     assert done == []
     assert house.store.has(base(house))
-    house.control.planning.release()
+    house.plans.writing.release()
     thread.join()
     assert done[0].removed == 1
 

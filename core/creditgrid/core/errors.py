@@ -13,6 +13,7 @@ CreditGridError
 ├── NotFoundError    no such sweep, cell, artifact or experiment
 ├── ForbiddenError   the token's role or limits do not allow the request
 ├── ConflictError    the request does not fit the present state
+│   └── PlanCancelled
 ├── BusyError        the service has too many requests of this kind; try again later
 └── RunnerError      the cluster cannot be reached or started
 
@@ -88,6 +89,10 @@ class ForbiddenError(CreditGridError):
 
 class ConflictError(CreditGridError):
     """The request does not fit the present state."""
+
+
+class PlanCancelled(ConflictError):
+    """The planning of a sweep was cancelled; nothing of it is left."""
 
 
 class BusyError(CreditGridError):

@@ -1,27 +1,22 @@
-"""The plan: a grid's cells as measure tasks, and the shared tasks they depend on, each once.
+"""The plan: what happens to each named task.
 
-Planning streams: a cell is named, looked up and yielded, so a plan of a million cells takes the memory of its keys and
-distinct stages. A task that was computed before is ``done``; one that another open sweep computes is ``shared``; only
-``new`` tasks are put into calls. A stage is needed only if a missing task depends on it: a grid whose rows all exist
-runs nothing, even if its checkpoints are gone.
+A task that was computed before is ``done``; one that another open sweep computes is ``shared``; only ``new`` tasks are
+put into calls. A stage is needed only if a missing task depends on it: a grid whose rows all exist runs nothing, even
+if its checkpoints are gone. Plans are made chunk by chunk, so their memory grows with the distinct stages.
 """
 
 from __future__ import annotations
 
 import enum
-import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError
-from creditgrid.core.experiment import Params
-from creditgrid.core.spec.grid import Grid
-from creditgrid.core.task import Task, TaskKind
-
-LOOKUP_CHUNK = 1000
-"""Keys are looked up this many at a time."""
+from creditgrid.core.errors import Fault, SpecError
+from creditgrid.core.naming import CHUNK, Chunk, NamedTask
+from creditgrid.core.spec.faults import MAX_FAULTS, bounded
+from creditgrid.core.task import TaskKind
 
 
 class Known(enum.Enum):
@@ -43,170 +38,174 @@ class Fate(enum.StrEnum):
     UNNEEDED = "unneeded"  # missing, and no missing task depends on it
 
 
-Lookup: TypeAlias = Callable[[Sequence[Task]], Mapping[str, Known]]
+class Found(NamedTuple):
+    """What is known of a task, and the call of the ledger that computes it if it is shared."""
+
+    known: Known
+    call: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedTask:
-    """A task, its fate, and the call (numbered within the plan) that computes it if it is new."""
+Lookup: TypeAlias = Callable[[Sequence[NamedTask]], Mapping[str, Found]]
+"""What is known of tasks, by key; a task that is left out is absent."""
+_ABSENT = Found(Known.ABSENT)
 
-    task: Task
+
+@dataclass(slots=True, eq=False)
+class PlannedCall:
+    """A call of the plan: the kind and number of its tasks, and the keys of the parents that it waits for.
+
+    ``id`` and ``written`` are for the writer: the ledger's number, and how many of the keys it has written.
+    """
+
+    kind: str
+    size: int = 0
+    waits_for: dict[str, None] = field(default_factory=dict)
+    parents: set[tuple[int, ...]] = field(default_factory=set)  # those of its tasks, each set of parents once
+    id: int | None = None
+    written: int = 0
+
+
+class Planned(NamedTuple):
+    """A task, its fate, and the call that computes it: of this plan if it is new, of the ledger if it is shared."""
+
+    task: NamedTask
     fate: Fate
     known: Known
-    call: int | None
+    call: PlannedCall | int | None
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedCell:
-    """A cell: its parameters and its measure task."""
+class Step:
+    """What one chunk adds to a plan: cells with their indices, stages, and the calls with more tasks than before."""
 
-    index: int
-    params: Params
-    planned: PlannedTask
-
-
-@dataclass(slots=True)
-class PlannedCall:
-    """One call: the kind of its tasks, and the keys of the parents they wait for (those that are not done)."""
-
-    number: int
-    kind: str
-    waits_for: set[str] = field(default_factory=set)
-    size: int = 0
+    cells: Sequence[tuple[int, Planned]]
+    stages: Sequence[Planned]
+    calls: Sequence[PlannedCall]
 
 
 class Plan:
-    """Iterate ``cells()`` to its end, then read ``stages()`` and ``calls``.
+    """Pass each chunk to ``add``, then each part of ``left`` to ``add_left``.
 
     Args:
-        grid: the validated spec.
         kinds: every task kind by name.
-        datasets: the datasets that the grid names, resolved.
-        lookup: what is known of tasks; asked once for each distinct task.
     """
 
-    def __init__(
-        self, grid: Grid, kinds: Mapping[str, TaskKind], datasets: Mapping[str, DatasetRef], lookup: Lookup
-    ) -> None:
-        self._grid, self._kinds, self._datasets, self._lookup = grid, kinds, datasets, lookup
-        self._ancestors: dict[str, Task] = {}
-        self._known: dict[str, Known] = {}
-        self._demanded: set[str] = set()  # direct parents of new cells
+    def __init__(self, kinds: Mapping[str, TaskKind]) -> None:
+        self._room = {name: kind.max_group for name, kind in kinds.items()}
+        self._stages: list[NamedTask | None] = []  # None once it is placed
+        self._keys: list[str] = []
+        self._above: list[Sequence[int]] = []  # the parents of each stage
+        self._known: dict[int, Known] = {}
         self._open: dict[tuple[str, str], PlannedCall] = {}  # by kind and group: the call that has room for more tasks
-        self.calls: list[PlannedCall] = []
+        self._faults: dict[str, Fault] = {}
+        self.calls = Counter[str]()
+        """Calls by kind."""
 
-    def cells(self, only: Container[int] | None = None, besides: Iterable[str] = ()) -> Iterator[PlannedCell]:
-        """Every cell once, or those with an index in ``only``; without cells whose key is in ``besides``.
+    @property
+    def refused(self) -> bool:
+        """Whether ``left`` will raise, so that nothing more needs to be written."""
+        return bool(self._faults)
 
-        Raises:
-            SpecError: for cells whose values make no sense together.
-            PluginError: when the experiment's own code raises.
-        """
-        seen = {bytes.fromhex(key) for key in besides}
-        every = enumerate(self._grid.cells(self._datasets))
-        numbered = (item for item in every if only is None or item[0] in only)
-        while chunk := list(itertools.islice(numbered, LOOKUP_CHUNK)):
-            named = [(index, params, *self._name(params)) for index, params in chunk]
-            fresh = {a.key: a for _, _, _, ancestors in named for a in ancestors if a.key not in self._ancestors}
-            self._ancestors.update(fresh)
-            self._known.update(self._look_up(list(fresh.values())))
-            known = self._look_up([task for _, _, task, _ in named])
-            for index, params, task, _ in named:
-                packed = bytes.fromhex(task.key)
-                if packed in seen:  # two spellings of one cell have one key
-                    continue
-                seen.add(packed)
-                yield PlannedCell(index, params, self._place(task, known[task.key]))
-
-    def stages(self) -> list[PlannedTask]:
-        """Every distinct task below the cells, parents before children.
+    def add(self, chunk: Chunk, lookup: Lookup) -> Step:
+        """Place the chunk's cells, and the stages that they need and no earlier cell has needed.
 
         Raises:
-            SpecError: when a missing task depends on an artifact that must be imported and does not exist.
+            SpecError: as ``left``, once there are many faults.
         """
-        needed: set[str] = set()
-        for task in reversed(self._ancestors.values()):
-            if self._known[task.key] is Known.DONE:
-                continue
-            if task.key in self._demanded or task.key in needed:
-                needed.add(task.key)
-                needed.update(task.parents.values())
-        self._refuse_absent(needed)
-        planned = []
-        for task in self._ancestors.values():
-            known = self._known[task.key]
-            if known in (Known.DONE, Known.SHARED) or task.key in needed:
-                planned.append(self._place(task, known))
+        for stage in chunk.stages:
+            self._stages.append(stage)
+            self._keys.append(stage.key)
+            self._above.append(stage.parents)
+        found = lookup([cell.task for cell in chunk.cells])
+        grown: dict[PlannedCall, None] = {}
+        cells, demanded = [], set[tuple[int, ...]]()
+        for index, task in chunk.cells:
+            planned = self._place(task, found.get(task.key, _ABSENT), grown)
+            cells.append((index, planned))
+            if planned.fate is not Fate.CACHED:  # of a shared task, one of the parents may have failed meanwhile
+                demanded.add(tuple(task.parents))
+        stages = self._need({number for parents in demanded for number in parents}, lookup, grown)
+        for call in grown:
+            for parents in call.parents:
+                waits = {self._keys[n]: None for n in parents if self._known[n] is not Known.DONE}
+                call.waits_for.update(waits)
+            call.parents.clear()
+        return Step(cells, stages, list(grown))
+
+    def left(self) -> list[Sequence[int]]:
+        """After the last chunk: the stages that no missing task needs, in parts for ``add_left``.
+
+        Raises:
+            SpecError: a missing task depends on an artifact that must be imported and does not exist.
+        """
+        if self._faults:
+            raise SpecError(bounded(list(self._faults.values())))
+        numbers = [number for number, stage in enumerate(self._stages) if stage is not None]
+        return [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+
+    def add_left(self, numbers: Sequence[int], lookup: Lookup) -> Step:
+        """Place some of the stages that no missing task needs."""
+        found = self._look_up(numbers, lookup)
+        stages = []
+        for number in numbers:
+            stage = self._take(number)
+            what = found.get(stage.key, _ABSENT)
+            if what.known in (Known.DONE, Known.SHARED):
+                stages.append(self._place(stage, what, {}))
             else:
-                planned.append(PlannedTask(task, Fate.UNNEEDED, known, None))
-        return planned
+                stages.append(Planned(stage, Fate.UNNEEDED, what.known, None))
+        return Step([], stages, [])
 
-    def _name(self, params: Params) -> tuple[Task, Sequence[Task]]:
-        dataset = self._datasets[params.__dict__["dataset"]] if self._datasets else None
-        experiment = self._grid.experiment
-        try:
-            return experiment.cell(params, dataset)
-        except Exception as error:
-            raise PluginError(f"{experiment.name}: cell() raised {type(error).__name__}: {error}") from error
+    def _need(self, numbers: Iterable[int], lookup: Lookup, grown: dict[PlannedCall, None]) -> list[Planned]:
+        """Place these stages and what they need, if they are not placed yet."""
+        placed: list[Planned] = []
+        wave = sorted(number for number in numbers if self._stages[number] is not None)
+        while wave:
+            found = self._look_up(wave, lookup)
+            above: set[int] = set()
+            for number in wave:
+                stage = self._take(number)
+                what = found.get(stage.key, _ABSENT)
+                self._known[number] = what.known
+                if stage.absent is not None and what.known is not Known.DONE:
+                    self._refuse(stage)
+                    continue
+                placed.append(self._place(stage, what, grown))
+                if what.known is not Known.DONE:
+                    above.update(stage.parents)
+            wave = sorted(number for number in above if self._stages[number] is not None)
+        return placed
 
-    def _refuse_absent(self, needed: Container[str]) -> None:
-        """Raise SpecError for needed stages that nothing computes and that do not exist."""
-        faults: dict[str, Fault] = {}
-        for task in self._ancestors.values():
-            missing = task.key in needed and self._known[task.key] is not Known.DONE
-            if not missing or self._kinds[task.kind].run is not None:
-                continue
-            (name,) = task.params.values()  # of the artifact; a spec gives it in the parameter named after the kind
-            detail = f"there is no {task.kind} {name}: import it first (creditgrid import-{task.kind} FILE)"
-            fault = Fault(detail, self._grid.pointer_to(task.kind, name))
-            faults.setdefault(fault.pointer, fault)
-        if faults:
-            raise SpecError(list(faults.values()))
+    def _refuse(self, stage: NamedTask) -> None:
+        """Note a stage that nothing computes and that does not exist; raise once there are enough of them."""
+        assert stage.absent is not None
+        detail, pointer = stage.absent
+        self._faults.setdefault(pointer, Fault(detail, pointer))
+        if len(self._faults) > MAX_FAULTS:
+            raise SpecError(bounded(list(self._faults.values())))
 
-    def _look_up(self, tasks: Sequence[Task]) -> dict[str, Known]:
-        found = self._lookup(tasks) if tasks else {}
-        return {task.key: found.get(task.key, Known.ABSENT) for task in tasks}
+    def _take(self, number: int) -> NamedTask:
+        stage, self._stages[number] = self._stages[number], None
+        assert stage is not None, "a stage is placed once"
+        return stage
 
-    def _place(self, task: Task, known: Known) -> PlannedTask:
-        if known is Known.DONE:
-            return PlannedTask(task, Fate.CACHED, known, None)
-        if known is Known.SHARED:
-            self._demanded.update(task.parents.values())  # one of them may have failed meanwhile
-            return PlannedTask(task, Fate.SHARED, known, None)
-        kind = self._kinds[task.kind]
-        call = self._open.get((task.kind, task.group))
-        if call is None or call.size >= kind.max_group:
-            call = PlannedCall(len(self.calls), task.kind)
-            self._open[task.kind, task.group] = call
-            self.calls.append(call)
+    def _look_up(self, numbers: Sequence[int], lookup: Lookup) -> Mapping[str, Found]:
+        stages = [stage for number in numbers if (stage := self._stages[number]) is not None]
+        return lookup(stages) if stages else {}
+
+    def _place(self, task: NamedTask, found: Found, grown: dict[PlannedCall, None]) -> Planned:
+        if found.known is Known.DONE:
+            return Planned(task, Fate.CACHED, found.known, None)
+        if found.known is Known.SHARED:
+            return Planned(task, Fate.SHARED, found.known, found.call)
+        room = self._room[task.kind]
+        call = self._open.get((task.kind, task.group)) if room > 1 else None
+        if call is None or call.size >= room:
+            call = PlannedCall(task.kind)
+            self.calls[task.kind] += 1
+            if room > 1:
+                self._open[task.kind, task.group] = call
         call.size += 1
-        for key in task.parents.values():
-            if self._known.get(key) is not Known.DONE:
-                call.waits_for.add(key)
-            self._demanded.add(key)
-        return PlannedTask(task, Fate.NEW, known, call.number)
-
-
-def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[str, DatasetRef]:
-    """Every dataset that the grid names, each resolved once.
-
-    Raises:
-        SpecError: pointing at each name that is unknown, missing or corrupt.
-    """
-    parameter = grid.experiment.params.model_fields.get("dataset")
-    if parameter is None:
-        return {}
-    names = [*grid.axes.get("dataset", ()), *(entry["dataset"] for entry in grid.include if "dataset" in entry)]
-    if "dataset" in grid.fixed:
-        names.append(grid.fixed["dataset"])
-    elif "dataset" not in grid.axes and isinstance(parameter.default, str):
-        names.append(parameter.default)
-    found, faults = {}, []
-    for name in dict.fromkeys(names):
-        try:
-            found[name] = resolve(name)
-        except DatasetError as error:
-            faults.append(Fault(str(error), grid.pointer_to("dataset", name)))
-    if faults:
-        raise SpecError(faults)
-    return found
+        call.parents.add(tuple(task.parents))
+        grown[call] = None
+        return Planned(task, Fate.NEW, found.known, call)

@@ -99,6 +99,17 @@ class SweepView(Wire):
     spec: dict[str, Any] | None = Field(None, description="The spec with its extensions; left out of lists.")
 
 
+class SubmissionView(Wire):
+    """A submission, extension or retry that is being planned; its cells are not visible yet."""
+
+    id: str = Field(description="The id that a new sweep will have.")
+    name: str = Field(description="Of the spec; empty while it is read.")
+    owner: str | None
+    cells: int = Field(description="Cells planned so far.")
+    most_cells: int | None = Field(description="The most cells that the spec can have; null while it is read.")
+    created_at: datetime
+
+
 class CellView(Wire):
     """One cell: its parameters, its key, and the keys of the artifacts its rows depend on, by role."""
 

@@ -17,11 +17,12 @@ from pydantic import ValidationError
 
 from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.files import atomic_file
-from creditgrid.core.spec.text import parse_text
+from creditgrid.core.spec.text import SpecText
 from creditgrid.core.wire import MAX_SPEC_BYTES, PlanView
 from creditgrid.service import server, services
 from creditgrid.service.api.problems import problem, problem_from_error
 from creditgrid.service.logging import configure_logging
+from creditgrid.service.planning.plans import nobody_stops
 from creditgrid.service.settings import Settings
 
 REFUSED = 2
@@ -107,8 +108,8 @@ def plan(
     """Print what a sweep would run, and write nothing. For a bad spec: a problem document and exit status 2."""
     settings = _settings(data_dir=data_dir)
     try:
-        document = parse_text(_read(spec_file))
-        view = services.create_planner(settings).plan(document)
+        text = SpecText(_read(spec_file), yaml=True)
+        view = services.create_planner(settings).plan(text, nobody_stops, lambda _: None)
     except CreditGridError as error:
         found = problem_from_error(error)
         typer.echo(found.model_dump_json(indent=2, exclude_none=True))

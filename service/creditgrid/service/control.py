@@ -1,31 +1,30 @@
-"""What users ask of sweeps: submit, cancel, pause, resume, retry, extend. Each is one ledger transaction."""
+"""What users ask of sweeps: submit, cancel, pause, resume, retry, extend. Each is seen at once and whole."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.errors import ConflictError, Fault, NotFoundError, SpecError
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.rows import schema
-from creditgrid.core.spec.extension import extended, forms, in_extension
-from creditgrid.core.spec.grid import Grid
-from creditgrid.core.spec.model import MAX_CELLS
+from creditgrid.core.spec.text import SpecText
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Extension, Role
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.queries import cell_keys, cells_in, replayed, sweep_row
+from creditgrid.service.ledger.queries import cells_in, replayed, sweep_row
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.people.audit import record
 from creditgrid.service.people.limits import check_priority, check_room, within_limit
-from creditgrid.service.planning.plan_writer import PlanWriter
-from creditgrid.service.planning.planner import Planner
+from creditgrid.service.planning.naming import Header, NamingRequest
+from creditgrid.service.planning.plans import Check, Plans, nobody_stops
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling.in_flight import Recall
 from creditgrid.service.scheduling.scheduler import Scheduler
@@ -41,59 +40,68 @@ class Control:
     Each request has an actor; it raises ForbiddenError where the actor's role or limits do not allow it.
     """
 
-    def __init__(self, ledger: Ledger, planner: Planner, results: Results, scheduler: Scheduler) -> None:
-        self._ledger, self._planner, self._results = ledger, planner, results
+    def __init__(self, ledger: Ledger, plans: Plans, results: Results, scheduler: Scheduler) -> None:
+        self._ledger, self._plans, self._results = ledger, plans, results
         self._in_flight, self._completion, self._wake = scheduler.in_flight, scheduler.completion, scheduler.wake
-        self.planning = threading.Lock()
-        """Held while a sweep is planned and written: two sweeps that share tasks cannot both plan them as new, and no
-        artifact that a plan relies on is removed meanwhile."""
 
     def submit(
-        self, document: Any, idempotency: tuple[str, str] | None = None, actor: Actor = OPERATOR
+        self,
+        text: SpecText,
+        idempotency: tuple[str, str] | None = None,
+        actor: Actor = OPERATOR,
+        check: Check = nobody_stops,
     ) -> tuple[str, bool]:
         """Validate, plan and write a sweep, which the actor owns; returns its id and whether it is new.
 
         Args:
             idempotency: a key that the client chose, and a digest of the request's body: the same pair of the same
                 actor returns the first sweep again.
+            check: called often, as in ``retry`` and ``extend``; what it raises ends the planning, and nothing is left.
 
         Raises:
             SpecError: the spec is refused; nothing was written.
             ConflictError: the idempotency key was used with another body.
         """
         actor.require(Role.SUBMIT)
-        if idempotency is not None and actor.name is not None:
+        if idempotency is None:
+            return self._submit(text, None, actor, check), True
+        if actor.name is not None:
             # Two people may choose the same key. No name of a token has a colon.
             idempotency = f"{actor.name}:{idempotency[0]}", idempotency[1]
-        with self.planning:
-            if idempotency is not None and (earlier := self._replayed(*idempotency)) is not None:
+        with self._plans.one_at_a_time(f"key {idempotency[0]}", check):
+            if (earlier := self._replayed(*idempotency)) is not None:
                 return earlier, False
-            with self._ledger.read() as connection:
-                check_room(connection, actor)
-            grid, plan = self._planner.prepare(document)
-            spec = grid.spec
-            check_priority(actor, spec.priority)
-            self._refuse_misfit(grid)
-            sweep = f"s{int(time.time()):08x}{secrets.token_hex(4)}"
-            with self._ledger.write() as connection, within_limit(connection, actor):
-                transitions.create_sweep(
-                    connection,
-                    sweep,
-                    name=spec.name,
-                    experiment=spec.experiment,
-                    priority=spec.priority,
-                    document=document,
-                    owner=actor.name,
-                    request=idempotency,
-                )
-                total = PlanWriter(connection, sweep).write(plan, plan.cells())
-                message = f"{spec.name}: {total:,} cells of {spec.experiment}"
-                transitions.plan_sweep(connection, sweep, "sweep.created", message, cells=total)
-                record(connection, actor, "submit", sweep, f"{message}, priority {spec.priority}")
-                transitions.finish_sweep(connection, sweep)
+            return self._submit(text, idempotency, actor, check), True
+
+    def _submit(self, text: SpecText, request: tuple[str, str] | None, actor: Actor, check: Check) -> str:
+        with self._ledger.read() as connection:
+            check_room(connection, actor)
+        sweep = f"s{int(time.time()):08x}{secrets.token_hex(4)}"
+
+        def accept(header: Header) -> None:
+            check_priority(actor, header.priority)
+            self._refuse_misfit(header)
+
+        def publish(connection: sa.Connection, header: Header, cells: int) -> int:
+            message = f"{header.name}: {cells:,} cells of {header.experiment}"
+            with within_limit(connection, actor):
+                transitions.publish_sweep(connection, sweep, message, cells=cells, request=request)
+            record(connection, actor, "submit", sweep, f"{message}, priority {header.priority}")
+            self._completion.planned(connection, sweep)
+            return cells
+
+        total = self._plans.write(
+            sweep,
+            NamingRequest(text),
+            owner=actor.name,
+            check=check,
+            accept=accept,
+            create=_creates(sweep, actor.name),
+            publish=publish,
+        )
         self._wake()
-        log.info("sweep submitted", sweep=sweep, name=spec.name, cells=total)
-        return sweep, True
+        log.info("sweep submitted", sweep=sweep, cells=total)
+        return sweep
 
     def cancel(self, sweep: str, actor: Actor = OPERATOR) -> bool:
         """Stop a sweep; False if it was cancelled before. Its rows stay, and what another sweep needs continues.
@@ -142,7 +150,7 @@ class Control:
         self._wake()
         return True
 
-    def retry(self, sweep: str, actor: Actor = OPERATOR) -> int:
+    def retry(self, sweep: str, actor: Actor = OPERATOR, check: Check = nobody_stops) -> int:
         """Run the failed and skipped cells of an ended sweep again; returns their number.
 
         A sweep that stopped because cells failed runs its cancelled cells as well.
@@ -150,69 +158,74 @@ class Control:
         Raises:
             ConflictError: the sweep runs, or no cell has failed.
         """
-        with self.planning:
+        with self._plans.one_at_a_time(sweep, check):
             with self._ledger.read() as connection:
-                row = _own_sweep(connection, sweep, actor)
+                row = _retried(connection, sweep, actor)
                 again = (*RETRIED, State.CANCELLED) if row.state == State.FAILED else RETRIED
-                redo = cells_in(connection, sweep, again)
+                redo = frozenset(cells_in(connection, sweep, again))
                 self._check_limits(connection, actor, row)
-            if row.state in OPEN:
-                raise ConflictError(f"sweep {sweep} is {row.state}: cancel it or wait for its end before a retry")
             if not redo:
                 hint = "; submit it again to run what was cancelled" if row.state == State.CANCELLED else ""
                 raise ConflictError(f"no cell of sweep {sweep} has failed: there is nothing to retry{hint}")
-            *earlier, document = _forms(row)
-            _, plan = self._planner.prepare(document, *earlier)
-            with self._ledger.write() as connection, within_limit(connection, actor):
-                transitions.reopen_sweep(connection, sweep)
-                PlanWriter(connection, sweep, redo=redo).write(plan, plan.cells(redo))
-                message = f"{len(redo):,} cells run again"
-                transitions.plan_sweep(connection, sweep, "sweep.retried", message, cells=row.cells)
+
+            def publish(connection: sa.Connection, _: Header, cells: int) -> int:
+                _retried(connection, sweep, actor)
+                message = f"{cells:,} cells run again"
+                with within_limit(connection, actor):
+                    transitions.adopt_plan(connection, plan, sweep, "sweep.retried", message)
                 record(connection, actor, "retry", sweep, message)
-                transitions.finish_sweep(connection, sweep)
+                self._completion.planned(connection, sweep)
+                return cells
+
+            plan = f"{sweep}+{secrets.token_hex(4)}"
+            self._plans.write(
+                plan,
+                NamingRequest(row.spec, json.loads(row.extensions or "[]"), only=redo),
+                owner=actor.name,
+                check=check,
+                accept=self._refuse_misfit,
+                create=_creates(plan, row.owner),
+                publish=publish,
+            )
         self._wake()
         return len(redo)
 
-    def extend(self, sweep: str, extension: Extension, actor: Actor = OPERATOR) -> int:
+    def extend(self, sweep: str, extension: Extension, actor: Actor = OPERATOR, check: Check = nobody_stops) -> int:
         """Add cells to a running or ended sweep; returns how many are new. The cells it has stay as they are.
 
         Raises:
             SpecError: the sweep has no such axis, or the new cells make no sense; nothing was changed.
             ConflictError: the sweep was cancelled.
         """
-        with self.planning:
+        with self._plans.one_at_a_time(sweep, check):
             with self._ledger.read() as connection:
-                row = _own_sweep(connection, sweep, actor)
-                existing = cell_keys(connection, sweep)
+                row = _extended(connection, sweep, actor)
                 self._check_limits(connection, actor, row)
-            if row.state == State.CANCELLED:
-                raise _cancelled(sweep)
-            earlier = _forms(row)
-            document = extended(earlier[-1], extension)
-            try:
-                grid, plan = self._planner.prepare(document, *earlier)
-                self._refuse_misfit(grid)
-                first = sum(sum(1 for _ in form.cells()) for form in grid.earlier)
-                with self._ledger.write() as connection, within_limit(connection, actor):
-                    if _sweep(connection, sweep).state == State.CANCELLED:  # meanwhile
-                        raise _cancelled(sweep)
-                    writer = PlanWriter(connection, sweep)
-                    added = writer.write(plan, plan.cells(range(first, first + MAX_CELLS), besides=existing))
-                    if not added:
-                        return 0
-                    transitions.reopen_sweep(connection, sweep)
-                    total = len(existing) + added
-                    message = f"{added:,} more cells: {total:,} in all"
-                    extensions = [*json.loads(row.extensions or "[]"), extension.model_dump()]
-                    transitions.plan_sweep(
-                        connection, sweep, "sweep.extended", message, cells=total, extensions=extensions
-                    )
-                    record(connection, actor, "extend", sweep, message)
-                    transitions.finish_sweep(connection, sweep)
-            except SpecError as error:
-                raise in_extension(error, earlier[-1], extension) from error
+            extensions = json.loads(row.extensions or "[]")
+            more = extension.model_dump()
+
+            def publish(connection: sa.Connection, _: Header, cells: int) -> int:
+                total = _extended(connection, sweep, actor).cells + cells
+                message = f"{cells:,} more cells: {total:,} in all"
+                forms = [*extensions, more]
+                with within_limit(connection, actor):
+                    transitions.adopt_plan(connection, plan, sweep, "sweep.extended", message, extensions=forms)
+                record(connection, actor, "extend", sweep, message)
+                self._completion.planned(connection, sweep)
+                return cells
+
+            plan = f"{sweep}+{secrets.token_hex(4)}"
+            added = self._plans.write(
+                plan,
+                NamingRequest(row.spec, extensions, more),
+                owner=actor.name,
+                check=check,
+                accept=self._refuse_misfit,
+                create=_creates(plan, row.owner),
+                publish=publish,
+            )
         self._wake()
-        return added
+        return added or 0
 
     @staticmethod
     def _check_limits(connection: sa.Connection, actor: Actor, row: sa.Row[Any]) -> None:
@@ -221,10 +234,10 @@ class Control:
             check_priority(actor, row.priority)
             check_room(connection, actor)
 
-    def _refuse_misfit(self, grid: Grid) -> None:
-        if why := self._results.misfit(schema(grid.experiment)):
-            detail = f"the experiment {grid.experiment.name!r} cannot be used: {why}"
-            raise SpecError([Fault(detail, "/experiment")])
+    def _refuse_misfit(self, header: Header) -> None:
+        experiment = registry().experiment(header.experiment)
+        if why := self._results.misfit(schema(experiment)):
+            raise SpecError([Fault(f"the experiment {experiment.name!r} cannot be used: {why}", "/experiment")])
 
     def _replayed(self, key: str, body: str) -> str | None:
         with self._ledger.read() as connection:
@@ -257,10 +270,34 @@ def _open_sweep(connection: sa.Connection, sweep: str, actor: Actor, request: st
     return row
 
 
-def _cancelled(sweep: str) -> ConflictError:
-    return ConflictError(f"sweep {sweep} was cancelled: submit a new one; it shares what this one computed")
+def _retried(connection: sa.Connection, sweep: str, actor: Actor) -> sa.Row[Any]:
+    """The sweep, if it may be retried now."""
+    row = _own_sweep(connection, sweep, actor)
+    if row.state in OPEN:
+        raise ConflictError(f"sweep {sweep} is {row.state}: cancel it or wait for its end before a retry")
+    return row
 
 
-def _forms(row: sa.Row[Any]) -> list[Any]:
-    """The sweep's spec as it was submitted, and after each extension."""
-    return forms(json.loads(row.spec), json.loads(row.extensions or "[]"))
+def _extended(connection: sa.Connection, sweep: str, actor: Actor) -> sa.Row[Any]:
+    """The sweep, if it may be extended now."""
+    row = _own_sweep(connection, sweep, actor)
+    if row.state == State.CANCELLED:
+        raise ConflictError(f"sweep {sweep} was cancelled: submit a new one; it shares what this one computed")
+    return row
+
+
+def _creates(sweep: str, owner: str | None) -> Callable[[sa.Connection, Header], None]:
+    """Writes the hidden sweep of a plan."""
+
+    def create(connection: sa.Connection, header: Header) -> None:
+        transitions.create_sweep(
+            connection,
+            sweep,
+            name=header.name,
+            experiment=header.experiment,
+            priority=header.priority,
+            document=header.document,
+            owner=owner,
+        )
+
+    return create

@@ -37,7 +37,7 @@ def serve(settings: Settings, on_start: Callable[[str], None]) -> None:
             server_header=False,
             timeout_graceful_shutdown=max(1, math.ceil(settings.grace_s)),
         )
-        server = _Server(config, lambda: on_start(url), app.state.context.stopping.set)
+        server = _Server(config, lambda: on_start(url), app.state.context.stop)
         # Objects that exist now live as long as the process: collections during a plan need not visit them.
         gc.freeze()
         try:

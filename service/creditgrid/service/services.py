@@ -16,7 +16,10 @@ from creditgrid.service.maintenance import Maintenance
 from creditgrid.service.people.actor import UNLIMITED, Limits
 from creditgrid.service.people.audit import Audit
 from creditgrid.service.people.tokens import Tokens
+from creditgrid.service.planning.naming import Namer, Naming, NamingRequest, name
+from creditgrid.service.planning.naming_process import NamingProcesses, start_fork_server
 from creditgrid.service.planning.planner import Planner
+from creditgrid.service.planning.plans import Check, Plans
 from creditgrid.service.reading.failures import Failures
 from creditgrid.service.reading.rows import Rows
 from creditgrid.service.reading.sql_tables import SqlTables
@@ -40,7 +43,7 @@ class Services:
     changes: Changes
     scheduler: Scheduler
     control: Control
-    planner: Planner
+    plans: Plans
     sweeps: Sweeps
     cells: Cells
     tasks: Tasks
@@ -69,28 +72,42 @@ def create_services(settings: Settings) -> Services:
         results = Results(settings.data_dir.absolute() / "results", ledger.identity())
         results.repair()
         check_ledger(results, ledger)
-        return wire_services(ledger, results, store, _runner(settings, store), _limits(settings))
+        start_fork_server()
+        names = NamingProcesses(resolve).name
+        return wire_services(ledger, results, store, _runner(settings, store), namer=names, limits=_limits(settings))
     except BaseException:
         ledger.close()
         raise
 
 
 def wire_services(
-    ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner, limits: Limits = UNLIMITED
+    ledger: Ledger,
+    results: Results,
+    store: ArtifactStore,
+    runner: Runner,
+    *,
+    namer: Namer | None = None,
+    limits: Limits = UNLIMITED,
 ) -> Services:
-    """The parts of a service over a ledger, results, artifacts and a runner; ``limits`` are those of people."""
+    """The parts of a service over a ledger, results, artifacts and a runner.
+
+    Args:
+        namer: names the cells of specs; the default does it in the calling thread.
+        limits: those of people.
+    """
     tokens, audit = Tokens(ledger, limits), Audit(ledger)
-    planner = Planner(ledger, store, resolve)
+    planner = Planner(ledger, store, namer or _name_here)
     scheduler = Scheduler(ledger, results, store, runner)
-    control = Control(ledger, planner, results, scheduler)
-    retention = Retention(ledger, store, control.planning)
+    plans = Plans(ledger, planner)
+    control = Control(ledger, plans, results, scheduler)
+    retention = Retention(ledger, store, plans.writing)
     sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results)
     rows = Rows(sweeps, sql_tables, results)
     return Services(
         changes=ledger.changes,
         scheduler=scheduler,
         control=control,
-        planner=planner,
+        plans=plans,
         sweeps=sweeps,
         cells=Cells(ledger),
         tasks=Tasks(ledger),
@@ -110,7 +127,11 @@ def create_planner(settings: Settings) -> Planner:
     """A planner without a service. A missing data directory is not created; it counts as empty."""
     url = _ledger_url(settings)
     exists = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
-    return Planner(Ledger(url) if exists else None, _store(settings), resolve)
+    return Planner(Ledger(url) if exists else None, _store(settings), _name_here)
+
+
+def _name_here(request: NamingRequest, _: Check) -> Naming:
+    return name(request, resolve)
 
 
 def _limits(settings: Settings) -> Limits:

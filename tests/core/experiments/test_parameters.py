@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,11 @@ from creditgrid.core.experiment import Experiment
 from creditgrid.core.experiments import credit_recovery, dynamics, exploitability, linesearch, snapshot_time
 from creditgrid.core.experiments.parameters import CreditParams, StepParams, TrainParams, enough_images, streams_seed
 from creditgrid.core.experiments.stages import STAGES
-from creditgrid.core.plan import Fate, Known, Plan
+from creditgrid.core.naming import NamedTask, name_cells
+from creditgrid.core.plan import Fate, Found, Known, Plan, Step
 from creditgrid.core.spec.grid import Grid
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
-from creditgrid.core.task import Task
 
 DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
 PROBING = [module.EXPERIMENT for module in (credit_recovery, exploitability, linesearch, snapshot_time)]
@@ -244,19 +245,21 @@ def test_a_cells_identity_is_every_parameter_but_the_datasets_name() -> None:
 # -- imported checkpoints ------------------------------------------------------------------------------------------
 
 
-def planned(lookup: dict[str, Known], fixed: dict[str, Any], **document: Any) -> tuple[Plan, int]:
+def planned(lookup: dict[str, Known], fixed: dict[str, Any], **document: Any) -> tuple[Plan, list[Step]]:
     experiment = credit_recovery.EXPERIMENT
     kinds = {kind.name: kind for kind in (*STAGES, experiment.measure)}
 
-    def look_up(tasks: Any) -> dict[str, Known]:
-        return {task.key: lookup[which] for task in tasks if (which := known_as(task)) in lookup}
+    def look_up(tasks: Any) -> dict[str, Found]:
+        return {task.key: Found(lookup[which]) for task in tasks if (which := known_as(task)) in lookup}
 
-    plan = Plan(grid(experiment, fixed, **document), kinds, {"pictures": DATASET}, look_up)
-    return plan, len(list(plan.cells()))
+    plan = Plan(kinds)
+    chunks = name_cells(grid(experiment, fixed, **document), kinds, {"pictures": DATASET})
+    steps = [plan.add(chunk, look_up) for chunk in chunks]
+    return plan, [*steps, *(plan.add_left(numbers, look_up) for numbers in plan.left())]
 
 
-def known_as(task: Task) -> str:
-    return str(task.params["name"]) if task.kind == "checkpoint" else task.kind
+def known_as(task: NamedTask) -> str:
+    return str(json.loads(task.params)["name"]) if task.kind == "checkpoint" else task.kind
 
 
 HERE, LOST, NEVER = name(digit="1"), name(digit="2"), name(digit="3")
@@ -264,17 +267,18 @@ LOOKUP = {HERE: Known.DONE, LOST: Known.GONE}
 
 
 def test_a_checkpoint_that_was_imported_is_planned_on() -> None:
-    plan, cells = planned(LOOKUP, {"checkpoint": HERE})
-    assert cells == 1
-    kinds = {item.task.kind for item in plan.stages()}
+    plan, steps = planned(LOOKUP, {"checkpoint": HERE})
+    assert sum(len(step.cells) for step in steps) == 1
+    kinds = {item.task.kind for step in steps for item in step.stages}
     assert kinds == {"data", "probe", "checkpoint", "fit"}  # nothing is trained
-    assert not [call for call in plan.calls if call.kind == "checkpoint"]
+    assert not plan.calls["checkpoint"]
 
 
 def test_a_checkpoint_that_is_gone_is_not_missed_when_every_row_is_there() -> None:
-    plan, cells = planned({"credit_recovery": Known.DONE, LOST: Known.GONE}, {"checkpoint": LOST})
-    assert cells == 1
-    assert {item.task.kind for item in plan.stages() if item.fate is Fate.UNNEEDED} >= {"checkpoint"}
+    plan, steps = planned({"credit_recovery": Known.DONE, LOST: Known.GONE}, {"checkpoint": LOST})
+    assert sum(len(step.cells) for step in steps) == 1
+    unneeded = {item.task.kind for step in steps for item in step.stages if item.fate is Fate.UNNEEDED}
+    assert unneeded >= {"checkpoint"}
     assert not plan.calls
 
 
@@ -303,7 +307,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_its_place(
     fixed: dict[str, Any], document: dict[str, Any], pointers: dict[str, str]
 ) -> None:
     with pytest.raises(SpecError) as caught:
-        planned(LOOKUP, fixed, **document)[0].stages()
+        planned(LOOKUP, fixed, **document)
     assert {fault.pointer: fault.detail for fault in caught.value.faults} == {
         where: f"there is no checkpoint {which}: import it first (creditgrid import-checkpoint FILE)"
         for where, which in pointers.items()

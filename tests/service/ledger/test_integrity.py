@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from ledger_rows import plain_task
+from ledger_rows import new_task, plain_task
 from postgresql import fresh_database
 
 from creditgrid.service.ledger import engine, tables
@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
         engine.insert_many(
             connection,
             tables.tasks,
-            [tables.new_task(plain_task(f"{n:064}", x="." * 50), n) for n in range(2000)],
+            [new_task(plain_task(f"{n:064}", x="." * 50), n) for n in range(2000)],
         )
     ledger.close()
     return file

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from ledger_rows import add_call, add_cell, add_sweep, add_task, plain_task
+from ledger_rows import add_call, add_cell, add_sweep, add_task, new_task, plain_task
 
 from creditgrid.core.errors import ConflictError
 from creditgrid.service.ledger import engine, tables
@@ -225,7 +225,7 @@ def test_large_ids_can_be_compared(ledger: Ledger) -> None:
 def test_many_rows_are_inserted_as_they_are(ledger: Ledger) -> None:
     rows = [
         {
-            **tables.new_task(plain_task(f"k{n}"), n),
+            **new_task(plain_task(f"k{n}"), n),
             "params": '{"a": "%s, {π}\\"}',
             "bytes": None if n % 2 else 2**40 + n,
             "diverged": n % 3 == 0,

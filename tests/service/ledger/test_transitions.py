@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledger_rows import add_call, add_cell, add_stage, add_sweep, add_task, plain_task, states
+from ledger_rows import add_call, add_cell, add_stage, add_sweep, add_task, states
 
 from creditgrid.core.states import FINISHED, OPEN, RESULT, State
 from creditgrid.core.wire import TERMINAL_EVENT
@@ -171,8 +171,8 @@ def test_some_tasks_of_a_call_end_before_the_others(ledger: Ledger) -> None:
     with ledger.write() as connection:
         add_sweep(connection, "s")
         call = add_call(connection)
-        transitions.create_tasks(connection, [tables.new_task(plain_task(key), call) for key in keys])
-        cells = [{"sweep": "s", "idx": n, "key": key, "call": call, "state": PENDING} for n, key in enumerate(keys)]
+        transitions.create_tasks(connection, [(key, "k", call, "{}", "{}") for key in keys])
+        cells = [(n, key, call, PENDING) for n, key in enumerate(keys)]
         transitions.create_cells(connection, "s", cells)
         counts.recount_sweep(connection, "s")
         assert transitions.skip_tasks(connection, call, keys[1:], "blame", "text") == ["s"]
@@ -186,16 +186,22 @@ def test_some_tasks_of_a_call_end_before_the_others(ledger: Ledger) -> None:
 
 
 def test_a_task_that_has_not_ended_and_a_cell_with_rows_are_not_replaced(ledger: Ledger) -> None:
-    for state in State:
-        with ledger.write() as connection:
+    with ledger.write() as connection:
+        add_sweep(connection, "s")
+        for idx, state in enumerate(State):
             add_task(connection, f"task {state}", 1, state)
-            add_cell(connection, "s", list(State).index(state), "c", 1, state)
+            add_cell(connection, "s", idx, "c", 1, state)
+
+    def adopt(connection: sa.Connection, idx: int) -> None:
+        add_sweep(connection, "plan", planned=False)
+        transitions.create_cells(connection, "plan", [(idx, "c", 2, PENDING)])
+        transitions.adopt_plan(connection, "plan", "s", "sweep.retried", "again")
+
     for idx, state in enumerate(State):
-        new = [tables.new_task(plain_task(f"task {state}"), 2)]
-        cell = [{"sweep": "s", "idx": idx, "key": "c", "call": 2, "state": PENDING}]
+        new = [(f"task {state}", "k", 2, "{}", "{}")]
         for table, write in (
             (TASK, lambda c, new=new, state=state: transitions.create_tasks(c, new, [f"task {state}"])),
-            (CELL, lambda c, cell=cell, idx=idx: transitions.create_cells(c, "s", cell, [idx])),
+            (CELL, lambda c, idx=idx: adopt(c, idx)),
         ):
             if PENDING in table.get(state, ()):
                 with ledger.write() as connection:
@@ -308,7 +314,8 @@ def test_an_ended_sweep_is_reopened_and_an_open_one_stays(ledger: Ledger) -> Non
     for state in State:
         with ledger.write() as connection:
             add_sweep(connection, state, state, stopped="why", finished_at=1.0)
-            transitions.reopen_sweep(connection, state)
+            add_sweep(connection, f"plan of {state}", planned=False)
+            transitions.adopt_plan(connection, f"plan of {state}", state, "sweep.extended", "more")
             row = connection.execute(sa.select(tables.sweeps).where(tables.sweeps.c.id == state)).one()
             opened = PENDING in SWEEP.get(state, ())
             assert row.state == (PENDING if opened else state)

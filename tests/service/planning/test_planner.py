@@ -11,11 +11,14 @@ from sweeping import House
 
 from creditgrid.core.datasets import resolve
 from creditgrid.core.errors import SpecError
+from creditgrid.core.naming import NamedTask
 from creditgrid.core.plan import Known
+from creditgrid.core.spec.text import SpecText
 from creditgrid.core.states import State
-from creditgrid.core.task import Task
 from creditgrid.core.wire import PlanView
+from creditgrid.service.planning.naming import name
 from creditgrid.service.planning.planner import Planner
+from creditgrid.service.planning.plans import nobody_stops
 from creditgrid.workers.artifacts import ArtifactStore
 
 NOOP: dict[str, Any] = {"name": "n", "experiment": "noop", "axes": {"x": [1, 2]}, "fixed": {"base": "ok"}}
@@ -39,13 +42,17 @@ def numbers(view: PlanView) -> dict[str, tuple[int, int, int, int, int, int]]:
     return {name: (k.total, k.cached, k.shared, k.new, k.unneeded, k.calls) for name, k in kinds.items()}
 
 
+def plan_without_ledger(store: ArtifactStore, document: dict[str, Any]) -> PlanView:
+    planner = Planner(None, store, lambda request, _: name(request, resolve))
+    return planner.plan(SpecText.of(document), nobody_stops, lambda _: None)
+
+
 def files(root: Path) -> set[Path]:
     return set(root.rglob("*"))
 
 
 def test_a_dry_run_of_the_issues_grid_shows_its_tasks_and_writes_nothing(tmp_path: Path) -> None:
-    planner = Planner(None, ArtifactStore(tmp_path / "artifacts"), resolve)
-    view = planner.plan(ISSUE)
+    view = plan_without_ledger(ArtifactStore(tmp_path / "artifacts"), ISSUE)
     assert numbers(view) == {
         "cells": (504, 0, 0, 504, 0, 3),
         "data": (1, 0, 0, 1, 0, 1),
@@ -67,22 +74,22 @@ def test_a_dry_run_of_the_issues_grid_shows_its_tasks_and_writes_nothing(tmp_pat
 
 
 def test_a_plan_follows_the_results_that_exist(house: House) -> None:
-    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 0, 0, 1, 0, 1)}
+    assert numbers(house.plan(NOOP)) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 0, 0, 1, 0, 1)}
     sweep = house.submit(**NOOP)
-    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 0, 2, 0, 0, 0), "noop_base": (1, 0, 1, 0, 0, 0)}
+    assert numbers(house.plan(NOOP)) == {"cells": (2, 0, 2, 0, 0, 0), "noop_base": (1, 0, 1, 0, 0, 0)}
     house.step()
     house.runner.work(next(iter(house.runner.calls)))
     house.step()
-    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 0, 2, 0, 0, 0), "noop_base": (1, 1, 0, 0, 0, 0)}
+    assert numbers(house.plan(NOOP)) == {"cells": (2, 0, 2, 0, 0, 0), "noop_base": (1, 1, 0, 0, 0, 0)}
     house.drain()
-    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 2, 0, 0, 0, 0), "noop_base": (1, 1, 0, 0, 0, 0)}
+    assert numbers(house.plan(NOOP)) == {"cells": (2, 2, 0, 0, 0, 0), "noop_base": (1, 1, 0, 0, 0, 0)}
     wider = {**NOOP, "axes": {"x": [1, 2, 3]}}
-    assert numbers(house.planner.plan(wider)) == {"cells": (3, 2, 0, 1, 0, 1), "noop_base": (1, 1, 0, 0, 0, 0)}
+    assert numbers(house.plan(wider)) == {"cells": (3, 2, 0, 1, 0, 1), "noop_base": (1, 1, 0, 0, 0, 0)}
 
     (stage,) = house.tasks.page(sweep, None, "", 5)[0]
     shutil.rmtree(house.store.path(stage.key))
-    assert numbers(house.planner.plan(NOOP)) == {"cells": (2, 2, 0, 0, 0, 0), "noop_base": (1, 0, 0, 0, 1, 0)}
-    view = house.planner.plan(wider)
+    assert numbers(house.plan(NOOP)) == {"cells": (2, 2, 0, 0, 0, 0), "noop_base": (1, 0, 0, 0, 1, 0)}
+    view = house.plan(wider)
     assert numbers(view) == {"cells": (3, 2, 0, 1, 0, 1), "noop_base": (1, 0, 0, 1, 0, 1)}
     (reason,) = (miss.reason for miss in view.misses if miss.kind == "noop_base")
     assert "artifact" in reason
@@ -93,7 +100,7 @@ def test_what_failed_is_new_and_says_so(house: House) -> None:
     house.step()
     house.runner.fail(next(iter(house.runner.calls)))
     house.step(2)
-    view = house.planner.plan(NOOP)
+    view = house.plan(NOOP)
     assert numbers(view) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 0, 0, 1, 0, 1)}
     assert {miss.reason for miss in view.misses} == {"tried before and ended without a result"}
 
@@ -102,16 +109,16 @@ def test_estimates_come_from_finished_calls(house: House) -> None:
     sweep = house.submit(**NOOP)
     house.drain()
     (stage,) = house.tasks.page(sweep, None, "", 5)[0]
-    cached = house.planner.plan(NOOP)
+    cached = house.plan(NOOP)
     assert (cached.estimated_seconds, cached.estimated_bytes) == (0, 0)
-    more = house.planner.plan({**NOOP, "axes": {"x": list(range(10, 110))}})
+    more = house.plan({**NOOP, "axes": {"x": list(range(10, 110))}})
     with house.ledger.read() as connection:
         seconds = connection.exec_driver_sql("SELECT seconds / size FROM calls WHERE kind = 'noop'").scalar()
     assert seconds is not None
     assert more.estimated_seconds == pytest.approx(100 * seconds)
-    other = house.planner.plan({**NOOP, "fixed": {"base": "raise"}})
+    other = house.plan({**NOOP, "fixed": {"base": "raise"}})
     assert other.tasks["noop_base"].estimated_bytes == stage.bytes
-    unknown = house.planner.plan(ISSUE)
+    unknown = house.plan(ISSUE)
     assert (unknown.estimated_seconds, unknown.estimated_bytes) == (None, None)
 
 
@@ -125,8 +132,14 @@ def test_a_lookup_says_what_is_known_of_each_task(house: House) -> None:
     (failed,) = house.tasks.page(bad, None, "", 5)[0]
     shared = [cell.key for cell in house.cells.page(house.submit(**{**NOOP, "axes": {"x": [9]}}), None, -1, 5)[0]]
 
-    def task(kind: str, key: str) -> Task:
-        return Task(kind, 1, {}, {}, key, key)
+    def task(kind: str, key: str) -> NamedTask:
+        return NamedTask(key, kind, key, (), "{}", "{}")
+
+    planner = Planner(house.ledger, house.store, lambda request, _: name(request, resolve))
+
+    def known(tasks: list[NamedTask]) -> dict[str, Known]:
+        with house.ledger.read() as connection:
+            return {key: found.known for key, found in planner.look_up(connection, tasks).items()}
 
     asked = [
         task("noop_base", stage.key),
@@ -134,22 +147,25 @@ def test_a_lookup_says_what_is_known_of_each_task(house: House) -> None:
         task("noop_base", failed.key),
         task("noop", "0" * 64),
     ]
-    assert house.planner.look_up(asked) == {
+    assert known(asked) == {
         stage.key: Known.DONE,
         **dict.fromkeys(done, Known.DONE),
         **dict.fromkeys(shared, Known.SHARED),
         failed.key: Known.FAILED,
     }
     shutil.rmtree(house.store.path(stage.key))
-    assert house.planner.look_up(asked[:1]) == {stage.key: Known.GONE}
-    assert house.planner.look_up([]) == {}
+    assert known(asked[:1]) == {stage.key: Known.GONE}
+    assert known([]) == {}
 
 
 def test_an_artifact_that_no_ledger_knows_is_used(tmp_path: Path, house: House) -> None:
     house.submit(**NOOP)
     house.drain()
-    planner = Planner(None, house.store, resolve)
-    assert numbers(planner.plan(NOOP)) == {"cells": (2, 0, 0, 2, 0, 1), "noop_base": (1, 1, 0, 0, 0, 0)}
+    view = plan_without_ledger(house.store, NOOP)
+    assert numbers(view) == {
+        "cells": (2, 0, 0, 2, 0, 1),
+        "noop_base": (1, 1, 0, 0, 0, 0),
+    }
     (tmp_path / "other").mkdir()
     other = House(tmp_path / "other")
     shutil.copytree(house.store.root, other.store.root)
@@ -163,10 +179,10 @@ def test_an_artifact_that_no_ledger_knows_is_used(tmp_path: Path, house: House) 
 
 def test_resources_of_the_measurement_are_named_measure(house: House) -> None:
     for kind in ("measure", "noop_base", "train"):
-        house.planner.plan({**NOOP, "resources": {kind: {"cpu": 2}}})
+        house.plan({**NOOP, "resources": {kind: {"cpu": 2}}})
     for kind in ("noop", "linesearch", "trian"):
         with pytest.raises(SpecError) as caught:
-            house.planner.plan({**NOOP, "resources": {kind: {"cpu": 2}}})
+            house.plan({**NOOP, "resources": {kind: {"cpu": 2}}})
         assert caught.value.faults[0].pointer == f"/resources/{kind}"
 
 
@@ -183,5 +199,5 @@ def test_resources_of_the_measurement_are_named_measure(house: House) -> None:
 )
 def test_a_bad_spec_is_refused_with_a_pointer(house: House, document: Any, pointer: str) -> None:
     with pytest.raises(SpecError) as caught:
-        house.planner.plan(document)
+        house.plan(document)
     assert [fault.pointer for fault in caught.value.faults] == [pointer]

@@ -21,6 +21,7 @@ from service_fakes import Fakes
 from sweeping import House
 
 from creditgrid.core.errors import BusyError, QueryError
+from creditgrid.core.spec.text import SpecText
 from creditgrid.service.reading.sql import CONCURRENT, Sandbox
 
 TIMEOUT_S = 2.5
@@ -36,7 +37,7 @@ def make(fakes: Fakes, timeout_s: float = TIMEOUT_S) -> Sandbox:
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     fakes = Fakes(tmp_path_factory.mktemp("sandbox"))
     fakes.results.set(ROWS)
-    fakes.control.submit({"name": "one", "experiment": "linesearch"})
+    fakes.control.submit(SpecText.of({"name": "one", "experiment": "linesearch"}))
     sandbox = make(fakes)
     sandbox.query("SELECT 1")  # its process is up before anything is timed
     yield sandbox

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from sweeping import House, ScriptedRunner, both_databases, one_cell_groups
 
+from creditgrid.core.spec.text import SpecText
 from creditgrid.core.wire import Role
 from creditgrid.service.people.actor import Actor
 from creditgrid.service.scheduling import dispatch
@@ -115,7 +116,7 @@ def test_an_urgent_sweep_takes_back_no_call_that_waits_for_other_slots(
 
 def submit_as(house: House, person: str, calls: int, first: int) -> str:
     document = {"name": "n", "experiment": "noop", **one_cell_groups(calls, first)}
-    return house.control.submit(document, actor=Actor(person, Role.SUBMIT))[0]
+    return house.control.submit(SpecText.of(document), actor=Actor(person, Role.SUBMIT))[0]
 
 
 @both_databases

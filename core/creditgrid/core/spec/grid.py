@@ -7,6 +7,7 @@ make no sense together.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,10 @@ class Grid:
     exclude: Sequence[Mapping[str, Any]]
     include: Sequence[dict[str, Any]]
     earlier: Sequence[Grid] = ()  # the earlier forms of an extended sweep, whose cells come first
+
+    def size(self) -> int:
+        """The most cells that the grid can have; exclude rules and repeated entries leave fewer."""
+        return math.prod(len(self.axes[factor[0]]) for factor in self.factors) + len(self.include)
 
     def cells(self, datasets: Mapping[str, DatasetRef] | None = None) -> Iterator[Params]:
         """Each cell's parameters once, in the order of the axes (the last one fastest), then the included cells.

@@ -41,6 +41,23 @@ _WORDS: dict[str, bool | None] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class SpecText:
+    """The text of a spec as it arrived, and how to read it; with ``yaml`` false it must be JSON."""
+
+    data: bytes
+    yaml: bool = False
+
+    @classmethod
+    def of(cls, document: Any) -> SpecText:
+        """The text of a document that was read before."""
+        return cls(json.dumps(document).encode())
+
+    def parse(self) -> Any:
+        """The document; raises as ``parse_text`` and ``parse_json`` do."""
+        return parse_text(self.data) if self.yaml else parse_json(self.data)
+
+
 def parse_text(data: bytes) -> Any:
     """The value that a YAML or JSON document holds; None for an empty one. NaN and infinities are accepted.
 

@@ -35,6 +35,8 @@ ROUTES: Mapping[tuple[str, str], Access] = {
     ("GET", "/v1/experiments"): Access(READ),
     ("GET", "/v1/experiments/{name}"): Access(READ),
     ("POST", "/v1/plans"): Access(READ),
+    ("GET", "/v1/submissions"): Access(READ),
+    ("DELETE", "/v1/submissions/{submission}"): Access(SUBMIT, "stop planning"),
     ("POST", "/v1/query"): Access(READ),
     ("POST", "/v1/sweeps"): Access(SUBMIT, "submit"),
     # of one's own sweeps; ``control`` checks whose they are

@@ -29,6 +29,7 @@ from creditgrid.service.api.routes import (
     health,
     plans,
     results,
+    submissions,
     sweeps,
     tasks,
     tokens,
@@ -53,7 +54,7 @@ PROBLEM: dict[str, Any] = {
 def create_app(services: Services, settings: Settings) -> FastAPI:
     """The application over these services. Its lifespan starts and stops the scheduler and the maintenance.
 
-    Set ``app.state.context.stopping`` when the server must stop: it ends open event streams.
+    Call ``app.state.context.stop`` when the server must stop: it ends open event streams and plans.
     """
     sandbox = Sandbox(services.sql_tables, settings.query_timeout_s, settings.query_memory, settings.query_max_rows)
     installed = _installed_version()
@@ -63,11 +64,12 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(services.scheduler.start)
+        await run_in_threadpool(services.plans.start)
         services.maintenance.start()
         try:
             yield
         finally:
-            context.stopping.set()
+            context.stop()
             await run_in_threadpool(sandbox.close)
             await run_in_threadpool(services.scheduler.stop, settings.grace_s)
             await run_in_threadpool(services.maintenance.stop)
@@ -89,7 +91,19 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     problems.add_error_handlers(app)
     # AuthMiddleware checks the token; this only shows in /docs where it goes.
     bearer = [Depends(HTTPBearer(auto_error=False))]
-    for module in (sweeps, tasks, events, plans, results, experiments, artifacts, checkpoints, tokens, audit):
+    for module in (
+        sweeps,
+        submissions,
+        tasks,
+        events,
+        plans,
+        results,
+        experiments,
+        artifacts,
+        checkpoints,
+        tokens,
+        audit,
+    ):
         app.include_router(module.router, dependencies=bearer)
     app.include_router(health.router)
     return app

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from creditgrid.service.api.checkpoint_import import CheckpointImporter
 from creditgrid.service.api.listeners import Listeners
 from creditgrid.service.api.metrics import Metrics
+from creditgrid.service.api.planning import PlanningThreads
 from creditgrid.service.api.shared_reads import SLOW_LIVE_S, SLOW_SHARE, SLOW_THREADS, SharedReads
 from creditgrid.service.people.actor import Actor
 from creditgrid.service.reading.sql import Sandbox
@@ -32,6 +33,12 @@ class Context:
     importer: CheckpointImporter
     stopping: threading.Event = field(default_factory=threading.Event)
     query_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(QUERY_THREADS))
+    planning: PlanningThreads = field(default_factory=PlanningThreads)
+
+    def stop(self) -> None:
+        """End what would outlast the server: event streams and plans."""
+        self.stopping.set()
+        self.services.plans.stop()
 
     @cached_property
     def reads(self) -> SharedReads:

@@ -7,25 +7,24 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
-from creditgrid.core.spec.text import parse_json, parse_text
+from creditgrid.core.spec.text import SpecText
 from creditgrid.core.wire import Extension
 
 JSON_TYPES = ("application/json",)
 YAML_TYPES = ("application/yaml", "text/yaml", "application/x-yaml")
 
 
-def parse_document(body: bytes, content_type: str) -> Any:
-    """The document in a request body.
+def spec_text(body: bytes, content_type: str) -> SpecText:
+    """The text of a spec in a request body.
 
     Raises:
-        SpecError: the document cannot be read.
         HTTPException: 415 for a content type that is neither JSON nor YAML.
     """
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type in JSON_TYPES:
-        return parse_json(body)
+        return SpecText(body)
     if media_type in YAML_TYPES:
-        return parse_text(body)
+        return SpecText(body, yaml=True)
     accepted = ", ".join((*JSON_TYPES, *YAML_TYPES))
     raise HTTPException(415, f"send a spec as one of {accepted}; got {content_type!r:.100}")
 

@@ -47,11 +47,12 @@ _CELLS: sa.ColumnElement[str] = sa.literal_column(f"'{CELLS}'", sa.String)
 _CALL: sa.BindParameter[int] = sa.bindparam("call")
 _SWEEP: sa.BindParameter[str] = sa.bindparam("sweep")
 _DROP_CALL = needs.delete().where(needs.c.call == _CALL)
-_SWEEPS_NEEDING = (
+_NEEDING = (
     sa.select(sweeps.c.id)
     .where(sweeps.c.id.in_(sa.select(needs.c.sweep).where(needs.c.call == _CALL)), one_of(sweeps.c.state, OPEN))
     .order_by(sweeps.c.seq)
 )
+_SWEEPS_NEEDING = _NEEDING.where(sweeps.c.planned)
 _COUNTS = sa.select(counts.c.state, counts.c.n).where(counts.c.sweep == _SWEEP, counts.c.kind == CELLS, counts.c.n > 0)
 
 
@@ -74,14 +75,14 @@ def count_all(connection: sa.Connection, ids: Iterable[str]) -> dict[str, dict[s
 
 def count_open(connection: sa.Connection) -> dict[State, int]:
     """Cells by state of all sweeps that have not ended."""
-    opened = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN))
+    opened = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN), sweeps.c.planned)
     query = sa.select(counts.c.state, sa.func.sum(counts.c.n)).where(counts.c.kind == CELLS, counts.c.sweep.in_(opened))
     return {State(state): int(n) for state, n in connection.execute(query.group_by(counts.c.state))}
 
 
-def sweeps_needing(connection: sa.Connection, call: int) -> list[str]:
-    """The open sweeps that need this call, the oldest first."""
-    return list(connection.scalars(_SWEEPS_NEEDING, {"call": call}))
+def sweeps_needing(connection: sa.Connection, call: int, *, hidden: bool = False) -> list[str]:
+    """The open sweeps that need this call, the oldest first; with ``hidden`` also those that are being planned."""
+    return list(connection.scalars(_NEEDING if hidden else _SWEEPS_NEEDING, {"call": call}))
 
 
 def calls_needed_by(sweep: str) -> sa.Select[int]:
@@ -137,6 +138,20 @@ def add(connection: sa.Connection, sweep: str, kind: str, state: str, n: int) ->
 def need(connection: sa.Connection, call: int, sweep: str, kind: str, n: int) -> None:
     """The call computes ``n`` more open cells or stages of the sweep."""
     connection.execute(_NEED_MORE, {"call": call, "sweep": sweep, "kind": kind, "n": n})
+
+
+def add_many(connection: sa.Connection, sweep: str, more: Mapping[tuple[str, str], int]) -> None:
+    """There are so many more cells or stages of the sweep, by kind and state."""
+    rows = [{"sweep": sweep, "kind": kind, "state": state, "n": n} for (kind, state), n in more.items()]
+    if rows:
+        connection.execute(_ADD_ONE, rows)
+
+
+def need_many(connection: sa.Connection, sweep: str, more: Mapping[tuple[str, int], int]) -> None:
+    """Calls compute so many more open cells or stages of the sweep, by kind and call."""
+    rows = [{"call": call, "sweep": sweep, "kind": kind, "n": n} for (kind, call), n in more.items()]
+    if rows:
+        connection.execute(_NEED_MORE, rows)
 
 
 def drop_call(connection: sa.Connection, call: int) -> None:

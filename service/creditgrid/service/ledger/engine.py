@@ -106,14 +106,18 @@ def display_name(engine: sa.Engine) -> str:
 
 
 @contextmanager
-def write_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+def write_transaction(engine: sa.Engine, *, durable: bool = True) -> Iterator[sa.Connection]:
     """A transaction that may write. It starts when all writers before it, also those of other processes, have ended.
+
+    Args:
+        durable: whether it is on the disk when it has ended. If not, a power cut may undo it, with all that follows it,
+            and the next durable transaction brings it to the disk.
 
     Raises:
         OperationalError: the database cannot be used for a while, see ``_translated_errors``.
     """
     with _translated_errors(), engine.connect() as connection:
-        connection.execution_options(writes=True)
+        connection.execution_options(writes=True, durable=durable)
         with connection.begin():
             yield connection
 
@@ -166,23 +170,30 @@ def short_message(error: BaseException) -> str:
 
 
 def insert_many(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, which all have the columns of the first, in the fastest way of each driver.
+    """Insert rows, which all have the columns of the first, see ``insert_tuples``."""
+    if rows:
+        names = list(rows[0])
+        insert_tuples(connection, table, names, [tuple(row[name] for name in names) for row in rows])
+
+
+def insert_tuples(
+    connection: sa.Connection, table: sa.Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Insert rows, each with values for the columns ``names``, in the fastest way of each driver.
 
     SQLite's driver takes parameters by position. This takes a fifth of the time of SQLAlchemy, which checks the names
     of each row. PostgreSQL gets one array for each column, and answers once instead of once for each row.
     """
     if not rows:
         return
-    names = list(rows[0])
     if connection.dialect.name == "sqlite":
-        statement = table.insert().compile(dialect=connection.dialect, column_keys=names)
-        assert statement.positiontup is not None
-        values = [tuple(row[name] for name in statement.positiontup) for row in rows]
-        connection.exec_driver_sql(str(statement), values)
+        marks = ", ".join("?" * len(names))
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})", rows)  # noqa: S608
         return
-    arrays = [sa.bindparam(name, [row[name] for row in rows], sa.ARRAY(table.c[name].type)) for name in names]
-    columns = sa.func.unnest(*arrays).table_valued(*names).render_derived()
-    connection.execute(table.insert().from_select(names, sa.select(columns), include_defaults=False))
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    arrays = [sa.bindparam(name, list(values), sa.ARRAY(table.c[name].type)) for name, values in columns]
+    values = sa.func.unnest(*arrays).table_valued(*names).render_derived()
+    connection.execute(table.insert().from_select(names, sa.select(values), include_defaults=False))
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
@@ -196,8 +207,12 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A writer takes the lock at the start: a reader that becomes a writer later may fail in the middle.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get("writes", False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options['durable'] else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _configure_postgresql(connection: Any, _record: Any) -> None:
@@ -212,8 +227,11 @@ def _configure_postgresql(connection: Any, _record: Any) -> None:
 
 def _begin_postgresql(connection: sa.Connection) -> None:
     # A statement sees what was committed before it started (READ COMMITTED); no other writer commits after this one.
-    if connection.get_execution_options().get("writes", False):
+    options = connection.get_execution_options()
+    if options.get("writes", False):
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+        if not options["durable"]:
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from creditgrid.service.ledger.batches import last_batch, last_written_batch
 from creditgrid.service.ledger.changes import Changes, collect_events
 from creditgrid.service.ledger.integrity import check_file, check_pages, damaged
 from creditgrid.service.ledger.lock import PostgresqlLock, SqliteLock
+from creditgrid.service.ledger.turns import Turns
 
 
 class Ledger:
@@ -37,7 +37,7 @@ class Ledger:
             CreditGridError: the database cannot be used, or the ledger has the schema of another version.
         """
         self._engine = engine.create_engine(engine.parse_url(url))
-        self._writing = threading.RLock()
+        self._turn = Turns()
         self.changes = Changes()
         self._lock: SqliteLock | PostgresqlLock | None = None
         self.name = engine.display_name(self._engine)
@@ -52,8 +52,11 @@ class Ledger:
         self._engine.dispose()
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
+    def write(self, *, durable: bool = True) -> Iterator[sa.Connection]:
         """A transaction: it is written whole or not at all. The writers of all processes run one after the other.
+
+        The writers of this process run in the order in which they came. With ``durable`` false, a power cut may undo
+        the transaction; the next durable one brings it to the disk.
 
         Raises:
             OperationalError: the database cannot be written now.
@@ -61,7 +64,7 @@ class Ledger:
         """
         events: dict[str, bool] = {}
         try:
-            with self._writing, engine.write_transaction(self._engine) as connection:
+            with self._turn, engine.write_transaction(self._engine, durable=durable) as connection:
                 if self._lock is not None:
                     self._lock.check(connection)
                 events = collect_events(connection)

@@ -9,20 +9,29 @@ import sqlalchemy as sa
 
 from creditgrid.core.states import FINISHED, OPEN
 from creditgrid.service.ledger.counts import calls_needed_by
-from creditgrid.service.ledger.tables import calls, sweeps
+from creditgrid.service.ledger.tables import calls, needs, sweeps
 
 
 def claim(connection: sa.Connection, sweep: str) -> None:
     """Make the sweep the owner of open calls that it needs, where the owner is less urgent, is paused or has ended."""
     own = connection.execute(sa.select(sweeps).where(sweeps.c.id == sweep)).one()
-    if own.paused or own.state not in OPEN:
+    if own.paused or own.state not in OPEN or not own.planned:
         return
     less_urgent = (sweeps.c.priority < own.priority) | ((sweeps.c.priority == own.priority) & (sweeps.c.seq > own.seq))
     behind = sa.select(sweeps.c.id).where(sweeps.c.paused | sweeps.c.state.in_(FINISHED) | less_urgent)
+    behind = behind.where(sweeps.c.planned)  # a plan may add tasks to its calls until it is whole
     needed = calls.c.state.in_(OPEN) & calls.c.id.in_(calls_needed_by(sweep))
     connection.execute(
         calls.update().where(needed, calls.c.sweep != sweep, calls.c.sweep.in_(behind)).values(sweep=sweep)
     )
+
+
+def share_out(connection: sa.Connection, sweep: str) -> None:
+    """The sweep is planned now: sweeps that share its calls and are more urgent own them."""
+    own = sa.select(calls.c.id).where(calls.c.sweep == sweep, calls.c.state.in_(OPEN))
+    sharing = sa.select(needs.c.sweep).where(needs.c.call.in_(own), needs.c.sweep != sweep).distinct()
+    for other in connection.scalars(sharing).all():
+        claim(connection, other)
 
 
 def hand_over(connection: sa.Connection, sweep: str) -> None:

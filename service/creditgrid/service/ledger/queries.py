@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from creditgrid.core.states import OPEN, WITHOUT_RESULT, State
-from creditgrid.service.ledger.tables import calls, cells, chunks, idempotency, stages, sweeps, tasks, waits
+from creditgrid.service.ledger.tables import calls, cells, chunks, idempotency, sweeps, tasks, waits
 
 LONGEST_PAUSE_S = 600.0
 """The pause between two attempts of a call doubles up to this."""
 
 # Statements that every call needs are built once: building one costs as much as running it.
 _OF_CALL: sa.BindParameter[int] = sa.bindparam("of_call")
-_SWEEP = sa.select(sweeps).where(sweeps.c.id == sa.bindparam("of_sweep"))
+_SWEEP = sa.select(sweeps).where(sweeps.c.id == sa.bindparam("of_sweep"), sweeps.c.planned)
 _OPEN_TASKS = (
     sa.select(tasks.c.key, tasks.c.params, tasks.c.shared)
     .where(tasks.c.call == _OF_CALL, tasks.c.state == State.PENDING)
     .order_by(tasks.c.key)
+)
+_TASK_STATES = sa.select(tasks.c.key, tasks.c.state, tasks.c.call).where(
+    tasks.c.key.in_(sa.bindparam("keys", expanding=True))
 )
 _LOST_INPUTS = (
     sa.select(tasks.c.key, tasks.c.blame)
@@ -50,6 +53,7 @@ def ready_sweeps(connection: sa.Connection, now: float) -> Sequence[sa.Row[str, 
         .where(
             sweeps.c.state.in_(OPEN),
             ~sweeps.c.paused,
+            sweeps.c.planned,
             sa.select(calls.c.id).where(calls.c.sweep == sweeps.c.id, _ready(now)).exists(),
         )
         .order_by(sweeps.c.priority.desc(), sweeps.c.seq)
@@ -104,15 +108,27 @@ def task_row(connection: sa.Connection, key: str) -> sa.Row[Any] | None:
 
 def task_states(connection: sa.Connection, keys: Sequence[str]) -> dict[str, tuple[State, int]]:
     """State and call of those of these tasks that the ledger knows."""
-    query = sa.select(tasks.c.key, tasks.c.state, tasks.c.call)
-    found = (row for piece in chunks(keys) for row in connection.execute(query.where(tasks.c.key.in_(piece))))
+    found = (row for piece in chunks(keys) for row in connection.execute(_TASK_STATES, {"keys": piece}))
     return {key: (State(state), call) for key, state, call in found}
 
 
-def stage_states(connection: sa.Connection, sweep: str) -> dict[str, State]:
-    """The states of the sweep's stages by key, as they are stored."""
-    query = sa.select(stages.c.key, stages.c.state).where(stages.c.sweep == sweep)
-    return {key: State(state) for key, state in connection.execute(query)}
+def call_states(connection: sa.Connection, among: Iterable[int]) -> dict[int, State]:
+    """The states of these calls."""
+    query = sa.select(calls.c.id, calls.c.state)
+    found = (row for piece in chunks(among) for row in connection.execute(query.where(calls.c.id.in_(piece))))
+    return {call: State(state) for call, state in found}
+
+
+def hidden_plans(connection: sa.Connection) -> list[str]:
+    """The sweeps that are not planned to the end."""
+    return list(connection.scalars(sa.select(sweeps.c.id).where(~sweeps.c.planned)))
+
+
+def keys_of_others(connection: sa.Connection, plan: str) -> set[str]:
+    """Keys of the plan's tasks that are cells of other sweeps too. It reads all cells."""
+    own = sa.select(calls.c.id).where(calls.c.sweep == plan)
+    shared = sa.select(tasks.c.key).join(cells, cells.c.key == tasks.c.key)
+    return set(connection.scalars(shared.where(tasks.c.call.in_(own), cells.c.sweep != plan)))
 
 
 def lost_inputs(connection: sa.Connection, call: int) -> dict[str, str]:
@@ -123,8 +139,3 @@ def lost_inputs(connection: sa.Connection, call: int) -> dict[str, str]:
 def cells_in(connection: sa.Connection, sweep: str, states: Sequence[State]) -> set[int]:
     """The indices of the sweep's cells in these states."""
     return set(connection.scalars(sa.select(cells.c.idx).where(cells.c.sweep == sweep, cells.c.state.in_(states))))
-
-
-def cell_keys(connection: sa.Connection, sweep: str) -> list[str]:
-    """The keys of all cells of the sweep."""
-    return list(connection.scalars(sa.select(cells.c.key).where(cells.c.sweep == sweep)))

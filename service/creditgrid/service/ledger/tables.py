@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 
-from creditgrid.core.packed_tasks import params_text, shared_text
 from creditgrid.core.states import WITHOUT_RESULT, State
-from creditgrid.core.task import Task
 from creditgrid.service.ledger import engine
 
 Item = TypeVar("Item")
@@ -217,16 +215,3 @@ def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
     rest = iter(items)
     while piece := list(itertools.islice(rest, size)):
         yield piece
-
-
-def new_task(task: Task, call: int) -> dict[str, Any]:
-    """The row of a new pending task."""
-    return {
-        "key": task.key,
-        "kind": task.kind,
-        "state": State.PENDING,
-        "call": call,
-        "params": params_text(task),
-        "shared": shared_text(task),
-        "diverged": False,
-    }

@@ -10,21 +10,23 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 import structlog
 
-from creditgrid.core.states import FINISHED, OPEN, State
+from creditgrid.core.states import FINISHED, OPEN, RESULT, State
 from creditgrid.core.wire import TERMINAL_EVENT
 from creditgrid.service.ledger import counts
 from creditgrid.service.ledger.counts import calls_needed_by, count_cells, sweeps_needing
-from creditgrid.service.ledger.engine import insert_many
+from creditgrid.service.ledger.engine import insert_many, insert_tuples
 from creditgrid.service.ledger.events import emit_event, emit_to_all
-from creditgrid.service.ledger.ownership import claim, hand_over
+from creditgrid.service.ledger.ownership import claim, hand_over, share_out
 from creditgrid.service.ledger.tables import (
     CELLS,
+    CHUNK,
+    NEVER_RUN,
     calls,
     cells,
     chunks,
@@ -36,6 +38,7 @@ from creditgrid.service.ledger.tables import (
     tasks,
     waits,
 )
+from creditgrid.service.ledger.tables import counts as counts_table
 
 Transitions: TypeAlias = Mapping[State, tuple[State, ...]]
 """From each state, the states that a step may lead to."""
@@ -69,6 +72,9 @@ CELL: Transitions = {
     **dict.fromkeys((State.SKIPPED, State.FAILED, State.CANCELLED), (State.PENDING,)),
 }
 
+CHUNK_OF_PLAN = 5000
+"""Rows of a plan that one transaction undoes: some ten milliseconds."""
+
 log = structlog.get_logger()
 
 
@@ -94,6 +100,7 @@ _WAITING = (
 )
 """How many tasks a call waits for."""
 _CREATE_CALL = calls.insert()
+_CREATE_CALLS = calls.insert().returning(calls.c.id, sort_by_parameter_order=True)
 _SET_BYTES = tasks.update().where(tasks.c.key == sa.bindparam("of_key")).values(bytes=sa.bindparam("size"))
 
 
@@ -107,38 +114,135 @@ def create_sweep(
     name: str,
     experiment: str,
     priority: int,
-    document: Any,
+    document: str,
     owner: str | None,
-    request: tuple[str, str] | None,
 ) -> None:
-    """Write a pending sweep without cells; ``request`` is its idempotency key and the digest of the body."""
-    row = {
-        "owner": owner,
-        "id": sweep,
-        "name": name,
-        "experiment": experiment,
-        "state": State.PENDING,
-        "priority": priority,
-    }
-    connection.execute(sweeps.insert().values(**row, spec=json.dumps(document), cells=0, created_at=time.time()))
+    """Write a pending sweep without cells, hidden until ``publish_sweep``; ``document`` is the JSON of its spec."""
+    row = {"id": sweep, "name": name, "experiment": experiment, "state": State.PENDING, "priority": priority}
+    row |= {"spec": document, "owner": owner, "planned": False, "cells": 0}
+    connection.execute(sweeps.insert().values(**row, created_at=time.time()))
+
+
+def publish_sweep(
+    connection: sa.Connection, sweep: str, message: str, *, cells: int, request: tuple[str, str] | None
+) -> None:
+    """The plan of a new sweep is whole: show it, and let it run.
+
+    Args:
+        request: the idempotency key of the submission and the digest of its body.
+    """
+    shown = sweeps.update().where(sweeps.c.id == sweep)
+    connection.execute(shown.values(planned=True, cells=cells, created_at=time.time()))
     if request is not None:
         connection.execute(idempotency.insert().values(key=request[0], body=request[1], sweep=sweep))
+    share_out(connection, sweep)
+    _plan_changed(connection, sweep, "sweep.created", message)
 
 
-def plan_sweep(
-    connection: sa.Connection, sweep: str, event: str, message: str, *, cells: int, extensions: list[Any] | None = None
+def adopt_plan(
+    connection: sa.Connection, plan: str, sweep: str, event: str, message: str, *, extensions: list[Any] | None = None
 ) -> None:
-    """The sweep has a new plan: count it, take over calls that less urgent sweeps share, and emit the event."""
+    """Move what a hidden plan has into the sweep, which may have ended: further cells, or cells that run again.
+
+    Args:
+        extensions: of the spec, if there is one more.
+    """
+    connection.execute(_opened(sweep).values(state=State.PENDING, finished_at=None, stopped=None))
+    _replace_cells(connection, plan, sweep)
+    _replace_stages(connection, plan, sweep)
+    connection.execute(calls.update().where(calls.c.sweep == plan).values(sweep=sweep))
+    for table in (needs, counts_table):
+        connection.execute(table.delete().where(table.c.sweep == plan))
+    connection.execute(sweeps.delete().where(sweeps.c.id == plan))
     counts.recount_sweep(connection, sweep)
-    values: dict[str, Any] = {"cells": cells}
+    values: dict[str, Any] = {"cells": sum(count_cells(connection, sweep).values())}
     if extensions is not None:
         values["extensions"] = json.dumps(extensions)
     connection.execute(sweeps.update().where(sweeps.c.id == sweep).values(**values))
+    share_out(connection, sweep)
+    _plan_changed(connection, sweep, event, message)
+
+
+def _replace_cells(connection: sa.Connection, plan: str, sweep: str) -> None:
+    again = sa.select(cells.c.idx).where(cells.c.sweep == plan)
+    ended = cells.c.state.in_(legal_before(CELL, State.PENDING))
+    connection.execute(cells.delete().where(cells.c.sweep == sweep, cells.c.idx.in_(again), ended))
+    connection.execute(cells.update().where(cells.c.sweep == plan).values(sweep=sweep))
+
+
+def _replace_stages(connection: sa.Connection, plan: str, sweep: str) -> None:
+    """The plan's stages replace those of the sweep, but not one that is open, nor a result by another result."""
+    its, own = stages.alias("its"), stages.alias("own")
+    both = sa.select(own.c.key).join(its, its.c.key == own.c.key).where(own.c.sweep == sweep, its.c.sweep == plan)
+    kept = both.where((own.c.state == State.PENDING) | (own.c.state.in_(RESULT) & its.c.state.in_(RESULT)))
+    # Read first: a statement does not see its own changes in the same way in both databases.
+    for piece in chunks(connection.scalars(kept).all()):
+        connection.execute(stages.delete().where(stages.c.sweep == plan, stages.c.key.in_(piece)))
+    for piece in chunks(connection.scalars(both).all()):
+        connection.execute(stages.delete().where(stages.c.sweep == sweep, stages.c.key.in_(piece)))
+    connection.execute(stages.update().where(stages.c.sweep == plan).values(sweep=sweep))
+
+
+def _plan_changed(connection: sa.Connection, sweep: str, event: str, message: str) -> None:
+    """Take over calls that less urgent sweeps share, and emit the event."""
     claim(connection, sweep)
     kinds = counts.count_all(connection, [sweep])[sweep].values()
     if any(State.RUNNING in by_state for by_state in kinds):  # for another sweep
         start_sweep(connection, sweep)
     emit_event(connection, sweep, event, message)
+
+
+def discard_plan(connection: sa.Connection, plan: str, kept: Container[str]) -> bool:
+    """Undo a part of a hidden plan, about ``CHUNK_OF_PLAN`` rows; True when nothing of it is left.
+
+    A call that another sweep shares stays, and that sweep owns it.
+
+    Args:
+        kept: keys of the plan's cells whose tasks other sweeps have too; these tasks stay, without a result.
+    """
+    owned = sa.select(calls.c.id, calls.c.size).where(calls.c.sweep == plan).order_by(calls.c.id).limit(CHUNK)
+    rows = connection.execute(owned).all()
+    room = CHUNK_OF_PLAN
+    for row in rows:
+        _discard_call(connection, plan, row.id, kept)
+        room -= row.size
+        if room <= 0:
+            break
+    if rows:
+        return False
+    for table, column in ((cells, cells.c.idx), (stages, stages.c.key)):
+        some = connection.scalars(sa.select(column).where(table.c.sweep == plan).limit(CHUNK_OF_PLAN)).all()
+        for piece in chunks(some):
+            connection.execute(table.delete().where(table.c.sweep == plan, column.in_(piece)))
+        if some:
+            return False
+    ended = sweeps.update().where(sweeps.c.id == plan)
+    connection.execute(ended.values(state=State.CANCELLED))  # it needs nothing any more
+    _cancel_unneeded(connection, calls_needed_by(plan), stopped=plan)
+    for table in (needs, counts_table):
+        connection.execute(table.delete().where(table.c.sweep == plan))
+    connection.execute(sweeps.delete().where(sweeps.c.id == plan))
+    return True
+
+
+def _discard_call(connection: sa.Connection, plan: str, call: int, kept: Container[str]) -> None:
+    others = sa.select(needs.c.sweep).where(needs.c.call == call, needs.c.sweep != plan).limit(1)
+    other = connection.scalar(others)
+    connection.execute(needs.delete().where(needs.c.call == call, needs.c.sweep == plan))
+    if other is not None:
+        connection.execute(calls.update().where(calls.c.id == call).values(sweep=other))
+        claim(connection, other)
+        return
+    of_call = tasks.c.call == call
+    its_stages = set(connection.scalars(sa.select(stages.c.key).where(stages.c.sweep == plan, stages.c.call == call)))
+    keys = list(connection.scalars(sa.select(tasks.c.key).where(of_call)))
+    remembered = [key for key in keys if key in its_stages or key in kept]
+    for piece in chunks(remembered):
+        forgotten = tasks.update().where(of_call, tasks.c.key.in_(piece))
+        connection.execute(forgotten.values(state=State.CANCELLED, call=NEVER_RUN))
+    connection.execute(tasks.delete().where(of_call))
+    connection.execute(waits.delete().where(waits.c.call == call))
+    connection.execute(calls.delete().where(calls.c.id == call))
 
 
 def start_sweep(connection: sa.Connection, sweep: str) -> None:
@@ -196,10 +300,9 @@ def stop_sweep(connection: sa.Connection, sweep: str, end: State, why: str) -> N
     _emit_end(connection, sweep, end, why, count_cells(connection, sweep))
 
 
-def reopen_sweep(connection: sa.Connection, sweep: str) -> None:
-    """Let an ended sweep run again; an open sweep stays as it is."""
-    ended = sweeps.update().where(sweeps.c.id == sweep, sweeps.c.state.in_(legal_before(SWEEP, State.PENDING)))
-    connection.execute(ended.values(state=State.PENDING, finished_at=None, stopped=None))
+def _opened(sweep: str) -> sa.Update:
+    """An update of the sweep if it has ended."""
+    return sweeps.update().where(sweeps.c.id == sweep, sweeps.c.state.in_(legal_before(SWEEP, State.PENDING)))
 
 
 def _end_sweep(connection: sa.Connection, sweep: str, end: State, why: str | None = None) -> bool:
@@ -224,16 +327,30 @@ def create_call(connection: sa.Connection, sweep: str, kind: str, size: int = 0,
     return int(made.inserted_primary_key[0])  # type: ignore[index]
 
 
-def size_calls(connection: sa.Connection, planned: Mapping[int, tuple[int, Sequence[str]]]) -> None:
-    """Set how many tasks new calls have, and which tasks they wait for."""
-    if not planned:
+def create_calls(connection: sa.Connection, sweep: str, planned: Sequence[tuple[str, int, int]]) -> list[int]:
+    """Write pending calls of the sweep: kind, number of tasks, number of tasks that it waits for; returns their ids."""
+    rows = [
+        {"sweep": sweep, "kind": kind, "state": State.PENDING, "size": size, "waiting": waiting}
+        for kind, size, waiting in planned
+    ]
+    return list(connection.scalars(_CREATE_CALLS, rows)) if rows else []
+
+
+def grow_calls(connection: sa.Connection, grown: Mapping[int, tuple[int, Sequence[str]]]) -> None:
+    """Set how many tasks calls have, and add tasks that they wait for."""
+    if not grown:
         return
-    insert_many(connection, waits, [{"call": call, "key": key} for call, (_, keys) in planned.items() for key in keys])
+    add_waits(connection, {call: keys for call, (_, keys) in grown.items()})
     size = calls.update().where(calls.c.id == sa.bindparam("made"))
     connection.execute(
-        size.values(size=sa.bindparam("tasks"), waiting=sa.bindparam("keys")),
-        [{"made": call, "tasks": n, "keys": len(keys)} for call, (n, keys) in planned.items()],
+        size.values(size=sa.bindparam("tasks"), waiting=_WAITING),
+        [{"made": call, "tasks": n} for call, (n, _) in grown.items()],
     )
+
+
+def add_waits(connection: sa.Connection, keys: Mapping[int, Sequence[str]]) -> None:
+    """Note which tasks calls wait for. ``waiting`` of a new call counts them already."""
+    insert_tuples(connection, waits, ("call", "key"), [(call, key) for call, some in keys.items() for key in some])
 
 
 def queue_call(connection: sa.Connection, call: int) -> bool:
@@ -406,43 +523,56 @@ def _set_state(after: State, names: tuple[str, ...]) -> sa.UpdateBase:
 # -- tasks, stages and cells -----------------------------------------------------------------------------------------
 
 
-def create_tasks(connection: sa.Connection, rows: Sequence[Mapping[str, Any]], again: Iterable[str] = ()) -> None:
-    """Write pending tasks; those with a key in ``again`` may exist, and have ended."""
+def create_tasks(
+    connection: sa.Connection, rows: Sequence[tuple[str, str, int, str, str]], again: Iterable[str] = ()
+) -> set[str]:
+    """Write pending tasks: key, kind, call, and the two texts of ``packed_tasks``.
+
+    Those with a key in ``again`` may exist, and have ended.
+
+    Returns:
+        the keys of those that existed.
+    """
     ended = tasks.c.state.in_(legal_before(TASK, State.PENDING))
-    replaced = [
-        piece
-        for piece in chunks(again)
-        if connection.execute(tasks.delete().where(tasks.c.key.in_(piece), ended)).rowcount
-    ]
-    insert_many(connection, tasks, rows)
-    for piece in replaced:  # pending calls that need these tasks wait for them again
+    replaced: set[str] = set()
+    for piece in chunks(again):
+        gone = tasks.delete().where(tasks.c.key.in_(piece), ended).returning(tasks.c.key)
+        replaced.update(connection.scalars(gone))
+    names = ("key", "kind", "call", "params", "shared", "state", "diverged")
+    insert_tuples(connection, tasks, names, [(*row, State.PENDING, False) for row in rows])
+    for piece in chunks(replaced):  # pending calls that need these tasks wait for them again
         count_waits(connection, piece)
+    return replaced
 
 
-def remember_tasks(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write tasks that no call of this ledger computes, with the state that each row gives.
+def remember_tasks(connection: sa.Connection, rows: Sequence[tuple[str, str, str, str, State]]) -> None:
+    """Write tasks that no call of this ledger computes: key, kind, the two texts of ``packed_tasks``, state.
 
     They are in the artifact store, or nothing needs them now. When an artifact is lost later, it can be computed again.
     """
-    insert_many(connection, tasks, rows)
+    names = ("key", "kind", "params", "shared", "state", "call", "diverged")
+    insert_tuples(connection, tasks, names, [(*row, NEVER_RUN, False) for row in rows])
 
 
-def create_stages(connection: sa.Connection, sweep: str, rows: Sequence[Mapping[str, Any]], again: set[str]) -> None:
-    """Write stages of the sweep; those with a key in ``again`` exist and have ended."""
-    for piece in chunks(again):
-        ended = stages.c.state.in_(legal_before(STAGE, State.PENDING))
-        connection.execute(stages.delete().where(stages.c.sweep == sweep, stages.c.key.in_(piece), ended))
-    insert_many(connection, stages, rows)
+def create_stages(connection: sa.Connection, sweep: str, rows: Sequence[tuple[str, int | None, State]]) -> None:
+    """Write stages of the sweep: key, call, state."""
+    insert_tuples(connection, stages, ("sweep", "key", "call", "state"), [(sweep, *row) for row in rows])
 
 
-def create_cells(
-    connection: sa.Connection, sweep: str, rows: Sequence[Mapping[str, Any]], again: Sequence[int] = ()
+def create_cells(connection: sa.Connection, sweep: str, rows: Sequence[tuple[int, str, int | None, State]]) -> None:
+    """Write cells of the sweep: index, key, call, state."""
+    insert_tuples(connection, cells, ("sweep", "idx", "key", "call", "state"), [(sweep, *row) for row in rows])
+
+
+def count_rows(
+    connection: sa.Connection,
+    sweep: str,
+    shown: Mapping[tuple[str, str], int],
+    opened: Mapping[tuple[str, int], int],
 ) -> None:
-    """Write cells of the sweep; those with an index in ``again`` exist and ended without a result."""
-    ended = cells.c.state.in_(legal_before(CELL, State.PENDING))
-    for piece in chunks(again):
-        connection.execute(cells.delete().where(cells.c.sweep == sweep, cells.c.idx.in_(piece), ended))
-    insert_many(connection, cells, rows)
+    """Count new cells and stages of a hidden sweep: by kind and shown state, and the open ones by kind and call."""
+    counts.add_many(connection, sweep, shown)
+    counts.need_many(connection, sweep, opened)
 
 
 def keep_tasks(connection: sa.Connection, call: int, keys: Sequence[str]) -> list[str]:

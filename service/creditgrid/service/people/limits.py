@@ -50,7 +50,13 @@ def count_open_cells(connection: sa.Connection, owner: str | None) -> int:
     query = (
         sa.select(sa.func.sum(counts.c.n))
         .join(sweeps, sweeps.c.id == counts.c.sweep)
-        .where(sweeps.c.owner == owner, sweeps.c.state.in_(OPEN), counts.c.kind == CELLS, counts.c.state.in_(OPEN))
+        .where(
+            sweeps.c.owner == owner,
+            sweeps.c.state.in_(OPEN),
+            sweeps.c.planned,
+            counts.c.kind == CELLS,
+            counts.c.state.in_(OPEN),
+        )
     )
     return int(connection.scalar(query) or 0)
 

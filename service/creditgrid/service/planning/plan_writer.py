@@ -1,101 +1,203 @@
-"""Writes a plan to the ledger: its calls, what they wait for, its tasks, and which of them the sweep needs."""
+"""Writes a plan to the ledger, a chunk in each transaction, so that nobody waits for a long one.
+
+Until the last transaction nothing of the plan can be seen: its sweep is hidden, and its calls do not run. The last one
+shows it whole. What was written of a plan that does not come to its end (the spec is refused, the client has gone, the
+service died) is undone by ``discard``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import itertools
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
 
 import sqlalchemy as sa
 
-from creditgrid.core.plan import Fate, Known, Plan, PlannedCell, PlannedTask
+from creditgrid.core.experiments.registry import registry
+from creditgrid.core.naming import Chunk, NamedTask
+from creditgrid.core.plan import Fate, Found, Known, Lookup, Plan, Planned, PlannedCall, Step
 from creditgrid.core.states import State
 from creditgrid.service.ledger import transitions
-from creditgrid.service.ledger.queries import stage_states, task_states
-from creditgrid.service.ledger.tables import NEVER_RUN, chunks, new_task
+from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.ledger.queries import call_states, task_states
+from creditgrid.service.ledger.tables import CELLS
 
-CELLS_AT_ONCE = 1000
-KEPT: Mapping[Fate, Container[str | None]] = {
-    Fate.NEW: (),
-    Fate.SHARED: (State.PENDING,),
-    Fate.CACHED: (State.PENDING, State.SUCCEEDED, State.CACHED),
-}
-"""Stage states kept when a sweep requests the stage again."""
+Published = TypeVar("Published")
+Item = TypeVar("Item")
+LookUp: TypeAlias = Callable[[sa.Connection, Sequence[NamedTask]], Mapping[str, Found]]
 
 
 class PlanWriter:
-    """Writes the plan of one sweep.
+    """Writes one plan under the id of a hidden sweep.
 
-    Cells with an index in ``redo`` exist, and are planned again.
+    Args:
+        ledger: where to.
+        planning: a lock that each transaction holds.
+        look_up: what is known of tasks.
+        sweep: the id.
+        check: called before each transaction; what it raises ends the plan.
     """
 
-    def __init__(self, connection: sa.Connection, sweep: str, *, redo: Container[int] = ()) -> None:
-        self._connection, self._sweep, self._redo = connection, sweep, redo
-        self._ids: dict[int, int] = {}  # the plan's number of a call → the ledger's
+    def __init__(
+        self, ledger: Ledger, planning: threading.Lock, look_up: LookUp, sweep: str, check: Callable[[], None]
+    ) -> None:
+        self._ledger, self._planning, self._look_up = ledger, planning, look_up
+        self._sweep, self._check = sweep, check
+        self._plan = Plan(registry().kinds)
+        self._replaced: set[str] = set()  # keys of tasks that the ledger had before
+        self._started = False
+        self.cells = 0
+        """Cells written so far."""
 
-    def write(self, plan: Plan, cells: Iterable[PlannedCell]) -> int:
-        """Write these cells of the plan and the stages below them; returns the number of cells."""
-        total = 0
-        for piece in chunks(cells, CELLS_AT_ONCE):
-            total += len(piece)
-            self._write_cells(piece)
-        self._write_stages(plan.stages())
-        transitions.size_calls(
-            self._connection, {self._ids[call.number]: (call.size, sorted(call.waits_for)) for call in plan.calls}
-        )
-        return total
-
-    def _write_cells(self, cells: Sequence[PlannedCell]) -> None:
-        calls = self._write_tasks([cell.planned for cell in cells])
-        rows = [{"idx": cell.index, **self._need(cell.planned, calls)} for cell in cells]
-        again = [cell.index for cell in cells if cell.index in self._redo]
-        transitions.create_cells(self._connection, self._sweep, rows, again)
-
-    def _write_stages(self, planned: Sequence[PlannedTask]) -> None:
-        needed = [item for item in planned if item.fate is not Fate.UNNEEDED]
-        calls = self._write_tasks(needed, remembered=True)
-        self._remember([item for item in planned if item.fate in (Fate.CACHED, Fate.UNNEEDED)])
-        known = stage_states(self._connection, self._sweep)
-        fresh = [item for item in needed if known.get(item.task.key) not in KEPT[item.fate]]
-        again = {item.task.key for item in fresh} & known.keys()
-        rows = [self._need(item, calls) for item in fresh]
-        transitions.create_stages(self._connection, self._sweep, rows, again)
-
-    def _need(self, item: PlannedTask, calls: Mapping[str, int]) -> dict[str, object]:
-        return {
-            "sweep": self._sweep,
-            "key": item.task.key,
-            "call": calls.get(item.task.key),
-            "state": State.CACHED if item.fate is Fate.CACHED else State.PENDING,
-        }
-
-    def _write_tasks(self, planned: Sequence[PlannedTask], *, remembered: bool = False) -> Mapping[str, int]:
-        """Write the new tasks; returns the call of each open task.
+    def write(
+        self,
+        chunks: Iterable[Chunk],
+        create: Callable[[sa.Connection], None],
+        publish: Callable[[sa.Connection, int], Published],
+    ) -> Published | None:
+        """Write all chunks; returns what ``publish`` returns, or None if there is no chunk.
 
         Args:
-            remembered: tasks that count as absent may have a row (see ``_remember``), which the new one replaces.
+            chunks: of the naming.
+            create: writes the hidden sweep, in the first transaction.
+            publish: shows the plan, in the last transaction; takes the number of cells.
+
+        Raises:
+            SpecError: the spec is refused.
         """
-        new = [item for item in planned if item.fate is Fate.NEW]
-        calls = {item.task.key: self._call(item) for item in new}
-        rows = [new_task(item.task, calls[item.task.key]) for item in new]
-        again = [item.task.key for item in new if remembered or item.known is not Known.ABSENT]
-        transitions.create_tasks(self._connection, rows, again)
-        shared = [item.task.key for item in planned if item.fate is Fate.SHARED]
-        return calls | {key: call for key, (_, call) in task_states(self._connection, shared).items()}
+        left: deque[Sequence[int]] = deque()
+        for chunk, last in _with_last(chunks):
+            with self._transaction(create, durable=last) as (connection, lookup):
+                self._add(connection, self._plan.add(chunk, lookup))
+                if last:
+                    left.extend(self._plan.left())
+                    if left:
+                        self._add(connection, self._plan.add_left(left.popleft(), lookup))
+                    if not left:
+                        return publish(connection, self.cells)
+        while left:
+            with self._transaction(create, durable=len(left) == 1) as (connection, lookup):
+                self._add(connection, self._plan.add_left(left.popleft(), lookup))
+                if not left:
+                    return publish(connection, self.cells)
+        return None
 
-    def _remember(self, planned: Sequence[PlannedTask]) -> None:
-        """Write the stages that no call of this ledger computes, so that a lost artifact can be computed again."""
-        known = task_states(self._connection, [item.task.key for item in planned])
-        rows = [
-            {
-                **new_task(item.task, NEVER_RUN),
-                "state": State.SUCCEEDED if item.fate is Fate.CACHED else State.CANCELLED,
-            }
-            for item in planned
-            if item.task.key not in known
+    def discard(self) -> None:
+        """Undo what was written of a plan that does not come to its end."""
+        if self._started:
+            discard(self._ledger, self._sweep, self._replaced)
+
+    @contextmanager
+    def _transaction(
+        self, create: Callable[[sa.Connection], None], *, durable: bool
+    ) -> Iterator[tuple[sa.Connection, Lookup]]:
+        self._check()
+        with self._planning, self._ledger.write(durable=durable) as connection:
+            if not self._started:
+                create(connection)
+            yield connection, lambda tasks: self._look_up(connection, tasks)
+        self._started = True
+
+    def _add(self, connection: sa.Connection, step: Step) -> None:
+        if self._plan.refused:  # the rest is placed only to find all faults
+            return
+        grown = {call: call.id for call in step.calls}
+        self._create_calls(connection, [call for call, number in grown.items() if number is None])
+        placed = [*(planned for _, planned in step.cells), *step.stages]
+        self._create_tasks(connection, placed, {item.task.key for item in step.stages})
+        self._grow_calls(connection, [call for call, number in grown.items() if number is not None])
+        self._create_rows(connection, step, placed)
+        self.cells += len(step.cells)
+
+    def _create_calls(self, connection: sa.Connection, new: Sequence[PlannedCall]) -> None:
+        planned = [(call.kind, call.size, len(call.waits_for)) for call in new]
+        for call, number in zip(new, transitions.create_calls(connection, self._sweep, planned), strict=True):
+            call.id = number
+        transitions.add_waits(connection, {_id(call): _new_waits(call) for call in new})
+
+    def _grow_calls(self, connection: sa.Connection, calls: Sequence[PlannedCall]) -> None:
+        transitions.grow_calls(connection, {_id(call): (call.size, _new_waits(call)) for call in calls})
+
+    def _create_tasks(self, connection: sa.Connection, placed: Sequence[Planned], stages: Container[str]) -> None:
+        new = [item for item in placed if item.fate is Fate.NEW]
+        created = [
+            (item.task.key, item.task.kind, _ledger_call(item), item.task.params, item.task.shared) for item in new
         ]
-        transitions.remember_tasks(self._connection, rows)
+        # A stage that counts as absent may have a row as well: it was remembered.
+        again = [item.task.key for item in new if item.task.key in stages or item.known is not Known.ABSENT]
+        self._replaced |= transitions.create_tasks(connection, created, again)
+        # Remember the stages that no call of this ledger computes: when an artifact is lost, it can be computed again.
+        kept = {item.task.key: item for item in placed if item.fate in (Fate.CACHED, Fate.UNNEEDED)}
+        kept = {key: item for key, item in kept.items() if key in stages}
+        known = task_states(connection, list(kept))
+        ended = {Fate.CACHED: State.SUCCEEDED, Fate.UNNEEDED: State.CANCELLED}
+        rest = [item for key, item in kept.items() if key not in known]
+        transitions.remember_tasks(
+            connection,
+            [(i.task.key, i.task.kind, i.task.params, i.task.shared, ended[i.fate]) for i in rest],
+        )
 
-    def _call(self, item: PlannedTask) -> int:
-        assert item.call is not None, "a new task has a call"
-        if item.call not in self._ids:
-            self._ids[item.call] = transitions.create_call(self._connection, self._sweep, item.task.kind)
-        return self._ids[item.call]
+    def _create_rows(self, connection: sa.Connection, step: Step, placed: Sequence[Planned]) -> None:
+        """The cells and stages of the sweep, and how many there are."""
+        states = call_states(connection, {item.call for item in placed if isinstance(item.call, int)})
+        shown, opened = Counter[tuple[str, str]](), Counter[tuple[str, int]]()
+
+        def row(item: Planned, kind: str) -> tuple[str, int | None, State]:
+            if item.fate is Fate.CACHED:
+                shown[kind, State.CACHED] += 1
+                return item.task.key, None, State.CACHED
+            call = _ledger_call(item)
+            shown[kind, states.get(call, State.PENDING)] += 1
+            opened[kind, call] += 1
+            return item.task.key, call, State.PENDING
+
+        cells = [(index, *row(planned, CELLS)) for index, planned in step.cells]
+        stages = [row(item, item.task.kind) for item in step.stages if item.fate is not Fate.UNNEEDED]
+        transitions.create_cells(connection, self._sweep, cells)
+        transitions.create_stages(connection, self._sweep, stages)
+        transitions.count_rows(connection, self._sweep, shown, opened)
+
+
+def discard(ledger: Ledger, sweep: str, kept: Container[str]) -> None:
+    """Undo what was written of a hidden plan, in short transactions.
+
+    Args:
+        kept: keys of its cells whose tasks other sweeps have too.
+    """
+    done = False
+    while not done:
+        with ledger.write(durable=False) as connection:
+            done = transitions.discard_plan(connection, sweep, kept)
+
+
+def _ledger_call(item: Planned) -> int:
+    """The call that computes an open task."""
+    if isinstance(item.call, PlannedCall):
+        return _id(item.call)
+    assert item.call is not None, "an open task has a call"
+    return item.call
+
+
+def _id(call: PlannedCall) -> int:
+    assert call.id is not None, "a call is created before its tasks"
+    return call.id
+
+
+def _new_waits(call: PlannedCall) -> list[str]:
+    """The keys that the call waits for, without those that are written."""
+    start, call.written = call.written, len(call.waits_for)
+    return list(itertools.islice(call.waits_for, start, None))
+
+
+def _with_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    """Each item, and whether it is the last."""
+    rest = iter(items)
+    for item in rest:
+        before = item
+        for after in rest:
+            yield before, False
+            before = after
+        yield before, True

@@ -49,7 +49,7 @@ class Sweeps:
         self, state: State | None, after: int | None, limit: int, owner: str | None = None
     ) -> tuple[list[SweepView], int | None]:
         """Sweeps without their specs, the newest first, after the position ``after``; and the next page's ``after``."""
-        query = sa.select(*_LISTED).order_by(sweeps.c.seq.desc()).limit(limit + 1)
+        query = sa.select(*_LISTED).where(sweeps.c.planned).order_by(sweeps.c.seq.desc()).limit(limit + 1)
         if state is not None:
             query = query.where(sweeps.c.state == state)
         if owner is not None:
@@ -88,7 +88,7 @@ class Sweeps:
     def open_totals(self) -> tuple[dict[State, int], dict[State, int]]:
         """Open sweeps by state, and their cells by state."""
         state = sweeps.c.state
-        query = sa.select(state, sa.func.count()).where(state.in_(OPEN)).group_by(state)
+        query = sa.select(state, sa.func.count()).where(state.in_(OPEN), sweeps.c.planned).group_by(state)
         with self._ledger.read() as connection:
             return {State(state): n for state, n in connection.execute(query)}, count_open(connection)
 
@@ -189,7 +189,7 @@ def known_sweep(connection: sa.Connection, sweep: str, *columns: sa.ColumnElemen
     Raises:
         NotFoundError: for an unknown sweep.
     """
-    query = sa.select(*(columns or (sweeps.c.experiment,))).where(sweeps.c.id == sweep)
+    query = sa.select(*(columns or (sweeps.c.experiment,))).where(sweeps.c.id == sweep, sweeps.c.planned)
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no sweep {sweep!r}")

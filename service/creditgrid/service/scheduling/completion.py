@@ -30,6 +30,11 @@ class Completion:
                 self._limit_failures(connection, sweep)
             transitions.finish_sweep(connection, sweep)
 
+    def planned(self, connection: sa.Connection, sweep: str) -> None:
+        """The sweep has a new plan: cells that it shares may have ended, or failed, before it was whole."""
+        failed = count_cells(connection, sweep).get(State.FAILED, 0) > 0
+        self.tasks_ended(connection, [sweep], failed=failed)
+
     def stop_sweep(self, connection: sa.Connection, sweep: str, end: State, why: str) -> None:
         """End the sweep early, and cancel what no other sweep needs, also in the runner."""
         transitions.stop_sweep(connection, sweep, end, why)

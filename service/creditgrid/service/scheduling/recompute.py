@@ -33,7 +33,7 @@ def recompute_inputs(connection: sa.Connection, store: ArtifactStore, call: int,
         CannotRecompute: an artifact was imported, or this ledger does not know its task.
     """
     missing = sorted(set(keys))
-    needing = sweeps_needing(connection, call)
+    needing = sweeps_needing(connection, call, hidden=True)
     for key in missing:
         _recompute(connection, store, needing, key)
     awaited = [key for key in missing if not store.has(key)]

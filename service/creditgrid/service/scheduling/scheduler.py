@@ -230,7 +230,7 @@ class Scheduler:
 
     def _build_call(self, connection: sa.Connection, row: sa.Row[Any]) -> SubmittedCall | None:
         """The call as the runner takes it, without tasks that lost a parent; None if no task is left or needed."""
-        if not sweeps_needing(connection, row.id):
+        if not sweeps_needing(connection, row.id, hidden=True):
             transitions.cancel_call(connection, row.id)
             return None
         kind = registry().kinds.get(row.kind)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 
 from creditgrid.core.wire import PlanView
 from creditgrid.service.api.auth import PROTECTED
-from creditgrid.service.api.dependencies import ServicesDep
-from creditgrid.service.api.request_bodies import SPEC_BODY, BodyDep, parse_document
+from creditgrid.service.api.dependencies import ActorDep, ContextDep
+from creditgrid.service.api.request_bodies import SPEC_BODY, BodyDep, spec_text
 
 router = APIRouter(prefix=PROTECTED, tags=["plans"])
 
 
 @router.post("/plans", openapi_extra=SPEC_BODY)
-def plan(services: ServicesDep, body: BodyDep, content_type: str = Header("")) -> PlanView:
+async def plan(
+    request: Request, context: ContextDep, actor: ActorDep, body: BodyDep, content_type: str = Header("")
+) -> PlanView:
     """What a sweep would run: cells and tasks by kind, cached or new, and the cause of each miss. Writes nothing."""
-    return services.planner.plan(parse_document(body, content_type))
+    text, plans = spec_text(body, content_type), context.services.plans
+    return await context.planning.run(request, lambda check: plans.view(text, actor.name, check))

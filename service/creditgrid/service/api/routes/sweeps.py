@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from creditgrid.core.errors import ConflictError
+from creditgrid.core.errors import ConflictError, PlanCancelled
 from creditgrid.core.spec.extension import parse_extension
 from creditgrid.core.states import State
 from creditgrid.core.wire import CellView, Condition, FailureView, Page, SummaryView, SweepView, TaskView
@@ -19,8 +19,9 @@ from creditgrid.service.api.auth import PROTECTED
 from creditgrid.service.api.conditional import CONDITIONAL, Document, IfNoneMatch, conditional_response, document
 from creditgrid.service.api.dependencies import ActorDep, Context, ContextDep, ServicesDep
 from creditgrid.service.api.pagination import Cursor, Limit
-from creditgrid.service.api.request_bodies import EXTENSION_BODY, SPEC_BODY, BodyDep, parse_document
+from creditgrid.service.api.request_bodies import EXTENSION_BODY, SPEC_BODY, BodyDep, spec_text
 from creditgrid.service.api.shared_reads import Read, SharedReads
+from creditgrid.service.planning.plans import Check
 from creditgrid.service.reading.sweeps import is_settled
 
 router = APIRouter(prefix=PROTECTED, tags=["sweeps"])
@@ -33,9 +34,10 @@ IdempotencyKey = Annotated[
 
 
 @router.post("/sweeps", status_code=201, openapi_extra=SPEC_BODY)
-def submit(
+async def submit(
     *,
-    services: ServicesDep,
+    request: Request,
+    context: ContextDep,
     actor: ActorDep,
     response: Response,
     body: BodyDep,
@@ -43,14 +45,21 @@ def submit(
     idempotency_key: IdempotencyKey = None,
 ) -> SweepView:
     """Plan a spec and run what it needs. A spec is accepted or refused as a whole."""
-    document = parse_document(body, content_type)
+    text, services = spec_text(body, content_type), context.services
     replay = None if idempotency_key is None else (idempotency_key, hashlib.sha256(body).hexdigest())
+
+    def plan(check: Check) -> SweepView:
+        sweep, _ = services.control.submit(text, replay, actor, check)
+        return services.sweeps.get(sweep)
+
     try:
-        sweep, _ = services.control.submit(document, replay, actor)
+        view = await context.planning.run(request, plan)
+    except PlanCancelled:
+        raise
     except ConflictError as error:  # as the Idempotency-Key draft requires when the body differs
         raise HTTPException(422, str(error)) from error
-    response.headers["Location"] = f"/v1/sweeps/{sweep}"
-    return services.sweeps.get(sweep)
+    response.headers["Location"] = f"/v1/sweeps/{view.id}"
+    return view
 
 
 @router.get("/sweeps", response_model=Page[SweepView], responses=CONDITIONAL)
@@ -171,21 +180,35 @@ def resume(services: ServicesDep, actor: ActorDep, sweep: str) -> SweepView:
 
 
 @router.post("/sweeps/{sweep}/retry")
-def retry(services: ServicesDep, actor: ActorDep, sweep: str) -> SweepView:
+async def retry(request: Request, context: ContextDep, actor: ActorDep, sweep: str) -> SweepView:
     """Run the failed and skipped cells of an ended sweep again, and those that a failed sweep cancelled."""
-    services.control.retry(sweep, actor)
-    return services.sweeps.get(sweep)
+    services = context.services
+
+    def plan(check: Check) -> SweepView:
+        services.control.retry(sweep, actor, check)
+        return services.sweeps.get(sweep)
+
+    return await context.planning.run(request, plan)
 
 
 @router.post("/sweeps/{sweep}/extend", openapi_extra=EXTENSION_BODY)
-def extend(
-    services: ServicesDep, actor: ActorDep, sweep: str, body: BodyDep, content_type: str = Header("")
+async def extend(
+    *,
+    request: Request,
+    context: ContextDep,
+    actor: ActorDep,
+    sweep: str,
+    body: BodyDep,
+    content_type: str = Header(""),
 ) -> SweepView:
     """Add axis values or cells to a running or ended sweep; its present cells stay."""
-    extension = parse_extension(parse_document(body, content_type))
-    return _view_after(
-        services, sweep, services.control.extend(sweep, extension, actor) > 0, "it has all of these cells"
-    )
+    text, services = spec_text(body, content_type), context.services
+
+    def plan(check: Check) -> SweepView:
+        added = services.control.extend(sweep, parse_extension(text.parse()), actor, check)
+        return _view_after(services, sweep, added > 0, "it has all of these cells")
+
+    return await context.planning.run(request, plan)
 
 
 def _view_after(services: ServicesDep, sweep: str, changed: bool, why_not: str) -> SweepView:

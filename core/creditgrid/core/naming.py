@@ -1,0 +1,144 @@
+"""Naming: a grid's cells as named tasks, and the stages below them, each once, in chunks.
+
+It needs the spec, the experiment and the datasets, and nothing that was computed before. So the service does it in a
+process of its own; ``plan`` then decides what happens to each task. A million cells are named in the memory of their
+keys and distinct stages.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError
+from creditgrid.core.experiment import Params
+from creditgrid.core.packed_tasks import params_text, shared_text
+from creditgrid.core.spec.grid import Grid
+from creditgrid.core.task import Task, TaskKind
+
+CHUNK = 1000
+"""Cells in a chunk."""
+MAX_STAGES = 500_000
+"""The most distinct stages below the cells of a sweep: a sweep of 100,000 seeds has 400,000."""
+
+
+class NamedTask(NamedTuple):
+    """A task as a plan needs it.
+
+    ``parents`` are numbers of stages, in the order in which a naming yields them. ``params`` and ``shared`` are its
+    texts, see ``packed_tasks``. ``absent`` is the detail and the pointer of the fault if nothing computes such a task
+    and its artifact does not exist; None for other tasks.
+    """
+
+    key: str
+    kind: str
+    group: str
+    parents: Sequence[int]
+    params: str
+    shared: str
+    absent: Sequence[str] | None = None
+
+
+class NamedCell(NamedTuple):
+    """A cell: its number in the grid, and its measure task."""
+
+    number: int
+    task: NamedTask
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Cells, and the stages below them that no earlier chunk has, parents before children."""
+
+    stages: Sequence[NamedTask]
+    cells: Sequence[NamedCell]
+
+
+def name_cells(
+    grid: Grid,
+    kinds: Mapping[str, TaskKind],
+    datasets: Mapping[str, DatasetRef],
+    *,
+    only: Container[int] | None = None,
+    first: int = 0,
+) -> Iterator[Chunk]:
+    """Every cell once, in chunks; with ``only``, those with these indices; those before ``first`` are left out.
+
+    Raises:
+        SpecError: cells whose values make no sense together, and a grid with too many stages.
+        PluginError: the experiment's own code raises.
+    """
+    seen: set[bytes] = set()
+    numbers: dict[str, int] = {}
+    cells = ((index, params) for index, params in enumerate(grid.cells(datasets)) if only is None or index in only)
+    while some := list(itertools.islice(cells, CHUNK)):
+        stages: list[NamedTask] = []
+        named: list[NamedCell] = []
+        for index, params in some:
+            task, ancestors = _name(grid, params, datasets)
+            packed = bytes.fromhex(task.key)
+            if packed in seen:  # two spellings of one cell have one key
+                continue
+            seen.add(packed)
+            if index < first:
+                continue
+            for ancestor in ancestors:
+                if ancestor.key not in numbers:
+                    numbers[ancestor.key] = len(numbers)
+                    stages.append(_named(ancestor, numbers, _absent(grid, kinds, ancestor)))
+            named.append(NamedCell(index, _named(task, numbers)))
+        if len(numbers) > MAX_STAGES:
+            detail = f"the cells depend on more than {MAX_STAGES:,} trainings, fits and other stages: split the sweep"
+            raise SpecError([Fault(detail, "/axes")])
+        if named:
+            yield Chunk(stages, named)
+
+
+def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[str, DatasetRef]:
+    """Every dataset that the grid names, each resolved once.
+
+    Raises:
+        SpecError: pointing at each name that is unknown, missing or corrupt.
+    """
+    parameter = grid.experiment.params.model_fields.get("dataset")
+    if parameter is None:
+        return {}
+    names = [*grid.axes.get("dataset", ()), *(entry["dataset"] for entry in grid.include if "dataset" in entry)]
+    if "dataset" in grid.fixed:
+        names.append(grid.fixed["dataset"])
+    elif "dataset" not in grid.axes and isinstance(parameter.default, str):
+        names.append(parameter.default)
+    found, faults = {}, []
+    for name in dict.fromkeys(names):
+        try:
+            found[name] = resolve(name)
+        except DatasetError as error:
+            faults.append(Fault(str(error), grid.pointer_to("dataset", name)))
+    if faults:
+        raise SpecError(faults)
+    return found
+
+
+def _name(grid: Grid, params: Params, datasets: Mapping[str, DatasetRef]) -> tuple[Task, Sequence[Task]]:
+    dataset = datasets[params.__dict__["dataset"]] if datasets else None
+    try:
+        return grid.experiment.cell(params, dataset)
+    except Exception as error:
+        raise PluginError(f"{grid.experiment.name}: cell() raised {type(error).__name__}: {error}") from error
+
+
+def _named(task: Task, numbers: Mapping[str, int], absent: Sequence[str] | None = None) -> NamedTask:
+    parents = [numbers[key] for key in task.parents.values()]
+    return NamedTask(task.key, task.kind, task.group, parents, params_text(task), shared_text(task), absent)
+
+
+def _absent(grid: Grid, kinds: Mapping[str, TaskKind], task: Task) -> Sequence[str] | None:
+    """The fault if nothing computes the task and its artifact does not exist."""
+    if kinds[task.kind].run is not None:
+        return None
+    (name,) = task.params.values()  # of the artifact; a spec gives it in the parameter named after the kind
+    detail = f"there is no {task.kind} {name}: import it first (creditgrid import-{task.kind} FILE)"
+    return detail, grid.pointer_to(task.kind, name)

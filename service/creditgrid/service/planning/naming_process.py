@@ -1,0 +1,158 @@
+"""Naming in processes of their own: a plan of a million cells keeps no request waiting, and leaves no memory behind.
+
+A fork server imports what naming needs once; each plan is a fork of it, which takes some milliseconds and ends with the
+plan. A process that is silent for too long, or whose answer nobody wants any more, is killed. What it sends is
+MessagePack, so the service unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgpack
+import structlog
+
+from creditgrid.core import errors
+from creditgrid.core.errors import CreditGridError, Fault, SpecError
+from creditgrid.core.naming import Chunk, NamedCell, NamedTask
+from creditgrid.service.planning.naming import Header, Naming, NamingRequest, Resolve, name
+
+FIRST_ANSWER_S = 30.0
+"""Seconds until a spec is read and validated, and its datasets are opened; a stalled file system takes longer."""
+CHUNK_S = 30.0
+"""Seconds until the next chunk; one takes some milliseconds."""
+POLL_S = 0.1
+SECRETS = ("CREDITGRID_TOKEN", "CREDITGRID_DATABASE_URL")
+"""Environment variables that the process forgets: an experiment's own code runs in it."""
+PRELOADED = "creditgrid.service.planning.preloaded"
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+log = structlog.get_logger()
+
+
+class PlanningError(CreditGridError):
+    """The process that names cells has ended, or does not answer."""
+
+
+def start_fork_server() -> None:
+    """Start the fork server, which takes about a second, so that no plan waits for it."""
+    _CONTEXT.set_forkserver_preload([__name__, PRELOADED])
+    from multiprocessing.forkserver import ensure_running
+
+    ensure_running()
+
+
+class NamingProcesses:
+    """Names each request in a process of its own.
+
+    Args:
+        resolve: opens a dataset; it is pickled.
+    """
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+
+    def name(self, request: NamingRequest, check: Callable[[], None]) -> Naming:
+        """As ``naming.name``, whose errors it raises.
+
+        Args:
+            check: called often while the process works; what it raises ends the process.
+
+        Raises:
+            PlanningError: the process died.
+            SpecError: reading the spec and its datasets, or one chunk, takes too long.
+        """
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=_work, args=(theirs, request, self._resolve), daemon=True)
+        with ours:
+            process.start()
+            theirs.close()
+            try:
+                limit = FIRST_ANSWER_S
+                while True:
+                    tag, content = _receive(ours, limit, check)
+                    limit = CHUNK_S
+                    if tag == "header":
+                        yield Header(*content)
+                    elif tag == "chunk":
+                        yield _chunk(*content)
+                    elif tag == "end":
+                        return
+                    else:
+                        raise _error(tag, content)
+            finally:
+                process.kill()
+
+
+def _receive(connection: Connection, limit_s: float, check: Callable[[], None]) -> tuple[str, Any]:
+    deadline = time.monotonic() + limit_s
+    while True:
+        check()
+        if connection.poll(POLL_S):
+            break
+        if time.monotonic() > deadline:
+            detail = f"planning stopped: no answer within {limit_s:g} s; is the file system of a dataset slow or away?"
+            raise SpecError([Fault(detail, "")])
+    try:
+        message = connection.recv_bytes()
+    except EOFError:
+        text = "the process that plans has died; it may have run out of memory: try a smaller grid"
+        raise PlanningError(text) from None
+    tag, content = msgpack.unpackb(message, use_list=False, strict_map_key=False)
+    return tag, content
+
+
+def _chunk(stages: Sequence[Any], cells: Sequence[Any], texts: Sequence[str]) -> Chunk:
+    return Chunk(
+        [NamedTask._make(stage) for stage in stages],
+        [
+            NamedCell(number, NamedTask(key, kind, group, parents, params, texts[shared]))
+            for number, key, kind, group, parents, params, shared in cells
+        ],
+    )
+
+
+def _error(tag: str, content: Any) -> CreditGridError:
+    if tag == "faults":
+        return SpecError([Fault(detail, pointer) for detail, pointer in content])
+    kind = getattr(errors, tag, None)
+    if isinstance(kind, type) and issubclass(kind, CreditGridError):
+        return kind(content)
+    log.error("planning failed", traceback=content)
+    return PlanningError("an unexpected error while the spec was planned; the service's log has its traceback")
+
+
+# -- in the process --------------------------------------------------------------------------------------------------
+
+
+def _work(connection: Connection, request: NamingRequest, resolve: Resolve) -> None:
+    """Send the header, the chunks and an end, or an error instead."""
+    for secret in SECRETS:
+        os.environ.pop(secret, None)
+
+    def send(tag: str, content: Any) -> None:
+        connection.send_bytes(msgpack.packb([tag, content]))
+
+    try:
+        for item in name(request, resolve):
+            if isinstance(item, Header):
+                send("header", [item.name, item.experiment, item.priority, item.cells, item.document])
+            else:
+                texts: dict[str, int] = {}  # many cells share one
+                cells = [[number, *task[:-2], texts.setdefault(task.shared, len(texts))] for number, task in item.cells]
+                send("chunk", [item.stages, cells, list(texts)])
+        send("end", None)
+    except SpecError as error:
+        send("faults", [[fault.detail, fault.pointer] for fault in error.faults])
+    except CreditGridError as error:
+        send(type(error).__name__, str(error))
+    except ConnectionError:  # the service wants no more
+        return
+    except Exception:
+        send("unexpected", traceback.format_exc())
