@@ -94,8 +94,8 @@ CORE_LIGHT = [
         "experiments.exploitability", "experiments.linesearch", "experiments.parameters", "experiments.registry",
         "experiments.snapshot_time", "experiments.stage_runs", "experiments.stages", "experiments.summaries", "files",
         "fingerprint", "naming", "plan", "rows", "science.choices", "science.imported", "spec.axes", "spec.extension",
-        "spec.faults", "spec.grid", "spec.model", "spec.text", "spec.validation", "states", "statistics", "task",
-        "wire",
+        "spec.faults", "spec.grid", "spec.model", "spec.rules", "spec.text", "spec.validation", "states", "statistics",
+        "task", "wire",
     )
 ]  # fmt: skip
 

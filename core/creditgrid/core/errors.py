@@ -103,7 +103,13 @@ class RunnerError(CreditGridError):
     """The cluster cannot be reached or started."""
 
 
+LONGEST_WORD = 64
+"""Characters of a word that may be a slip of a known one; parameters and columns have at most 63."""
+
+
 def did_you_mean(word: str, known: Iterable[str], question: str = " (did you mean {!r}?)") -> str:
     """The ``question`` with the known word that is closest to ``word``; empty where none is close."""
-    close = difflib.get_close_matches(word, known, n=1)
+    if len(word) > LONGEST_WORD:  # the search takes time that grows with both words
+        return ""
+    close = difflib.get_close_matches(word, [other for other in known if len(other) <= LONGEST_WORD], n=1)
     return question.format(close[0]) if close else ""

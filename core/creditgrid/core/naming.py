@@ -21,6 +21,8 @@ from creditgrid.core.task import Task, TaskKind
 
 CHUNK = 1000
 """Cells in a chunk."""
+MAX_DATASETS = 100
+"""The most datasets that one sweep names; each is read from end to end when it is first named."""
 MAX_STAGES = 500_000
 """The most distinct stages below the cells of a sweep: a sweep of 100,000 seeds has 400,000."""
 
@@ -111,8 +113,12 @@ def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[s
         names.append(grid.fixed["dataset"])
     elif "dataset" not in grid.axes and isinstance(parameter.default, str):
         names.append(parameter.default)
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) > MAX_DATASETS:
+        detail = f"{len(distinct):,} datasets are more than the {MAX_DATASETS} that a sweep may name: split it"
+        raise SpecError([Fault(detail, grid.pointer_to("dataset", distinct[MAX_DATASETS]))])
     found, faults = {}, []
-    for name in dict.fromkeys(names):
+    for name in distinct:
         try:
             found[name] = resolve(name)
         except DatasetError as error:

@@ -13,6 +13,13 @@ from creditgrid.core.states import State
 
 Item = TypeVar("Item")
 
+MAX_SPEC_BYTES = 4 * 2**20
+"""A larger spec is refused unread."""
+MAX_NAMES = 100
+"""The most names in one object or zip group of a spec, and the most zip groups: far more than any experiment has."""
+MAX_INCLUDED = 100_000
+"""The most entries of ``include``; each is checked alone."""
+
 
 class Wire(BaseModel):
     """Base of the models. An older client ignores unknown fields of a newer service."""
@@ -169,8 +176,12 @@ class Extension(Wire):
     """More cells for a sweep: values for its axes, and further included cells."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    axes: dict[str, Any] = Field(default={}, description="New values by axis: a list, or a generator as in a spec.")
-    include: list[dict[str, Any]] = Field(default=[], description="Extra cells, on top of the sweep's `fixed`.")
+    axes: dict[str, Any] = Field(
+        default={}, max_length=MAX_NAMES, description="New values by axis: a list or a generator, as in a spec."
+    )
+    include: list[dict[str, Any]] = Field(
+        default=[], max_length=MAX_INCLUDED, description="Extra cells, on top of the sweep's `fixed`."
+    )
 
 
 class RetentionRequest(Wire):
@@ -343,7 +354,5 @@ MEDIA_TYPES: dict[str, str] = {
     "json": "application/json",
 }
 """Formats of results, in order of preference, with the media type of each."""
-MAX_SPEC_BYTES = 4 * 2**20
-"""A larger spec is refused unread."""
 MAX_CHECKPOINT_BYTES = 2**30
 """A larger file is not imported as a checkpoint."""

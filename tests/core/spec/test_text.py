@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from creditgrid.core.errors import SpecError
 from creditgrid.core.spec import text as spec_text
-from creditgrid.core.spec.text import MAX_DEPTH, parse_json, parse_text
+from creditgrid.core.spec.text import MAX_DEPTH, MAX_YAML_BYTES, parse_json, parse_text
 from creditgrid.core.wire import MAX_SPEC_BYTES
 
 
@@ -188,9 +188,20 @@ def test_deep_nesting_is_refused(opening: bytes, closing: bytes, depth: int) -> 
 
 
 def test_length_is_bounded() -> None:
-    fits = b"# " + b"x" * (MAX_SPEC_BYTES - 2)
+    fits = b"# " + b"x" * (MAX_YAML_BYTES - 2)
     assert parse_text(fits) is None
-    assert "4,194,305 bytes" in refusal(fits + b"x")
+    assert "1,048,577 bytes of YAML, more than the 1,048,576 that are read: send JSON" in refusal(fits + b"x")
+    json_fits = b'"' + b"x" * (MAX_SPEC_BYTES - 4) + b'"'
+    assert parse_text(b"[" + json_fits + b"]") is not None
+    assert "4,194,305 bytes" in refusal(b"[" + json_fits + b" ]")
+
+
+def test_long_json_with_a_slip_is_not_called_yaml() -> None:
+    assert "not JSON: line 2, column" in refusal(b"[" + b"1," * 700_000 + b"\n]")
+
+
+def test_tag_directives_are_refused_before_libyaml_compares_them() -> None:
+    assert "%TAG directives are not accepted" in refusal(b"%TAG !a! tag:x\n--- a")
 
 
 @given(st.binary(max_size=200) | st.text("{}[]:,-?&*!|>'\"%@#\n\t aA0.e~<=").map(str.encode))

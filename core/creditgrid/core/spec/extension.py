@@ -7,13 +7,14 @@ numbers: the cells of each earlier form of the spec come first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
 from creditgrid.core.errors import Fault, SpecError, did_you_mean
-from creditgrid.core.spec.axes import expand
-from creditgrid.core.spec.faults import pointer
+from creditgrid.core.spec.axes import MAX_VALUES, expand, size
+from creditgrid.core.spec.faults import Faults, pointer, shown
 from creditgrid.core.wire import Extension
 
 
@@ -25,11 +26,14 @@ def parse_extension(document: Any) -> Extension:
     """
     if not isinstance(document, dict):
         raise SpecError([Fault("an extension is an object with axes (values by axis) and include (more cells)", "")])
+    faults = Faults()
     try:
         return Extension.model_validate(document)
     except ValidationError as error:
-        faults = [Fault(item["msg"], pointer(*item["loc"])) for item in error.errors(include_url=False)]
-        raise SpecError(faults) from error
+        for item in error.errors(include_url=False, include_context=False, include_input=False):
+            faults.add(item["loc"], item["msg"])
+        faults.refuse()
+        raise
 
 
 def extended(document: Mapping[str, Any], extension: Extension) -> dict[str, Any]:
@@ -40,20 +44,23 @@ def extended(document: Mapping[str, Any], extension: Extension) -> dict[str, Any
             the extension.
     """
     axes: dict[str, Any] = dict(document.get("axes") or {})
-    faults = []
+    faults = Faults()
+    sizes: dict[str, int] = {}
     for name, more in extension.axes.items():
-        where = pointer("axes", name)
         if name not in axes:
-            faults.append(Fault(_no_axis(name, axes, document.get("fixed") or {}), where))
+            faults.add(("axes", name), partial(_no_axis, name, axes, document.get("fixed") or {}))
             continue
         try:
-            axes[name] = [*expand(axes[name]), *(value for _, value in _new_values(document, name, more))]
+            sizes[name] = size(more) + size(axes[name])
         except ValueError as error:
-            faults.append(Fault(str(error), where))
+            faults.add(("axes", name), str(error))
     if not extension.axes and not extension.include:
-        faults.append(Fault("an extension has new values in axes, or cells in include", ""))
-    if faults:
-        raise SpecError(faults)
+        faults.add((), "an extension has new values in axes, or cells in include")
+    if (total := sum(sizes.values())) > MAX_VALUES:
+        faults.add(("axes",), f"the axes would have {total:,} values in all; a sweep has at most {MAX_VALUES:,}")
+    faults.refuse()
+    for name, more in extension.axes.items():
+        axes[name] = [*expand(axes[name]), *(value for _, value in _new_values(document, name, more))]
     include = [*(document.get("include") or []), *extension.include]
     return {**document, "axes": axes, **({"include": include} if include else {})}
 
@@ -68,21 +75,32 @@ def forms(document: Mapping[str, Any], extensions: Sequence[Mapping[str, Any]]) 
 
 def in_extension(error: SpecError, document: Mapping[str, Any], extension: Extension) -> SpecError:
     """The faults of an extended spec; the pointers to the extension's values lead into the extension."""
-    faults = [Fault(fault.detail, _extension_pointer(fault.pointer, document, extension)) for fault in error.faults]
-    return SpecError(faults)
+    places = _Places(document, extension)
+    return SpecError([Fault(fault.detail, places.of(fault.pointer)) for fault in error.faults])
 
 
-def _extension_pointer(where: str, document: Mapping[str, Any], extension: Extension) -> str:
-    part, *rest = where.split("/")[1:] or [""]
-    if part == "axes" and rest and (name := rest[0].replace("~1", "/").replace("~0", "~")) in extension.axes:
-        if len(rest) == 1 or not isinstance(extension.axes[name], list):
-            return pointer(part, name)
-        index = int(rest[1]) - len(expand(document["axes"][name]))
-        return pointer(part, name, _new_values(document, name, extension.axes[name])[index][0]) if index >= 0 else ""
-    if part == "include" and rest:
-        index = int(rest[0]) - len(document.get("include") or [])
-        return "/".join(["", part, str(index), *rest[1:]]) if index >= 0 else ""
-    return ""
+class _Places:
+    """Where an extension gives what an extended spec has."""
+
+    def __init__(self, document: Mapping[str, Any], extension: Extension) -> None:
+        self._document, self._extension = document, extension
+        self._new: dict[str, list[int]] = {}  # by axis: the indices of its new values in the extension
+
+    def of(self, where: str) -> str:
+        """The pointer into the extension for one into the extended spec; to all of it for what it does not give."""
+        part, *rest = where.split("/")[1:] or [""]
+        axes = self._extension.axes
+        if part == "axes" and rest and (name := rest[0].replace("~1", "/").replace("~0", "~")) in axes:
+            if len(rest) == 1 or not isinstance(axes[name], list):
+                return pointer(part, name)
+            index = int(rest[1]) - size(self._document["axes"][name])
+            if name not in self._new:
+                self._new[name] = [place for place, _ in _new_values(self._document, name, axes[name])]
+            return pointer(part, name, self._new[name][index]) if index >= 0 else ""
+        if part == "include" and rest:
+            index = int(rest[0]) - len(self._document.get("include") or [])
+            return "/".join(["", part, str(index), *rest[1:]]) if index >= 0 else ""
+        return ""
 
 
 def _new_values(document: Mapping[str, Any], name: str, more: Any) -> list[tuple[int, Any]]:
@@ -107,4 +125,4 @@ def _no_axis(name: str, axes: Mapping[str, Any], fixed: Mapping[str, Any]) -> st
             "reuses the results of this one), or add cells by include"
         )
     hint = did_you_mean(name, axes, " (did you mean {}?)")
-    return f"this sweep has no axis {name!r}{hint}; it has {', '.join(axes) or 'none'}"
+    return f"this sweep has no axis {shown(name)}{hint}; it has {', '.join(axes) or 'none'}"

@@ -10,17 +10,21 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import Fault, PluginError, SpecError
 from creditgrid.core.experiment import Experiment, Params
-from creditgrid.core.fingerprint import canonical_json
-from creditgrid.core.spec.faults import MAX_FAULTS, bounded, pointer
+from creditgrid.core.spec.faults import MAX_FAULTS, Faults, pointer
 from creditgrid.core.spec.model import SweepSpec
+from creditgrid.core.spec.rules import Rules, hashable
+
+MAX_SEARCHED = 10_000
+"""Cells that are searched for further faults after the first."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Grid:
     """A validated spec: every value checked alone, the number of cells known, nothing expanded yet."""
 
@@ -51,76 +55,92 @@ class Grid:
         """
         for grid in self.earlier:
             yield from grid.cells(datasets)
-        faults: dict[str, Fault] = {}
-        points = [set(self._points(factor)) for factor in self.factors] if self.include else []
-        seen_included: set[str] = set()
+        of_valid, conflicts = self.experiment.params.of_valid, self._conflicts
+        faults = Faults()
+        blamed: set[tuple[str | int, ...]] = set()
+        searched = 0  # cells after the first fault
         count = 0
-        base = self._base()
-        extra = ((index, base | entry) for index, entry in enumerate(self.include))
-        for included, values in itertools.chain(self._product(), extra):
-            params = self.experiment.params.of_valid(values)
-            for blamed, detail in self._conflicts(params, datasets[values["dataset"]] if datasets else None):
-                fault = Fault(detail, self._conflict_pointer(blamed, values, included))
-                faults.setdefault(fault.pointer, fault)
+        for included, values in itertools.chain(self._product(), self._extra()):
+            params = of_valid(values)
+            for name, detail in conflicts(params, datasets[values["dataset"]] if datasets else None):
+                where = self._conflict_place(name, values, included)
+                if where not in blamed:
+                    blamed.add(where)
+                    faults.add(where, detail)
             if faults:
-                if len(faults) > MAX_FAULTS:
+                searched += 1
+                if len(faults) > MAX_FAULTS or searched > MAX_SEARCHED:
                     break
                 continue
-            if included is not None:  # not a new cell if the grid or an earlier entry has it already
-                text = canonical_json(values)
-                if text in seen_included or self._in_product(values, points):
-                    continue
-                seen_included.add(text)
             count += 1
             yield params
-        if faults:
-            raise SpecError(bounded(list(faults.values())))
+        faults.refuse()
         if count == 0:
             raise SpecError([Fault("the spec leaves no cells: every one is excluded", "/exclude")])
 
     def pointer_to(self, name: str, value: Any) -> str:
         """The first place where the spec gives the parameter ``name`` this value, or could have given it."""
-        if self.fixed.get(name) == value:
-            return pointer("fixed", name)
-        if value in self.axes.get(name, ()):
-            return self.spec.axis_pointer(name, self.axes[name].index(value))
-        for index, entry in enumerate(self.include):
-            if entry.get(name) == value:
-                return pointer("include", index, name)
-        return self.spec.fixed_pointer()
+        where = self._places(name).get(hashable(value))
+        return self.spec.fixed_pointer() if where is None else pointer(*where)
 
     def _product(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
-        if self._only_included():
+        """The cells of the axes that no rule leaves out."""
+        if self._only_included:
             return
-        base = self._base()
-        columns = [list(self._points(factor)) for factor in self.factors]
-        names = [name for factor in self.factors for name in factor]
-        for point in itertools.product(*columns):
-            values = base | dict(zip(names, itertools.chain.from_iterable(point), strict=True))
-            if not self._excluded(values):
-                yield None, values
+        base, rules = self._base, self._rules
+        if not self.factors:
+            if not rules.any:
+                yield None, dict(base)
+            return
+        *outer, inner = self.factors
+        names = [name for factor in outer for name in factor]
+        for point in itertools.product(*(list(self._points(factor)) for factor in outer)):
+            values = list(itertools.chain.from_iterable(point))
+            prefix = base | dict(zip(names, values, strict=True))
+            left_out = rules.matching(names, values)
+            for last in self._points(inner):
+                if not (left_out and left_out & rules.matching(inner, last)):
+                    yield None, prefix | dict(zip(inner, last, strict=True))
+
+    def _extra(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        """The included cells that are new: neither of the axes, nor of an earlier entry."""
+        if not self.include:
+            return
+        points = [{tuple(map(hashable, point)) for point in self._points(factor)} for factor in self.factors]
+        seen: set[tuple[Any, ...]] = set()
+        for index, entry in enumerate(self.include):
+            values = self._base | entry
+            key = tuple(hashable(values[name]) for name in self.experiment.params.model_fields)
+            if key not in seen and not self._in_product(values, points):
+                seen.add(key)
+                yield index, values
 
     def _in_product(self, values: Mapping[str, Any], points: Sequence[set[tuple[Any, ...]]]) -> bool:
-        if self._only_included():
+        if self._only_included:
             return False
-        on_axes = (tuple(values[n] for n in f) in known for f, known in zip(self.factors, points, strict=True))
-        rest = all(values[name] == value for name, value in self._base().items() if name not in self.axes)
-        return all(on_axes) and rest and not self._excluded(values)
+        on_axes = (
+            tuple(hashable(values[n]) for n in f) in known for f, known in zip(self.factors, points, strict=True)
+        )
+        rest = all(values[name] == value for name, value in self._base.items() if name not in self.axes)
+        return all(on_axes) and rest and not self._rules.matching(self.axes, (values[name] for name in self.axes))
 
+    @property
     def _only_included(self) -> bool:
         return bool(self.include) and not self.axes
 
+    @cached_property
     def _base(self) -> dict[str, Any]:
         """The values of a cell that no axis gives: defaults and fixed values."""
         fields = self.experiment.params.model_fields.items()
         defaults = {n: field.get_default(call_default_factory=True) for n, field in fields if not field.is_required()}
         return defaults | self.fixed
 
+    @cached_property
+    def _rules(self) -> Rules:
+        return Rules(self.exclude, self._base, self.axes)
+
     def _points(self, factor: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         return zip(*(self.axes[name] for name in factor), strict=True)
-
-    def _excluded(self, values: Mapping[str, Any]) -> bool:
-        return any(all(values[name] == value for name, value in rule.items()) for rule in self.exclude)
 
     def _conflicts(self, params: Params, dataset: DatasetRef | None) -> list[tuple[str, str]]:
         try:
@@ -128,13 +148,31 @@ class Grid:
         except Exception as error:
             raise PluginError(f"{self.experiment.name}: conflicts() raised {type(error).__name__}: {error}") from error
 
-    def _conflict_pointer(self, name: str, values: Mapping[str, Any], included: int | None) -> str:
+    def _conflict_place(self, name: str, values: Mapping[str, Any], included: int | None) -> tuple[str | int, ...]:
         if included is not None and name in self.include[included]:
-            return pointer("include", included, name)
+            return "include", included, name
         if name in self.fixed:
-            return pointer("fixed", name)
+            return "fixed", name
         if included is not None:  # two defaults, or a default and another of the entry's values
-            return pointer("include", included)
+            return "include", included
         if name in self.axes:
-            return self.spec.axis_pointer(name, self.axes[name].index(values[name]))
-        return self.spec.fixed_pointer()
+            return self._places(name)[hashable(values[name])]
+        return self.spec.fixed_place()
+
+    def _places(self, name: str) -> Mapping[Any, tuple[str | int, ...]]:
+        """Where the spec first gives each value of a parameter."""
+        if name not in self._found_places:
+            found: dict[Any, tuple[str | int, ...]] = {}
+            if name in self.fixed:
+                found[hashable(self.fixed[name])] = ("fixed", name)
+            for index, value in enumerate(self.axes.get(name, ())):
+                found.setdefault(hashable(value), self.spec.axis_place(name, index))
+            for index, entry in enumerate(self.include):
+                if name in entry:
+                    found.setdefault(hashable(entry[name]), ("include", index, name))
+            self._found_places[name] = found
+        return self._found_places[name]
+
+    @cached_property
+    def _found_places(self) -> dict[str, Mapping[Any, tuple[str | int, ...]]]:
+        return {}

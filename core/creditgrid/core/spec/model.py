@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from creditgrid.core.errors import Fault, SpecError, did_you_mean
-from creditgrid.core.spec.faults import bounded, pointer, shown
+from creditgrid.core.spec.faults import Faults, pointer, shown
+from creditgrid.core.wire import MAX_INCLUDED, MAX_NAMES
 
 MAX_CELLS = 1_000_000
 """The most cells of one sweep."""
 MAX_RULES = 1000
-"""The most exclude rules: every cell is compared with each."""
+"""The most exclude rules."""
 MEASURE = "measure"
 """The name in ``resources`` and ``timeout_s`` of the task kind that measures cells, whichever the experiment."""
 SMALLEST_SHARE = 0.0001
@@ -43,38 +45,54 @@ class RetrySpec(BaseModel):
     backoff_s: float = Field(2.0, ge=0, le=3600)
 
 
+Parameters = Annotated[dict[str, Any], Field(max_length=MAX_NAMES)]
+Group = Annotated[list[str], Field(max_length=MAX_NAMES)]
+
+
 class SweepSpec(BaseModel):
     """One sweep as it is written, before expansion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1, max_length=200, description="The name of the sweep; need not be unique.")
-    experiment: str = Field(description="The kind of sweep, such as linesearch.")
-    fixed: dict[str, Any] = Field(default_factory=dict, description="Parameters that are the same in every cell.")
-    axes: dict[str, Any] = Field(default_factory=dict, description="Parameters that vary: a list, or a generator.")
-    zip: list[list[str]] = Field(default_factory=list, description="Groups of axes that advance together.")
-    exclude: list[dict[str, Any]] = Field(
+    experiment: str = Field(max_length=200, description="The kind of sweep, such as linesearch.")
+    fixed: Parameters = Field(default_factory=dict, description="Parameters that are the same in every cell.")
+    axes: Parameters = Field(default_factory=dict, description="Parameters that vary: a list, or a generator.")
+    zip: list[Group] = Field(
+        default_factory=list, max_length=MAX_NAMES, description="Groups of axes that advance together."
+    )
+    exclude: list[Parameters] = Field(
         default_factory=list, max_length=MAX_RULES, description="Cells with all these values are left out."
     )
-    include: list[dict[str, Any]] = Field(default_factory=list, description="Extra cells, on top of `fixed`.")
+    include: list[Parameters] = Field(
+        default_factory=list, max_length=MAX_INCLUDED, description="Extra cells, on top of `fixed`."
+    )
     resources: dict[str, ResourceSpec] = Field(
-        default_factory=dict, description="CPUs and GPUs by task kind (data, probe, feedback, train, fit, measure, …)."
+        default_factory=dict,
+        max_length=MAX_NAMES,
+        description="CPUs and GPUs by task kind (data, probe, feedback, train, fit, measure, …).",
     )
     retry: RetrySpec = Field(default_factory=RetrySpec)
     timeout_s: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="Seconds that a call of a task kind may take, by kind as in `resources`."
+        default_factory=dict,
+        max_length=MAX_NAMES,
+        description="Seconds that a call of a task kind may take, by kind as in `resources`.",
     )
     max_failed: int | None = Field(None, ge=0, description="Stop the sweep when more cells than this have failed.")
     fail_fast: bool = Field(False, description="Stop the sweep at the first failure.")
     priority: int = Field(0, ge=-1000, le=1000, description="A sweep with a higher priority runs first.")
 
-    def axis_pointer(self, name: str, index: int) -> str:
+    def axis_place(self, name: str, index: int) -> tuple[str | int, ...]:
         """Where value ``index`` of an axis is written. Values of a generator are written only as the generator."""
-        return pointer("axes", name, index) if isinstance(self.axes[name], list) else pointer("axes", name)
+        return ("axes", name, index) if isinstance(self.axes[name], list) else ("axes", name)
+
+    def fixed_place(self) -> tuple[str, ...]:
+        """Where a missing parameter may be given."""
+        return ("fixed",) if "fixed" in self.model_fields_set else ()
 
     def fixed_pointer(self) -> str:
-        """Where a missing parameter may be given."""
-        return "/fixed" if "fixed" in self.model_fields_set else ""
+        """The pointer to `fixed_place`."""
+        return pointer(*self.fixed_place())
 
 
 def parse(document: Any) -> SweepSpec:
@@ -85,18 +103,35 @@ def parse(document: Any) -> SweepSpec:
     """
     if not isinstance(document, dict):
         raise SpecError([Fault(f"a sweep spec is an object with name, experiment, axes; got {shown(document)}", "")])
+    faults = Faults()
+    for name, value in document.items():
+        if isinstance(value, dict) and len(value) > MAX_NAMES:
+            detail = f"{len(value):,} names are more than the {MAX_NAMES} that one object of a spec may have"
+            faults.add((name,), detail)
+    faults.refuse()
+    known = {key: value for key, value in document.items() if key in SweepSpec.model_fields}
     try:
-        return SweepSpec.model_validate(document)
+        spec = SweepSpec.model_validate(known)
     except ValidationError as error:
-        raise SpecError(bounded([_fault(item) for item in error.errors(include_url=False)])) from error
+        for item in error.errors(include_url=False, include_context=False):
+            faults.add(item["loc"], partial(_detail, item))
+    if len(known) < len(document):
+        fields = sorted(SweepSpec.model_fields)
+        for key in document:
+            if key not in known:
+                faults.add((key,), partial(_unknown, key, fields))
+    faults.refuse()
+    return spec
 
 
-def _fault(item: ErrorDetails) -> Fault:
-    where = pointer(*item["loc"])
+def _unknown(key: str, fields: list[str]) -> str:
+    return f"unknown key {shown(key)}{did_you_mean(key, fields)}; a spec has {', '.join(fields)}"
+
+
+def _detail(item: ErrorDetails) -> str:
+    name = item["loc"][-1]
     if item["type"] == "extra_forbidden":
-        known, key = sorted(SweepSpec.model_fields), str(item["loc"][-1])
-        hint = f"{did_you_mean(key, known)}; a spec has {', '.join(known)}" if len(item["loc"]) == 1 else ""
-        return Fault(f"unknown key {key!r}{hint}", where)
+        return f"unknown key {shown(name)}"
     if item["type"] == "missing":
-        return Fault(f"{item['loc'][-1]} is missing", where)
-    return Fault(f"{item['msg']}; got {shown(item['input'])}", where)
+        return f"{name} is missing"
+    return f"{item['msg']}; got {shown(item['input'])}"

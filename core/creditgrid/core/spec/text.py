@@ -8,11 +8,9 @@ values are checked later, in ``spec.validation``.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -24,16 +22,20 @@ from creditgrid.core.wire import MAX_SPEC_BYTES
 
 MAX_DEPTH = 32
 """Lists and mappings inside each other; a spec needs five."""
+MAX_YAML_BYTES = 2**20
+"""A longer YAML document is refused: YAML takes ten times as long to read as JSON."""
 TOO_DEEP = f"lists and mappings are nested deeper than {MAX_DEPTH} levels"
 TOO_MANY_DIGITS = "a whole number has thousands of digits"
 
 # libyaml is ten times faster; platforms without it use the Python loader. Both yield the same events.
 _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_TAG_DIRECTIVE = re.compile(r"^%TAG", re.MULTILINE)
 _INT = re.compile(r"[-+]?[0-9]+")
 _BASE_INT = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_HOLDS = (list, dict)
 _WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -61,17 +63,26 @@ class SpecText:
 def parse_text(data: bytes) -> Any:
     """The value that a YAML or JSON document holds; None for an empty one. NaN and infinities are accepted.
 
-    Takes some seconds for the largest documents: call it off an event loop.
+    Takes up to a second for the largest documents: call it off an event loop.
 
     Raises:
         SpecError: for text that is too long, not UTF-8, not YAML, or refused as above.
     """
     text = _decoded(data)
+    long = len(data) > MAX_YAML_BYTES
     if text.lstrip()[:1] in ("{", "["):
-        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+        try:
             return _parse_json(text)
+        except json.JSONDecodeError as error:
+            if long:
+                raise _not_json(error) from error
+        except RecursionError as error:
+            raise _refusal(TOO_DEEP) from error
         # It may be a YAML flow mapping. If it is not, YAML's complaint has a line and a column too.
-    return _checked(_parse_yaml(text))
+    if long:
+        limits = f"more than the {MAX_YAML_BYTES:,} that are read: send JSON, which may have {MAX_SPEC_BYTES:,}"
+        raise _refusal(f"the spec is {len(data):,} bytes of YAML, {limits}")
+    return _checked(_parse_yaml(text), text)
 
 
 def parse_json(data: bytes) -> Any:
@@ -84,7 +95,7 @@ def parse_json(data: bytes) -> Any:
     try:
         return _parse_json(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise _refusal(f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise _not_json(error) from error
     except RecursionError as error:
         raise _refusal(TOO_DEEP) from error
 
@@ -102,11 +113,15 @@ def _decoded(data: bytes) -> str:
 
 def _parse_json(text: str, **options: Any) -> Any:
     try:
-        return _checked(json.loads(text, object_pairs_hook=_object, **options))
+        return _checked(json.loads(text, object_pairs_hook=_object, **options), text)
     except json.JSONDecodeError:
         raise
     except ValueError as error:  # Python reads no integers of thousands of digits
         raise _refusal(TOO_MANY_DIGITS) from error
+
+
+def _not_json(error: json.JSONDecodeError) -> SpecError:
+    return _refusal(f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}")
 
 
 def _refusal(detail: str) -> SpecError:
@@ -125,28 +140,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _checked(value: Any) -> Any:
-    """The same value, if it is not nested too deeply and JSON can carry it."""
-    level, depth = [value], 0
-    while level := [child for item in level for child in _children(item)]:
+def _checked(value: Any, text: str) -> Any:
+    """The same value, read from ``text``, if it is not nested too deeply and JSON can carry it."""
+    level, depth = [item for item in (value,) if isinstance(item, _HOLDS)], 0
+    while level:
         depth += 1
         if depth > MAX_DEPTH:
             raise _refusal(TOO_DEEP)
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise _refusal(f"{half!r} is half a character: JSON escapes it as a surrogate pair") from error
-    except ValueError as error:  # Python writes no integers of thousands of digits, but reads hexadecimal ones
-        raise _refusal(TOO_MANY_DIGITS) from error
+        children = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for inner in children for child in inner if isinstance(child, _HOLDS)]
+    if "\\" in text:  # only escapes write half a character
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise _refusal(f"{half!r} is half a character: JSON escapes it as a surrogate pair") from error
     return value
-
-
-def _children(item: Any) -> Iterator[Any]:
-    if isinstance(item, dict):
-        yield from item.values()
-    elif isinstance(item, list):
-        yield from item
 
 
 @dataclass(slots=True)
@@ -164,7 +173,7 @@ class _Open:
             self.value[self.key] = item
             self.key = None
         elif not isinstance(item, str):
-            raise _at(event, f"a key must be a string; got {item!r:.80}: put it in quotes")
+            raise _at(event, f"a key must be a string; got {shown(item)}: put it in quotes")
         elif item in self.value:
             first = self.lines[item]
             raise _at(event, f"the key {shown(item)} is given twice (first on line {first}): keep one of them")
@@ -174,19 +183,18 @@ class _Open:
 
 
 def _parse_yaml(text: str) -> Any:
+    if _TAG_DIRECTIVE.search(text):  # libyaml compares each of these with all before it
+        raise _refusal("%TAG directives are not accepted: write the plain value, in quotes for a string")
     top: list[Any] = []
     stack = [_Open(top)]
     documents = 0
     try:
         for event in yaml.parse(text, Loader=_LOADER):
-            _refuse_features(event)
-            if isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    raise _at(event, "a second document starts here: give one sweep spec at a time")
-            elif isinstance(event, yaml.ScalarEvent):
+            if isinstance(event, yaml.ScalarEvent):  # most are
+                _refuse_features(event)
                 stack[-1].add(_scalar(event), event)
             elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
+                _refuse_features(event)
                 value: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
                 stack[-1].add(value, event)
                 stack.append(_Open(value))
@@ -194,6 +202,12 @@ def _parse_yaml(text: str) -> Any:
                     raise _at(event, TOO_DEEP)
             elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
                 stack.pop()
+            elif isinstance(event, yaml.AliasEvent):
+                _refuse_features(event)
+            elif isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise _at(event, "a second document starts here: give one sweep spec at a time")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -210,13 +224,12 @@ def _at(event: Any, detail: str) -> SpecError:
     return _refusal(f"line {mark.line + 1}, column {mark.column + 1}: {detail}")
 
 
-def _refuse_features(event: Any) -> None:
-    if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-        raise _at(
-            event, f"anchors and aliases (&{event.anchor}, *{event.anchor}) are not accepted: write the value out"
-        )
-    if getattr(event, "tag", None) is not None:
-        raise _at(event, f"tags ({event.tag}) are not accepted: write the plain value, in quotes for a string")
+def _refuse_features(event: yaml.NodeEvent) -> None:
+    if event.anchor is not None:  # of an alias too
+        name = f"{event.anchor:.80}"
+        raise _at(event, f"anchors and aliases (&{name}, *{name}) are not accepted: write the value out")
+    if (tag := getattr(event, "tag", None)) is not None:  # an alias has none
+        raise _at(event, f"tags ({tag:.80}) are not accepted: write the plain value, in quotes for a string")
 
 
 def _scalar(event: yaml.ScalarEvent) -> Any:
@@ -231,7 +244,8 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
         if _INT.fullmatch(text):
             return int(text)
         if _BASE_INT.fullmatch(text):
-            return int(text, 0)
+            number = int(text, 0)
+            return int(str(number))  # Python writes no integers of thousands of digits, but reads hexadecimal ones
         if _FLOAT.fullmatch(text):
             return float(text)
     except ValueError as error:
