@@ -10,6 +10,7 @@ from creditgrid.core.packed_tasks import params_text, shared_text
 from creditgrid.core.states import State
 from creditgrid.core.task import Task
 from creditgrid.service.ledger import tables
+from creditgrid.service.ledger.task_states import STATE
 
 
 def add_sweep(connection: sa.Connection, sweep: str, state: State = State.PENDING, **values: Any) -> None:
@@ -49,4 +50,6 @@ def add_stage(connection: sa.Connection, sweep: str, key: str, call: int | None,
 
 
 def states(connection: sa.Connection, table: sa.Table) -> dict[str, str]:
-    return {row.key: row.state for row in connection.execute(sa.select(table.c.key, table.c.state))}
+    """The state of each row by key; that of a task is pending until it has ended."""
+    state = STATE if table is tables.tasks else table.c.state
+    return {row.key: row.state for row in connection.execute(sa.select(table.c.key, state.label("state")))}

@@ -20,6 +20,7 @@ from creditgrid.core.wire import TERMINAL_EVENT, EventView, PlanView
 from creditgrid.service.ledger import counts, tables
 from creditgrid.service.ledger.counts import sweeps_needing
 from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.ledger.task_states import NOT_ENDED
 from creditgrid.service.planning.naming import Naming, NamingRequest
 from creditgrid.service.planning.naming import name as name_cells
 from creditgrid.service.planning.plans import nobody_stops
@@ -217,9 +218,7 @@ class House:
             cells = connection.execute(sa.select(tables.cells)).all()
             for call in connection.execute(sa.select(tables.calls).where(tables.calls.c.state == State.PENDING)):
                 waits = sa.select(tables.waits.c.key).where(tables.waits.c.call == call.id)
-                opened = sa.select(sa.func.count()).where(
-                    tables.tasks.c.key.in_(waits), tables.tasks.c.state == State.PENDING
-                )
+                opened = sa.select(sa.func.count()).where(tables.tasks.c.key.in_(waits), NOT_ENDED)
                 assert connection.scalar(opened) == call.waiting, "a call does not count what it waits for"
                 needing = sweeps_needing(connection, call.id)
                 able = {sweep.id for sweep in sweeps if sweep.id in needing and not sweep.paused}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from ledger_rows import states
 from safetensors.numpy import load
 from service_fakes import AppClient, Fakes
 from sweeping import House
@@ -269,9 +270,7 @@ def test_resume_states_are_deleted_when_no_call_will_use_them(retention: Retenti
     house.control.cancel(cancelled)
     house.submit(axes={"x": [3]})
     with house.ledger.read() as connection:
-        by_state = {
-            state: key for key, state in connection.execute(sa.select(tables.tasks.c.key, tables.tasks.c.state))
-        }
+        by_state = {state: key for key, state in states(connection, tables.tasks).items()}
     done = save_of(house, by_state[State.SUCCEEDED])
     needed = save_of(house, by_state[State.PENDING], age=99 * DAY)
     for_a_retry = save_of(house, by_state[State.CANCELLED], age=RESUME_STATES_KEPT_S / 2)

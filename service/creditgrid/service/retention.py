@@ -141,9 +141,11 @@ class Retention:
             opened = sa.select(tables.sweeps.c.id).where(tables.sweeps.c.state.in_(OPEN))
             needed = set(connection.scalars(sa.select(tables.stages.c.key).where(tables.stages.c.sweep.in_(opened))))
             c = tables.tasks.c
+            of_open_call = tables.tasks.join(tables.calls, tables.calls.c.id == c.call)
+            pending = sa.and_(c.state == State.PENDING, tables.calls.c.state.in_(OPEN))
             reading = connection.execution_options(yield_per=ROWS_AT_ONCE)
-            needed.update(reading.scalars(sa.select(c.key).where(c.state == State.PENDING)))
-            for shared in reading.scalars(sa.select(c.shared).where(c.state == State.PENDING).distinct()):
+            needed.update(reading.scalars(sa.select(c.key).select_from(of_open_call).where(pending)))
+            for shared in reading.scalars(sa.select(c.shared).select_from(of_open_call).where(pending).distinct()):
                 needed.update(parents_in(shared).values())
         return needed
 

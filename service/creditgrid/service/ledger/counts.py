@@ -53,6 +53,7 @@ _NEEDING = (
     .order_by(sweeps.c.seq)
 )
 _SWEEPS_NEEDING = _NEEDING.where(sweeps.c.planned)
+_KINDS = sa.select(needs.c.kind).where(needs.c.call == _CALL).distinct()
 _COUNTS = sa.select(counts.c.state, counts.c.n).where(counts.c.sweep == _SWEEP, counts.c.kind == CELLS, counts.c.n > 0)
 
 
@@ -83,6 +84,12 @@ def count_open(connection: sa.Connection) -> dict[State, int]:
 def sweeps_needing(connection: sa.Connection, call: int, *, hidden: bool = False) -> list[str]:
     """The open sweeps that need this call, the oldest first; with ``hidden`` also those that are being planned."""
     return list(connection.scalars(_NEEDING if hidden else _SWEEPS_NEEDING, {"call": call}))
+
+
+def has_stages(connection: sa.Connection, call: int) -> bool:
+    """Whether tasks of the call may be stages. Others are cells alone, and no call waits for them."""
+    kinds = connection.scalars(_KINDS, {"call": call}).all()
+    return not kinds or any(kind != CELLS for kind in kinds)
 
 
 def calls_needed_by(sweep: str) -> sa.Select[int]:

@@ -31,6 +31,10 @@ POSTGRESQL_OPTIONS: Mapping[str, str | int] = {
 """Options of a connection to a PostgreSQL server; those in the URL come first."""
 POOL_OPTIONS: Mapping[str, int] = {"pool_size": 8, "max_overflow": 56}
 """More connections than the service answers requests at a time, so that the scheduler never waits for one."""
+WRITER_CACHE_KIB, READER_CACHE_KIB = 32 * 1024, 2 * 1024
+"""SQLite's cache of pages. Keys are random, so a plan touches pages all over their index."""
+WAL_PAGES = 8192
+"""After so many pages SQLite brings its log to the file: a page that was written often is brought there once."""
 WRITE_LOCK = 0x63726564_67726964
 """The advisory lock that a writing transaction holds (the letters of "credgrid")."""
 READ_ONLY_SQL_TRANSACTION = "25006"  # PostgreSQL's error code of a server that is the standby of another one
@@ -76,7 +80,8 @@ def create_engine(url: sa.URL) -> sa.Engine:
         CreditGridError: the driver is not installed.
     """
     if url.get_backend_name() == "sqlite":
-        engine = sa.create_engine(url, pool_pre_ping=True, **POOL_OPTIONS)
+        # The connection that was used last is used next: what it has cached is still valid.
+        engine = sa.create_engine(url, pool_pre_ping=True, pool_use_lifo=True, **POOL_OPTIONS)
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -200,7 +205,8 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # _begin_sqlite starts the transactions
     cursor = connection.cursor()
     timeout = f"busy_timeout={LOCK_TIMEOUT_S * 1000}"
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", timeout, "temp_store=MEMORY"):
+    log = f"wal_autocheckpoint={WAL_PAGES}"
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", timeout, "temp_store=MEMORY", log):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -209,8 +215,10 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # A writer takes the lock at the start: a reader that becomes a writer later may fail in the middle.
     options = connection.get_execution_options()
     if not options.get("writes", False):
+        connection.exec_driver_sql(f"PRAGMA cache_size={-READER_CACHE_KIB}")
         connection.exec_driver_sql("BEGIN")
         return
+    connection.exec_driver_sql(f"PRAGMA cache_size={-WRITER_CACHE_KIB}")
     connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options['durable'] else 'NORMAL'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from creditgrid.core.states import OPEN, WITHOUT_RESULT, State
 from creditgrid.service.ledger.tables import calls, cells, chunks, idempotency, sweeps, tasks, waits
+from creditgrid.service.ledger.task_states import STATE, ended_as
 
 LONGEST_PAUSE_S = 600.0
 """The pause between two attempts of a call doubles up to this."""
@@ -21,13 +22,15 @@ _OPEN_TASKS = (
     .where(tasks.c.call == _OF_CALL, tasks.c.state == State.PENDING)
     .order_by(tasks.c.key)
 )
-_TASK_STATES = sa.select(tasks.c.key, tasks.c.state, tasks.c.call).where(
-    tasks.c.key.in_(sa.bindparam("keys", expanding=True))
-)
+_TASK_STATES = sa.select(tasks.c.key, STATE, tasks.c.call).where(tasks.c.key.in_(sa.bindparam("keys", expanding=True)))
 _LOST_INPUTS = (
     sa.select(tasks.c.key, tasks.c.blame)
     .join(waits, waits.c.key == tasks.c.key)
-    .where(waits.c.call == _OF_CALL, tasks.c.state.in_(WITHOUT_RESULT))
+    .where(waits.c.call == _OF_CALL, ended_as(WITHOUT_RESULT))
+)
+_TASK: sa.Select[Any] = sa.select(
+    STATE.label("state"),
+    *(column for column in tasks.c if column is not tasks.c.state),
 )
 
 
@@ -102,12 +105,12 @@ def open_tasks(connection: sa.Connection, call: int) -> list[tuple[str, str, str
 
 
 def task_row(connection: sa.Connection, key: str) -> sa.Row[Any] | None:
-    """The task, or None."""
-    return connection.execute(sa.select(tasks).where(tasks.c.key == key)).one_or_none()
+    """The task, or None; ``state`` is pending until it has ended."""
+    return connection.execute(_TASK.where(tasks.c.key == key)).one_or_none()
 
 
 def task_states(connection: sa.Connection, keys: Sequence[str]) -> dict[str, tuple[State, int]]:
-    """State and call of those of these tasks that the ledger knows."""
+    """State (pending until it has ended) and call of those of these tasks that the ledger knows."""
     found = (row for piece in chunks(keys) for row in connection.execute(_TASK_STATES, {"keys": piece}))
     return {key: (State(state), call) for key, state, call in found}
 

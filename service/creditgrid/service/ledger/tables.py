@@ -2,7 +2,8 @@
 
 A *task* row exists once for each key, whichever sweeps need it. A *call* is the work of one process: all tasks of the
 call. An open task, stage or cell has the state of its call, so a step of a call of ten thousand cells writes one row;
-only the end of the call writes them all, in one statement. *stages* and *cells* say which sweep needs which task, and
+only its end writes all its stages and cells, in one statement. Tasks have the state of their call also then
+(``task_states``). *stages* and *cells* say which sweep needs which task, and
 how it ended for that sweep. *needs* and *counts* are sums over them, kept by ``transitions``.
 """
 

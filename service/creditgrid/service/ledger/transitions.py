@@ -18,7 +18,7 @@ import structlog
 
 from creditgrid.core.states import FINISHED, OPEN, RESULT, State
 from creditgrid.core.wire import TERMINAL_EVENT
-from creditgrid.service.ledger import counts
+from creditgrid.service.ledger import counts, task_states
 from creditgrid.service.ledger.counts import calls_needed_by, count_cells, sweeps_needing
 from creditgrid.service.ledger.engine import insert_many, insert_tuples
 from creditgrid.service.ledger.events import emit_event, emit_to_all
@@ -95,7 +95,7 @@ _START_SWEEP = (
 _WAITING = (
     sa.select(sa.func.count())
     .select_from(waits.join(tasks, tasks.c.key == waits.c.key))
-    .where(waits.c.call == calls.c.id, tasks.c.state == State.PENDING)
+    .where(waits.c.call == calls.c.id, task_states.NOT_ENDED)
     .scalar_subquery()
 )
 """How many tasks a call waits for."""
@@ -494,7 +494,7 @@ def _cancel_unneeded(connection: sa.Connection, candidates: sa.Select[int], stop
             counts.add(connection, sweep, kind, State.CANCELLED, int(n))
             counts.add(connection, sweep, kind, state, -int(n))
         connection.execute(calls.update().where(calls.c.id.in_(piece)).values(state=State.CANCELLED))
-        for table in (tasks, stages, cells):
+        for table in (stages, cells):
             pending = table.update().where(table.c.call.in_(piece), table.c.state == State.PENDING)
             connection.execute(pending.values(state=State.CANCELLED))
         connection.execute(needs.delete().where(needs.c.call.in_(piece)))
@@ -533,7 +533,7 @@ def create_tasks(
     Returns:
         the keys of those that existed.
     """
-    ended = tasks.c.state.in_(legal_before(TASK, State.PENDING))
+    ended = task_states.ended_as(legal_before(TASK, State.PENDING))
     replaced: set[str] = set()
     for piece in chunks(again):
         gone = tasks.delete().where(tasks.c.key.in_(piece), ended).returning(tasks.c.key)
@@ -596,7 +596,7 @@ def recompute_task(connection: sa.Connection, key: str, kind: str, needing: Sequ
     Open sweeps with this stage wait for it, and so do the sweeps in ``needing``; the first of them owns the call.
     """
     call = create_call(connection, needing[0], kind, size=1)
-    legal = tasks.c.state.in_(legal_before(TASK, State.PENDING))
+    legal = task_states.ended_as(legal_before(TASK, State.PENDING))
     connection.execute(tasks.update().where(tasks.c.key == key, legal).values(state=State.PENDING, call=call))
     opened = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN))
     which = sa.and_(
@@ -639,12 +639,14 @@ def count_waits(connection: sa.Connection, keys: Sequence[str]) -> None:
 def _end_tasks(
     connection: sa.Connection, call: int, after: State, event: str | None = None, message: str = ""
 ) -> list[str]:
-    """End all open tasks of a call that has ended; returns the open sweeps that needed it."""
+    """End all open stages and cells of a call that has ended; returns the open sweeps that needed it."""
     affected = sweeps_needing(connection, call)
-    for table in (tasks, stages, cells):
-        connection.execute(_end(table, some=False), {"of_call": call, "after": after, **_blamed(table, None)})
+    ended = (stages, cells) if counts.has_stages(connection, call) else (cells,)
+    for table in ended:
+        connection.execute(_end(table, some=False), {"of_call": call, "after": after})
     counts.drop_call(connection, call)
-    connection.execute(_recount(of_call=True), {"of_call": call})
+    if stages in ended:  # no call waits for cells
+        connection.execute(_recount(of_call=True), {"of_call": call})
     if event is not None:
         emit_to_all(connection, affected, event, message, call=call)
     return affected
