@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from creditgrid.core.wire import Role, TokenRequest
+from creditgrid.service.people.actor import Actor
+from creditgrid.service.services import create_services
 from creditgrid.service.settings import Settings, is_loopback
 
 TOKEN = "correct-horse-battery"
@@ -32,6 +35,17 @@ def test_environment_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.token is not None
     assert settings.token.get_secret_value() == TOKEN
     assert TOKEN not in repr(settings)
+
+
+def test_limits_of_people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CREDITGRID_MAX_OPEN_CELLS", "100")
+    monkeypatch.setenv("CREDITGRID_MAX_PRIORITY", "-5")
+    services = create_services(Settings(data_dir=tmp_path, runner="local"))
+    made = services.tokens.create(TokenRequest(name="anna", role=Role.SUBMIT), Actor("admin", Role.ADMIN))
+    assert (made.max_open_cells, made.max_priority) == (100, -5)
+    for name, value in (("max_open_cells", -1), ("max_priority", 1001)):
+        with pytest.raises(ValidationError):
+            Settings.model_validate({name: value})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "localhost.example.org"])

@@ -305,7 +305,7 @@ class TokenRequest(Wire):
         None, ge=0, le=2**53, strict=True, description="Open cells of the holder's sweeps; null: the service's limit."
     )
     max_priority: int | None = Field(
-        None, ge=-(2**31), lt=2**31, strict=True, description="Of the holder's sweeps; null: the service's limit."
+        None, ge=-1000, le=1000, strict=True, description="Of the holder's sweeps; null: the service's limit."
     )
 
 

@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     gpus: int | None = Field(None, ge=0, description="GPUs to use of this machine; default: all.")
     token: SecretStr | None = Field(None, description="Bearer token that every /v1 request must carry.")
     max_open_cells: int | None = Field(None, ge=0, description="Open cells of one person's sweeps; default: no limit.")
-    max_priority: int | None = Field(None, description="Highest priority of a person's sweeps; default: no limit.")
+    max_priority: int | None = Field(
+        None, ge=-1000, le=1000, description="Highest priority of a person's sweeps; default: no limit."
+    )
     query_timeout_s: float = Field(30.0, gt=0, le=3600, description="Time limit of a SQL query.")
     query_memory: ByteSize = Field(ByteSize(512 * 10**6), description="Memory of one SQL query, such as 512MB or 2GB.")
     query_max_rows: int = Field(1_000_000, ge=1, description="A SQL query that yields more rows is refused.")

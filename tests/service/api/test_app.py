@@ -10,6 +10,7 @@ from contextlib import suppress
 import httpx
 from service_fakes import AppClient, Fakes, serving
 
+from creditgrid.service.api.access import ROUTES
 from creditgrid.service.api.app import create_app
 from creditgrid.service.settings import Settings
 
@@ -50,6 +51,15 @@ def test_requests_are_answered_while_queries_run(http: httpx.Client) -> None:
     assert slowest < 2
     assert not answers  # they are running or waiting; stopping the service ends them
     http.close()
+
+
+def test_openapi_says_which_role_an_operation_needs(client: AppClient) -> None:
+    for _ in range(2):
+        paths = client.get("/openapi.json").json()["paths"]
+        for (method, path), access in ROUTES.items():
+            operation = paths[path][method.lower()]
+            assert operation["x-role"] == access.role
+            assert operation["description"].count("needs the role") == 1
 
 
 def test_openapi_describes_bodies_and_responses(client: AppClient) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.routing import compile_path
 
@@ -63,3 +64,11 @@ def find_access(method: str, path: str) -> tuple[Access, str] | None:
         if known == method and (found := pattern.match(path)) is not None:
             return access, next(iter(found.groupdict().values()), "")
     return None
+
+
+def describe_roles(document: dict[str, Any]) -> None:
+    """Say in an OpenAPI document which role each operation needs: in its text, and as ``x-role``."""
+    for (method, path), access in ROUTES.items():
+        operation = document["paths"][path][method.lower()]
+        operation["x-role"] = str(access.role)
+        operation["description"] += f"\n\nWith tokens it needs the role `{access.role}`."

@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from creditgrid.core.wire import MAX_CHECKPOINT_BYTES, Problem
 from creditgrid.service.api import problems
+from creditgrid.service.api.access import describe_roles
 from creditgrid.service.api.auth import PROTECTED, AuthMiddleware
 from creditgrid.service.api.body_limit import BodyLimitMiddleware
 from creditgrid.service.api.checkpoint_import import CheckpointImporter
@@ -51,6 +52,18 @@ PROBLEM: dict[str, Any] = {
 }
 
 
+class Api(FastAPI):
+    """An app whose OpenAPI document says which role each operation needs."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made at the first request for it."""
+        made = self.openapi_schema is None
+        document = super().openapi()
+        if made:
+            describe_roles(document)
+        return document
+
+
 def create_app(services: Services, settings: Settings) -> FastAPI:
     """The application over these services. Its lifespan starts and stops the scheduler and the maintenance.
 
@@ -74,7 +87,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
             await run_in_threadpool(services.scheduler.stop, settings.grace_s)
             await run_in_threadpool(services.maintenance.stop)
 
-    app = FastAPI(
+    app = Api(
         title="CreditGrid",
         description=DESCRIPTION,
         version=installed,

@@ -22,3 +22,4 @@ def cancel_submission(services: ServicesDep, actor: ActorDep, submission: str) -
     """Stop planning it; nothing of it is left. Its own request is answered by 409."""
     actor.require(Role.SUBMIT)
     services.plans.cancel(submission, lambda owner: actor.require_owner(submission, owner))
+    services.audit.note(actor, "stop planning", submission)
