@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import Counter
@@ -17,7 +16,6 @@ import anyio.from_thread
 import httpx
 import pyarrow as pa
 import pyarrow.dataset as pads
-import uvicorn
 from fastapi import FastAPI
 
 from creditgrid.core.errors import ConflictError, DatasetError, Fault, NotFoundError, SpecError
@@ -41,9 +39,11 @@ from creditgrid.core.wire import (
     TaskDocument,
     TaskView,
 )
+from creditgrid.service.connections import Connections
 from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.reading.rows import Rows
+from creditgrid.service.server import Server, listen
 from creditgrid.service.services import Services
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Capacity
@@ -472,11 +472,10 @@ def serving(app: FastAPI, *, started: bool = True) -> Iterator[AppClient]:
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
+def listening(app: FastAPI, connections: Connections | None = None) -> Iterator[str]:
     """The app on a free port, in a thread; yields its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    listener = listen("127.0.0.1", 0)
+    server = Server(app, Connections(1024) if connections is None else connections, 5, lambda: None, lambda: None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

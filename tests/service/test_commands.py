@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -66,11 +68,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts services and waits until their URL is written."""
     started: list[subprocess.Popen[str]] = []
 
-    def start_service(*arguments: str, data: str = "data") -> tuple[subprocess.Popen[str], str]:
+    def start_service(
+        *arguments: str, data: str = "data", limits: tuple[int, int] | None = None
+    ) -> tuple[subprocess.Popen[str], str]:
         port_file = tmp_path / f"url-{len(started)}"
         options = ["--port", "0", "--port-file", str(port_file), "--data-dir", str(tmp_path / data)]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command("serve", *options, *arguments), stdout=pipe, stderr=pipe, text=True)
+        program = command("serve", *options, *arguments)
+        if limits is not None:
+            soft, hard = limits
+            program = ["bash", "-c", f'ulimit -Sn {soft}; ulimit -Hn {hard}; exec "$@"', "bash", *program]
+        process = subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True)
         started.append(process)
         deadline = time.monotonic() + 60
         while not port_file.exists():
@@ -202,6 +210,43 @@ def test_a_token_file(start: Start, tmp_path: Path) -> None:
     process.terminate()
     out, err = process.communicate(timeout=20)
     assert TOKEN not in out + err
+
+
+def test_other_users_see_nothing(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o644)
+    (tmp_path / "data").mkdir(mode=0o755)
+    process, _ = start("--token-file", str(tmp_path / "token"))
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert modes
+    assert set(modes.values()) == {0o600}, modes
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+    assert [json.loads(line)["event"].partition(";")[0] for line in err.splitlines()] == [
+        "other users could read the token file",
+        "other users could read the data directory",
+    ]
+
+
+def test_half_open_connections_do_not_silence_the_service(start: Start) -> None:
+    process, url = start(limits=(256, 256))
+    address = httpx.URL(url)
+    held = []
+    for _ in range(300):
+        held.append(socket.create_connection((address.host, address.port or 0), timeout=20))
+        with contextlib.suppress(OSError):
+            held[-1].sendall(b"GET /v1/sweeps HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
+    for _ in range(10):
+        assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+        assert httpx.get(f"{url}/v1/sweeps", timeout=20).status_code == 200
+    for connection in held:
+        connection.close()
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert len(err) < 20_000
 
 
 # -- plan --

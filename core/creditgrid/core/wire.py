@@ -172,10 +172,16 @@ class TaskDocument(Wire):
     cpu: float = Field(1.0, description="The number of threads of its call, which affects the last digits.")
 
 
-class Extension(Wire):
+class Request(Wire):
+    """Base of the models of request bodies. No value is taken for another: 0 is not false, and "1" is not 1."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class Extension(Request):
     """More cells for a sweep: values for its axes, and further included cells."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     axes: dict[str, Any] = Field(
         default={}, max_length=MAX_NAMES, description="New values by axis: a list or a generator, as in a spec."
     )
@@ -184,10 +190,10 @@ class Extension(Wire):
     )
 
 
-class RetentionRequest(Wire):
+class RetentionRequest(Request):
     """Which artifacts to remove: those unused for ``older_than_s``, then the longest unused beyond ``max_bytes``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     older_than_s: float | None = Field(None, ge=0, description="Remove artifacts unused for this many seconds.")
     max_bytes: int | None = Field(None, ge=0, description="Then remove the longest unused until the rest fits.")
     dry_run: bool = Field(False, description="Remove nothing, and report what would be removed.")
@@ -341,7 +347,7 @@ class AuditView(Wire):
     detail: str
 
 
-class Query(Wire):
+class Query(Request):
     """A SQL query over the table ``results`` and the views ``cells`` and ``sweeps``."""
 
     sql: str = Field(min_length=1, max_length=100_000)

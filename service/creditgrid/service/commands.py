@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import structlog
 import typer
 from pydantic import ValidationError
 
@@ -23,9 +24,12 @@ from creditgrid.service import server, services
 from creditgrid.service.api.problems import problem, problem_from_error
 from creditgrid.service.logging import configure_logging
 from creditgrid.service.planning.plans import nobody_stops
+from creditgrid.service.private_files import close_to_others
 from creditgrid.service.settings import Settings
 
 REFUSED = 2
+
+log = structlog.get_logger()
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -80,6 +84,8 @@ def serve(
         log_format=log_format,
     )
     configure_logging(settings.log_format)
+    if token_file is not None:
+        _close_token(token_file)
 
     def announce(url: str) -> None:
         if port_file is not None:
@@ -133,6 +139,14 @@ def _read_token(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         _fail(f"the token file {path} cannot be read: {error}", REFUSED)
+
+
+def _close_token(path: Path) -> None:
+    try:
+        if close_to_others(path):
+            log.warning("other users could read the token file; now they cannot", path=str(path))
+    except OSError as error:  # such as a secret that a container has read-only
+        log.warning("other users can read the token file", path=str(path), reason=error.strerror)
 
 
 def _read(spec_file: str) -> bytes:

@@ -165,7 +165,9 @@ def test_yaml_documents_come_back(document: object) -> None:
         (b'{"a": "\\ud800"}', ["half a character"]),
         (b"a: " + b"9" * 5000, ["line 1, column 4", "thousands of digits"]),
         (b"[" + b"9" * 5000 + b"]", ["thousands of digits"]),
-        (b"a: 0x1" + b"f" * 5000, ["thousands of digits"]),
+        (b"a: 0x1" + b"f" * 5000, ["line 1, column 4", "thousands of digits"]),
+        (b"{a: 0, 0x1" + b"f" * 5000 + b": 1}", ["line 1, column 8", "thousands of digits"]),
+        (b"0o1" + b"7" * 900 + b": 1", ["line 1, column 1", "a key must be a string"]),
     ],
 )
 def test_refused_with_the_place(data: bytes, parts: list[str]) -> None:

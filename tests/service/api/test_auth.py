@@ -91,3 +91,40 @@ def test_without_a_token_foreign_pages_are_refused(client: AppClient, sweep: str
 
 def test_pages_of_this_machine_pass(client: AppClient) -> None:
     assert client.get("/v1/sweeps", headers={"Origin": "http://localhost:8888"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://localhost:8888"},
+        {"Origin": "http://127.0.0.1:8000"},
+        {"Origin": "http://localhost"},
+        {"Origin": "https://localhost:8000"},
+        {"Origin": "http://localhost:99999"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_only_own_pages_may_change_anything(
+    client: AppClient, sweep: str, fakes: Fakes, headers: dict[str, str]
+) -> None:
+    response = client.post(f"/v1/sweeps/{sweep}/cancel", headers=headers)
+    assert response.status_code == 403
+    assert "this service" in response.json()["detail"]
+    assert not fakes.ledger.sweeps[sweep].state.finished
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "http://localhost:8000"},
+        {"Origin": "http://LOCALHOST:8000", "Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://127.0.0.1", "Host": "127.0.0.1:80"},
+        {"Origin": "http://[::1]:8000", "Host": "[::1]:8000"},
+    ],
+)
+def test_own_pages_may_change_something(client: AppClient, sweep: str, headers: dict[str, str]) -> None:
+    assert client.post(f"/v1/sweeps/{sweep}/cancel", headers=headers).status_code == 200

@@ -50,6 +50,23 @@ def test_unknown_route_and_method(client: AppClient) -> None:
     assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/sweeps", "GET, POST"),
+        ("/v1/sweeps/s1", "GET"),
+        ("/v1/sweeps/s1/cancel", "POST"),
+        ("/v1/gc", "POST"),
+        ("/healthz", "GET"),
+        ("/docs", "GET, HEAD"),
+    ],
+)
+def test_a_refused_method_names_all_that_the_path_has(client: AppClient, path: str, methods: str) -> None:
+    response = client.request("PUT", path)
+    assert methods in problem_in(response, 405).detail
+    assert response.headers["allow"] == methods
+
+
 def test_invalid_parameters_are_named(client: AppClient) -> None:
     for query in ("limit=0", "limit=1001", "limit=x", "state=gone"):
         problem = problem_in(client.get(f"/v1/sweeps?{query}"), 422)

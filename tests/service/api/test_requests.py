@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from pydantic import SecretStr
 from service_fakes import AppClient, Fakes, serving
@@ -78,3 +81,21 @@ def test_probes_are_not_logged(guarded: AppClient, capsys: pytest.CaptureFixture
     for path in ("/healthz", "/readyz", "/metrics"):
         guarded.get(path)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("path", ["/v1/plans", "/v1/query", "/v1/checkpoints"])
+def test_a_client_that_goes_in_mid_body(http: httpx.Client, capsys: pytest.CaptureFixture[str], path: str) -> None:
+    configure_logging("json")
+    kind = "application/octet-stream" if path == "/v1/checkpoints" else "application/json"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n{{"
+    with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=20) as connection:
+        connection.sendall(head.encode())
+        time.sleep(0.2)
+    series = f'method="POST",route="{path}",status="499"'
+    deadline = time.monotonic() + 20
+    while series not in http.get("/metrics").text:
+        assert time.monotonic() < deadline, http.get("/metrics").text
+        time.sleep(0.05)
+    assert 'status="500"' not in http.get("/metrics").text
+    (entry,) = lines(capsys.readouterr().err)
+    assert (entry["event"], entry["level"], entry["status"]) == ("request", "info", 499)

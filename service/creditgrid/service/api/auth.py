@@ -2,7 +2,8 @@
 
 With a token, every ``/v1`` request must carry one whose role allows it (``access``). Without one the service listens on
 loopback only, and must refuse the requests of foreign web pages in a browser on this machine. Such a request names a
-foreign host (DNS rebinding) or a foreign origin (cross-site request).
+foreign host (DNS rebinding) or a foreign origin (cross-site request). Only pages of the service itself may change
+anything: another port of this machine is another program.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from creditgrid.service.people.tokens import ADMIN, Tokens, digest
 from creditgrid.service.settings import is_loopback
 
 PROTECTED = "/v1"
+SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS"])
+OWN_SITE = frozenset(["same-origin", "none"])
+"""Values of ``Sec-Fetch-Site``, which browsers send: a page of the service, and a user who typed the address."""
+PORTS = {"http": 80, "https": 443}
 
 
 class AuthMiddleware:
@@ -85,7 +90,7 @@ class AuthMiddleware:
     def _actor(self, scope: Scope) -> Actor | Problem:
         headers = Headers(scope=scope)
         if self._admin is None and not self._tokens.exist:
-            return _foreign_page(headers) or OPERATOR
+            return _foreign_page(scope, headers) or OPERATOR
         path = scope["path"]
         if path != PROTECTED and not path.startswith(PROTECTED + "/"):
             return ANYONE
@@ -105,14 +110,30 @@ class AuthMiddleware:
         return problem(401, f"the API token {what}: send the header 'Authorization: Bearer <token>'")
 
 
-def _foreign_page(headers: Headers) -> Problem | None:
+def _foreign_page(scope: Scope, headers: Headers) -> Problem | None:
     host = headers.get("host", "")
     if not is_loopback(_host_of(f"//{host}")):
         return problem(400, f"this service answers as 127.0.0.1 or localhost only; the request is for {host!r:.100}")
     origin = headers.get("origin")
     if origin is not None and not is_loopback(_host_of(origin)):
         return problem(403, f"web pages of {origin!r:.100} may not use this service")
+    if scope["method"] in SAFE_METHODS:
+        return None
+    if origin is not None and (_origin(origin) or origin) != _origin(f"{scope['scheme']}://{host}"):
+        return problem(403, f"web pages of {origin!r:.100} may not change anything here, only those of this service")
+    if headers.get("sec-fetch-site", "none") not in OWN_SITE:
+        return problem(403, "web pages of another site may not change anything here, only those of this service")
     return None
+
+
+def _origin(url: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port; None for what is not the origin of a web page."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    return parts.scheme, parts.hostname or "", port
 
 
 def _host_of(url: str) -> str:

@@ -33,6 +33,7 @@ class Context:
     importer: CheckpointImporter
     stopping: threading.Event = field(default_factory=threading.Event)
     query_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(QUERY_THREADS))
+    metrics_thread: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     planning: PlanningThreads = field(default_factory=PlanningThreads)
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from creditgrid.core.errors import (
     ArtifactMissing,
@@ -31,6 +32,7 @@ from creditgrid.core.wire import Problem, ProblemError
 from creditgrid.service.ledger.engine import short_message
 
 MEDIA_TYPE = "application/problem+json"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 RETRY_LATER = {"Retry-After": "5"}
 
 STATUS: tuple[tuple[type[CreditGridError], int], ...] = (
@@ -116,6 +118,17 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404 and detail == HTTPStatus.NOT_FOUND.phrase:
         detail = f"there is no route {request.url.path}; /docs lists the routes"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(_methods(request))
         detail = f"{request.method} is not allowed here; use {allowed}"
+        return problem_response(problem(405, detail), {"Allow": allowed})
     return problem_response(problem(error.status_code, detail), error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """All methods of the request's path. Starlette names only those of the first route that has the path."""
+    return [method for method in METHODS if _has_route(request, method)]
+
+
+def _has_route(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)

@@ -12,11 +12,13 @@ import uuid
 import prometheus_client as prometheus
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from creditgrid.service.api.problems import problem, problem_response
+from creditgrid.service.api.problems import METHODS, problem, problem_response
 
-METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+CLIENT_GONE = 499
+"""The status, in log and metrics, of a request whose client disconnected before the response. It is not sent."""
 QUIET = ("/healthz", "/readyz", "/metrics")
 """Paths that machines request every few seconds; their requests are logged at debug level."""
 
@@ -42,7 +44,14 @@ class RequestMiddleware:
         request = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex[:16]
         scope.setdefault("state", {})["request"] = request
         start = time.perf_counter()
-        status = 0  # stays 0 when the client disconnects before the response
+        status = 0  # stays 0 while there is no response
+        gone = False
+
+        async def receive_and_note() -> Message:
+            nonlocal gone
+            message = await receive()
+            gone = gone or (message["type"] == "http.disconnect" and not status)
+            return message
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -53,7 +62,9 @@ class RequestMiddleware:
 
         with structlog.contextvars.bound_contextvars(request=request):
             try:
-                await self._app(scope, receive, send_with_id)
+                await self._app(scope, receive_and_note, send_with_id)
+            except ClientDisconnect:
+                gone = gone or not status
             except Exception:
                 structlog.get_logger("creditgrid").exception("request failed", path=scope["path"])
                 if status:  # part of the response is sent: only a closed connection shows that it is incomplete
@@ -62,6 +73,7 @@ class RequestMiddleware:
                 await problem_response(problem(500, detail))(scope, receive, send_with_id)
             finally:
                 seconds = time.perf_counter() - start
+                status = CLIENT_GONE if gone else status
                 logger = structlog.get_logger("creditgrid.http")
                 log = logger.debug if scope["path"] in QUIET else logger.info
                 log(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,3 +76,30 @@ def test_corrupt_artifacts_are_named(client: AppClient, fakes: Fakes) -> None:
     fakes.store.save(key, {}, {"x": np.ones(3, np.float32)}, {})
     (fakes.store.path(key) / "tensors.safetensors").unlink()
     assert "gone" in problem_in(client.get(f"/v1/artifacts/{key}"), 500).detail
+
+
+@pytest.mark.usefixtures("arrays")
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ("bytes=999999-", 416),
+        ("bytes=5-2", 400),
+        ("bytes=a-b", 400),
+        ("items=0-1", 400),
+        ("bytes", 400),
+        (f"bytes={'9' * 5000}-", 400),
+    ],
+)
+def test_a_range_that_cannot_be_sent(client: AppClient, given: str, status: int) -> None:
+    response = client.get(f"/v1/artifacts/{KEY}", headers={"Range": given})
+    assert "Range" in problem_in(response, status).detail
+    assert ("content-range" in response.headers) == (status == 416)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"dry_run": 0}, {"dry_run": 1}, {"dry_run": "false"}, {"dry_run": None}, {"max_bytes": "1"}, {"max_bytes": True}],
+)
+def test_gc_takes_no_value_for_another(client: AppClient, fakes: Fakes, body: dict[str, Any]) -> None:
+    problem_in(client.post("/v1/gc", json=body), 422)
+    assert fakes.retention.requests == []

@@ -9,31 +9,50 @@ from typing import Any, BinaryIO
 import structlog
 from fastapi import APIRouter, Header
 from fastapi.responses import FileResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from creditgrid.core.errors import ArtifactCorrupt
 from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.api.auth import PROTECTED
 from creditgrid.service.api.dependencies import ActorDep, ServicesDep
+from creditgrid.service.api.problems import problem, problem_response
 
 MEDIA_TYPE = "application/vnd.safetensors"
+RANGE_REFUSALS = {
+    400: "the header Range cannot be read: write it as bytes=FIRST-LAST",
+    416: "the header Range asks for bytes beyond the end of the file",
+}
 
 log = structlog.get_logger()
 
 
 class OpenFileResponse(FileResponse):
-    """Sends an open file, even if its name is removed meanwhile, and closes it."""
+    """Sends an open file or ranges of it, even if its name is removed meanwhile, and closes it."""
 
     def __init__(self, file: BinaryIO, **options: Any) -> None:
         super().__init__(f"/dev/fd/{file.fileno()}", stat_result=os.fstat(file.fileno()), **options)
         self._file = file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See FileResponse."""
+        """See FileResponse, which would answer to a range that it cannot send with plain text."""
+        refusal: Response | None = None
+
+        async def send_or_refuse(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] in RANGE_REFUSALS:
+                size = Headers(raw=message["headers"]).get("content-range")
+                document = problem(message["status"], RANGE_REFUSALS[message["status"]])
+                refusal = problem_response(document, {} if size is None else {"Content-Range": size})
+            elif refusal is None:
+                await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_or_refuse)
         finally:
             self._file.close()
+        if refusal is not None:
+            await refusal(scope, receive, send)
 
 
 router = APIRouter(prefix=PROTECTED, tags=["artifacts"])

@@ -1,7 +1,8 @@
-"""Liveness, readiness and metrics, without a token."""
+"""Liveness, readiness and metrics, without a token. They answer also while all threads that serve requests are busy."""
 
 from __future__ import annotations
 
+from anyio import to_thread
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
@@ -18,7 +19,7 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", response_model=dict[str, str])
-def readyz(services: ServicesDep) -> Response:
+async def readyz(services: ServicesDep) -> Response:
     """Readiness: sweeps advance. Otherwise 503 with the reason."""
     reason = services.scheduler.problem()
     if reason is not None:
@@ -27,7 +28,7 @@ def readyz(services: ServicesDep) -> Response:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(context: ContextDep) -> Response:
+async def metrics(context: ContextDep) -> Response:
     """Metrics in Prometheus' text format."""
-    text, media_type = context.metrics.exposition()
+    text, media_type = await to_thread.run_sync(context.metrics.exposition, limiter=context.metrics_thread)
     return Response(text, headers={"Content-Type": media_type})
