@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from creditgrid.core.fingerprint import canonical_json, digest
+from creditgrid.core.fingerprint import Keys, canonical_json, digest
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(
@@ -106,3 +107,39 @@ def test_a_number_that_is_not_finite_is_refused_anywhere(value: Any, bad: float,
 def test_a_value_without_an_exact_text_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="cannot be part of an identity"):
         canonical_json(value)
+
+
+# -- keys of many tasks --------------------------------------------------------------------------------------------
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+members = scalars | st.sampled_from([0, 0.0, -0.0, False, 1, 1.0, True]) | st.lists(scalars, max_size=2)
+several = st.lists(st.dictionaries(st.sampled_from("abcde\u00e9"), members, max_size=5), max_size=8)
+
+
+@given(several)
+def test_a_key_is_the_digest_of_the_payload_whatever_came_before(some: list[dict[str, Any]]) -> None:
+    keys = Keys("kind", 3)
+    for params in some:
+        parents = {name: digest(name) for name in params}
+        payload = {"kind": "kind", "version": 3, "params": params, "parents": parents}
+        assert keys.key(params, parents) == (digest(payload), canonical_json(params))
+
+
+def test_a_list_that_was_changed_in_place_has_another_key() -> None:
+    keys, shared = Keys("kind", 1), [1, 2]
+    params = {"a": 1, "widths": shared}
+    before, _ = keys.key(params, {})
+    shared.append(3)
+    after, text = keys.key(params, {})
+    assert before != after
+    assert text == '{"a":1,"widths":[1,2,3]}'
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, object(), {1: 2}, b"x", np.float64(1.0)])
+def test_a_key_of_what_has_no_one_text_is_refused_each_time(value: Any) -> None:
+    keys = Keys("kind", 1)
+    keys.key({"a": 1}, {})
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError)):
+            keys.key({"a": value}, {})
+    assert keys.key({"a": 1}, {})[1] == '{"a":1}'

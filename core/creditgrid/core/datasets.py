@@ -43,6 +43,9 @@ class DatasetRef:
     image_shape: tuple[int, int, int] | None  # (C, H, W); None if only decoding an image would show it
     source: Mapping[str, str] = field(compare=False)  # not part of equality or hash either
 
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)  # of the whole content; stages are looked up by dataset for each cell
+
 
 @dataclass(frozen=True)
 class _PublicSet:

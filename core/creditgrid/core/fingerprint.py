@@ -7,9 +7,13 @@ parameters, parents' keys). A value without one exact JSON text is an error; not
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from typing import Any
+import operator
+from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii
+from typing import Any, NamedTuple
 
 _REFUSED = "cannot be part of an identity: only str, int, bool, null, finite floats, lists and string-keyed objects can"
 
@@ -30,8 +34,92 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
+class Keys:
+    """Makes the keys of one kind's tasks.
+
+    The cells of a grid differ in few parameters, so the text of each is kept until its value is another object. The key
+    is the digest of the whole payload.
+    """
+
+    def __init__(self, kind: str, version: int) -> None:
+        self._start = f'{{"kind":{canonical_json(kind)},"params":'
+        self._end = f',"version":{canonical_json(version)}}}'
+        self._params, self._parents = ObjectText(), ObjectText()
+
+    def key(self, params: Mapping[str, Any], parents: Mapping[str, str]) -> tuple[str, str]:
+        """The key of the task with these parameters and parents' keys by role, and the parameters' canonical JSON.
+
+        Raises:
+            TypeError: as ``canonical_json``.
+            ValueError: as ``canonical_json``.
+        """
+        own = self._params.of(params)
+        text = f'{self._start}{own},"parents":{self._parents.of(parents)}{self._end}'
+        return hashlib.sha256(text.encode("ascii")).hexdigest(), own
+
+
+class ObjectText:
+    """The canonical JSON of one object after another. Each is compared with the one before, and only what changed is
+    written again. Several threads may use it: they replace what is kept as a whole."""
+
+    def __init__(self) -> None:
+        self._kept = _Kept((), (), (), (), [])
+
+    def of(self, value: Mapping[str, Any]) -> str:
+        """The same text as ``canonical_json(dict(value))``."""
+        names, items = tuple(value), tuple(value.values())
+        kept = self._kept
+        if names != kept.names:
+            kept = _Kept.of(names)
+        changed = list(itertools.compress(range(len(items)), map(operator.is_not, items, kept.items)))
+        if not changed:
+            return f"{{{','.join(kept.texts)}}}"
+        texts = kept.texts.copy()
+        constant = True
+        for index in changed:
+            item = items[index]
+            texts[kept.places[index]] = kept.starts[index] + _text(item)
+            constant = constant and type(item) in _CONSTANT
+        if not constant:  # a list may hold other values the next time
+            items = tuple(item if type(item) in _CONSTANT else _NEVER for item in items)
+        self._kept = _Kept(names, items, kept.places, kept.starts, texts)
+        return f"{{{','.join(texts)}}}"
+
+
+class _Kept(NamedTuple):
+    """What is kept of an object: by member its value, its place in the sorted text, and its name as text."""
+
+    names: tuple[str, ...]
+    items: tuple[Any, ...]
+    places: tuple[int, ...]
+    starts: tuple[str, ...]
+    texts: list[str]  # of the members, in the order of their names
+
+    @classmethod
+    def of(cls, names: tuple[str, ...]) -> _Kept:
+        """Nothing but the names."""
+        _check(dict.fromkeys(names))
+        order = {name: place for place, name in enumerate(sorted(names))}
+        starts = tuple(f"{canonical_json(name)}:" for name in names)
+        return cls(names, (_NEVER,) * len(names), tuple(order[name] for name in names), starts, [""] * len(names))
+
+
+def _text(value: Any) -> str:
+    kind = type(value)
+    if kind is str:
+        return encode_basestring_ascii(value)
+    if kind is float and math.isfinite(value):
+        return float.__repr__(value)
+    if kind is int:
+        return int.__repr__(value)
+    return canonical_json(value)
+
+
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 _EXACT = frozenset((str, int, bool, type(None)))
+_CONSTANT = _EXACT | {float}
+_NEVER = object()
+"""Stands for a value that is written again each time."""
 
 
 def _check(value: Any) -> None:

@@ -18,7 +18,7 @@ from creditgrid.core.task import Task
 
 def params_text(task: Task) -> str:
     """The task's parameters as JSON."""
-    return json.dumps(task.params)
+    return json.dumps(task.params) if task.params_text is None else task.params_text
 
 
 def shared_text(task: Task) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from creditgrid.core.fingerprint import digest
+from creditgrid.core.fingerprint import Keys, digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,8 @@ class Task:
     """One unit of execution.
 
     ``params`` and the parents' keys are its identity. ``group`` names the tasks that one call may compute together.
-    ``source`` names the dataset or where to load it from; it is not part of the identity.
+    ``source`` names the dataset or where to load it from; it is not part of the identity. ``params_text`` is the
+    parameters' JSON, if it was made already.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class Task:
     key: str
     group: str
     source: Mapping[str, str] = field(default_factory=dict)
+    params_text: str | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Task) and other.key == self.key
@@ -120,6 +122,10 @@ class TaskKind:
     resources: Resources = field(default_factory=Resources)
     max_group: int = 1
     timeout_s: float | None = None
+    _keys: Keys = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_keys", Keys(self.name, self.version))
 
     def task(
         self,
@@ -131,7 +137,7 @@ class TaskKind:
     ) -> Task:
         """The task of this kind with these parameters. Only tasks with an equal ``group`` may share a call."""
         keys = {role: parent.key for role, parent in (parents or {}).items()}
-        key = digest(identity(self.name, self.version, params, keys))
+        key, text = self._keys.key(params, keys)
         return Task(
             self.name,
             self.version,
@@ -140,4 +146,5 @@ class TaskKind:
             key,
             key if group is None else _group(self.name, self.version, group),
             source or {},
+            text,
         )

@@ -6,6 +6,7 @@ checkpoints and estimators.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -74,11 +75,13 @@ class TrainParams(Params):
 
     def identity(self) -> dict[str, Any]:
         """Every parameter for the key of a cell, except the dataset: the parents' keys hold its content."""
-        return {name: value for name, value in self.__dict__.items() if name != "dataset"}
+        values = self.__dict__.copy()
+        del values["dataset"]
+        return values
 
     def trained(self, dataset: DatasetRef, epoch: int) -> Task:
         """The checkpoint at ``epoch`` of this training run."""
-        run = tuple((option, self.__dict__[name]) for name, option in TRAIN_OPTIONS.items())
+        run = tuple(zip(TRAIN_OPTIONS.values(), _training(self.__dict__), strict=True))
         return train_task(dataset, run, epoch, **self.training_feedback(dataset))
 
     def training_feedback(self, dataset: DatasetRef) -> dict[str, Task]:
@@ -96,6 +99,7 @@ class TrainParams(Params):
 
 TRAIN_OPTIONS = {name: name.removeprefix("train_") for name in TrainParams.model_fields if name != "dataset"}
 """The parameters of a training run, and their names in the network and in the training."""
+_training = operator.itemgetter(*TRAIN_OPTIONS)
 
 
 class CreditParams(TrainParams):

@@ -67,7 +67,7 @@ class Grid:
                 if where not in blamed:
                     blamed.add(where)
                     faults.add(where, detail)
-            if faults:
+            if faults.first:
                 searched += 1
                 if len(faults) > MAX_FAULTS or searched > MAX_SEARCHED:
                     break
