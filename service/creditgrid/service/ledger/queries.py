@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from creditgrid.core.states import OPEN, WITHOUT_RESULT, State
-from creditgrid.service.ledger.tables import calls, cells, chunks, idempotency, sweeps, tasks, waits
+from creditgrid.service.ledger.tables import calls, cells, chunks, idempotency, stages, sweeps, tasks, waits
 from creditgrid.service.ledger.task_states import STATE, ended_as
 
 LONGEST_PAUSE_S = 600.0
@@ -127,11 +127,12 @@ def hidden_plans(connection: sa.Connection) -> list[str]:
     return list(connection.scalars(sa.select(sweeps.c.id).where(~sweeps.c.planned)))
 
 
-def keys_of_others(connection: sa.Connection, plan: str) -> set[str]:
-    """Keys of the plan's tasks that are cells of other sweeps too. It reads all cells."""
+def keys_to_keep(connection: sa.Connection, plan: str) -> set[str]:
+    """Keys of a plan's tasks that the ledger may have had before: its stages, and cells of others. Reads all cells."""
     own = sa.select(calls.c.id).where(calls.c.sweep == plan)
     shared = sa.select(tasks.c.key).join(cells, cells.c.key == tasks.c.key)
-    return set(connection.scalars(shared.where(tasks.c.call.in_(own), cells.c.sweep != plan)))
+    found = set(connection.scalars(shared.where(tasks.c.call.in_(own), cells.c.sweep != plan)))
+    return found.union(connection.scalars(sa.select(stages.c.key).where(stages.c.sweep == plan)))
 
 
 def lost_inputs(connection: sa.Connection, call: int) -> dict[str, str]:

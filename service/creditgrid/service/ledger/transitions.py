@@ -101,6 +101,7 @@ _WAITING = (
 """How many tasks a call waits for."""
 _CREATE_CALL = calls.insert()
 _CREATE_CALLS = calls.insert().returning(calls.c.id, sort_by_parameter_order=True)
+_SET_SIZE = calls.update().where(calls.c.id == _OF_CALL).values(size=sa.bindparam("tasks"))
 _SET_BYTES = tasks.update().where(tasks.c.key == sa.bindparam("of_key")).values(bytes=sa.bindparam("size"))
 
 
@@ -198,7 +199,7 @@ def discard_plan(connection: sa.Connection, plan: str, kept: Container[str]) -> 
     A call that another sweep shares stays, and that sweep owns it.
 
     Args:
-        kept: keys of the plan's cells whose tasks other sweeps have too; these tasks stay, without a result.
+        kept: keys of tasks that the ledger had before; these stay, without a result.
     """
     owned = sa.select(calls.c.id, calls.c.size).where(calls.c.sweep == plan).order_by(calls.c.id).limit(CHUNK)
     rows = connection.execute(owned).all()
@@ -234,10 +235,8 @@ def _discard_call(connection: sa.Connection, plan: str, call: int, kept: Contain
         claim(connection, other)
         return
     of_call = tasks.c.call == call
-    its_stages = set(connection.scalars(sa.select(stages.c.key).where(stages.c.sweep == plan, stages.c.call == call)))
-    keys = list(connection.scalars(sa.select(tasks.c.key).where(of_call)))
-    remembered = [key for key in keys if key in its_stages or key in kept]
-    for piece in chunks(remembered):
+    keys = connection.scalars(sa.select(tasks.c.key).where(of_call)).all()
+    for piece in chunks(key for key in keys if key in kept):
         forgotten = tasks.update().where(of_call, tasks.c.key.in_(piece))
         connection.execute(forgotten.values(state=State.CANCELLED, call=NEVER_RUN))
     connection.execute(tasks.delete().where(of_call))
@@ -327,30 +326,23 @@ def create_call(connection: sa.Connection, sweep: str, kind: str, size: int = 0,
     return int(made.inserted_primary_key[0])  # type: ignore[index]
 
 
-def create_calls(connection: sa.Connection, sweep: str, planned: Sequence[tuple[str, int, int]]) -> list[int]:
-    """Write pending calls of the sweep: kind, number of tasks, number of tasks that it waits for; returns their ids."""
-    rows = [
-        {"sweep": sweep, "kind": kind, "state": State.PENDING, "size": size, "waiting": waiting}
-        for kind, size, waiting in planned
-    ]
+def create_calls(connection: sa.Connection, sweep: str, planned: Sequence[tuple[str, int]]) -> list[int]:
+    """Write pending calls of the sweep: kind and number of tasks; returns their ids."""
+    rows = [{"sweep": sweep, "kind": kind, "state": State.PENDING, "size": size} for kind, size in planned]
     return list(connection.scalars(_CREATE_CALLS, rows)) if rows else []
 
 
-def grow_calls(connection: sa.Connection, grown: Mapping[int, tuple[int, Sequence[str]]]) -> None:
-    """Set how many tasks calls have, and add tasks that they wait for."""
-    if not grown:
-        return
-    add_waits(connection, {call: keys for call, (_, keys) in grown.items()})
-    size = calls.update().where(calls.c.id == sa.bindparam("made"))
-    connection.execute(
-        size.values(size=sa.bindparam("tasks"), waiting=_WAITING),
-        [{"made": call, "tasks": n} for call, (n, _) in grown.items()],
-    )
+def grow_calls(connection: sa.Connection, sizes: Mapping[int, int]) -> None:
+    """Set how many tasks calls have."""
+    if sizes:
+        connection.execute(_SET_SIZE, [{"of_call": call, "tasks": size} for call, size in sizes.items()])
 
 
 def add_waits(connection: sa.Connection, keys: Mapping[int, Sequence[str]]) -> None:
-    """Note which tasks calls wait for. ``waiting`` of a new call counts them already."""
+    """Let pending calls wait for these tasks too, of which some may have ended."""
     insert_tuples(connection, waits, ("call", "key"), [(call, key) for call, some in keys.items() for key in some])
+    for piece in chunks(call for call, some in keys.items() if some):
+        connection.execute(calls.update().where(calls.c.id.in_(piece)).values(waiting=_WAITING))
 
 
 def queue_call(connection: sa.Connection, call: int) -> bool:

@@ -104,22 +104,17 @@ class PlanWriter:
     def _add(self, connection: sa.Connection, step: Step) -> None:
         if self._plan.refused:  # the rest is placed only to find all faults
             return
-        grown = {call: call.id for call in step.calls}
-        self._create_calls(connection, [call for call, number in grown.items() if number is None])
+        new = [call for call in step.calls if call.id is None]
+        grown = {_id(call): call.size for call in step.calls if call.id is not None}
+        made = transitions.create_calls(connection, self._sweep, [(call.kind, call.size) for call in new])
+        for call, number in zip(new, made, strict=True):
+            call.id = number
+        transitions.grow_calls(connection, grown)
         placed = [*(planned for _, planned in step.cells), *step.stages]
         self._create_tasks(connection, placed, {item.task.key for item in step.stages})
-        self._grow_calls(connection, [call for call, number in grown.items() if number is not None])
+        transitions.add_waits(connection, {_id(call): _new_waits(call) for call in step.calls})
         self._create_rows(connection, step, placed)
         self.cells += len(step.cells)
-
-    def _create_calls(self, connection: sa.Connection, new: Sequence[PlannedCall]) -> None:
-        planned = [(call.kind, call.size, len(call.waits_for)) for call in new]
-        for call, number in zip(new, transitions.create_calls(connection, self._sweep, planned), strict=True):
-            call.id = number
-        transitions.add_waits(connection, {_id(call): _new_waits(call) for call in new})
-
-    def _grow_calls(self, connection: sa.Connection, calls: Sequence[PlannedCall]) -> None:
-        transitions.grow_calls(connection, {_id(call): (call.size, _new_waits(call)) for call in calls})
 
     def _create_tasks(self, connection: sa.Connection, placed: Sequence[Planned], stages: Container[str]) -> None:
         new = [item for item in placed if item.fate is Fate.NEW]
@@ -165,7 +160,7 @@ def discard(ledger: Ledger, sweep: str, kept: Container[str]) -> None:
     """Undo what was written of a hidden plan, in short transactions.
 
     Args:
-        kept: keys of its cells whose tasks other sweeps have too.
+        kept: keys of its tasks that the ledger had before.
     """
     done = False
     while not done:

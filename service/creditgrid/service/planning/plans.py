@@ -17,7 +17,7 @@ from creditgrid.core.errors import BusyError, NotFoundError, PlanCancelled
 from creditgrid.core.spec.text import SpecText
 from creditgrid.core.wire import PlanView, SubmissionView
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.queries import hidden_plans, keys_of_others
+from creditgrid.service.ledger.queries import hidden_plans, keys_to_keep
 from creditgrid.service.planning.naming import Header, NamingRequest
 from creditgrid.service.planning.plan_queue import PlanQueue
 from creditgrid.service.planning.plan_writer import PlanWriter, discard
@@ -197,7 +197,7 @@ class Plans:
     def _undo(self, interrupted: list[str]) -> None:
         for plan in interrupted:
             with self._ledger.read() as connection:
-                kept = keys_of_others(connection, plan)
+                kept = keys_to_keep(connection, plan)
             discard(self._ledger, plan, kept)
             log.info("undid a plan that was interrupted", sweep=plan)
 
