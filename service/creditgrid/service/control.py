@@ -22,7 +22,7 @@ from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.queries import cells_in, replayed, sweep_row
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.people.audit import record
-from creditgrid.service.people.limits import check_priority, check_room, within_limit
+from creditgrid.service.people.limits import check_plan, check_priority, check_room, within_limit
 from creditgrid.service.planning.naming import Header, NamingRequest
 from creditgrid.service.planning.plans import Check, Plans, nobody_stops
 from creditgrid.service.results.table import Results
@@ -94,7 +94,7 @@ class Control:
             sweep,
             NamingRequest(text),
             owner=actor.name,
-            check=check,
+            check=self._within_limit(actor, actor.name, sweep, check),
             accept=accept,
             create=_creates(sweep, actor.name),
             publish=publish,
@@ -182,7 +182,7 @@ class Control:
                 plan,
                 NamingRequest(row.spec, json.loads(row.extensions or "[]"), only=redo),
                 owner=actor.name,
-                check=check,
+                check=self._within_limit(actor, row.owner, plan, check),
                 accept=self._refuse_misfit,
                 create=_creates(plan, row.owner),
                 publish=publish,
@@ -219,7 +219,7 @@ class Control:
                 plan,
                 NamingRequest(row.spec, extensions, more),
                 owner=actor.name,
-                check=check,
+                check=self._within_limit(actor, row.owner, plan, check),
                 accept=self._refuse_misfit,
                 create=_creates(plan, row.owner),
                 publish=publish,
@@ -233,6 +233,18 @@ class Control:
         if row.owner == actor.name:
             check_priority(actor, row.priority)
             check_room(connection, actor)
+
+    def _within_limit(self, actor: Actor, owner: str | None, plan: str, check: Check) -> Check:
+        """A check that also ends a plan which exceeds the actor's limit before it is whole."""
+        if actor.limits.open_cells is None or owner != actor.name:
+            return check
+
+        def limited() -> None:
+            check()
+            with self._ledger.read() as connection:
+                check_plan(connection, actor, plan)
+
+        return limited
 
     def _refuse_misfit(self, header: Header) -> None:
         experiment = registry().experiment(header.experiment)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from people_kit import Lab, open_lab
 from sweeping import wait_until
 
+from creditgrid.service.ledger import tables, transitions
 from creditgrid.service.people.actor import Limits
 from creditgrid.service.people.limits import count_open_cells
 
@@ -42,6 +44,24 @@ def test_a_submission_beyond_the_limit_is_refused_whole(lab: Lab) -> None:
     full = lab.submit(anna, first=200)
     assert full.status_code == 403
     assert full.json()["detail"].startswith("'anna' has 10 open cells, and the limit is 10")
+
+
+def test_a_plan_beyond_the_limit_ends_early(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = Counter[str]()
+    create_cells = transitions.create_cells
+
+    def counted(connection: sa.Connection, sweep: str, rows: Sequence[Any]) -> None:
+        written["cells"] += len(rows)
+        create_cells(connection, sweep, rows)
+
+    monkeypatch.setattr(transitions, "create_cells", counted)
+    answer = lab.submit(lab.token("anna", max_open_cells=10), cells=20_000)
+    assert answer.status_code == 403
+    assert "this would open at least" in answer.json()["detail"]
+    assert 0 < written["cells"] < 10_000
+    with lab.ledger.read() as connection:
+        for table in (tables.sweeps, tables.cells, tables.tasks, tables.counts):
+            assert connection.scalar(sa.select(sa.func.count()).select_from(table)) == 0
 
 
 def test_a_repeated_request_finds_its_sweep_although_nothing_more_may_open(lab: Lab) -> None:

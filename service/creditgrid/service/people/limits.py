@@ -30,6 +30,18 @@ def check_room(connection: sa.Connection, actor: Actor) -> None:
         raise ForbiddenError(f"{actor.name!r} has {now:,} open cells, and {_advice(limit)}")
 
 
+def check_plan(connection: sa.Connection, actor: Actor, plan: str) -> None:
+    """Raise ForbiddenError if what is written of a hidden plan is too much already: the rest need not be planned."""
+    limit = actor.limits.open_cells
+    if limit is None:
+        return
+    now, more = count_open_cells(connection, actor.name), _count(connection, counts.c.sweep == plan)
+    if more and now + more > limit:
+        raise ForbiddenError(
+            f"{actor.name!r} has {now:,} open cells, this would open at least {more:,} more, and {_advice(limit)}"
+        )
+
+
 @contextmanager
 def within_limit(connection: sa.Connection, actor: Actor) -> Iterator[None]:
     """Raise ForbiddenError at the end if what happens within gives the actor too many open cells.
@@ -47,17 +59,12 @@ def within_limit(connection: sa.Connection, actor: Actor) -> Iterator[None]:
 
 def count_open_cells(connection: sa.Connection, owner: str | None) -> int:
     """The open cells of all sweeps of the owner. A cell that two of them share counts twice."""
-    query = (
-        sa.select(sa.func.sum(counts.c.n))
-        .join(sweeps, sweeps.c.id == counts.c.sweep)
-        .where(
-            sweeps.c.owner == owner,
-            sweeps.c.state.in_(OPEN),
-            sweeps.c.planned,
-            counts.c.kind == CELLS,
-            counts.c.state.in_(OPEN),
-        )
-    )
+    owned = sa.select(sweeps.c.id).where(sweeps.c.owner == owner, sweeps.c.state.in_(OPEN), sweeps.c.planned)
+    return _count(connection, counts.c.sweep.in_(owned))
+
+
+def _count(connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
+    query = sa.select(sa.func.sum(counts.c.n)).where(which, counts.c.kind == CELLS, counts.c.state.in_(OPEN))
     return int(connection.scalar(query) or 0)
 
 
