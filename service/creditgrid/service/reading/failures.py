@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from creditgrid.core.states import State
 from creditgrid.core.wire import FailureView
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.tables import calls, cells, stages, tasks
+from creditgrid.service.ledger.tables import calls, cells, one_of, stages, tasks
 from creditgrid.service.reading.sweeps import ROWS_AT_ONCE, known_sweep
 
 NUMBER = re.compile(r"\d+(\.\d+)?")
@@ -47,6 +47,7 @@ class Failures:
             details = sa.select(calls.c.id, calls.c.traceback, calls.c.host)
             details = details.where(calls.c.id.in_([first[group].id for group in shown]))
             detail = {row.id: row for row in connection.execute(details)}
+            key = {group: _failed_key(connection, sweep, first[group].id) for group in shown}
         return [
             FailureView(
                 cause=first_line(first[group].error),
@@ -56,8 +57,8 @@ class Failures:
                 traceback=detail[first[group].id].traceback or "",
                 attempt=attempt[group],
                 host=detail[first[group].id].host or None,
-                key=first[group].key,
-                command=f"creditgrid run-task {first[group].key}",
+                key=key[group],
+                command=f"creditgrid run-task {key[group]}",
             )
             for group in shown
         ]
@@ -69,17 +70,28 @@ def first_line(error: str | None) -> str:
 
 
 def _failed_calls(connection: sa.Connection, sweep: str) -> Iterator[sa.Row[Any]]:
-    """Calls with failed tasks of the sweep, the number ``n`` of these tasks and the ``key`` of one."""
+    """Calls with failed tasks of the sweep, and the number ``n`` of these tasks."""
     c = calls.c
     for table in (stages, cells):
-        query = (
-            sa.select(c.id, c.kind, c.error, c.attempt)
-            .add_columns(sa.func.count().label("n"), sa.func.min(table.c.key).label("key"))
-            .select_from(table.join(calls, c.id == table.c.call))
-            .where(table.c.sweep == sweep, table.c.state == State.FAILED)
-            .group_by(c.id)
+        failed = (
+            sa.select(table.c.call, sa.func.count().label("n"))
+            .where(table.c.sweep == sweep, one_of(table.c.state, [State.FAILED]))
+            .group_by(table.c.call)
+            .subquery()
         )
-        yield from connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
+        query: sa.Select[Any] = sa.select(c.id, c.kind, c.error, c.attempt, failed.c.n)
+        query = query.join(failed, failed.c.call == c.id)
+        yield from connection.execute(query.order_by(c.id), execution_options={"yield_per": ROWS_AT_ONCE})
+
+
+def _failed_key(connection: sa.Connection, sweep: str, call: int) -> str:
+    """The first failed task of the call that the sweep has."""
+    for table in (stages, cells):
+        failed = sa.and_(table.c.call == call, table.c.state == State.FAILED)
+        mine = table.c.sweep.concat("") == sweep  # no index has this expression: the call's is used
+        if (key := connection.scalar(sa.select(sa.func.min(table.c.key)).where(failed, mine))) is not None:
+            return str(key)
+    raise AssertionError(f"call {call} has no failed task of {sweep}")
 
 
 def _count_skipped(connection: sa.Connection, sweep: str) -> Counter[int]:
@@ -89,7 +101,7 @@ def _count_skipped(connection: sa.Connection, sweep: str) -> Counter[int]:
     query = (
         sa.select(blamed.c.call, sa.func.count().label("n"))
         .select_from(joined)
-        .where(cells.c.sweep == sweep, cells.c.state == State.SKIPPED)
+        .where(cells.c.sweep == sweep, one_of(cells.c.state, [State.SKIPPED]))
         .group_by(blamed.c.call)
     )
     return Counter({row.call: row.n for row in connection.execute(query)})
