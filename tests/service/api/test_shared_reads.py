@@ -101,6 +101,32 @@ def test_a_live_read_is_valid_for_a_while(live_s: float, share: float, reads: li
     assert found == reads
 
 
+def test_pollers_get_what_is_there_while_it_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("creditgrid.service.api.shared_reads.monotonic", lambda: now)
+    source = Source()
+    asking = Asking(source, live_s=1)
+
+    async def scenario() -> None:
+        nonlocal now
+        await asking.get()
+        source.value = "second"
+        source.gate.clear()
+        now = 1.5
+        assert [await asking.get() for _ in range(3)] == ["first"] * 3
+        while source.reads < 2:
+            await asyncio.sleep(0.01)
+        now = 2.0  # twice as old as a read may become: wait for the new one
+        late = asyncio.create_task(asking.get())
+        await asyncio.sleep(0.05)
+        assert not late.done()
+        source.gate.set()
+        assert await late == "second"
+        assert source.reads == 2
+
+    asyncio.run(scenario())
+
+
 async def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
