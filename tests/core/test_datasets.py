@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -310,6 +312,70 @@ def test_a_damaged_file_is_refused_or_still_a_good_table(directory: Path, data: 
         assert str(path) in str(error)  # noqa: PT017 (most damage is refused, some is harmless)
     finally:
         path.write_bytes(good)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_pipe_is_refused_and_not_waited_for(directory: Path, split: str) -> None:
+    path = directory / f"{split}.parquet"
+    path.unlink()
+    os.mkfifo(path)
+    assert _refused(directory) == f"{path} is not a regular file; expected a Parquet file"
+
+
+def test_devices_and_sockets_are_refused(directory: Path) -> None:
+    (directory / "test.parquet").unlink()
+    (directory / "test.parquet").symlink_to("/dev/zero")
+    assert "is not a regular file" in _refused(directory)
+    (directory / "test.parquet").unlink()
+    with socket.socket(socket.AF_UNIX) as bound, contextlib.chdir(directory):
+        bound.bind("test.parquet")
+        assert "is not a readable Parquet file" in _refused(directory)
+
+
+# -- roots ---------------------------------------------------------------------------------------------------------
+
+
+def _outside(dataset: str | Path, roots: Sequence[Path]) -> str:
+    with pytest.raises(DatasetError) as caught:
+        resolve(str(dataset), [str(root) for root in roots])
+    return str(caught.value).replace(repr(str(dataset)), "PATH")
+
+
+def test_a_dataset_below_a_root_is_read(directory: Path, tmp_path_factory: Any) -> None:
+    plain = resolve(str(directory))
+    other = tmp_path_factory.mktemp("other")
+    assert resolve(str(directory), [str(other), str(directory)]) == plain
+    assert resolve(f"parquet:{directory}", [str(directory.parent)]).fingerprint == plain.fingerprint
+    (other / "link").symlink_to(directory.parent)
+    assert resolve(f"{other}/link/{directory.name}", [f"{other}/link"]).fingerprint == plain.fingerprint
+    assert resolve("digits", []).name == "digits"
+
+
+def test_what_is_outside_of_the_roots_is_not_described(directory: Path, tmp_path_factory: Any) -> None:
+    root = tmp_path_factory.mktemp("root")
+    (root / "inside").symlink_to(directory)
+    (root / "shards").mkdir()
+    for split in ("train", "test"):
+        (root / "shards" / f"{split}.parquet").symlink_to(directory / f"{split}.parquet")
+    found = {
+        _outside(path, [root])
+        for path in (
+            directory,
+            directory / "nowhere",
+            directory / "train.parquet",
+            "/",
+            "/proc/1/root",
+            "/a\0b",
+            f"{root}/../{directory.name}",
+            f"{root}-next",
+            root / "inside",
+        )
+    }
+    assert len(found) == 1
+    assert f"or a folder below {root}" in found.pop()
+    assert "is not below a folder that this service reads" in _outside(root / "shards", [root])
+    assert "cannot be read (No such file or directory)" in _outside(root / "nowhere", [root])
+    assert "none of a path" in _outside(directory, [])
 
 
 def test_planning_imports_neither_torch_nor_a_decoder(directory: Path) -> None:

@@ -101,3 +101,16 @@ def test_the_data_directory_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert Settings(data_dir=Path("here")).data_dir == tmp_path / "here"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Settings(data_dir=Path("~/data")).data_dir == tmp_path / "data"
+
+
+def test_dataset_paths_are_limited_away_from_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert Settings().dataset_folders() is None
+    away = {"host": "0.0.0.0", "token": SecretStr(TOKEN)}
+    assert Settings(**away).dataset_folders() == ()  # type: ignore[arg-type]
+    assert Settings(dataset_roots=(tmp_path / "a" / ".." / "b",)).dataset_folders() == (str(tmp_path / "b"),)
+    monkeypatch.setenv("CREDITGRID_DATASET_ROOTS", "/data/one:/data/two")
+    assert Settings(**away).dataset_folders() == ("/data/one", "/data/two")  # type: ignore[arg-type]
+    monkeypatch.setenv("CREDITGRID_DATASET_ROOTS", "")
+    assert Settings().dataset_folders() == ()
+    with pytest.raises(ValidationError, match="absolute path"):
+        Settings(dataset_roots=(Path("data"),))

@@ -9,12 +9,15 @@ fingerprint identifies the content and never the path: results stay valid when a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -66,21 +69,26 @@ PUBLIC_SETS = {
 }
 
 
-def resolve(dataset: str) -> DatasetRef:
+def resolve(dataset: str, roots: Sequence[str] | None = None) -> DatasetRef:
     """The dataset of this name: a public set's name, or a directory's absolute path with or without `parquet:`.
 
+    Args:
+        dataset: the name or the path.
+        roots: the folders that directories must be in, symbolic links included; None for any folder.
+
     Raises:
-        DatasetError: for an unknown name, and for a table that is missing, damaged or not of labelled images.
+        DatasetError: for an unknown name, and for a table that is missing, damaged or not of labelled images. For what
+            is outside of the roots, the message is the same whether it exists or not.
     """
     if dataset in PUBLIC_SETS:
         return _public(dataset)
     path = dataset.removeprefix("parquet:")
     if path.startswith("/"):
-        return _parquet(dataset, path)
+        return _parquet(dataset, path, roots)
     if path != dataset or path.startswith(("~", ".")) or "/" in path:
-        raise DatasetError(f"dataset path {path!r} is relative, and workers run elsewhere; give {_PARQUET}")
+        raise DatasetError(f"dataset path {path!r:.200} is relative, and workers run elsewhere; give {_PARQUET}")
     hint = did_you_mean(dataset.lower(), PUBLIC_SETS, "; did you mean {!r}?") or "."
-    raise DatasetError(f"unknown dataset {dataset!r}{hint} Accepted: {', '.join(PUBLIC_SETS)}, or {_PARQUET}")
+    raise DatasetError(f"unknown dataset {dataset!r:.200}{hint} Accepted: {', '.join(PUBLIC_SETS)}, or {_PARQUET}")
 
 
 def _public(name: str) -> DatasetRef:
@@ -96,11 +104,35 @@ def _public(name: str) -> DatasetRef:
     )
 
 
-def _parquet(name: str, path: str) -> DatasetRef:
-    files = [_signed(split, file) for split, paths in parquet_files(path).items() for file in paths]
+def _parquet(name: str, path: str, roots: Sequence[str] | None) -> DatasetRef:
+    if roots is not None:
+        _refuse_outside(path, roots)
+    split = parquet_files(path)
+    if roots is not None:
+        for file in itertools.chain(*split.values()):
+            _refuse_outside(str(file), roots)
+    files = [_signed(split, file) for split, paths in split.items() for file in paths]
     fingerprint, num_train, num_test, num_classes = _inspect(tuple(files))
     source = {"package": "parquet", "path": path, "fingerprint": fingerprint}
     return DatasetRef(name, fingerprint, num_train, num_test, num_classes, None, source)
+
+
+def _refuse_outside(path: str, roots: Sequence[str]) -> None:
+    """Refuse a path that is outside of the roots, or that a symbolic link leads out of them."""
+    # As text first: nothing outside is looked at. A NUL is refused below, with the other names that no file can have.
+    plain = os.path.normpath(path)
+    real = [os.path.realpath(root) for root in roots]
+    if _inside(plain, (*roots, *real)) and "\0" not in plain and _inside(os.path.realpath(plain), real):
+        return
+    accepted = f"a folder below {', '.join(roots)}" if roots else "none of a path (CREDITGRID_DATASET_ROOTS names none)"
+    raise DatasetError(
+        f"the dataset path {path!r:.200} is not below a folder that this service reads datasets from; accepted: "
+        f"{', '.join(PUBLIC_SETS)}, or {accepted}"
+    )
+
+
+def _inside(path: str, roots: Iterable[str]) -> bool:
+    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
 
 
 def parquet_files(directory: str | Path) -> dict[str, list[Path]]:
@@ -124,7 +156,7 @@ def parquet_files(directory: str | Path) -> dict[str, list[Path]]:
         shards = [int(match["total"]) for name in found if (match := _SHARD.match(name))]
         if shards and {len(found)} != set(shards):
             raise DatasetError(
-                f"the {split} split in {directory} is not one whole set of shards: it has {', '.join(found)}; "
+                f"the {split} split in {directory} is not one whole set of shards: it has {', '.join(found[:100])}; "
                 f"expected all {max(shards)} files of one set and no others"
             )
     return {split: [Path(directory) / name for name in found] for split, found in files.items()}
@@ -136,7 +168,7 @@ def parquet_fingerprint(files: Mapping[str, Sequence[Path]]) -> str:
     for split, paths in files.items():
         for path in paths:
             try:
-                with path.open("rb") as file:
+                with _open_regular(path) as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise DatasetError(f"{path} cannot be read: {_reason(error)}") from error
@@ -158,7 +190,7 @@ def labelled_images(path: Path) -> Iterator[tuple[int, list[bytes], list[int]]]:
 
     row = 0
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with _open_regular(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             image, label = _columns(path, file.schema_arrow)
             for batch in file.iter_batches(1024, columns=[f"{image}.bytes", label]):
                 # Plain Python from here: pyarrow imports pandas when it compares a column with a number.
@@ -173,6 +205,20 @@ def labelled_images(path: Path) -> Iterator[tuple[int, list[bytes], list[int]]]:
         raise DatasetError(f"{path} is not a readable Parquet file, or is damaged: {_reason(error)}") from error
     if row == 0:
         raise DatasetError(f"{path} holds no rows; expected at least one labelled image")
+
+
+def _open_regular(path: Path) -> BufferedReader:
+    """The file, opened to read. A pipe, socket or device is refused: it could keep its reader waiting for ever.
+
+    Raises:
+        OSError: when it cannot be opened.
+        DatasetError: for anything but a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DatasetError(f"{path} is not a regular file; expected a Parquet file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
@@ -219,10 +265,10 @@ def _fault(image: bytes | None, label: int | None) -> str | None:
 
 def _signed(split: str, path: Path) -> _File:
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {_reason(error)}") from error
-    return split, path, stat.st_size, stat.st_mtime_ns
+    return split, path, found.st_size, found.st_mtime_ns
 
 
 @lru_cache(maxsize=64)

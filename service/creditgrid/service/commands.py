@@ -65,6 +65,10 @@ def serve(
     max_priority: Annotated[
         int | None, typer.Option(help="Highest priority, without an own limit of the token. Default: any.")
     ] = None,
+    dataset_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder that dataset paths must be in; may be repeated. Default: any on loopback."),
+    ] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs of this machine to use. Default: all.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of this machine to use. Default: all.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console. Default: auto.")] = None,
@@ -79,6 +83,7 @@ def serve(
         token=token if token_file is None else _read_token(token_file),
         max_open_cells=max_open_cells,
         max_priority=max_priority,
+        dataset_roots=dataset_root or None,
         cpus=cpus,
         gpus=gpus,
         log_format=log_format,

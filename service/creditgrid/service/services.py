@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from creditgrid.service.maintenance import Maintenance
 from creditgrid.service.people.actor import UNLIMITED, Limits
 from creditgrid.service.people.audit import Audit
 from creditgrid.service.people.tokens import Tokens
-from creditgrid.service.planning.naming import Namer, Naming, NamingRequest, name
+from creditgrid.service.planning.naming import Namer, Naming, NamingRequest, Resolve, name
 from creditgrid.service.planning.naming_process import NamingProcesses, start_fork_server
 from creditgrid.service.planning.planner import Planner
 from creditgrid.service.planning.plans import Check, Plans
@@ -73,7 +74,7 @@ def create_services(settings: Settings) -> Services:
         results.repair()
         check_ledger(results, ledger)
         start_fork_server()
-        names = NamingProcesses(resolve).name
+        names = NamingProcesses(_resolve(settings)).name
         return wire_services(ledger, results, store, _runner(settings, store), namer=names, limits=_limits(settings))
     except BaseException:
         ledger.close()
@@ -127,11 +128,17 @@ def create_planner(settings: Settings) -> Planner:
     """A planner without a service. A missing data directory is not created; it counts as empty."""
     url = _ledger_url(settings)
     exists = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
-    return Planner(Ledger(url) if exists else None, _store(settings), _name_here)
+    resolved = _resolve(settings)
+    return Planner(Ledger(url) if exists else None, _store(settings), lambda request, _: name(request, resolved))
 
 
 def _name_here(request: NamingRequest, _: Check) -> Naming:
     return name(request, resolve)
+
+
+def _resolve(settings: Settings) -> Resolve:
+    """Opens the datasets that the settings allow; it can be pickled."""
+    return partial(resolve, roots=settings.dataset_folders())
 
 
 def _limits(settings: Settings) -> Limits:

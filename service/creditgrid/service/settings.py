@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from creditgrid.service.ledger.engine import parse_url
 
@@ -39,6 +40,9 @@ class Settings(BaseSettings):
     max_priority: int | None = Field(
         None, ge=-1000, le=1000, description="Highest priority of a person's sweeps; default: no limit."
     )
+    dataset_roots: Annotated[tuple[Path, ...] | None, NoDecode] = Field(
+        None, description="Folders that dataset paths must be in. Default: any on loopback, none on other addresses."
+    )
     query_timeout_s: float = Field(30.0, gt=0, le=3600, description="Time limit of a SQL query.")
     query_memory: ByteSize = Field(ByteSize(512 * 10**6), description="Memory of one SQL query, such as 512MB or 2GB.")
     query_max_rows: int = Field(1_000_000, ge=1, description="A SQL query that yields more rows is refused.")
@@ -50,6 +54,21 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         # Workers use the same path from other working directories.
         return value.expanduser().absolute()
+
+    @field_validator("dataset_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("dataset_roots")
+    @classmethod
+    def _absolute_roots(cls, value: tuple[Path, ...] | None) -> tuple[Path, ...] | None:
+        if value is None:
+            return None
+        roots = tuple(root.expanduser() for root in value)
+        if any(not root.is_absolute() for root in roots):
+            raise ValueError("a dataset root is the absolute path of a folder")
+        return roots
 
     @field_validator("token")
     @classmethod
@@ -83,6 +102,12 @@ class Settings(BaseSettings):
                 f"{MIN_TOKEN} characters by CREDITGRID_TOKEN or --token-file, or listen on 127.0.0.1"
             )
         return self
+
+    def dataset_folders(self) -> tuple[str, ...] | None:
+        """The folders that dataset paths must be in; None for any."""
+        if self.dataset_roots is None:
+            return None if is_loopback(self.host) else ()
+        return tuple(os.path.normpath(root) for root in self.dataset_roots)
 
 
 def is_loopback(host: str) -> bool:
