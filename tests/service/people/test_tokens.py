@@ -16,6 +16,8 @@ from people_kit import ADMIN_TOKEN, Lab, bearer, open_lab
 from pydantic import SecretStr
 from service_fakes import serving
 from starlette.types import Message
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 from sweeping import wait_until
 
 from creditgrid.service.api.app import create_app
@@ -101,6 +103,17 @@ def test_an_expired_token_is_refused_and_its_holder_reads_why(lab: Lab, monkeypa
     assert "is wrong" in stranger.json()["detail"]
     assert status(lab, lab.token("anna")) == 200  # its name may be used again
     assert status(lab, token) == 401
+
+
+def test_the_log_says_who_makes_a_request(lab: Lab) -> None:
+    anna = lab.token("anna")
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        sweep = lab.submit(anna).json()["id"]
+        lab.ask("GET", "/v1/sweeps", "wrong")
+    found = [(line["event"], line.get("actor")) for line in lines if line["event"] in ("request", "sweep submitted")]
+    assert found == [("sweep submitted", "anna"), ("request", "anna"), ("request", None)]
+    assert sweep in str(lines)
+    assert anna[3:] not in str(lines)
 
 
 def test_a_name_has_one_token(lab: Lab) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
+import structlog
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -61,6 +62,8 @@ class AuthMiddleware:
             return
         state = scope.setdefault("state", {})
         actor = state["actor"] = replace(found, request=state.get("request"))
+        if actor.name is not None:
+            structlog.contextvars.bind_contextvars(actor=actor.name)  # log lines of this request say who makes it
         access, target = find_access(scope["method"], scope["path"]) or (None, "")
 
         if access is not None and access.action:

@@ -54,7 +54,7 @@ sweeps = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float),
     sa.Column("planned", sa.Boolean, nullable=False, server_default=sa.true()),  # false: hidden until its plan is whole
-    sa.Column("owner", sa.String),  # who submitted it
+    sa.Column("owner", sa.String, index=True),  # who submitted it
     sqlite_autoincrement=True,
 )
 

@@ -14,6 +14,7 @@ def upgrade() -> None:
     """Add the columns and tables; every sweep of an older ledger is planned and has no owner."""
     op.add_column("sweeps", sa.Column("planned", sa.Boolean, nullable=False, server_default=sa.true()))
     op.add_column("sweeps", sa.Column("owner", sa.String))
+    op.create_index("ix_sweeps_owner", "sweeps", ["owner"])
     op.alter_column("tasks", "payload", new_column_name="params")
     op.add_column("tasks", sa.Column("shared", sa.Text, nullable=False, server_default=""))
     sqlite = "UPDATE tasks SET shared = json_remove(params, '$.params'), params = json_extract(params, '$.params')"
