@@ -87,16 +87,18 @@ def lab_on_a_socket(root: Path) -> Iterator[str]:
 
 
 @contextmanager
-def open_lab(root: Path, limits: Limits = UNLIMITED) -> Iterator[Lab]:
-    with _made(root, limits) as (app, services, ledger, runner), serving(app) as client:
+def open_lab(root: Path, limits: Limits = UNLIMITED, url: str | None = None) -> Iterator[Lab]:
+    with _made(root, limits, url) as (app, services, ledger, runner), serving(app) as client:
         yield Lab(app, client, services, ledger, runner)
 
 
 @contextmanager
-def _made(root: Path, limits: Limits) -> Iterator[tuple[FastAPI, Services, Ledger, ScriptedRunner]]:
+def _made(
+    root: Path, limits: Limits, url: str | None = None
+) -> Iterator[tuple[FastAPI, Services, Ledger, ScriptedRunner]]:
     root.mkdir(exist_ok=True)
     store = ArtifactStore(root / "artifacts")
-    ledger = Ledger(f"sqlite:///{root / 'ledger.sqlite'}")
+    ledger = Ledger(url or f"sqlite:///{root / 'ledger.sqlite'}")
     results = Results(root / "results", ledger.identity())
     runner = ScriptedRunner(store)
     services = wire_services(ledger, results, store, runner, limits=limits)

@@ -29,7 +29,12 @@ def fails(*_: Any, **__: Any) -> None:
     raise sa.exc.OperationalError(None, None, Exception("disk full"))
 
 
-def test_every_change_has_a_row(lab: Lab) -> None:
+def test_every_change_has_a_row(tmp_path: Path, url: str) -> None:
+    with open_lab(tmp_path, url=url) as lab:
+        change_all(lab)
+
+
+def change_all(lab: Lab) -> None:
     anna, ben = lab.token("anna"), lab.token("ben", role="admin")
     sweep = lab.submit(anna, cells=3).json()["id"]
     lab.ask("POST", f"/v1/sweeps/{sweep}/pause", anna)

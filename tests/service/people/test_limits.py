@@ -129,7 +129,12 @@ def test_a_priority_above_the_ceiling_is_refused(lab: Lab) -> None:
     assert lab.submit(ben, first=20, priority=-1).status_code == 201
 
 
-def test_concurrent_submissions_cannot_exceed_the_limit_together(lab: Lab) -> None:
+def test_concurrent_submissions_cannot_exceed_the_limit_together(tmp_path: Path, url: str) -> None:
+    with open_lab(tmp_path, url=url) as lab:
+        submit_at_once(lab)
+
+
+def submit_at_once(lab: Lab) -> None:
     anna = lab.token("anna", max_open_cells=20)
     statuses: list[int] = []
     ready = threading.Barrier(8)

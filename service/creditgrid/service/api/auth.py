@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import structlog
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -84,8 +84,7 @@ class AuthMiddleware:
                 refused = message["status"] == 403
             elif refused:
                 refused = False
-                why = Problem.model_validate_json(message["body"]).detail
-                self._audit.note_refusal(actor, action, target, why)
+                self._audit.note_refusal(actor, action, target, _detail(message["body"]))
             await send(message)
 
         return send_and_note
@@ -111,6 +110,13 @@ class AuthMiddleware:
                 f"of {token.actor.name!r} expired at {ended:%Y-%m-%d %H:%M} UTC, so ask an administrator for a new one"
             )
         return problem(401, f"the API token {what}: send the header 'Authorization: Bearer <token>'")
+
+
+def _detail(body: bytes) -> str:
+    try:
+        return Problem.model_validate_json(body).detail
+    except ValidationError:  # it comes in several messages
+        return "refused"
 
 
 def _foreign_page(scope: Scope, headers: Headers) -> Problem | None:
