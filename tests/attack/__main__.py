@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.attack", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of attacks, about [10]")
     parser.add_argument("--seed", type=int, help="of what is generated and drawn [a new one]")
-    parser.add_argument("--healthz-s", type=float, default=1.0, help="the longest that /healthz may take meanwhile [1]")
+    parser.add_argument("--patience", type=float, default=1.0, help="how many times the time limits, if disturbed [1]")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     console = Console(width=150, highlight=False, markup=False)
@@ -47,7 +47,7 @@ def main() -> int:
     failed = True
     try:
         with ended_by_signals():
-            outcome = attack(folder, options.minutes, seed, options.healthz_s, log)
+            outcome = attack(folder, options.minutes, seed, options.patience, log)
         report(console, outcome)
         failed = bool(outcome.tally.counted)
     except (KeyboardInterrupt, SystemExit):

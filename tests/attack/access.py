@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -96,10 +98,20 @@ def odd_paths(path: str) -> Iterator[str]:
     yield path + ";/healthz"
 
 
-def attack_token(http: httpx.Client, document: Mapping[str, Any], sweeps: Sweeps, token: str, tally: Tally) -> None:
+def attack_token(
+    http: httpx.Client,
+    document: Mapping[str, Any],
+    sweeps: Sweeps,
+    token: str,
+    until: float,
+    seed: int,
+    tally: Tally,
+) -> None:
     """A service with a token, attacked by a client without it: nothing protected is answered."""
     corpus = "credentials"
-    for method, path in routes(document, sweeps):
+    for path in OPEN:
+        send(http, corpus, Attempt(f"open: {path}", "GET", path, statuses=(200,)), tally)
+    for method, path in _in_random_order(routes(document, sweeps), until, seed):
         for name, headers in credentials(token):
             _refuse(http, corpus, f"{name}: {method}", method, path, headers, tally)
         for odd in odd_paths(path):
@@ -109,11 +121,17 @@ def attack_token(http: httpx.Client, document: Mapping[str, Any], sweeps: Sweeps
         answer = http.request(method, path, headers={"Authorization": f"Bearer {token}x"}, content=b"")
         if token in answer.text or token in str(answer.headers):
             tally.fell_short(corpus, "the token is in an answer", f"{method} {path}")
-    for path in OPEN:
-        send(http, corpus, Attempt(f"open: {path}", "GET", path, statuses=(200,)), tally)
 
 
-def attack_origins(http: httpx.Client, url: str, document: Mapping[str, Any], sweeps: Sweeps, tally: Tally) -> None:
+def attack_origins(
+    http: httpx.Client,
+    url: str,
+    document: Mapping[str, Any],
+    sweeps: Sweeps,
+    until: float,
+    seed: int,
+    tally: Tally,
+) -> None:
     """A service without a token, asked by web pages: only its own origin may change anything, only loopback read."""
     corpus = "hosts and origins"
     port = httpx.URL(url).port or 80
@@ -127,7 +145,7 @@ def attack_origins(http: httpx.Client, url: str, document: Mapping[str, Any], sw
         "http://localhost",
         f"https://localhost:{port}",
     ]
-    for method, path in routes(document, sweeps):
+    for method, path in _in_random_order(routes(document, sweeps), until, seed):
         for host in hosts:
             _refuse(http, corpus, f"host {host!r}: {method}", method, path, [("Host", host.encode())], tally)
         for origin in foreign:
@@ -139,6 +157,14 @@ def attack_origins(http: httpx.Client, url: str, document: Mapping[str, Any], sw
         for site in ("cross-site", "same-site"):
             headers = [("Sec-Fetch-Site", site.encode()), ("Content-Type", b"text/plain"), ("Origin", b"null")]
             _refuse(http, corpus, f"a form of a {site} page: {method}", method, path, headers, tally)
+
+
+def _in_random_order(some: Sequence[tuple[str, str]], until: float, seed: int) -> Iterator[tuple[str, str]]:
+    """All of them, unless the time is up before."""
+    for item in random.Random(seed).sample(some, len(some)):
+        if time.monotonic() > until:
+            return
+        yield item
 
 
 def _refuse(

@@ -21,6 +21,8 @@ QUIET_S = 30.0
 """By then the service has let go of what it held for its attackers."""
 STOP_S = 20.0
 """The service's grace is 10 s; the local runner has nothing that takes longer."""
+HEALTHZ_S = 1.0
+"""The longest that ``/healthz`` may take, whatever else is asked."""
 LOG_MB = 20.0
 NOTED_PLACES = ("home", "temporary", "work")
 
@@ -49,14 +51,14 @@ def _not_grown(before: Usage, now: Usage) -> bool:
     )
 
 
-def check_pulse(beats: Sequence[Beat], limit_s: float, tally: Tally) -> None:
+def check_pulse(beats: Sequence[Beat], tally: Tally) -> None:
     """Every ``/healthz`` was answered in time."""
     for beat in beats:
         tally.attempt("/healthz meanwhile", "GET /healthz", beat.status or "no answer", beat.seconds)
-        if beat.seconds > limit_s or beat.status != 200:
+        if beat.seconds > HEALTHZ_S * tally.patience or beat.status != 200:
             at = time.strftime("%H:%M:%S", time.localtime(beat.at))
             what = f"asked at {at}: {beat.status or 'no answer'} after {beat.seconds:.1f} s"
-            tally.fell_short("/healthz meanwhile", f"no answer within {limit_s:g} s", what)
+            tally.fell_short("/healthz meanwhile", f"no answer within {HEALTHZ_S:g} s", what)
 
 
 def check_stop(service: ServiceProcess, tally: Tally) -> None:
@@ -68,7 +70,7 @@ def check_stop(service: ServiceProcess, tally: Tally) -> None:
     try:
         status = service.wait()
         seconds = time.monotonic() - started
-        if status != 0 or seconds > STOP_S:
+        if status != 0 or seconds > STOP_S * tally.patience:
             tally.fell_short("afterwards", "the stop", f"exit status {status} after {seconds:.1f} s")
     except subprocess.TimeoutExpired:
         tally.fell_short("afterwards", "the stop", "SIGTERM does not end the service")

@@ -51,7 +51,7 @@ def judge(corpus: str, attempt: Attempt, answer: httpx.Response, seconds: float,
     busy = status == 503 and "retry-after" in answer.headers
     if status >= 500 and not busy:
         tally.fell_short(corpus, f"status {status}", f"{shown}: {answer.text[:200]}")
-    if seconds > attempt.limit_s:
+    if seconds > attempt.limit_s * tally.patience:
         tally.fell_short(corpus, f"slower than {attempt.limit_s:g} s", f"{shown}: {status} after {seconds:.1f} s")
     if status >= 400 and not answer.headers.get("content-type", "").startswith(PROBLEM):
         tally.fell_short(corpus, "error that is no problem document", f"{shown}: {status} {answer.text[:100]!r}")

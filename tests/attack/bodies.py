@@ -24,13 +24,21 @@ def content_type(name: str) -> str:
 
 
 def bodies() -> dict[str, bytes]:
-    """Bodies by name: every kind of growing body in three sizes, values that fit nowhere, and malformed text."""
+    """Bodies by name: the small ones, and the largest of every growing kind."""
+    found = small_bodies()
+    for name, make in growing().items():
+        stem, kind = name.rsplit(".", 1)
+        found[f"{stem} × largest.{kind}"] = largest(make, LARGEST_YAML if kind == "yaml" else LARGEST)
+    return found
+
+
+def small_bodies() -> dict[str, bytes]:
+    """Bodies by name: every growing kind in two small sizes, values that fit nowhere, and malformed text."""
     found: dict[str, bytes] = {}
     for name, make in growing().items():
         stem, kind = name.rsplit(".", 1)
         for number in (1, 300):
             found[f"{stem} × {number}.{kind}"] = make(number)
-        found[f"{stem} × largest.{kind}"] = largest(make, LARGEST_YAML if kind == "yaml" else LARGEST)
     for place, build in PLACES.items():
         for what, value in VALUES.items():
             found[f"{what} as {place}.json"] = json.dumps(build(value)).encode()

@@ -16,6 +16,8 @@ Address = tuple[str, int]
 CORPUS = "connections"
 ANSWER_S = 5.0
 """A malformed request is answered, or its connection closed, by then."""
+SILENT_S = 1.0
+"""So long the answer is waited for where silence is allowed."""
 
 
 def attack(address: Address, tally: Tally) -> None:
@@ -59,7 +61,7 @@ def _send(connection: socket.socket, data: bytes, half: bool) -> None:
 def _receive(connection: socket.socket, exchange: Exchange) -> tuple[bytes, bool]:
     received = bytearray()
     wanted = exchange.data.count(b"HTTP/1.1\r\nHost: localhost\r\n\r\n") if exchange.statuses == (200,) else 1
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + (SILENT_S if exchange.may_be_silent else ANSWER_S)
     while time.monotonic() < deadline:
         readable, _, _ = select.select([connection], [], [], 0.25)
         if not readable:

@@ -213,7 +213,7 @@ def record(corpus: str, report: Path, tally: Tally) -> int:
                     continue
                 seconds = float(response["elapsed"])
                 tally.attempt(corpus, name, response["status_code"], seconds)
-                if seconds > LIMIT_S and not any(path in name for path in SLOW):
+                if seconds > LIMIT_S * tally.patience and not any(path in name for path in SLOW):
                     tally.fell_short(corpus, f"slower than {LIMIT_S:g} s", f"{name}: {seconds:.1f} s")
                 for check in recorder.get("checks", {}).get(case, []):
                     if check["status"] == "success" or _is_allowed(check, request, response):

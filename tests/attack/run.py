@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 from tests.service_process import ServiceProcess, Usage
 
-from . import access, aftermath, connections, generated, sweeps
+from . import access, aftermath, connections, corpora, exponents, generated, roles, sweeps
 from .attempts import client
 from .floods import flood
 from .held import Held
@@ -23,9 +23,17 @@ Log = Callable[[str], None]
 
 TOKEN = "a token that only its owner knows"[:33].replace(" ", "-")
 DESCRIPTORS = 256
-SHARES = {"generated": 0.3, "generated with a token": 0.15}
-"""Parts of the budget."""
-FLOOD_S = 4.0
+SHARES = {
+    "hosts and origins": 0.1,
+    "bodies": 0.12,
+    "growing bodies": 0.18,
+    "generated": 0.2,
+    "credentials": 0.1,
+    "generated with a token": 0.1,
+}
+"""Parts of the budget; malformed and slow connections and floods have no limit."""
+FLOOD_S = 2.0, 20.0
+"""The least and the most that a flood stays."""
 WARM = 8
 """Queries at once before the attack: processes that a service keeps for queries are there before."""
 
@@ -34,15 +42,15 @@ WARM = 8
 class Outcome:
     """Everything that is reported."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally
     usages: list[tuple[str, Usage]] = field(default_factory=list)
     exponents: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def attack(folder: Path, minutes: float, seed: int, healthz_s: float, log: Log) -> Outcome:
+def attack(folder: Path, minutes: float, seed: int, patience: float, log: Log) -> Outcome:
     """The whole attack below ``folder``. All processes that it starts have ended when it returns or raises."""
-    outcome = Outcome()
+    outcome = Outcome(Tally(patience))
     started = time.monotonic()
     budget = 60 * minutes
     open_service = ServiceProcess(folder / "open", "--runner", "local", "--log-format", "json")
@@ -59,8 +67,8 @@ def attack(folder: Path, minutes: float, seed: int, healthz_s: float, log: Log) 
         for thread in threads:
             thread.join()
         log("two services are ready")
-        _attack_open(open_service, folder, budget, seed, healthz_s, outcome, log)
-        _attack_closed(closed_service, folder, budget, seed, healthz_s, outcome, log)
+        _attack_open(open_service, folder, budget, seed, outcome, log)
+        _attack_closed(closed_service, folder, budget, seed, outcome, log)
     finally:
         for service in services:
             service.end_all()
@@ -73,54 +81,62 @@ def _start(service: ServiceProcess) -> None:
     service.start()
 
 
-def _attack_open(
-    service: ServiceProcess, folder: Path, budget: float, seed: int, healthz_s: float, outcome: Outcome, log: Log
-) -> None:
+def _attack_open(service: ServiceProcess, folder: Path, budget: float, seed: int, outcome: Outcome, log: Log) -> None:
     """A service without a token: everything may reach it."""
     tally = outcome.tally
+
+    def until(corpus: str) -> float:
+        return time.monotonic() + SHARES[corpus] * budget
+
     with client(service.url) as http:
         found, document, before = _prepare(service, http)
         outcome.usages.append(("without a token, before", before))
         held = Held(service.address, found.ids["running"])
         with Pulse(service.url) as pulse:
             held.open()
-            access.attack_origins(http, service.url, document, found, tally)
+            access.attack_origins(http, service.url, document, found, until("hosts and origins"), seed, tally)
             log("hosts and origins: done")
             connections.attack(service.address, tally)
             log("connections: done")
+            corpora.attack_bodies(http, until("bodies"), seed, tally)
+            log("bodies: done")
+            outcome.exponents = exponents.attack(http, until("growing bodies"), seed, tally)
+            log("growing bodies: done")
             seconds = SHARES["generated"] * budget
             generated.attack(folder / "generated", service.url, document, found, seconds, seed, tally)
             log("generated requests: done")
             held.close(time.monotonic() + 0.1 * budget, tally)
             log("slow connections: done")
-        _after(service, before, pulse, healthz_s, "without a token", outcome)
+        _after(service, before, pulse, "without a token", outcome)
 
 
-def _attack_closed(
-    service: ServiceProcess, folder: Path, budget: float, seed: int, healthz_s: float, outcome: Outcome, log: Log
-) -> None:
+def _attack_closed(service: ServiceProcess, folder: Path, budget: float, seed: int, outcome: Outcome, log: Log) -> None:
     """A service with a token and few descriptors: without the token nothing is answered, however many ask."""
     tally = outcome.tally
     with client(service.url, TOKEN) as http, client(service.url) as stranger:
         found, document, before = _prepare(service, http)
         outcome.usages.append(("with a token, before", before))
         with Pulse(service.url) as pulse:
-            access.attack_token(stranger, document, found, TOKEN, tally)
+            until = time.monotonic() + SHARES["credentials"] * budget
+            access.attack_token(stranger, document, found, TOKEN, until, seed, tally)
             log("credentials: done")
+            roles.attack(service.url, http, document, found, tally)
+            log("roles: done")
             seconds = SHARES["generated with a token"] * budget
             generated.attack(
                 folder / "generated-with-a-token", service.url, document, found, seconds, seed, tally, TOKEN
             )
             log("generated requests with a token: done")
+            stay = min(FLOOD_S[1], max(FLOOD_S[0], 0.02 * budget))
             half, slow = DESCRIPTORS + 50, b"GET /healthz HTTP/1.1\r\nX-A: "
-            flood(service.address, half, FLOOD_S, tally, f"{half} half-open connections")
-            flood(service.address, half, FLOOD_S, tally, f"{half} endless headers", slow)
+            flood(service.address, half, stay, tally, f"{half} half-open connections")
+            flood(service.address, half, stay, tally, f"{half} endless headers", slow)
             most = 4 * DESCRIPTORS
-            flood(service.address, most, FLOOD_S, tally, f"{most} half-open connections")
+            flood(service.address, most, stay, tally, f"{most} half-open connections")
             log(f"floods against {DESCRIPTORS} descriptors: done")
         if http.get(f"/v1/sweeps/{found.ids['succeeded']}").status_code != 200:
             tally.fell_short("floods", "the service does not recover", "GET of a sweep")
-        _after(service, before, pulse, healthz_s, "with a token", outcome)
+        _after(service, before, pulse, "with a token", outcome)
 
 
 def _prepare(service: ServiceProcess, http: httpx.Client) -> tuple[sweeps.Sweeps, dict[str, object], Usage]:
@@ -133,8 +149,8 @@ def _prepare(service: ServiceProcess, http: httpx.Client) -> tuple[sweeps.Sweeps
     return found, document, service.usage()
 
 
-def _after(service: ServiceProcess, before: Usage, pulse: Pulse, healthz_s: float, name: str, outcome: Outcome) -> None:
-    aftermath.check_pulse(pulse.beats, healthz_s, outcome.tally)
+def _after(service: ServiceProcess, before: Usage, pulse: Pulse, name: str, outcome: Outcome) -> None:
+    aftermath.check_pulse(pulse.beats, outcome.tally)
     if service.alive:
         outcome.usages.append((f"{name}, afterwards", aftermath.check_quiet(service, before, outcome.tally)))
     aftermath.check_stop(service, outcome.tally)

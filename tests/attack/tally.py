@@ -34,9 +34,14 @@ class Line:
 
 
 class Tally:
-    """Attempts by corpus; threads may share it."""
+    """Attempts by corpus; threads may share it.
 
-    def __init__(self) -> None:
+    Args:
+        patience: by how much answers may exceed their time limits, on a machine that others disturb.
+    """
+
+    def __init__(self, patience: float = 1.0) -> None:
+        self.patience = patience
         self.lines: dict[str, Line] = defaultdict(Line)
         self.shortcomings: list[Shortcoming] = []
         self.counted: Counter[tuple[str, str]] = Counter()
