@@ -201,7 +201,10 @@ class FakePlans:
         return self.submissions
 
     def cancel(self, sweep: str, allow: Any) -> None:
-        raise NotFoundError(f"no submission {sweep!r} is being planned")
+        kept = [view for view in self.submissions if view.id != sweep]
+        if len(kept) == len(self.submissions):
+            raise NotFoundError(f"no submission {sweep!r} is being planned")
+        self.submissions[:] = kept
 
     def view(self, text: SpecText, owner: str | None, check: Any) -> PlanView:
         return self.plan(text, check, None)
@@ -435,10 +438,11 @@ class Fakes:
         self.store = ArtifactStore(directory / "artifacts")
         self.retention = FakeRetention()
         self.maintenance = FakeMaintenance()
+        self.plans = FakePlans()
         self.tokens, self.audit = FakeTokens(), FakeAudit()
 
     def services(self) -> Services:
-        parts: dict[str, Any] = {**vars(self), "plans": FakePlans()}
+        parts: dict[str, Any] = dict(vars(self))
         parts["changes"] = parts.pop("ledger").changes
         rows = Rows(parts["sweeps"], parts["sql_tables"], parts.pop("results"))
         return Services(rows=rows, **parts)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 import structlog
 
-from creditgrid.core.errors import BusyError, NotFoundError, PlanCancelled
+from creditgrid.core.errors import BusyError, Fault, NotFoundError, PlanCancelled, SpecError
 from creditgrid.core.spec.text import SpecText
 from creditgrid.core.wire import PlanView, SubmissionView
 from creditgrid.service.ledger.ledger import Ledger
@@ -27,6 +27,8 @@ Published = TypeVar("Published")
 Check = Callable[[], None]
 
 POLL_S = 0.1
+LONGEST_PLAN_S = 1800.0
+"""Seconds that a plan may take, with its wait for a slot; a million cells take about a minute."""
 
 log = structlog.get_logger()
 
@@ -115,6 +117,8 @@ class Plans:
             check()
             if underway.stop is not None:
                 raise underway.stop
+            if time.time() - underway.started > LONGEST_PLAN_S:
+                raise SpecError([Fault(f"planning took longer than {LONGEST_PLAN_S:g} s: split the sweep", "")])
 
         with self._guard:
             if self._stopping:
