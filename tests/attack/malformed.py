@@ -68,6 +68,7 @@ def _malformed() -> Iterator[Exchange]:
     }
     for name, data in lines.items():
         yield Exchange(name, data, close="half")
+    yield Exchange("two spaces", b"GET  /healthz  HTTP/1.1\r\nHost: localhost\r\n\r\n", ok, close="half")
     yield Exchange("LF alone", b"GET /healthz HTTP/1.1\nHost: localhost\n\n", ok, close="half")
     for version in ("2.0", "9.9"):
         data = f"GET /healthz HTTP/{version}\r\nHost: localhost\r\n\r\n".encode()

@@ -251,6 +251,12 @@ def test_requests_on_one_connection_are_bounded(connect: Connect) -> None:
     assert is_well(connect(HEALTHZ))
 
 
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 200), ("localhost:80", 200), ("evil.example", 400)])
+def test_a_whole_url_names_the_host(connect: Connect, host: str, status: int) -> None:
+    connection = connect(f"GET http://{host}/v1/sweeps HTTP/1.1\r\n".encode() + HOST + b"Connection: close\r\n\r\n")
+    assert rest(connection).startswith(f"HTTP/1.1 {status} ".encode())
+
+
 def test_an_upgrade_is_not_taken(connect: Connect) -> None:
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
     assert is_well(connect(b"GET /healthz HTTP/1.1\r\n" + HOST + upgrade + b"\r\n"))

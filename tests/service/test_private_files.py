@@ -50,7 +50,11 @@ def test_what_was_open_is_closed_and_reported_once(tmp_path: Path) -> None:
     assert entry["path"] == str(data)
 
 
-def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(PermissionError, match="belongs to the user"):
+def test_what_cannot_be_closed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(PermissionError, match=f"chmod go= {tmp_path}"):
         make_private(tmp_path)

@@ -151,7 +151,7 @@ def _close_token(path: Path) -> None:
         if close_to_others(path):
             log.warning("other users could read the token file; now they cannot", path=str(path))
     except OSError as error:  # such as a secret that a container has read-only
-        log.warning("other users can read the token file", path=str(path), reason=error.strerror)
+        log.warning("other users can read the token file", path=str(path), reason=str(error))
 
 
 def _read(spec_file: str) -> bytes:

@@ -195,6 +195,10 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_since = None
+        scheme, found, rest = self.url.partition(b"://")
+        if found and b"/" not in scheme:  # a whole URL names the host, whatever the header says (RFC 9112, 3.2.2)
+            self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"]
+            self.headers.append((b"host", rest.partition(b"/")[0]))
         self.app = self.config.loaded_app if self._all.may_answer(self.url, len(self.tasks)) else _unavailable
         super().on_headers_complete()
 

@@ -36,12 +36,9 @@ def make_private(directory: Path) -> None:
     What lies deeper cannot be reached through a closed folder.
 
     Raises:
-        OSError: the folder cannot be made or closed, or belongs to another user.
+        OSError: the folder cannot be made, or other users can read it and this user may not change that.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = directory.stat().st_uid
-    if owner != os.geteuid():
-        raise PermissionError(f"it belongs to the user with id {owner}, who could read and change everything in it")
     opened = [path for path in (directory, *directory.iterdir()) if close_to_others(path)]
     if opened:
         log.warning(
@@ -58,5 +55,10 @@ def close_to_others(path: Path) -> bool:
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode) or not mode & OTHERS:
         return False
-    path.chmod(stat.S_IMODE(mode) & ~OTHERS)
+    try:
+        path.chmod(stat.S_IMODE(mode) & ~OTHERS)
+    except PermissionError as error:
+        raise PermissionError(
+            f"other users can read {path}, and only its owner can change that: chmod go= {path}"
+        ) from error
     return True

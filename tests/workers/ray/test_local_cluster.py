@@ -34,6 +34,12 @@ def test_only_the_user_may_enter_the_folder(tmp_path: Path, monkeypatch: pytest.
     cluster.private.chmod(0o777)
     cluster.clear()
     assert stat.S_IMODE(cluster.private.stat().st_mode) == 0o700
+    token = Path(cluster.environment()["RAY_AUTH_TOKEN_PATH"])
+    first = token.read_text()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    cluster.clear()
+    assert token.read_text() != first
+    assert token.parent == cluster.private
     cluster.remove()
     assert not cluster.private.exists()
 

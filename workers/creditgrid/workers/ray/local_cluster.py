@@ -4,7 +4,8 @@ Ray keeps sockets, logs and spilled objects of a cluster below one folder, with 
 name is made from the path of the artifact store. So the next service on that store finds what an earlier cluster left
 there, also after everything was killed. Two services never run on one store at a time.
 
-Only the user may enter the folder, and all ports of the cluster listen on loopback.
+Only the user may enter the folder, all ports of the cluster listen on loopback, and who connects needs a token that is
+in the folder. Ray's own is one for all clusters of a user, in a file that others may read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -41,10 +43,12 @@ class LocalCluster:
         fits = len(str(private / RAY_FOLDER)) <= MAX_PATH
         self.private = private if fits else Path("/tmp") / private.name  # noqa: S108
         self.folder = self.private / RAY_FOLDER
+        self._token = self.private / "token"
 
     def environment(self) -> dict[str, str]:
-        """The driver's environment: what keeps Ray's ports on loopback, and the mark of the cluster's processes."""
-        return {MARK: str(self.folder), LOOPBACK: "0"}
+        """The driver's environment: what closes the cluster to others, and the mark of its processes."""
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
+        return {MARK: str(self.folder), LOOPBACK: "0", **token}
 
     def clear(self, keep: int = 1) -> None:
         """Kill what is left of a dead cluster, and remove all its sessions but the last ``keep``, for their logs.
@@ -58,6 +62,9 @@ class LocalCluster:
             raise PermissionError(f"{self.private} is not a folder of this user: remove it, or set RAY_TMPDIR")
         self.private.chmod(0o700)
         self.kill()
+        self._token.unlink(missing_ok=True)
+        with open(os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+            file.write(secrets.token_hex(32))
         sessions = sorted(self.folder.glob("session_2*"))
         for session in sessions[: len(sessions) - keep]:
             shutil.rmtree(session)
