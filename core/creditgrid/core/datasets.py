@@ -16,7 +16,6 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,7 +29,10 @@ MAX_CLASSES = 65_536
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _SHARD = re.compile(r"(?P<set>.*-of-(?P<total>\d+))\.parquet$")
-_File: TypeAlias = tuple[str, Path, int, int]  # split, path, size in bytes, time of modification in ns
+_File: TypeAlias = tuple[str, str, int, int]  # split, path, size in bytes, time of modification in ns
+Tables: TypeAlias = tuple[tuple[_File, ...], tuple[str, int, int, int]]
+"""The files of a dataset, and what reading them has shown: fingerprint, training and test images, classes."""
+TABLES_KEPT = 64
 _PARQUET = "the absolute path of a directory with train*.parquet and test*.parquet"
 
 
@@ -112,7 +114,7 @@ def _parquet(name: str, path: str, roots: Sequence[str] | None) -> DatasetRef:
         for file in itertools.chain(*split.values()):
             _refuse_outside(str(file), roots)
     files = [_signed(split, file) for split, paths in split.items() for file in paths]
-    fingerprint, num_train, num_test, num_classes = _inspect(tuple(files))
+    fingerprint, num_train, num_test, num_classes = _known(tuple(files))
     source = {"package": "parquet", "path": path, "fingerprint": fingerprint}
     return DatasetRef(name, fingerprint, num_train, num_test, num_classes, None, source)
 
@@ -268,18 +270,37 @@ def _signed(split: str, path: Path) -> _File:
         found = path.stat()
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {_reason(error)}") from error
-    return split, path, found.st_size, found.st_mtime_ns
+    return split, str(path), found.st_size, found.st_mtime_ns
 
 
-@lru_cache(maxsize=64)
+_tables: dict[tuple[_File, ...], tuple[str, int, int, int]] = {}
+
+
+def known_tables() -> list[Tables]:
+    """What this process has read of datasets, the latest last; another process can ``remember_tables``."""
+    return list(_tables.items())
+
+
+def remember_tables(found: Iterable[Tables]) -> None:
+    """Know tables that another process has read. Sizes and times of modification tell when a file has changed."""
+    _tables.update(found)
+    for files in list(_tables)[:-TABLES_KEPT]:
+        del _tables[files]
+
+
+def _known(files: tuple[_File, ...]) -> tuple[str, int, int, int]:
+    """What ``_inspect`` returns, from memory if these files were read before; a changed file is read again."""
+    if files not in _tables:
+        remember_tables([(files, _inspect(files))])
+    return _tables[files]
+
+
 def _inspect(files: tuple[_File, ...]) -> tuple[str, int, int, int]:
-    """Read every file to its end: the fingerprint, and the numbers of training images, test images and classes.
-
-    The cache's key has sizes and modification times: a changed file is read again.
-    """
+    """Read every file to its end: the fingerprint, and the numbers of training images, test images and classes."""
     rows, largest = dict.fromkeys(SPLITS, 0), 0
     paths: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for split, path, *_ in files:
+    for split, name, *_ in files:
+        path = Path(name)
         paths[split].append(path)
         for _, images, labels in labelled_images(path):
             rows[split] += len(images)

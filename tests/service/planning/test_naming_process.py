@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sweeping import wait_until
 
+from creditgrid.core import datasets
 from creditgrid.core.datasets import DatasetRef, resolve
 from creditgrid.core.errors import DatasetError, PluginError, SpecError
 from creditgrid.core.spec.text import SpecText
@@ -64,6 +67,29 @@ def tuples(items: Any) -> list[Any]:
         return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
     return [plain(item) for item in items]
+
+
+@pytest.fixture
+def image_tables(tmp_path: Path) -> Path:
+    """Tables of what looks like images."""
+    image = pa.array([{"bytes": b"\x89PNG\r\n\x1a\n"}] * 40, pa.struct([("bytes", pa.binary())]))
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"image": image, "label": pa.array([0, 1] * 20)}), tmp_path / f"{split}.parquet")
+    return tmp_path
+
+
+def test_a_dataset_is_read_once_for_all_plans(image_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_tables", {})
+    spec = {**DIGITS, "fixed": {**DIGITS["fixed"], "dataset": str(image_tables), "batch_size": 2}}
+    named(NamingRequest(SpecText.of(spec)))
+    ((files, found),) = datasets.known_tables()
+    assert len(found[0]) == 64
+    datasets.remember_tables([(files, ("f" * 64, *found[1:]))])  # a process that knows it does not read it
+    _, chunk, *_ = named(NamingRequest(SpecText.of(spec)))
+    assert any("f" * 64 in stage.params for stage in chunk.stages if stage.kind == "data")
+    os.utime(next(image_tables.iterdir()), (1, 1))
+    _, chunk, *_ = named(NamingRequest(SpecText.of(spec)))
+    assert any(found[0] in stage.params for stage in chunk.stages if stage.kind == "data")
 
 
 @pytest.mark.parametrize(

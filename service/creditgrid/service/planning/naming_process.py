@@ -19,6 +19,7 @@ import msgpack
 import structlog
 
 from creditgrid.core import errors
+from creditgrid.core.datasets import Tables, known_tables, remember_tables
 from creditgrid.core.errors import CreditGridError, Fault, SpecError
 from creditgrid.core.naming import Chunk, NamedCell, NamedTask
 from creditgrid.service.planning.naming import Header, Naming, NamingRequest, Resolve, name
@@ -69,7 +70,8 @@ class NamingProcesses:
             SpecError: reading the spec and its datasets, or one chunk, takes too long.
         """
         ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_work, args=(theirs, request, self._resolve), daemon=True)
+        arguments = (theirs, request, self._resolve, known_tables())
+        process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
         with ours:
             process.start()
             theirs.close()
@@ -79,7 +81,9 @@ class NamingProcesses:
                     tag, content = _receive(ours, limit, check)
                     limit = CHUNK_S
                     if tag == "header":
-                        yield Header(*content)
+                        header, tables = content
+                        remember_tables(tables)
+                        yield Header(*header)
                     elif tag == "chunk":
                         yield _chunk(*content)
                     elif tag == "end":
@@ -131,8 +135,13 @@ def _error(tag: str, content: Any) -> CreditGridError:
 # -- in the process --------------------------------------------------------------------------------------------------
 
 
-def _work(connection: Connection, request: NamingRequest, resolve: Resolve) -> None:
-    """Send the header, the chunks and an end, or an error instead."""
+def _work(connection: Connection, request: NamingRequest, resolve: Resolve, known: Sequence[Tables]) -> None:
+    """Send the header, the chunks and an end, or an error instead.
+
+    Args:
+        known: tables that need not be read again; those that were read go with the header.
+    """
+    remember_tables(known)
     for secret in SECRETS:
         os.environ.pop(secret, None)
 
@@ -142,7 +151,8 @@ def _work(connection: Connection, request: NamingRequest, resolve: Resolve) -> N
     try:
         for item in name(request, resolve):
             if isinstance(item, Header):
-                send("header", [item.name, item.experiment, item.priority, item.cells, item.document])
+                header = [item.name, item.experiment, item.priority, item.cells, item.document]
+                send("header", [header, [tables for tables in known_tables() if tables not in known]])
             else:
                 texts: dict[str, int] = {}  # many cells share one
                 cells = [[number, *task[:-2], texts.setdefault(task.shared, len(texts))] for number, task in item.cells]
