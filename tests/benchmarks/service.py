@@ -1,4 +1,4 @@
-"""What the service costs where the cells cost nothing, and Ray Tune beside it, for scale."""
+"""What the service costs where the cells cost nothing, and Ray alone and Ray Tune beside it, for scale."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Overhead(NamedTuple):
 
     cells: int
     seconds: float
+    planning_seconds: float  # of these, until POST was answered
     megabytes: float
+    ledger_bytes: int
     again_seconds: float
 
 
@@ -86,7 +88,9 @@ def overhead(cells: int) -> Overhead:
         watcher.start()
         spec = {"name": "noop", "experiment": "noop", "axes": {"x": {"range": [cells]}}}
         began = time.perf_counter()
-        client.submit(spec).wait()
+        sweep = client.submit(spec)
+        planning = time.perf_counter() - began
+        sweep.wait()
         seconds = time.perf_counter() - began
         (count,) = client.query("SELECT count(*) FROM results WHERE x >= 0").table.to_pydict().popitem()[1]
         done.set()
@@ -95,7 +99,8 @@ def overhead(cells: int) -> Overhead:
         began = time.perf_counter()
         assert client.submit(spec).wait().state == "cached"
         again = time.perf_counter() - began
-    return Overhead(cells, seconds, (peak - start) / 2**20, again)
+        ledger = sum(file.stat().st_size for file in (Path(folder) / "data").glob("ledger.sqlite*"))
+    return Overhead(cells, seconds, planning, (peak - start) / 2**20, ledger, again)
 
 
 def restart(cells: int) -> Restart:
@@ -120,9 +125,40 @@ def restart(cells: int) -> Restart:
     return Restart(cells + view.cells - opened, opened, listening, seconds)
 
 
+def ray_alone(cells: int) -> float:
+    """Seconds that Ray alone takes to move the parameters of as many cells to workers and their rows back.
+
+    A task has 100 cells, up to 256 tasks are in flight, and its workers have started. Nothing is planned or kept.
+    """
+    return _seconds(f"""
+import time
+import ray
+ray.init(include_dashboard=False, log_to_driver=False)
+fixed = {{"y": 0.0, "behaviour": "ok", "base": "none", "group": 0}}
+
+@ray.remote
+def rows(cells):
+    return [{{"twice": 2.0 * cell["x"]}} for cell in cells]
+
+def run(cells):
+    moved, flying = 0, []
+    for first in range(0, cells, 100):
+        flying.append(rows.remote([{{"x": x, **fixed}} for x in range(first, min(first + 100, cells))]))
+        if len(flying) == 256:
+            ready, flying = ray.wait(flying, num_returns=32)
+            moved += sum(map(len, ray.get(ready)))
+    return moved + sum(map(len, ray.get(flying)))
+
+run(20_000)
+began = time.perf_counter()
+assert run({cells}) == {cells}
+print("seconds", time.perf_counter() - began)
+""")
+
+
 def ray_tune(trials: int) -> float:
     """Seconds that Ray Tune takes for as many trials of a function that returns at once, with its default settings."""
-    script = f"""
+    return _seconds(f"""
 import time
 import ray
 from ray import tune
@@ -135,9 +171,13 @@ tune.Tuner(
     run_config=tune.RunConfig(verbose=0, storage_path=STORAGE),
 ).fit()
 print("seconds", time.perf_counter() - began)
-"""
+""")
+
+
+def _seconds(script: str) -> float:
+    """The seconds that a script prints; ``STORAGE`` in it is a folder."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "noop_trials.py"
+        path = Path(folder) / "measured.py"
         path.write_text(script.replace("STORAGE", repr(folder)))
         answer = subprocess.run(
             [sys.executable, str(path)],
