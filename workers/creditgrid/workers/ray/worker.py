@@ -5,6 +5,7 @@ The driver imports this module and computes nothing, so torch is imported inside
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import traceback
@@ -65,10 +66,26 @@ def prepare() -> None:
         MemoryWatch(f"ray::{PREFIX}", record).start()
 
 
+@cache  # once in each process
+def load() -> None:
+    """Import what calls need, and leave it out of later garbage collections."""
+    import torch
+
+    import creditgrid.workers.execute  # noqa: F401
+    from creditgrid.core.experiments.registry import registry
+
+    registry()
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports for seconds
+    # torch leaves hundreds of thousands of objects: visiting them took half the time of calls of many small cells.
+    gc.collect()
+    gc.freeze()
+
+
 @ray.remote(num_returns="streaming", max_retries=0, max_calls=0)  # type: ignore[untyped-decorator]
 def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
     """Yield the process, then the call's messages; an artifact is its key and size, followed by its arrays."""
     prepare()
+    load()
     import torch
 
     from creditgrid.workers.execute import execute
@@ -87,13 +104,9 @@ def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
 def warm_up() -> None:
-    """Import what calls need, before the first call has to wait for it."""
+    """Load what calls need, before the first call has to wait for it."""
     prepare()
-    import torch
-
-    import creditgrid.workers.execute  # noqa: F401
-
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports for seconds
+    load()
     time.sleep(0.5)  # long enough that the worker of every core gets one of these tasks
 
 
