@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import anyio.from_thread
@@ -43,6 +43,7 @@ from creditgrid.service.connections import Connections
 from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.reading.rows import Rows
+from creditgrid.service.results.table import ResultFiles
 from creditgrid.service.server import Server, listen
 from creditgrid.service.services import Services
 from creditgrid.workers.artifacts import ArtifactStore
@@ -330,33 +331,44 @@ class FakeSummaries:
         return SummaryView(sweep=sweep, title="t", columns=["method"], rows=rows, verdicts=[], complete=False)
 
 
+class FakeSnapshot:
+    def __init__(self, tables: Mapping[str, pa.Table]) -> None:
+        self.tables = tables
+
+    def scan(self, table: str, columns: list[str], only: list[str] | None) -> Iterator[pa.RecordBatch]:
+        yield from self.tables[table].select(columns).to_batches()
+
+
 class FakeSqlTables:
+    schemas: ClassVar = {
+        "cells": pa.schema({"sweep": pa.string(), "idx": pa.int64(), "cell": pa.string(), "state": pa.string()}),
+        "sweeps": pa.schema({"id": pa.string(), "name": pa.string(), "state": pa.string()}),
+    }
+
     def __init__(self, ledger: FakeLedger, results: FakeResults) -> None:
         self.ledger, self._results = ledger, results
 
-    def results(self) -> pads.Dataset | pa.RecordBatchReader:
-        dataset = self._results.dataset()
-        return self._results.schema().empty_table().to_reader() if dataset is None else dataset
+    def results(self) -> ResultFiles:
+        return self._results.files()
 
     def cell_index(self, sweep: str) -> pa.Table:
         self.ledger.sweep(sweep)
         keys = self.ledger.keys[sweep]
         return pa.table({"idx": pa.array(range(len(keys)), pa.int64()), "cell": pa.array(keys, pa.string())})
 
-    def cells(self) -> pa.RecordBatchReader:
-        rows = [
-            {"sweep": sweep, "idx": index, "cell": key, "state": "succeeded"}
-            for sweep, keys in self.ledger.keys.items()
-            for index, key in enumerate(keys)
-        ]
-        names = {"sweep": pa.string(), "idx": pa.int64(), "cell": pa.string(), "state": pa.string()}
-        return pa.Table.from_pylist(rows, schema=pa.schema(list(names.items()))).to_reader()
-
-    def sweeps(self) -> pa.RecordBatchReader:
-        rows = [{"id": view.id, "name": view.name, "state": view.state.value} for view in self.ledger.sweeps.values()]
-        return pa.Table.from_pylist(
-            rows, schema=pa.schema([("id", pa.string()), ("name", pa.string()), ("state", pa.string())])
-        ).to_reader()
+    @contextmanager
+    def snapshot(self) -> Iterator[FakeSnapshot]:
+        rows: dict[str, list[dict[str, Any]]] = {
+            "cells": [
+                {"sweep": sweep, "idx": index, "cell": key, "state": "succeeded"}
+                for sweep, keys in self.ledger.keys.items()
+                for index, key in enumerate(keys)
+            ],
+            "sweeps": [
+                {"id": view.id, "name": view.name, "state": view.state.value} for view in self.ledger.sweeps.values()
+            ],
+        }
+        yield FakeSnapshot({name: pa.Table.from_pylist(rows[name], schema) for name, schema in self.schemas.items()})
 
 
 class FakeResults:
@@ -372,6 +384,11 @@ class FakeResults:
 
     def dataset(self) -> pads.Dataset | None:
         return None if self._table is None else pads.dataset(self.directory, format="parquet")
+
+    def files(self) -> ResultFiles:
+        paths = () if self._table is None else tuple(path.name for path in self.directory.glob("*.parquet"))
+        schema = self.schema() if self._table is None else self._table.schema
+        return ResultFiles(str(self.directory), paths, schema)
 
     def schema(self) -> pa.Schema:
         return pa.schema([("cell", pa.string()), ("experiment", pa.string()), ("delta_loss_same", pa.float64())])

@@ -12,17 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psutil
 import pyarrow as pa
 import pytest
 import service_fakes
-from deltalake import DeltaTable, write_deltalake
 from service_fakes import Fakes
 from sweeping import House
 
 from creditgrid.core.errors import BusyError, QueryError
 from creditgrid.core.spec.text import SpecText
-from creditgrid.service.reading.sql import CONCURRENT, Sandbox
+from creditgrid.service.reading.sql import HEAVY, Query, Sandbox
+from creditgrid.service.reading.sql_tables import Snapshot
+from creditgrid.service.results.table import Results
 
 TIMEOUT_S = 2.5
 ROWS = pa.table({"cell": ["a", "b", "c"], "experiment": ["linesearch"] * 3, "eta": [0.1, 0.2, 0.3]})
@@ -33,13 +35,26 @@ def make(fakes: Fakes, timeout_s: float = TIMEOUT_S) -> Sandbox:
     return Sandbox(sql_tables, timeout_s, memory=256 * 10**6, max_rows=1000)
 
 
+async def answer(sandbox: Sandbox, sql: str, client: str | None = None) -> pa.Table:
+    async with sandbox.answer(Query(sql, "arrow"), client) as pieces:
+        data = b"".join([piece async for piece in pieces])
+    return pa.ipc.open_stream(data).read_all()
+
+
+def ask(sandbox: Sandbox, sql: str) -> pa.Table:
+    return anyio.run(answer, sandbox, sql)
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     fakes = Fakes(tmp_path_factory.mktemp("sandbox"))
     fakes.results.set(ROWS)
     fakes.control.submit(SpecText.of({"name": "one", "experiment": "linesearch"}))
     sandbox = make(fakes)
-    sandbox.query("SELECT 1")  # its process is up before anything is timed
+    sandbox.start()
+    ask(sandbox, "SELECT 1")
+    while len(children()) < HEAVY + 2:  # its processes are up before anything is timed
+        time.sleep(0.1)
     yield sandbox
     sandbox.close()
 
@@ -67,7 +82,7 @@ def children(parent: int | None = None) -> list[psutil.Process]:
         ("WITH q AS (SELECT eta FROM results) SELECT * FROM q WHERE eta > 0.15", 2),
         ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT * FROM n", 5),
         ("DESCRIBE results", 3),
-        ("SHOW TABLES", 1),
+        ("SHOW TABLES", 3),
         ("SUMMARIZE results", 3),
         ("EXPLAIN SELECT * FROM results", 1),
         ("EXPLAIN ANALYZE SELECT * FROM results", 1),
@@ -79,24 +94,24 @@ def children(parent: int | None = None) -> list[psutil.Process]:
     ],
 )
 def test_reading(sandbox: Sandbox, sql: str, rows: int) -> None:
-    assert sandbox.query(sql).num_rows == rows
+    assert ask(sandbox, sql).num_rows == rows
 
 
 def test_columns_keep_their_types(sandbox: Sandbox) -> None:
-    assert sandbox.query("SELECT * FROM results ORDER BY cell").equals(ROWS)
+    assert ask(sandbox, "SELECT * FROM results ORDER BY cell").equals(ROWS)
 
 
 def test_columns_of_one_name_are_numbered(sandbox: Sandbox) -> None:
-    table = sandbox.query('SELECT a.cell, b.cell, 1 AS cell_1, 2 AS "q""x" FROM results a JOIN results b USING (eta)')
+    table = ask(sandbox, 'SELECT a.cell, b.cell, 1 AS cell_1, 2 AS "q""x" FROM results a JOIN results b USING (eta)')
     assert len(set(table.column_names)) == 4
     assert table.column_names[0] == "cell"
-    assert sandbox.query("SELECT 1 AS x, 2 AS x, 3 AS x").to_pylist() == [{"x": 1, "x_1": 2, "x_2": 3}]
+    assert ask(sandbox, "SELECT 1 AS x, 2 AS x, 3 AS x").to_pylist() == [{"x": 1, "x_1": 2, "x_2": 3}]
 
 
 def test_order_survives_conversion(sandbox: Sandbox) -> None:
     # The interval column is converted to text, which wraps the query once more.
-    table = sandbox.query("SELECT i, to_days(1) AS d FROM range(1000) t(i) ORDER BY hash(i)")
-    plain = sandbox.query("SELECT i FROM range(1000) t(i) ORDER BY hash(i)")
+    table = ask(sandbox, "SELECT i, to_days(1) AS d FROM range(1000) t(i) ORDER BY hash(i)")
+    plain = ask(sandbox, "SELECT i FROM range(1000) t(i) ORDER BY hash(i)")
     assert table["i"].to_pylist() == plain["i"].to_pylist()
     assert table["d"][0].as_py() == "1 day"
 
@@ -105,41 +120,69 @@ def test_an_empty_table(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path)
     sandbox = make(fakes)
     try:
-        table = sandbox.query("SELECT * FROM results")
+        table = ask(sandbox, "SELECT * FROM results")
         assert (table.num_rows, table.schema) == (0, fakes.results.schema())
-        assert sandbox.query("SELECT count(*) AS n FROM sweeps").to_pylist() == [{"n": 0}]
+        assert ask(sandbox, "SELECT count(*) AS n FROM sweeps").to_pylist() == [{"n": 0}]
     finally:
         sandbox.close()
 
 
 def test_a_delta_table(tmp_path: Path) -> None:
-    for _ in range(3):
-        write_deltalake(str(tmp_path / "t"), ROWS, mode="append", partition_by=["experiment"])
+    results = Results(tmp_path / "table", "ledger")
+    more = ROWS.append_column("layer", pa.array([1, 2, 3]))
+    other = ROWS.set_column(1, "experiment", pa.array(["2026-01-01"] * 3))
+    for batch, rows in enumerate([ROWS, more, other], start=1):  # columns are added, and partitions keep their type
+        results.append(batch, [rows])
     fakes = Fakes(tmp_path)
-    fakes.results.dataset = lambda: DeltaTable(str(tmp_path / "t")).to_pyarrow_dataset()  # type: ignore[method-assign]
+    fakes.sql_tables.results = results.files  # type: ignore[method-assign]
     sandbox = make(fakes)
     try:
-        sql = "SELECT experiment, count(*) AS n, sum(eta) AS s FROM results WHERE eta > 0.15 GROUP BY 1"
-        (row,) = sandbox.query(sql).to_pylist()
-        assert (row["experiment"], row["n"], row["s"]) == ("linesearch", 6, pytest.approx(1.5))
+        sums = "count(*) AS n, count(layer) AS m, sum(eta) AS s"
+        sql = f"SELECT experiment, {sums} FROM results WHERE eta > 0.15 GROUP BY 1"
+        first, second = ask(sandbox, f"{sql} ORDER BY 1").to_pylist()
+        assert (first["experiment"], first["n"], first["m"], first["s"]) == ("2026-01-01", 2, 0, pytest.approx(0.5))
+        assert (second["experiment"], second["n"], second["m"], second["s"]) == ("linesearch", 4, 2, pytest.approx(1.0))
+        assert ask(sandbox, "FROM results LIMIT 0").schema.names == ["cell", "eta", "experiment", "layer"]
     finally:
         sandbox.close()
 
 
 def test_the_tables_of_a_ledger(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("creditgrid.service.reading.sql_tables.ROWS_AT_ONCE", 3)
-    house.submit(name="one", axes={"x": list(range(10))})
+    known: list[str] = []
+    scan = Snapshot.scan
+
+    def scanned(snapshot: Snapshot, table: str, columns: list[str], only: list[str] | None) -> Any:
+        known.append(f"{table} {','.join(columns)} {only and len(only)}")
+        return scan(snapshot, table, columns, only)
+
+    monkeypatch.setattr(Snapshot, "scan", scanned)
+    one = house.submit(name="one", axes={"x": list(range(10))})
     house.submit(name="two", axes={"x": [1, 2]})
     sandbox = Sandbox(house.sql_tables, TIMEOUT_S, 256 * 10**6, max_rows=1000)
     sql = "SELECT s.name, count(*) AS n, count(DISTINCT c.cell) AS keys FROM cells c JOIN sweeps s ON s.id = c.sweep"
     answer = [{"name": "one", "n": 10, "keys": 10}, {"name": "two", "n": 2, "keys": 2}]
     try:
-        assert sandbox.query(f"{sql} GROUP BY 1 ORDER BY 1").to_pylist() == answer
+        assert ask(sandbox, f"{sql} GROUP BY 1 ORDER BY 1").to_pylist() == answer
+        # The ledger is read where the plan of the query reads it, and no more of it than needed.
+        known.clear()
+        ask(sandbox, "SELECT 1 -- cells, sweeps")
+        ask(sandbox, "WITH cells AS (SELECT 1 AS x) SELECT * FROM cells")
+        assert known == []
+        assert ask(sandbox, "SELECT count(*) AS n FROM cells").to_pylist() == [{"n": 12}]
+        assert known == ["cells sweep None"]
+        known.clear()
+        found = ask(
+            sandbox, f"SELECT idx FROM cells WHERE sweep = '{one}' AND state = 'pending' AND idx < 3 ORDER BY 1"
+        )
+        assert found["idx"].to_pylist() == [0, 1, 2]
+        assert known == ["sweeps id None", "cells sweep,idx,state 1"]
+        assert ask(sandbox, f"SELECT * FROM cells WHERE sweep != '{one}' OR idx = 5").num_rows == 3
         with monkeypatch.context() as patch:
-            patch.setattr("creditgrid.service.reading.sql_tables.utc", lambda _: 1 / 0)  # after the first table is sent
+            patch.setattr("creditgrid.service.reading.sql_tables.utc", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                sandbox.query(f"{sql} GROUP BY 1")
-        assert sandbox.query(f"{sql} GROUP BY 1 ORDER BY 1").to_pylist() == answer
+                ask(sandbox, "SELECT created_at FROM sweeps JOIN cells ON id = sweep")
+        assert ask(sandbox, f"{sql} GROUP BY 1 ORDER BY 1").to_pylist() == answer
     finally:
         sandbox.close()
         house.drain()
@@ -185,7 +228,7 @@ def test_the_tables_of_a_ledger(house: House, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_writing_is_refused(sandbox: Sandbox, sql: str) -> None:
     with pytest.raises(QueryError) as caught:
-        sandbox.query(sql)
+        ask(sandbox, sql)
     assert "one SELECT" in str(caught.value)
     assert not list(Path("/tmp").glob("creditgrid-stolen*"))
 
@@ -220,7 +263,7 @@ def test_files_and_network_are_out_of_reach(sandbox: Sandbox, tmp_path: Path, so
     secret = tmp_path / "secret.csv"
     secret.write_text("name,value\nkey,open-sesame\n")
     with pytest.raises(QueryError) as caught:
-        sandbox.query(f"SELECT * FROM {source.format(secret)}")
+        ask(sandbox, f"SELECT * FROM {source.format(secret)}")
     assert "open-sesame" not in str(caught.value)
     assert not list(Path("/tmp").glob("creditgrid-stolen*"))
 
@@ -228,7 +271,7 @@ def test_files_and_network_are_out_of_reach(sandbox: Sandbox, tmp_path: Path, so
 def test_python_objects_are_out_of_reach(sandbox: Sandbox) -> None:
     for name in ("request", "connection", "relation", "self", "tables", "ROWS", "fakes"):
         with pytest.raises(QueryError, match="does not exist"):
-            sandbox.query(f"SELECT * FROM {name}")
+            ask(sandbox, f"SELECT * FROM {name}")
 
 
 def test_secrets_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,9 +282,9 @@ def test_secrets_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     try:
         for sql in ("SELECT getenv('CREDITGRID_TOKEN')", "SELECT * FROM read_text('/proc/self/environ')"):
             with pytest.raises(QueryError):
-                sandbox.query(sql)
+                ask(sandbox, sql)
         for sql in ("FROM duckdb_settings()", "FROM duckdb_views()", "FROM duckdb_databases()", "EXPLAIN FROM results"):
-            shown = str(sandbox.query(sql).to_pylist())
+            shown = str(ask(sandbox, sql).to_pylist())
             assert str(tmp_path) not in shown
             assert str(Path.home()) not in shown
         (child,) = children()[-1:]
@@ -252,11 +295,11 @@ def test_secrets_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_errors_point_into_the_query(sandbox: Sandbox) -> None:
     with pytest.raises(QueryError, match="etta"):
-        sandbox.query("SELECT etta FROM results")
+        ask(sandbox, "SELECT etta FROM results")
     with pytest.raises(QueryError, match="syntax error"):
-        sandbox.query("SELECT FROM WHERE")
+        ask(sandbox, "SELECT FROM WHERE")
     with pytest.raises(QueryError, match="Conversion"):
-        sandbox.query("SELECT cell::INT FROM results")
+        ask(sandbox, "SELECT cell::INT FROM results")
 
 
 # -- what is bounded --
@@ -276,9 +319,9 @@ def test_errors_point_into_the_query(sandbox: Sandbox) -> None:
 def test_endless_queries_are_stopped(sandbox: Sandbox, sql: str) -> None:
     started = time.monotonic()
     with pytest.raises(QueryError, match=f"longer than {TIMEOUT_S:g} s"):
-        sandbox.query(sql)
+        ask(sandbox, sql)
     assert TIMEOUT_S - 0.5 < time.monotonic() - started < TIMEOUT_S + 2
-    assert sandbox.query("SELECT 42 AS x").to_pylist() == [{"x": 42}]
+    assert ask(sandbox, "SELECT 42 AS x").to_pylist() == [{"x": 42}]
 
 
 @pytest.mark.parametrize(
@@ -307,79 +350,163 @@ def test_memory_is_bounded(sandbox: Sandbox, sql: str) -> None:
     watcher.start()
     try:
         with pytest.raises(QueryError, match=r"256 MB of memory|longer than"):
-            sandbox.query(sql)
+            ask(sandbox, sql)
     finally:
         done.set()
         watcher.join()
     assert largest < 1.6e9
-    assert sandbox.query("SELECT 42 AS x").to_pylist() == [{"x": 42}]
+    assert ask(sandbox, "SELECT 42 AS x").to_pylist() == [{"x": 42}]
 
 
 def test_rows_are_bounded(sandbox: Sandbox) -> None:
-    assert sandbox.query("SELECT * FROM range(1000)").num_rows == 1000
+    assert ask(sandbox, "SELECT * FROM range(1000)").num_rows == 1000
     for sql in (
         "SELECT * FROM range(1001)",
         "SELECT * FROM range(100000000000)",
         "SELECT * FROM results, range(10000)",
     ):
         with pytest.raises(QueryError, match=r"1,000 rows.*LIMIT"):
-            sandbox.query(sql)
+            ask(sandbox, sql)
 
 
-def test_bytes_are_bounded(sandbox: Sandbox) -> None:
-    with pytest.raises(QueryError, match=r"larger than|of memory"):
-        sandbox.query("SELECT repeat('x', 1000000) || i FROM range(900) t(i)")
+ENDLESS = "SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3"
 
 
-def test_queries_wait_for_each_other(sandbox: Sandbox) -> None:
+async def outcome(sandbox: Sandbox, sql: str, outcomes: list[str]) -> None:
+    try:
+        await answer(sandbox, sql)
+        outcomes.append("answered")
+    except (BusyError, QueryError) as error:
+        outcomes.append(type(error).__name__)
+
+
+def test_short_queries_overtake_long_ones(sandbox: Sandbox) -> None:
     outcomes: list[str] = []
 
-    def ask(sql: str) -> None:
-        try:
-            sandbox.query(sql)
-            outcomes.append("answered")
-        except BusyError:
-            outcomes.append("busy")
-        except QueryError:
-            outcomes.append("stopped")
+    async def many() -> float:
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(outcome, sandbox, ENDLESS, outcomes)
+            await anyio.sleep(0.3)
+            assert sandbox.queue.lengths()["running"] <= HEAVY + 1
+            started = time.monotonic()
+            assert (await answer(sandbox, "SELECT 42 AS x")).to_pylist() == [{"x": 42}]
+            seconds = time.monotonic() - started
+            assert sandbox.queue.lengths()["waiting"] > 10
+        return seconds
 
-    # As many endless ones as may run, and one that waits until they are stopped.
-    endless = "SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3"
-    threads = [threading.Thread(target=ask, args=(endless,)) for _ in range(CONCURRENT)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    assert len(children()) <= CONCURRENT
-    ask("SELECT 1")
-    for thread in threads:
-        thread.join()
-    assert outcomes.count("stopped") == CONCURRENT
-    assert outcomes.count("answered") + outcomes.count("busy") == 1
-    assert sandbox.query("SELECT 1").num_rows == 1
+    assert anyio.run(many) < TIMEOUT_S
+    assert outcomes.count("QueryError") >= HEAVY  # stopped at their time limit
+    assert outcomes.count("BusyError") > 10  # those behind them gave up
+    assert sandbox.queue.lengths() == {"running": 0, "waiting": 0}
+    assert len(children()) <= HEAVY + 2
+
+
+@pytest.mark.parametrize("sql", [ENDLESS, "SELECT sleep_ms(60000)"])
+def test_a_query_that_is_not_short_is_moved(sandbox: Sandbox, sql: str) -> None:
+    async def three() -> list[str]:
+        outcomes: list[str] = []
+        async with anyio.create_task_group() as group:
+            for _ in range(HEAVY):
+                group.start_soon(outcome, sandbox, sql, outcomes)
+            await anyio.sleep(0.1)
+            wide = "SELECT repeat('x', 200000) || i AS x FROM range(100) t(i)"  # soon complete, but large
+            group.start_soon(outcome, sandbox, wide, outcomes)
+        return outcomes
+
+    assert sorted(anyio.run(three)) in (["BusyError", *["QueryError"] * HEAVY], ["QueryError"] * HEAVY + ["answered"])
+
+
+def test_a_cancelled_query_frees_its_slot(sandbox: Sandbox) -> None:
+    async def cancelled() -> None:
+        async with anyio.create_task_group() as group:
+            for sql in [ENDLESS, "SELECT sleep_ms(60000)"] * 5:
+                group.start_soon(answer, sandbox, sql)
+            await anyio.sleep(0.2)
+            assert sandbox.queue.lengths()["waiting"] > 5
+            group.cancel_scope.cancel()
+        assert sandbox.queue.lengths() == {"running": 0, "waiting": 0}
+
+    started = time.monotonic()
+    anyio.run(cancelled)
+    assert time.monotonic() - started < TIMEOUT_S
+    assert ask(sandbox, "SELECT 42 AS x").to_pylist() == [{"x": 42}]
+
+
+@pytest.fixture
+def large(sandbox: Sandbox) -> Iterator[Sandbox]:
+    """With room for large answers."""
+    made = Sandbox(sandbox._tables, 12, memory=256 * 10**6, max_rows=400_000)
+    yield made
+    made.close()
+
+
+def test_a_reader_that_leaves_ends_its_query(large: Sandbox) -> None:
+    async def leave() -> int:
+        async with large.answer(Query("SELECT repeat('x', 1000) || i AS x FROM range(500000) t(i)", "csv")) as pieces:
+            async for piece in pieces:
+                return len(piece)
+        raise AssertionError("no answer")
+
+    assert anyio.run(leave) > 0
+    assert large.queue.lengths() == {"running": 0, "waiting": 0}
+
+
+def test_a_slow_reader_holds_neither_memory_nor_a_slot(large: Sandbox) -> None:
+    received = 0
+
+    async def read_slowly() -> None:
+        nonlocal received
+        async with large.answer(Query("SELECT repeat('x', 1000) || i AS x FROM range(500000) t(i)", "csv")) as pieces:
+            async for piece in pieces:
+                received += len(piece)
+                if received > 3e7:
+                    await anyio.sleep(60)
+
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(QueryError, match="longer than 12 s"):
+        anyio.run(read_slowly)
+    assert received > 3e7
+    assert large.queue.lengths() == {"running": 0, "waiting": 0}
+    assert psutil.Process().memory_info().rss - before < 200e6  # of 500 MB
+
+
+def test_an_error_after_the_first_rows(large: Sandbox) -> None:
+    received = 0
+
+    async def read() -> None:
+        nonlocal received
+        async with large.answer(Query("SELECT repeat('x', 1000) || i AS x FROM range(500000) t(i)", "csv")) as pieces:
+            async for piece in pieces:
+                received += len(piece)
+
+    with pytest.raises(QueryError, match="400,000 rows"):
+        anyio.run(read)
+    assert received > 1e7
 
 
 def test_a_process_that_died_is_replaced(sandbox: Sandbox) -> None:
-    sandbox.query("SELECT 1")
+    ask(sandbox, "SELECT 1")
     for child in children():
         child.kill()
         child.wait()
-    assert sandbox.query("SELECT 1").num_rows == 1
+    assert ask(sandbox, "SELECT 1").num_rows == 1
 
 
 def test_closing_ends_processes_and_queries(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path)
     sandbox = make(fakes, 30)
-    sandbox.query("SELECT 1")
+    ask(sandbox, "SELECT 1")
     before = set(children())
     said: list[str] = []
 
-    def ask() -> None:
+    def sleep() -> None:
         try:
-            sandbox.query("SELECT sleep_ms(60000)")
+            ask(sandbox, "SELECT sleep_ms(60000)")
         except QueryError as error:
             said.append(str(error))
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=sleep)
     thread.start()
     time.sleep(0.5)
     started = time.monotonic()
@@ -389,18 +516,24 @@ def test_closing_ends_processes_and_queries(tmp_path: Path) -> None:
     assert said == ["the service is stopping"]
     assert len(set(children()) & before) < len(before)
     with pytest.raises(QueryError, match="stopping"):
-        sandbox.query("SELECT 1")
+        ask(sandbox, "SELECT 1")
 
 
 SERVICE = """
 import sys, time
+import anyio
 from pathlib import Path
 from service_fakes import Fakes
 from sweeping import House
-from creditgrid.service.reading.sql import Sandbox
+from creditgrid.service.reading.sql import Query, Sandbox
+
+async def ask():
+    async with sandbox.answer(Query("SELECT 1", "json")) as pieces:
+        async for _ in pieces:
+            pass
 
 sandbox = Sandbox(Fakes(Path(sys.argv[1])).sql_tables, 10, memory=256 * 10**6, max_rows=1000)
-sandbox.query("SELECT 1")
+anyio.run(ask)
 print("answered", flush=True)
 time.sleep(60)
 """

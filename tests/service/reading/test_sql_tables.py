@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from sweeping import House
+import pyarrow as pa
+import sqlalchemy as sa
+from sweeping import House, both_databases
+
+from creditgrid.service.ledger import tables
+from creditgrid.service.reading.sql_tables import SCHEMAS
 
 
+def read(house: House, table: str) -> pa.Table:
+    with house.sql_tables.snapshot() as snapshot:
+        return pa.Table.from_batches(snapshot.scan(table, SCHEMAS[table].names, None), SCHEMAS[table])
+
+
+@both_databases
 def test_tables_of_all_sweeps_are_there_for_sql(house: House) -> None:
     one, two = house.submit(name="one", axes={"x": [1, 2]}), house.submit(name="two", axes={"x": [2]})
     house.control.cancel(two)
-    cells = house.sql_tables.cells().read_all()
+    cells = read(house, "cells")
     assert cells.schema.names == ["sweep", "idx", "cell", "state"]
     found = sorted((row["sweep"], row["idx"], row["state"]) for row in cells.to_pylist())
     assert found == sorted([(one, 0, "pending"), (one, 1, "pending"), (two, 0, "cancelled")])
-    sweeps = house.sql_tables.sweeps().read_all().to_pylist()
+    sweeps = read(house, "sweeps").to_pylist()
     assert [(row["id"], row["name"], row["state"], row["cells"]) for row in sweeps] == [
         (one, "one", "pending", 2),
         (two, "two", "cancelled", 1),
@@ -20,4 +31,18 @@ def test_tables_of_all_sweeps_are_there_for_sql(house: House) -> None:
     assert sweeps[0]["finished_at"] is None
     assert sweeps[1]["finished_at"].tzinfo is not None
     house.drain()
-    assert {row["state"] for row in house.sql_tables.cells().read_all().to_pylist()} == {"succeeded", "cancelled"}
+    assert {row["state"] for row in read(house, "cells").to_pylist()} == {"succeeded", "cancelled"}
+
+
+@both_databases
+def test_a_sweep_that_is_being_planned_is_hidden(house: House) -> None:
+    one, two = house.submit(name="one", axes={"x": [1, 2]}), house.submit(name="two", axes={"x": [3]})
+    for planned, seen in ((False, {one}), (True, {one, two})):
+        with house.ledger.write() as connection:
+            connection.execute(sa.update(tables.sweeps).where(tables.sweeps.c.id == two).values(planned=planned))
+        assert set(read(house, "sweeps")["id"].to_pylist()) == seen
+        assert set(read(house, "cells")["sweep"].to_pylist()) == seen
+        with house.sql_tables.snapshot() as snapshot:
+            batches = list(snapshot.scan("cells", ["cell", "state"], [two]))
+        assert sum(batch.num_rows for batch in batches) == len(seen) - 1
+    house.drain()

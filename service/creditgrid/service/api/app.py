@@ -69,16 +69,20 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
 
     Call ``app.state.context.stop`` when the server must stop: it ends open event streams and plans.
     """
-    sandbox = Sandbox(services.sql_tables, settings.query_timeout_s, settings.query_memory, settings.query_max_rows)
     installed = _installed_version()
+    metrics = Metrics(services, installed)
+    bounds = settings.query_timeout_s, settings.query_memory, settings.query_max_rows
+    sandbox = Sandbox(services.sql_tables, *bounds, on_wait=metrics.query_waits.observe)
+    metrics.watch_queries(sandbox.queue.lengths)
     importer = CheckpointImporter(settings.data_dir, services.store.root)
-    context = Context(services, sandbox, Metrics(services, installed), importer)
+    context = Context(services, sandbox, metrics, importer)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(services.scheduler.start)
         await run_in_threadpool(services.plans.start)
         services.maintenance.start()
+        sandbox.start()
         try:
             yield
         finally:

@@ -19,9 +19,6 @@ from creditgrid.service.people.actor import Actor
 from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
 
-QUERY_THREADS = 8
-"""Threads that serve queries; further queries wait without a thread."""
-
 
 @dataclass(frozen=True)
 class Context:
@@ -32,7 +29,6 @@ class Context:
     metrics: Metrics
     importer: CheckpointImporter
     stopping: threading.Event = field(default_factory=threading.Event)
-    query_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(QUERY_THREADS))
     metrics_thread: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     planning: PlanningThreads = field(default_factory=PlanningThreads)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -27,9 +27,20 @@ class Metrics:
         self.queries = prometheus.Histogram(
             "creditgrid_query_seconds", "Time of a SQL query.", ["outcome"], registry=self.registry
         )
+        self.query_waits = prometheus.Histogram(
+            "creditgrid_query_wait_seconds", "Time that a SQL query waited for its turn.", registry=self.registry
+        )
         build = prometheus.Info("creditgrid_build", "The version of the service.", registry=self.registry)
         build.info({"version": version})
         self.registry.register(_ServiceCollector(services))
+
+    def watch_queries(self, lengths: Callable[[], Mapping[str, int]]) -> None:
+        """Show how many queries there are, by what they do."""
+        gauge = prometheus.Gauge(
+            "creditgrid_queries", "SQL queries, by what they do.", ["state"], registry=self.registry
+        )
+        gauge.labels("running").set_function(lambda: lengths()["running"])
+        gauge.labels("waiting").set_function(lambda: lengths()["waiting"])
 
     def exposition(self) -> tuple[bytes, str]:
         """The metrics in Prometheus' text format, and its content type."""

@@ -1,11 +1,11 @@
-"""Rows as Arrow, Parquet, CSV or JSON: the format that a request accepts, and the encoders, a batch at a time."""
+"""Rows as Arrow, Parquet, CSV or JSON: the encoders, a batch at a time."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time
 from decimal import Decimal
 from json.encoder import encode_basestring_ascii
@@ -15,55 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-from fastapi.responses import StreamingResponse
-from starlette.exceptions import HTTPException
-
-from creditgrid.core.wire import MEDIA_TYPES
 
 BATCH_ROWS = 8192
 """Rows that are encoded at a time."""
-_RANGES = {"*/*": "json", "application/*": "json", "text/*": "csv"}
-
-
-def negotiate(accept: str | None, format_: str | None) -> str:
-    """The format that a request asks for: ``?format=``, or ``Accept`` by its weights, or JSON.
-
-    Raises:
-        HTTPException: 406 if there is no acceptable format.
-    """
-    if format_ is not None:
-        if format_ in MEDIA_TYPES:
-            return format_
-        raise HTTPException(406, f"there is no format {format_!r:.50}; there are {', '.join(MEDIA_TYPES)}")
-    by_type = {media_type: name for name, media_type in MEDIA_TYPES.items()} | _RANGES
-    wanted: list[tuple[float, str]] = []
-    for item in (accept or "*/*").split(","):
-        media_type, *parameters = (part.strip().lower() for part in item.split(";"))
-        weight = _weight(parameters)
-        if media_type in by_type and weight > 0:
-            wanted.append((weight, by_type[media_type]))
-    if not wanted:
-        raise HTTPException(406, f"results come as {', '.join(MEDIA_TYPES.values())}, not as {accept!r:.200}")
-    return max(wanted, key=lambda entry: entry[0])[1]
-
-
-def _weight(parameters: Sequence[str]) -> float:
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                return float(parameter[2:])
-            except ValueError:
-                return 0.0
-    return 1.0
-
-
-def stream(reader: pa.RecordBatchReader, format_: str, name: str) -> StreamingResponse:
-    """A response that encodes batches as it reads them. A browser saves Parquet and CSV as the file ``name``."""
-    headers = {"Vary": "Accept"}
-    if format_ in ("parquet", "csv"):
-        headers["Content-Disposition"] = f'attachment; filename="{name}.{format_}"'
-    media_type = MEDIA_TYPES[format_]
-    return StreamingResponse(ENCODERS[format_](reader), media_type=media_type, headers=headers)
 
 
 def arrow_stream(reader: pa.RecordBatchReader) -> Iterator[bytes]:

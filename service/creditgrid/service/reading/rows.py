@@ -1,4 +1,4 @@
-"""The rows of one sweep, in the order of its cells, a batch at a time."""
+"""The rows of one sweep, in the order of its cells."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ import pyarrow.dataset as pads
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.rows import schema as experiment_schema
 from creditgrid.service.reading.formats import BATCH_ROWS
+from creditgrid.service.reading.sql import Query
 from creditgrid.service.reading.sql_tables import SqlTables
 from creditgrid.service.reading.sweeps import Sweeps
 from creditgrid.service.results.table import Results
 
 MEMORY = "512MB"
 """DuckDB sorts within this and spills the rest to a temporary directory."""
+SQL_TYPES = {
+    pa.float64(): "DOUBLE",
+    pa.int64(): "BIGINT",
+    pa.string(): "VARCHAR",
+    pa.bool_(): "BOOLEAN",
+    pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ",
+}
 INNER = ("layer", "epoch")
 """Columns that order the rows of one cell, where an experiment has them."""
 
@@ -38,22 +46,52 @@ class Rows:
         Raises:
             NotFoundError: for an unknown sweep.
         """
-        experiment = self._sweeps.get(sweep).experiment
         index = self._tables.cell_index(sweep)
         dataset = self._results.dataset()
-        installed = registry().experiments.get(experiment)
         stored = self._results.schema() if dataset is None else dataset.schema
-        schema = stored if installed is None else experiment_schema(installed)
-        schema = pa.schema([field for field in schema if only is None or field.name in only])
+        experiment, schema = self._columns(sweep, stored, only)
         if dataset is None:
             return schema.empty_table().to_reader()
         # A filter of the scan: DuckDB joins only rows of the sweep.
         its_rows = pads.field("cell").isin(index["cell"].combine_chunks()) & (pads.field("experiment") == experiment)
-        columns = [f'r."{field.name}"' if field.name in stored.names else f'NULL AS "{field.name}"' for field in schema]
-        order = ["i.idx", *(f'r."{inner}"' for inner in INNER if inner in stored.names)]
-        sql = f"SELECT {', '.join(columns)} FROM results r JOIN cells i USING (cell) ORDER BY {', '.join(order)}"  # noqa: S608 - names from schemas
+        sql = f"{_select(schema, stored)} ORDER BY {_order(stored)}"
         batches = _batches(sql, {"results": dataset.filter(its_rows), "cells": index}, schema)
         return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def query(self, sweep: str, format_: str) -> Query:
+        """The query for the rows of ``of``, all columns, for a ``Sandbox``.
+
+        Raises:
+            NotFoundError: for an unknown sweep.
+        """
+        stored = self._tables.results().schema
+        experiment, schema = self._columns(sweep, stored, None)
+        its_rows = f"i.sweep = {_text(sweep)} AND r.experiment = {_text(experiment)}"
+        return Query(f"{_select(schema, stored)} WHERE {its_rows} ORDER BY {_order(stored)}", format_, trusted=True)
+
+    def _columns(self, sweep: str, stored: pa.Schema, only: Collection[str] | None) -> tuple[str, pa.Schema]:
+        """The sweep's experiment, and the columns of its rows."""
+        experiment = self._sweeps.get(sweep).experiment
+        installed = registry().experiments.get(experiment)
+        schema = stored if installed is None else experiment_schema(installed)
+        return experiment, pa.schema([field for field in schema if only is None or field.name in only])
+
+
+def _select(schema: pa.Schema, stored: pa.Schema) -> str:
+    columns = [
+        f'r."{field.name}"' if field.name in stored.names else f'NULL::{SQL_TYPES[field.type]} AS "{field.name}"'
+        for field in schema
+    ]
+    return f"SELECT {', '.join(columns)} FROM results r JOIN cells i USING (cell)"  # noqa: S608 - names from schemas
+
+
+def _order(stored: pa.Schema) -> str:
+    return ", ".join(["i.idx", *(f'r."{inner}"' for inner in INNER if inner in stored.names)])
+
+
+def _text(value: str) -> str:
+    """The value as a literal of SQL."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _batches(sql: str, tables: dict[str, object], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

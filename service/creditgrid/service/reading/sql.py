@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
+import anyio
+from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, from_thread, to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream
 
-from creditgrid.core.errors import BusyError, QueryError
-from creditgrid.service.reading.sql_process import NO_MEMORY, Request, out_of_memory, receive_table, send_table
+from creditgrid.service.reading.sql_pool import Pool
+from creditgrid.service.reading.sql_protocol import QUICK_S, Request
+from creditgrid.service.reading.sql_queue import Lane, Place, QueryQueue
+from creditgrid.service.reading.sql_session import Session
 
 if TYPE_CHECKING:
     from creditgrid.service.reading.sql_tables import SqlTables
 
-CONCURRENT = 2
-"""Queries that run at the same time; others wait."""
-OVERHEAD = 768 * 10**6
-"""Bytes that a query's process may take beside DuckDB's own limit: threads, Parquet buffers, the result."""
+HEAVY = 2
+"""Queries that run to their end at the same time."""
+WAITING = 64
+"""Queries that wait for their first try at most, and for a heavy slot after it."""
+BUFFERED = 4
+"""Frames of an answer that wait for its reader; a small answer needs no more, and frees its slot at once."""
+START_S = 60.0
+"""Seconds that a new process has to get ready."""
+GRACE_S = 0.25
+"""Seconds that a query's process has to end a query by itself; then it is killed."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Child:
-    """A process that runs ``sql_process``, and the connection to it."""
+@dataclass(frozen=True)
+class Query:
+    """A SELECT, and the format of its answer. A trusted one may spill to disk and has no row limit."""
 
-    process: subprocess.Popen[bytes]
-    connection: Connection
-
-    def end(self) -> int:
-        """Kill the process if it still runs; returns its exit status."""
-        self.process.kill()
-        self.connection.close()
-        return self.process.wait()
+    sql: str
+    format: str
+    trusted: bool = False
 
 
 class Sandbox:
@@ -47,121 +45,145 @@ class Sandbox:
 
     Args:
         sql_tables: what queries read, as ``results``, ``cells`` and ``sweeps``.
-        timeout_s: seconds until a query is stopped, and until a waiting query gives up.
+        timeout_s: seconds until a query is stopped, its reader included, and until a waiting query gives up.
         memory: DuckDB's memory for one query, in bytes.
-        max_rows: a result with more rows is refused.
+        max_rows: an answer with more rows is refused.
+        on_wait: takes the seconds that each query has waited for its slot.
     """
 
-    def __init__(self, sql_tables: SqlTables, timeout_s: float, memory: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        sql_tables: SqlTables,
+        timeout_s: float,
+        memory: int,
+        max_rows: int,
+        on_wait: Callable[[float], object] = lambda _: None,
+    ) -> None:
         self._tables = sql_tables
         self._timeout_s, self._memory, self._max_rows = timeout_s, memory, max_rows
-        self._slots = threading.BoundedSemaphore(CONCURRENT)
-        self._lock = threading.Lock()
-        self._idle: list[_Child] = []
-        self._busy: list[_Child] = []
-        self._closed = False
+        self._pool = Pool(memory, HEAVY + 2)
+        self._threads = CapacityLimiter(HEAVY + 1)
+        self.queue = QueryQueue(HEAVY, WAITING, timeout_s, on_wait)
 
-    def query(self, sql: str) -> pa.Table:
-        """The result of one SELECT.
-
-        Raises:
-            QueryError: the query is refused, fails, or exceeds a bound.
-            BusyError: other queries ran for all of the time limit.
-        """
-        if not self._slots.acquire(timeout=self._timeout_s):
-            raise BusyError(f"other queries are running and none ended within {self._timeout_s:g} s: try again later")
-        try:
-            return self._run(sql)
-        finally:
-            self._slots.release()
+    def start(self) -> None:
+        """Have processes ready before queries come. Without, each starts with the query that needs it."""
+        self._pool.keep()
 
     def close(self) -> None:
         """End the processes; running queries fail."""
-        with self._lock:
-            self._closed = True
-            for child in self._busy:
-                child.process.kill()  # the thread that waits for it closes the connection
-            idle, self._idle = self._idle, []
-        for child in idle:
-            child.end()
+        self._pool.close()
 
-    def _run(self, sql: str) -> pa.Table:
-        results, words = self._tables.results(), set(re.findall(r"\w+", sql.lower()))
-        files, streamed = {}, {}
-        if isinstance(results, pa.RecordBatchReader):
-            streamed["results"] = results
-        else:
-            files["results"] = results
-        if "cells" in words:  # the ledger's tables are sent whole, so only to queries that name them
-            streamed["cells"] = self._tables.cells()
-        if "sweeps" in words:
-            streamed["sweeps"] = self._tables.sweeps()
-        request = Request(sql, files, list(streamed), self._timeout_s, self._memory, self._max_rows)
-        child, started = self._take(), time.monotonic()
-        try:
-            child.connection.send(request)
-            for reader in streamed.values():
-                send_table(child.connection, reader)
-            table, error = receive_table(child.connection), child.connection.recv_bytes().decode()
-        except (EOFError, OSError):  # the connection ended, so the process has
-            status = child.end()
-            self._replace(child)
-            raise self._explain_death(status, time.monotonic() - started) from None
-        except BaseException:
-            child.end()
-            self._replace(child)
-            raise
-        self._give_back(child)
-        if error:
-            raise QueryError(error)
-        return table
+    @asynccontextmanager
+    async def answer(self, query: Query, client: str | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The encoded answer, piece by piece. A query whose reader leaves early, or is cancelled, is stopped.
 
-    def _explain_death(self, status: int, seconds: float) -> QueryError:
-        if self._closed:
-            return QueryError("the service is stopping")
-        if status == -signal.SIGALRM:
-            return QueryError(f"the query took longer than {self._timeout_s:g} s and was stopped: select less")
-        if status in (NO_MEMORY, -signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
-            return out_of_memory(self._memory)
-        return QueryError(f"the process that ran the query ended with status {status} after {seconds:.1f} s")
-
-    def _take(self) -> _Child:
-        with self._lock:
-            if self._closed:
-                raise QueryError("the service is stopping")
-            child = self._idle.pop() if self._idle else self._start()
-            if child.process.poll() is not None:  # it ended while nobody used it
-                child.end()
-                child = self._start()
-            self._busy.append(child)
-            return child
-
-    def _start(self) -> _Child:
-        # The child does not see the token and the database's password.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CREDITGRID_")}
-        ours, theirs = Pipe()
-        with theirs:
-            arguments = [str(self._memory + OVERHEAD), str(theirs.fileno())]
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "creditgrid.service.reading.sql_process", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a library prints does not mix with what the service prints
-                env=environment,
-                pass_fds=[theirs.fileno()],
-            )
-        return _Child(process, ours)
-
-    def _give_back(self, child: _Child) -> None:
-        with self._lock:
-            self._busy.remove(child)
-            if not self._closed:
-                self._idle.append(child)
+        Raises:
+            QueryError: the query is refused, fails, or exceeds a bound. Where pieces came before, they are worthless.
+            BusyError: too many queries wait, or this one has waited for too long.
+        """
+        place = self.queue.arrive(client)
+        if await self.queue.wait(place) is Lane.QUICK:
+            frames: list[bytes] = []
+            began = anyio.Event()
+            session = self._session(query, began, frames.append, quick=True)
+            try:
+                await _perform(session, began, QUICK_S + GRACE_S, self._threads)
+            finally:
+                self.queue.release(place)
+            if not session.slow:
+                session.check()
+                yield _each(frames)
                 return
-        child.end()
+            await self.queue.wait(place)
+        async with self._streamed(query, place) as pieces:
+            yield pieces
 
-    def _replace(self, child: _Child) -> None:
-        """Start a new process for one that ended, so that the next query does not wait for its imports."""
-        with self._lock:
-            self._busy.remove(child)
-            if not self._closed:
-                self._idle.append(self._start())
+    @asynccontextmanager
+    async def _streamed(self, query: Query, place: Place) -> AsyncIterator[AsyncIterator[bytes]]:
+        sender, receiver = create_memory_object_stream[bytes](BUFFERED)
+        began = anyio.Event()
+        session = self._session(query, began, lambda frame: from_thread.run(sender.send, frame), quick=False)
+        error: Exception | None = None
+        async with create_task_group() as group:
+
+            async def run() -> None:
+                try:
+                    await _perform(session, began, self._timeout_s + GRACE_S, self._threads, group.cancel_scope)
+                finally:
+                    self.queue.release(place)
+                    sender.close()
+
+            group.start_soon(run)
+            try:
+                yield self._received(receiver, session)
+            except Exception as caught:  # raised below: a task group would wrap it
+                error = caught
+            finally:
+                receiver.close()
+                session.cancel()
+        if error is not None:
+            raise error
+        if session.overdue:
+            session.check()
+
+    @staticmethod
+    async def _received(receiver: MemoryObjectReceiveStream[bytes], session: Session) -> AsyncIterator[bytes]:
+        async for piece in receiver:
+            yield piece
+        session.check()
+
+    def _session(self, query: Query, began: anyio.Event, put: Callable[[bytes], object], quick: bool) -> Session:
+        def request(spill: str) -> Request:
+            return self._request(query, quick, spill)
+
+        return Session(self._pool, self._tables, request, lambda: from_thread.run_sync(began.set), put)
+
+    def _request(self, query: Query, quick: bool, spill: str) -> Request:
+        results = self._tables.results()
+        return Request(
+            query.sql,
+            query.format,
+            results.root,
+            results.paths,
+            results.schema,
+            self._tables.schemas,
+            self._timeout_s,
+            self._memory,
+            None if query.trusted else self._max_rows,
+            quick,
+            spill if query.trusted else None,
+        )
+
+
+async def _each(frames: list[bytes]) -> AsyncIterator[bytes]:
+    for frame in frames:
+        yield frame
+
+
+async def _perform(
+    session: Session,
+    began: anyio.Event,
+    seconds: float,
+    threads: CapacityLimiter,
+    reader: anyio.CancelScope | None = None,
+) -> None:
+    """Run the session in a thread, for so many seconds from its start at most; then it is cancelled, with its reader.
+
+    When this is cancelled, so is the session.
+    """
+
+    async def limit() -> None:
+        try:
+            with anyio.move_on_after(START_S):
+                await began.wait()
+            await anyio.sleep(seconds)
+            session.overdue = True
+            if reader is not None:
+                reader.cancel()  # it may be taking nothing, so that the thread waits for it
+        finally:
+            session.cancel()
+
+    async with create_task_group() as group:
+        group.start_soon(limit)
+        await to_thread.run_sync(session.run, limiter=threads)
+        group.cancel_scope.cancel()

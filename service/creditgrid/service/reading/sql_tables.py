@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import sqlalchemy as sa
 
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.tables import calls, cells, sweeps
-from creditgrid.service.reading.sweeps import ROWS_AT_ONCE, known_sweep, shown_state, utc
-from creditgrid.service.results.table import Results
+from creditgrid.service.ledger.tables import CHUNK, calls, cells, sweeps
+from creditgrid.service.reading.sweeps import known_sweep, shown_state, utc
+from creditgrid.service.results.table import ResultFiles, Results
 
 _TIME = pa.timestamp("us", tz="UTC")
 _INDEX = pa.schema({"idx": pa.int64(), "cell": pa.string()})
@@ -31,25 +31,54 @@ _SWEEPS = pa.schema(
 )
 
 
+SCHEMAS = {"cells": _CELLS, "sweeps": _SWEEPS}
+ROWS_AT_ONCE = 8192
+"""Rows of the ledger in a batch."""
+_COLUMNS: Mapping[str, Mapping[str, sa.ColumnElement[Any]]] = {
+    "cells": {"sweep": cells.c.sweep, "idx": cells.c.idx, "cell": cells.c.key, "state": shown_state(cells)},
+    "sweeps": {name: sweeps.c[name] for name in _SWEEPS.names},
+}
+
+
+class Snapshot:
+    """The ledger's tables at one moment, in the batches of ``ROWS_AT_ONCE``."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def scan(self, table: str, columns: Sequence[str], only: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        """Columns of ``cells`` or ``sweeps``; unless ``only`` is None, no cells of other sweeps are needed."""
+        schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
+        query = sa.select(*(_COLUMNS[table][name] for name in columns))
+        if table == "sweeps":
+            return _batches(self._connection, query.where(sweeps.c.planned).order_by(sweeps.c.seq), schema)
+        hidden = self._connection.scalars(sa.select(sweeps.c.id).where(~sweeps.c.planned)).all()
+        if "state" in columns:
+            query = query.select_from(cells.outerjoin(calls, calls.c.id == cells.c.call))
+        if hidden:
+            query = query.where(cells.c.sweep.not_in(hidden))
+        if only is not None and len(only) <= CHUNK:  # of more sweeps all cells are sent, and filtered there
+            query = query.where(cells.c.sweep.in_(only))
+        return _batches(self._connection, query, schema)
+
+
 class SqlTables:
     """Reads from any thread; the ledger's tables come in batches, because a ledger has millions of cells."""
+
+    schemas = SCHEMAS
 
     def __init__(self, ledger: Ledger, results: Results) -> None:
         self._ledger, self._results = ledger, results
 
-    def results(self) -> pads.Dataset | pa.RecordBatchReader:
-        """The rows of all sweeps."""
-        dataset = self._results.dataset()
-        return self._results.schema().empty_table().to_reader() if dataset is None else dataset
+    def results(self) -> ResultFiles:
+        """The files with the rows of all sweeps."""
+        return self._results.files()
 
-    def cells(self) -> pa.RecordBatchReader:
-        """The cells of all sweeps."""
-        query = sa.select(cells.c.sweep, cells.c.idx, cells.c.key, shown_state(cells))
-        return self._reader(query.select_from(cells.outerjoin(calls, calls.c.id == cells.c.call)), _CELLS)
-
-    def sweeps(self) -> pa.RecordBatchReader:
-        """All sweeps."""
-        return self._reader(sa.select(*(sweeps.c[name] for name in _SWEEPS.names)).order_by(sweeps.c.seq), _SWEEPS)
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """The tables of the ledger, until the end of the context."""
+        with self._ledger.read() as connection:
+            yield Snapshot(connection)
 
     def cell_index(self, sweep: str) -> pa.Table:
         """The index and the key of each cell of the sweep, in order.
@@ -57,20 +86,18 @@ class SqlTables:
         Raises:
             NotFoundError: for an unknown sweep.
         """
+        query = sa.select(cells.c.idx, cells.c.key).where(cells.c.sweep == sweep).order_by(cells.c.idx)
         with self._ledger.read() as connection:
             known_sweep(connection, sweep)
-        query = sa.select(cells.c.idx, cells.c.key).where(cells.c.sweep == sweep).order_by(cells.c.idx)
-        return self._reader(query, _INDEX).read_all()
+            return pa.Table.from_batches(_batches(connection, query, _INDEX), _INDEX)
 
-    def _reader(self, query: sa.Select[Any], schema: pa.Schema) -> pa.RecordBatchReader:
-        return pa.RecordBatchReader.from_batches(schema, self._batches(query, schema))
 
-    def _batches(self, query: sa.Select[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        with self._ledger.read() as connection:
-            result = connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
-            for rows in result.partitions():
-                arrays = [_array([row[i] for row in rows], field.type) for i, field in enumerate(schema)]
-                yield pa.record_batch(arrays, schema=schema)
+def _batches(connection: sa.Connection, query: sa.Select[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    result = connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
+    for rows in result.partitions():
+        columns = zip(*rows, strict=True)
+        arrays = [_array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        yield pa.record_batch(arrays, schema=schema)
 
 
 def _array(column: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -30,6 +31,14 @@ NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_log
 log = structlog.get_logger()
 
 
+class ResultFiles(NamedTuple):
+    """The Parquet files of one version of the table."""
+
+    root: str
+    paths: tuple[str, ...]  # below root
+    schema: pa.Schema  # of the whole table; a file may lack columns
+
+
 class Results:
     """The table in the directory ``path``. One thread appends; any thread may read.
 
@@ -45,6 +54,7 @@ class Results:
         self._table: DeltaTable | None = None
         self._writer: DeltaTable | None = None  # of the thread that appends
         self._appended: int | None = None  # the last batch that this process appended; None after a failure
+        self._files: tuple[int, ResultFiles] | None = None  # of a version of the table
         self._columns: pa.Schema | None = None  # of the table, until the next append
 
     def holds(self, batch: int) -> bool:
@@ -110,6 +120,18 @@ class Results:
             return []
         wanted = pads.field("diverged") & pads.field("cell").isin(list(cells))
         return sorted(set(dataset.to_table(columns=["cell"], filter=wanted)["cell"].to_pylist()))
+
+    def files(self) -> ResultFiles:
+        """The current files; they can be read as long as those of ``dataset``."""
+        table = self.delta()
+        if table is None:
+            return ResultFiles(str(self.path), (), self.schema())
+        with self._lock:
+            version = table.version()
+            if self._files is None or self._files[0] != version:
+                paths = tuple(path for path, _ in data_files(table))
+                self._files = version, ResultFiles(str(self.path), paths, pa.schema(table.schema()))
+            return self._files[1]
 
     def dataset(self) -> pads.Dataset | None:
         """The current files, as a dataset that pushes filters down; None while there are no rows.

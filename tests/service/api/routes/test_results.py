@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import socket
+import time
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from service_fakes import AppClient, Fakes
+from fastapi import FastAPI
+from service_fakes import AppClient, Fakes, problem_in
 
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.rows import columns
@@ -179,3 +185,57 @@ def test_every_type_in_every_format(client: AppClient) -> None:
         response = client.post(f"/v1/query?format={name}", json={"sql": "SELECT * FROM test_all_types()"})
         assert response.status_code == 200, name
         assert response.content
+
+
+ENDLESS = "SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3"
+
+
+@pytest.mark.slow
+def test_clients_that_hang_up_free_their_slots(app: FastAPI, http: httpx.Client) -> None:
+    sandbox = app.state.context.sandbox
+
+    def wait_for(queries: int) -> None:
+        deadline = time.monotonic() + 30
+        while sum(sandbox.queue.lengths().values()) != queries:
+            assert time.monotonic() < deadline, sandbox.queue.lengths()
+            time.sleep(0.02)
+
+    assert http.post("/v1/query", json={"sql": "SELECT 1"}).status_code == 200
+    body = json.dumps({"sql": ENDLESS}).encode()
+    head = (
+        f"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    address = (http.base_url.host, http.base_url.port)
+    sockets = [socket.create_connection(address) for _ in range(6)]
+    for connection in sockets:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+    wait_for(6)
+    text = http.get("/metrics").text
+    waiting = re.search(r'creditgrid_queries{state="waiting"} (\d)', text)
+    assert waiting is not None
+    assert int(waiting[1]) >= 3
+    assert "creditgrid_query_wait_seconds_count" in text
+    for connection in sockets:
+        connection.close()
+    wait_for(0)
+
+
+@pytest.mark.slow
+def test_a_full_queue(app: FastAPI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.state.context.sandbox.queue, "_limit", 0)
+    response = http.post("/v1/query", json={"sql": "SELECT 1"})
+    assert problem_in(response, 503).detail == "0 queries wait already: try again later"
+    assert int(response.headers["Retry-After"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(MEDIA_TYPES))
+def test_rows_that_end_early_are_not_taken_for_all(app: FastAPI, http: httpx.Client, name: str) -> None:
+    app.state.context.sandbox._max_rows = 50_000
+    sql = "SELECT repeat('x', 1000) || i AS x FROM range(60000) t(i)"
+    with http.stream("POST", f"/v1/query?format={name}", json={"sql": sql}) as response:
+        assert response.status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            response.read()
+    response = http.post(f"/v1/query?format={name}", json={"sql": "SELECT * FROM range(60000)"})
+    assert "50,000 rows" in problem_in(response, 400).detail

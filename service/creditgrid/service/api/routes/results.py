@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -11,9 +10,12 @@ from fastapi.responses import StreamingResponse
 
 from creditgrid.core.wire import MEDIA_TYPES
 from creditgrid.core.wire import Query as SqlQuery
+from creditgrid.service.api.accept import negotiate
 from creditgrid.service.api.auth import PROTECTED
-from creditgrid.service.api.dependencies import ContextDep, ServicesDep
-from creditgrid.service.reading.formats import BATCH_ROWS, negotiate, stream
+from creditgrid.service.api.dependencies import ActorDep, Context, ContextDep
+from creditgrid.service.api.row_response import RowResponse
+from creditgrid.service.people.actor import Actor
+from creditgrid.service.reading import sql
 
 router = APIRouter(prefix=PROTECTED, tags=["results"])
 
@@ -25,23 +27,25 @@ ENCODED: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/sweeps/{sweep}/results", response_class=StreamingResponse, responses=ENCODED)
-def results(services: ServicesDep, sweep: str, format_: Format = None, accept: Accept = None) -> StreamingResponse:
+async def results(
+    context: ContextDep, actor: ActorDep, sweep: str, format_: Format = None, accept: Accept = None
+) -> RowResponse:
     """The rows of a sweep's finished cells, in the order of the grid, with its experiment's columns."""
     wanted = negotiate(accept, format_)
-    return stream(services.rows.of(sweep), wanted, f"{sweep}-results")
+    query = await to_thread.run_sync(context.services.rows.query, sweep, wanted)
+    return _answer(context, actor, query, f"{sweep}-results")
 
 
 @router.post("/query", response_class=StreamingResponse, responses=ENCODED)
 async def query(
-    context: ContextDep, body: SqlQuery, format_: Format = None, accept: Accept = None
-) -> StreamingResponse:
+    context: ContextDep, actor: ActorDep, body: SqlQuery, format_: Format = None, accept: Accept = None
+) -> RowResponse:
     """One SELECT over the table `results` (every row of every sweep) and the views `cells` and `sweeps`."""
-    wanted = negotiate(accept, format_)
-    start = time.perf_counter()
-    outcome = "refused"
-    try:
-        table = await to_thread.run_sync(context.sandbox.query, body.sql, limiter=context.query_threads)
-        outcome = "answered"
-    finally:
-        context.metrics.queries.labels(outcome).observe(time.perf_counter() - start)
-    return stream(table.to_reader(BATCH_ROWS), wanted, "query")
+    return _answer(context, actor, sql.Query(body.sql, negotiate(accept, format_)), "query")
+
+
+def _answer(context: Context, actor: Actor, query: sql.Query, name: str) -> RowResponse:
+    def observe(outcome: str, seconds: float) -> None:
+        context.metrics.queries.labels(outcome).observe(seconds)
+
+    return RowResponse(context.sandbox, query, name, actor.name, observe)
