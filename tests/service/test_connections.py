@@ -240,6 +240,7 @@ def test_a_long_head_is_refused(connect: Connect) -> None:
     connection = connect(HALF_A_HEAD)
     connection.sendall(b"y" * (limits.MAX_HEAD_BYTES + 1))
     assert "head" in problem_of(rest(connection), 431)
+    assert "headers" in problem_of(rest(connect(HALF_A_HEAD + b"\r\nX: ".join([b"y"] * 300))), 431)
 
 
 def test_requests_on_one_connection_are_bounded(connect: Connect) -> None:
@@ -260,6 +261,20 @@ def test_a_whole_url_names_the_host(connect: Connect, host: str, status: int) ->
 def test_an_upgrade_is_not_taken(connect: Connect) -> None:
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
     assert is_well(connect(b"GET /healthz HTTP/1.1\r\n" + HOST + upgrade + b"\r\n"))
+
+
+def test_a_stop_waits_for_no_body(fakes: Fakes, settings: Settings) -> None:
+    with ExitStack() as stack, structlog.testing.capture_logs() as logs:
+        with listening(create_app(fakes.services(), settings)) as url:
+            address = httpx.URL(url)
+            for sent in (b"", HALF_A_HEAD, HALF_A_BODY):
+                held = stack.enter_context(socket.create_connection((address.host, address.port or 0)))
+                held.sendall(sent)
+            httpx.get(f"{url}/healthz")
+            start = time.monotonic()
+        assert time.monotonic() - start < 4  # of the 5 s that an answer has
+    assert [entry["status"] for entry in logs if entry["event"] == "request"] == [200, 499]
+    assert not any(entry.get("exc_info") for entry in logs)
 
 
 @pytest.mark.parametrize("descriptors", [limits.LEAST_DESCRIPTORS, 256, 1024, 4096, 20_000, 65_536])

@@ -39,7 +39,8 @@ IDLE_S = 30.0
 UNREAD_S = 30.0
 LEAST_RATE = 16 * 2**10
 """A client may leave an answer unread for ``UNREAD_S`` seconds, and one more for each ``LEAST_RATE`` bytes it reads."""
-MAX_HEAD_BYTES = 64 * 2**10
+MAX_HEAD_BYTES = 32 * 2**10
+MAX_HEADERS = 100
 MAX_PIPELINED = 16
 """Requests that may wait on one connection while an earlier one is answered."""
 
@@ -190,8 +191,12 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_since is not None:  # not a trailer of a body in chunks: nothing reads those
-            super().on_header(name, value)
+        if self._head_since is None:  # a trailer of a body in chunks: nothing reads it
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            self.end(problem(431, f"a request has more than {MAX_HEADERS} headers"))
+            raise ValueError("too many headers")
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._head_since = None
@@ -205,6 +210,13 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.answered += 1
         super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """Finish what is being answered; what has not arrived by now is not waited for."""
+        if self.phase is Phase.RECEIVING:
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, as uvicorn does, but with a problem document."""
