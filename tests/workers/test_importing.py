@@ -8,8 +8,11 @@ import os
 import pickle
 import re
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attack.uploads import uploads
 
 from creditgrid.core.errors import CheckpointError
 from creditgrid.core.experiments.stages import checkpoint_task
@@ -328,3 +332,39 @@ def test_a_lower_limit_of_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(resource, "getrlimit", lambda _, most=most: (most, most))
         importing.limit_memory()
         assert limits.pop() == (resource.RLIMIT_DATA, expected)
+
+
+# -- hostile files -------------------------------------------------------------------------------------------------
+
+ENDLESS = "pickle: pairs of pairs as a key"
+
+
+def test_hostile_files_are_refused_soon(store: ArtifactStore, tmp_path: Path) -> None:
+    slow = {}
+    found = uploads()
+    assert len(found) >= 100
+    for name, upload in found.items():
+        if name == ENDLESS:
+            continue
+        path = tmp_path / "upload"
+        path.write_bytes(upload) if isinstance(upload, bytes) else upload(path)
+        started = time.process_time()
+        with path.open("rb") as file, pytest.raises(CheckpointError):
+            import_checkpoint(file, store)
+        if (taken := time.process_time() - started) > 5:
+            slow[name] = taken
+    assert not slow
+    assert list(store.keys()) == []
+    assert not Path("/tmp/creditgrid-attacked").exists()
+
+
+@pytest.mark.slow
+def test_an_unpickler_that_is_kept_busy_is_ended(store: ArtifactStore) -> None:
+    command = [sys.executable, "-m", "creditgrid.workers.importing", "-", str(store.root)]
+    data = uploads()[ENDLESS]
+    assert isinstance(data, bytes)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        done = subprocess.run(command, check=False, stdin=file, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGXCPU

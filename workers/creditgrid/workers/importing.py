@@ -9,6 +9,8 @@ the file is not trusted: it is read with ``weights_only``, which runs no code of
 from __future__ import annotations
 
 import json
+import math
+import os
 import pickle
 import re
 import resource
@@ -37,7 +39,16 @@ REFUSED = 2
 """Exit status when the file is not the state dict of a residual MLP, or takes too much memory to read."""
 MEMORY = 5 * 2**30
 """Bytes that the process may use: for the state dict of the largest accepted file, and for copies that are written."""
+MAX_DIRECTORY_BYTES = 4 * 2**20
+MAX_PICKLE_BYTES = 4 * 2**20
+"""The longest lists of members and of tensors; those of the largest accepted network have some 200 KB."""
+CPU_S = 5.0
+RATE = 32 * 2**20
+"""CPU seconds for reading and writing a checkpoint, and the bytes for which it may take one more."""
 ADVICE = "save the state dict alone, by torch.save(model.state_dict(), FILE)"
+
+
+_STRANGE = f"torch.save writes no such file: {ADVICE}"
 
 
 def import_checkpoint(file: BinaryIO, store: ArtifactStore) -> tuple[CheckpointView, bool]:
@@ -51,6 +62,7 @@ def import_checkpoint(file: BinaryIO, store: ArtifactStore) -> tuple[CheckpointV
     started, started_at = time.perf_counter(), datetime.now(UTC)
     state = read_state_dict(file)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
+    _check_sizes(state, file.seek(0, os.SEEK_END))
     arrays = _arrays(state)
     name = check(arrays)
     task = checkpoint_task(str(name))
@@ -89,12 +101,41 @@ def read_state_dict(file: BinaryIO) -> dict[str, torch.Tensor]:
 
 
 def _check_archive(file: BinaryIO) -> None:
-    """Check the checksums of a zip archive, because torch.load does not, and go back to the start."""
+    """Check what a zip archive declares, then its checksums, because torch.load does not, and go back to the start."""
     if zipfile.is_zipfile(file):
+        size = file.seek(0, os.SEEK_END)
+        if (listed := _directory_bytes(file, size)) > MAX_DIRECTORY_BYTES:
+            raise CheckpointError(f"the file's list of members has {listed:,} bytes, and {_STRANGE}")
         with zipfile.ZipFile(file) as archive:
+            _check_members(archive.infolist(), size)
             if (damaged := archive.testzip()) is not None:
                 raise CheckpointError(f"the file is damaged, the checksum of {damaged} in it is wrong: copy it again")
     file.seek(0)
+
+
+def _directory_bytes(file: BinaryIO, size: int) -> int:
+    """The length of a zip archive's list of members, as the end of the file declares it: zipfile reads all of it."""
+    file.seek(max(0, size - 2**16 - 98))  # the end with the longest comment, and its 64-bit form before it
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if end >= 76 and tail[end - 20 : end - 16] == b"PK\6\7":
+        return int.from_bytes(tail[end - 36 : end - 28], "little")
+    return int.from_bytes(tail[end + 12 : end + 16], "little")
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
+    """Refuse members that torch.save would not write, by what the archive of ``size`` bytes declares."""
+    if compressed := [member for member in members if member.compress_type != zipfile.ZIP_STORED]:
+        raise CheckpointError(f"{compressed[0].filename:.80} in the file is compressed, and {_STRANGE}")
+    if (declared := sum(max(member.file_size, member.compress_size) for member in members)) > size:
+        raise CheckpointError(f"the file has {size:,} bytes, declares members of {declared:,}, and {_STRANGE}")
+    if len({member.filename for member in members}) < len(members):
+        raise CheckpointError(f"two members of the file have one name, and {_STRANGE}")
+    for member in members:
+        if member.filename.startswith("/") or ".." in member.filename.split("/"):
+            raise CheckpointError(f"{member.filename!r:.80} in the file is no name of a member, and {_STRANGE}")
+        if member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE_BYTES:
+            raise CheckpointError(f"{member.filename:.80} in the file has {member.file_size:,} bytes, and {_STRANGE}")
 
 
 def _refusal(error: Exception, file: BinaryIO) -> CheckpointError:
@@ -123,6 +164,16 @@ def _describe(found: object) -> str:
     return f"a dict of {', '.join(entries)}{more}"
 
 
+def _check_sizes(state: Mapping[str, torch.Tensor], size: int) -> None:
+    """Refuse tensors that have more values than a file of ``size`` bytes holds: views that repeat or share values."""
+    dense = [tensor for tensor in state.values() if tensor.layout == torch.strided and not tensor.is_meta]
+    if (total := sum(tensor.numel() * tensor.element_size() for tensor in dense)) > size:
+        raise CheckpointError(
+            f"the tensors have {total:,} bytes, and the file {size:,}: some of them repeat or share values; "
+            "save copies, by torch.save({name: tensor.clone() for name, tensor in model.state_dict().items()}, FILE)"
+        )
+
+
 def _arrays(state: dict[str, torch.Tensor]) -> Arrays:
     """The tensors as float32 arrays; ``state`` is emptied meanwhile, so that few tensors are in memory twice."""
     arrays = {}
@@ -144,6 +195,7 @@ def main(arguments: Sequence[str]) -> int:
     status, outcome = 0, dict[str, Any]()
     try:
         with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            limit_time(os.fstat(file.fileno()).st_size)
             view, created = import_checkpoint(file, ArtifactStore(Path(root).absolute()))
         outcome = view.model_dump() | {"created": created}
     except CheckpointError as error:
@@ -162,6 +214,17 @@ def limit_memory() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def limit_time(size: int) -> None:
+    """Let the kernel end this process when it has used too much time for a file of ``size`` bytes.
+
+    An unpickler can be kept busy in one step for ever: by a key of the dict, (a, a) with a = (b, b), and so on.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    limit = math.ceil(time.process_time() + CPU_S + size / RATE)
+    resource.setrlimit(resource.RLIMIT_CPU, (min([limit, *limits]), hard))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,24 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import IO, Any
 
 import anyio
 from anyio import CapacityLimiter, to_thread
+from starlette.requests import ClientDisconnect
 
-from creditgrid.core.errors import ArtifactError, CheckpointError
+from creditgrid.core.errors import ArtifactError, BusyError, CheckpointError
 from creditgrid.core.wire import CheckpointView
 
 TIMEOUT_S = 60.0
-"""Time limit for reading, checking and writing a checkpoint."""
+RATE = 32 * 2**20
+"""Reading, checking and writing a checkpoint may take ``TIMEOUT_S`` seconds, and one more for each ``RATE`` bytes."""
+SLOTS = 2
+"""Checkpoints that are imported at a time."""
+MOST_WAITING = 8
+"""Uploads that arrive or wait for a slot; one more is refused."""
 REFUSED = 2
 """Exit status of the process when it refuses the file."""
 OUT_OF_MEMORY = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
@@ -29,7 +35,7 @@ OUT_OF_MEMORY = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGB
 
 
 class CheckpointImporter:
-    """Imports checkpoints, one at a time.
+    """Imports checkpoints, ``SLOTS`` at a time.
 
     Args:
         directory: folder of the uploads until they are imported; created if missing.
@@ -38,44 +44,85 @@ class CheckpointImporter:
 
     def __init__(self, directory: Path, root: Path) -> None:
         self._directory, self._root = directory, root
-        self._one_at_a_time = CapacityLimiter(1)
+        self._slots = CapacityLimiter(SLOTS)
+        self._uploads = 0
 
-    async def import_upload(self, chunks: AsyncIterator[bytes]) -> tuple[CheckpointView, bool]:
+    async def import_upload(
+        self, chunks: AsyncIterator[bytes], gone: Callable[[], Awaitable[None]]
+    ) -> tuple[CheckpointView, bool]:
         """The checkpoint in an uploaded file, and whether it is new.
+
+        Args:
+            chunks: the file.
+            gone: awaited once the file is here; it returns when nobody waits for the answer, which ends the import.
 
         Raises:
             CheckpointError: the file is refused, or needs too much time or memory.
             ArtifactError: the upload or the checkpoint cannot be stored.
+            BusyError: too many uploads wait.
+            ClientDisconnect: nobody waits for the answer.
         """
+        if self._uploads >= SLOTS + MOST_WAITING:
+            raise BusyError("too many checkpoints are being imported: send it again in a minute")
+        self._uploads += 1
         try:
             with await to_thread.run_sync(self._open) as file:
+                size = 0
                 async for chunk in chunks:
-                    await to_thread.run_sync(file.write, chunk)
+                    size += await to_thread.run_sync(file.write, chunk)
                 await to_thread.run_sync(file.seek, 0)  # seek also flushes
-                async with self._one_at_a_time:
-                    status, outcome = await self._run(file)
+                status, outcome = await self._until_gone(file, TIMEOUT_S + size / RATE, gone)
         except OSError as error:
             raise ArtifactError(f"the upload cannot be stored in {self._directory}: {error}") from error
+        finally:
+            self._uploads -= 1
         if status == 0:
             return CheckpointView.model_validate(outcome), bool(outcome["created"])
         if status == REFUSED:
             raise CheckpointError(outcome["error"])
         raise ArtifactError(outcome.get("error") or f"the process that imports checkpoints ended with status {status}")
 
+    async def _until_gone(
+        self, file: IO[bytes], seconds: float, gone: Callable[[], Awaitable[None]]
+    ) -> tuple[int, dict[str, Any]]:
+        """What ``_run`` returns or raises, in a slot."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        errors: list[OSError] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                await gone()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            try:
+                async with self._slots:
+                    found.append(await self._run(file, seconds))
+            except OSError as error:  # raised below: a task group would wrap it
+                errors.append(error)
+            tasks.cancel_scope.cancel()
+        if errors:
+            raise errors[0]
+        if not found:
+            raise ClientDisconnect
+        return found[0]
+
     def _open(self) -> IO[bytes]:
         self._directory.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=self._directory)  # it has no name, so a crash leaves no file
 
-    async def _run(self, file: IO[bytes]) -> tuple[int, dict[str, Any]]:
-        """The process's exit status and outcome; the process is killed when the service stops."""
+    async def _run(self, file: IO[bytes], seconds: float) -> tuple[int, dict[str, Any]]:
+        """The process's exit status and outcome; the process is killed when this is cancelled."""
         # The process must not see the token or the database's password.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CREDITGRID_")}
         command = [sys.executable, "-P", "-m", "creditgrid.workers.importing", "-", str(self._root)]
         try:
-            with anyio.fail_after(TIMEOUT_S):
+            with anyio.fail_after(seconds):
                 done = await anyio.run_process(command, stdin=file, stderr=None, check=False, env=environment)
         except TimeoutError:
-            return REFUSED, {"error": f"reading the file took longer than {TIMEOUT_S:g} s and was stopped"}
+            return REFUSED, {"error": f"reading the file took longer than {seconds:.3g} s and was stopped"}
         if done.returncode in OUT_OF_MEMORY:
             return REFUSED, {"error": "reading the file needed too much memory and was stopped"}
+        if done.returncode == -signal.SIGXCPU:
+            return REFUSED, {"error": "reading the file took too much time and was stopped"}
         return done.returncode, json.loads(done.stdout or b"{}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import sys
@@ -13,15 +14,19 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from attack.uploads import uploads
 from pydantic import SecretStr
 from service_fakes import AppClient, Fakes, problem_in, serving
+from starlette.requests import ClientDisconnect
 
+from creditgrid.core.errors import BusyError
 from creditgrid.core.experiments.stages import checkpoint_task
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.wire import MAX_SPEC_BYTES, CheckpointView
 from creditgrid.service.api import app as app_module
 from creditgrid.service.api import checkpoint_import
 from creditgrid.service.api.app import create_app
+from creditgrid.service.api.checkpoint_import import MOST_WAITING, SLOTS, CheckpointImporter
 from creditgrid.service.settings import Settings
 
 URL = "/v1/checkpoints"
@@ -172,6 +177,42 @@ def test_the_process_gets_the_file_and_no_secrets(
 def test_a_directory_that_cannot_be_written(client: AppClient, settings: Settings, reading: Path) -> None:
     settings.data_dir.write_text("in the way")
     assert "cannot be stored" in refused(client, 500, content=b"x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["an unused bomb in a checkpoint", "a path above", "a tensor that repeats one value"])
+def test_hostile_uploads_are_problems(client: AppClient, fakes: Fakes, tmp_path: Path, name: str) -> None:
+    upload = uploads()[name]
+    path = tmp_path / "upload"
+    path.write_bytes(upload) if isinstance(upload, bytes) else upload(path)
+    refused(client, 422, content=path.read_bytes())
+    assert list(fakes.store.keys()) == []
+
+
+def test_a_third_upload_waits_and_one_too_many_is_refused(tmp_path: Path, reading: Path) -> None:
+    reading.write_text("import time\ntime.sleep(60)")
+    importer = CheckpointImporter(tmp_path / "uploads", tmp_path / "artifacts")
+    waiting = asyncio.Event()
+
+    async def chunks() -> Any:
+        yield b"x"
+
+    async def gone() -> None:
+        await waiting.wait()
+
+    async def run() -> list[object]:
+        tasks = [asyncio.create_task(importer.import_upload(chunks(), gone)) for _ in range(SLOTS + MOST_WAITING)]
+        while len(psutil.Process().children()) < SLOTS:
+            await asyncio.sleep(0.05)
+        with pytest.raises(BusyError, match="too many checkpoints"):
+            await importer.import_upload(chunks(), gone)
+        assert len(psutil.Process().children()) == SLOTS
+        waiting.set()  # every client goes
+        return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+    found = asyncio.run(run())
+    assert all(isinstance(error, ClientDisconnect) for error in found), found
+    assert psutil.Process().children() == []
 
 
 @pytest.fixture

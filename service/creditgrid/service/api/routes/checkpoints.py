@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -40,13 +41,19 @@ async def import_checkpoint(
     """Import a checkpoint as an artifact. A spec names it as `checkpoint` instead of training one."""
     if content_type.partition(";")[0].strip().lower() != MEDIA_TYPE:
         raise HTTPException(415, f"send a checkpoint as {MEDIA_TYPE}; got {content_type!r:.100}")
-    view, created = await context.importer.import_upload(_chunks(request))
+    view, created = await context.importer.import_upload(_chunks(request), partial(_gone, request))
     if created:
         await run_in_threadpool(context.services.audit.note, actor, "import", view.name)
     else:
         response.status_code = 200
     response.headers["Location"] = f"{PROTECTED}/artifacts/{view.key}"
     return view
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
