@@ -114,3 +114,9 @@ def test_a_ledger_that_is_unavailable(fakes: Fakes, client: AppClient, monkeypat
     assert int(response.headers["retry-after"]) > 0
     (entry,) = [entry for entry in logs if entry["event"] == "the ledger is unavailable"]
     assert entry["reason"] == "the server closed the connection"
+
+
+def test_a_body_with_many_faults_gets_some_of_them(client: AppClient) -> None:
+    problem = problem_in(client.post("/v1/gc", json={f"key{i}": 1 for i in range(1000)}), 422)
+    assert len(problem.errors) == 21
+    assert problem.errors[-1].detail == "and 980 more"

@@ -27,7 +27,7 @@ from creditgrid.core.errors import (
     RunnerError,
     SpecError,
 )
-from creditgrid.core.spec.faults import pointer
+from creditgrid.core.spec.faults import MAX_FAULTS, pointer
 from creditgrid.core.wire import Problem, ProblemError
 from creditgrid.service.ledger.engine import short_message
 
@@ -98,7 +98,10 @@ async def _ledger_unavailable(request: Request, error: Exception) -> Response:
 
 async def _invalid_request(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [_fault(item) for item in error.errors()]
+    found = error.errors()
+    errors = [_fault(item) for item in found[:MAX_FAULTS]]
+    if more := len(found) - len(errors):
+        errors.append(ProblemError(detail=f"and {more:,} more"))
     return problem_response(problem(422, "; ".join(item.detail for item in errors), errors))
 
 
