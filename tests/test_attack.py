@@ -22,6 +22,7 @@ CORPORA = (
     "connections",
     "bodies",
     "growing bodies",
+    "uploads",
     "slow connections",
     "generated",
     "chained",

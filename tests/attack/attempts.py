@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class Attempt:
     name: str
     method: str
     path: str
-    content: bytes | None = None
+    content: bytes | Iterable[bytes] | None = None
     headers: Sequence[tuple[str, str | bytes]] = ()
     limit_s: float = 1.0
     statuses: Collection[int] | None = None

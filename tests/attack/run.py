@@ -24,10 +24,12 @@ Log = Callable[[str], None]
 TOKEN = "a token that only its owner knows"[:33].replace(" ", "-")
 DESCRIPTORS = 256
 SHARES = {
-    "hosts and origins": 0.1,
-    "bodies": 0.12,
-    "growing bodies": 0.18,
-    "generated": 0.2,
+    "hosts and origins": 0.08,
+    "bodies": 0.1,
+    "growing bodies": 0.12,
+    "uploads": 0.15,
+    "queries": 0.1,
+    "generated": 0.15,
     "credentials": 0.1,
     "generated with a token": 0.1,
 }
@@ -102,6 +104,8 @@ def _attack_open(service: ServiceProcess, folder: Path, budget: float, seed: int
             log("bodies: done")
             outcome.exponents = exponents.attack(http, until("growing bodies"), seed, tally)
             log("growing bodies: done")
+            corpora.attack_uploads(service.url, folder / "uploads", until("uploads"), seed, tally)
+            log("uploads: done")
             seconds = SHARES["generated"] * budget
             generated.attack(folder / "generated", service.url, document, found, seconds, seed, tally)
             log("generated requests: done")
