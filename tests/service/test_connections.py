@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -196,6 +197,25 @@ def test_a_client_that_was_answered_is_kept_before_one_that_was_not(connect: Con
             time.sleep(0.005)
         kept.sendall(HEALTHZ)
         assert is_well(kept)
+
+
+def test_a_flood_does_not_sort_all_connections_each_time(
+    connect: Connect, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorts = 0
+    inner = connections._sorted
+
+    def counted(phases: tuple[limits.Phase, ...]) -> deque[limits.Connection]:
+        nonlocal sorts
+        sorts += 1
+        return inner(phases)
+
+    monkeypatch.setattr(connections, "_sorted", counted)
+    with few(connections, 20, 10):
+        for _ in range(100):
+            connect(HALF_A_HEAD)
+        assert is_well(connect(HEALTHZ))
+    assert 1 <= sorts <= 20
 
 
 def test_the_last_places_are_for_probes(url: str, connections: Connections) -> None:

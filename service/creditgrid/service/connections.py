@@ -119,9 +119,12 @@ class Connections:
 
     def _drop_oldest(self, *phases: Phase) -> bool:
         """Drop a connection in one of these phases: one that has not had an answer yet before the others."""
-        for connections in (self._oldest, self._sorted(phases)):
-            while connections:
-                connection = connections.popleft()
+        # The list of an earlier call serves the next ones, so that a flood does not sort all connections at each one.
+        for renew in (False, True):
+            if renew:
+                self._oldest = self._sorted(phases)
+            while self._oldest:
+                connection = self._oldest.popleft()
                 if connection in self._open and connection.phase in phases:
                     self._open.discard(connection)  # it takes some steps until it is closed
                     connection.transport.abort()
@@ -130,12 +133,9 @@ class Connections:
         return False
 
     def _sorted(self, phases: tuple[Phase, ...]) -> deque[Connection]:
-        # The list serves the next calls too, so that a flood of connections does not sort all of them each time. The
-        # newest is left out: it had no chance yet.
         found = [connection for connection in self._open if connection.phase in phases]
         found.sort(key=lambda connection: (connection.answered > 0, connection.since))
-        self._oldest = deque(found[:-1])
-        return self._oldest
+        return deque(found[:-1])  # the newest had no chance yet
 
     def _count_dropped(self) -> None:
         self._dropped += 1
@@ -218,9 +218,9 @@ class Connection(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answer what is not HTTP, as uvicorn does, but with a problem document."""
-        self.end(problem(400, f"{msg} It is not HTTP/1.1, or a head or a chunk has a fault."))
+        self.end(problem(400, "this is not HTTP/1.1, or the head of a request or a chunk of its body has a fault"))
 
     def end(self, why: Problem) -> None:
         """Close the connection, with this answer unless another one is being sent."""
