@@ -23,6 +23,8 @@ STOP_S = 20.0
 """The service's grace is 10 s; the local runner has nothing that takes longer."""
 HEALTHZ_S = 1.0
 """The longest that ``/healthz`` may take, whatever else is asked."""
+LEFT_S = 5.0
+"""By then its last processes have noticed that it has ended."""
 LOG_MB = 20.0
 NOTED_PLACES = ("home", "temporary", "work")
 
@@ -74,7 +76,9 @@ def check_stop(service: ServiceProcess, tally: Tally) -> None:
             tally.fell_short("afterwards", "the stop", f"exit status {status} after {seconds:.1f} s")
     except subprocess.TimeoutExpired:
         tally.fell_short("afterwards", "the stop", "SIGTERM does not end the service")
-    time.sleep(0.5)
+    deadline = time.monotonic() + LEFT_S
+    while list(service.processes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     if left := service.end_all():
         tally.fell_short("afterwards", "processes left after the stop", ", ".join(left)[:300])
     for place in NOTED_PLACES:

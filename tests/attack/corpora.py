@@ -50,12 +50,13 @@ def _send(http: httpx.Client, name: str, path: str, body: bytes, tally: Tally) -
     return refused
 
 
-def attack_uploads(url: str, folder: Path, until: float, seed: int, tally: Tally) -> None:
+def attack_uploads(url: str, folder: Path, seconds: float, seed: int, tally: Tally) -> None:
     """Every upload, in random order, until the time is up: each is refused, and no code in it runs."""
     CANARY.unlink(missing_ok=True)
     folder.mkdir()
     some = sorted(uploads().items(), key=lambda item: item[0])
     random.Random(seed).shuffle(some)
+    until = time.monotonic() + seconds
 
     def upload(number: int) -> None:
         name, made = some[number]

@@ -73,7 +73,6 @@ def _malformed() -> Iterator[Exchange]:
     for version in ("2.0", "9.9"):
         data = f"GET /healthz HTTP/{version}\r\nHost: localhost\r\n\r\n".encode()
         yield Exchange(f"version {version}", data, ok)
-    yield Exchange("two spaces", b"GET  /healthz  HTTP/1.1\r\nHost: localhost\r\n\r\n", ok)
     yield Exchange("HTTP/1.0", b"GET /healthz HTTP/1.0\r\n\r\n", ok)
     yield Exchange("empty lines first", b"\r\n\r\n" + request(), ok, close="half")
     yield Exchange("absolute form", request(path="http://localhost/healthz"), ok)

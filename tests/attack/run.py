@@ -104,7 +104,7 @@ def _attack_open(service: ServiceProcess, folder: Path, budget: float, seed: int
             log("bodies: done")
             outcome.exponents = exponents.attack(http, until("growing bodies"), seed, tally)
             log("growing bodies: done")
-            corpora.attack_uploads(service.url, folder / "uploads", until("uploads"), seed, tally)
+            corpora.attack_uploads(service.url, folder / "uploads", SHARES["uploads"] * budget, seed, tally)
             log("uploads: done")
             seconds = SHARES["generated"] * budget
             generated.attack(folder / "generated", service.url, document, found, seconds, seed, tally)
