@@ -210,3 +210,8 @@ def test_tag_directives_are_refused_before_libyaml_compares_them() -> None:
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(SpecError):  # any other exception is a bug
         parse_text(data)
+
+
+def test_the_number_of_lists_and_objects_is_bounded() -> None:
+    assert len(parse_text(b"[" + b"{}," * 200_000 + b"1]")) == 200_001
+    assert "more than 250,000 lists and objects" in refusal(b"[" + b"[]," * 250_000 + b"1]")

@@ -22,6 +22,8 @@ from creditgrid.core.wire import MAX_SPEC_BYTES
 
 MAX_DEPTH = 32
 """Lists and mappings inside each other; a spec needs five."""
+MAX_HOLDERS = 250_000
+"""Opening brackets: a spec has one for each included cell, and few others. Many small lists take long to read."""
 MAX_YAML_BYTES = 2**20
 """A longer YAML document is refused: YAML takes ten times as long to read as JSON."""
 TOO_DEEP = f"lists and mappings are nested deeper than {MAX_DEPTH} levels"
@@ -104,11 +106,14 @@ def _decoded(data: bytes) -> str:
     if len(data) > MAX_SPEC_BYTES:
         raise _refusal(f"the spec is {len(data):,} bytes long, more than the {MAX_SPEC_BYTES:,} that are read")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _refusal(
             f"byte 0x{data[error.start]:02x} at offset {error.start:,} is not UTF-8: encode the spec as UTF-8"
         ) from error
+    if text.count("[") + text.count("{") > MAX_HOLDERS:
+        raise _refusal(f"the spec has more than {MAX_HOLDERS:,} lists and objects: generate axes instead")
+    return text
 
 
 def _parse_json(text: str, **options: Any) -> Any:
