@@ -248,6 +248,8 @@ def test_a_client_that_does_not_read_is_cut_off(url: str, monkeypatch: pytest.Mo
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\n" + HOST + b"NoColon\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + HOST + b"Host: evil.example\r\n\r\n",
         b"POST /v1/plans HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
         b"POST /v1/plans HTTP/1.1\r\n" + HOST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
     ],

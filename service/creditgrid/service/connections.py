@@ -204,6 +204,9 @@ class Connection(HttpToolsProtocol):
         if found and b"/" not in scheme:  # a whole URL names the host, whatever the header says (RFC 9112, 3.2.2)
             self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"]
             self.headers.append((b"host", rest.partition(b"/")[0]))
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise ValueError("a request names one host")
         self.app = self.config.loaded_app if self._all.may_answer(self.url, len(self.tasks)) else _unavailable
         super().on_headers_complete()
 
