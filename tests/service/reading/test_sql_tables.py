@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pytest
 import sqlalchemy as sa
 from sweeping import House, both_databases
 
@@ -32,6 +33,24 @@ def test_tables_of_all_sweeps_are_there_for_sql(house: House) -> None:
     assert sweeps[1]["finished_at"].tzinfo is not None
     house.drain()
     assert {row["state"] for row in read(house, "cells").to_pylist()} == {"succeeded", "cancelled"}
+
+
+@both_databases
+def test_the_ledger_is_read_in_batches(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size of the batches, all cells come once, and only those of the sweeps that are needed."""
+    one, two = house.submit(name="one", axes={"x": list(range(10))}), house.submit(name="two", axes={"x": [1, 2]})
+    whole = sorted(map(str, read(house, "cells").to_pylist()))
+    assert len(whole) == 12
+    for rows in (1, 3, 10, 100):
+        monkeypatch.setattr("creditgrid.service.reading.sql_tables.ROWS_AT_ONCE", rows)
+        assert sorted(map(str, read(house, "cells").to_pylist())) == whole
+        assert read(house, "sweeps")["id"].to_pylist() == [one, two]
+        with house.sql_tables.snapshot() as snapshot:
+            first, second = snapshot.scan("cells", ["idx"], [two]), snapshot.scan("cells", ["idx", "state"], [one])
+            found = [(batch.num_rows, other.num_rows) for batch, other in zip(first, second, strict=False)]
+            assert found[0] == (min(rows, 2), min(rows, 10))
+        assert house.sql_tables.cell_index(one)["idx"].to_pylist() == list(range(10))
+    house.drain()
 
 
 @both_databases
