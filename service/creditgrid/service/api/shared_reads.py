@@ -3,7 +3,7 @@
 A status that 200 clients poll is read once for each change, in one thread, while they wait for the same read. What was
 read stays in memory while it is valid. A change of a sweep itself (see ``Changes``) ends that at once. Steps of calls
 do not: there may be hundreds a second, so what they change is read again after a while, which leaves the sweep at least
-95 % of the time. Meanwhile pollers get the answer that is there, until it is twice as old as that.
+98 % of the time. Meanwhile pollers get the answer that is there, until it is twice as old as that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ THREADS = 4
 """Threads that read at a time: others than those of requests, so that a slow request delays no poller."""
 LIVE_S = 0.3
 """Progress and the time left change without a write; a sweep that runs is read again after this."""
-SHARE = 0.05
+SHARE = 0.02
 """The share of time that reading one thing again and again may take while calls start and end."""
 SLOW_THREADS, SLOW_LIVE_S, SLOW_SHARE = 2, 30.0, 0.2
 """The same for what reads all rows or cells of a sweep, and shows no progress."""
