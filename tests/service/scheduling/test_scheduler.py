@@ -396,9 +396,9 @@ def test_a_ledger_that_cannot_be_written_for_a_while_loses_nothing(
     original = house.ledger.write
 
     @contextmanager
-    def write() -> Iterator[sa.Connection]:
+    def write(**options: Any) -> Iterator[sa.Connection]:
         number = next(written)
-        with original() as connection:
+        with original(**options) as connection:
             if number == {"submitting": 2, "running": 6, "committing": 9}[moment]:
                 broken.set()
             if broken.is_set():

@@ -31,7 +31,7 @@ POSTGRESQL_OPTIONS: Mapping[str, str | int] = {
 """Options of a connection to a PostgreSQL server; those in the URL come first."""
 POOL_OPTIONS: Mapping[str, int] = {"pool_size": 8, "max_overflow": 56}
 """More connections than the service answers requests at a time, so that the scheduler never waits for one."""
-WRITER_CACHE_KIB, READER_CACHE_KIB = 32 * 1024, 2 * 1024
+WRITER_CACHE_KIB, READER_CACHE_KIB = 16 * 1024, 2 * 1024
 """SQLite's cache of pages. Keys are random, so a plan touches pages all over their index."""
 WAL_PAGES = 8192
 """After so many pages SQLite brings its log to the file: a page that was written often is brought there once."""

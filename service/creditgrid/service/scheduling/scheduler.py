@@ -297,7 +297,7 @@ class Scheduler:
         elif isinstance(message, Started):
             submitted.started = time.monotonic()
             text = f"{len(submitted.call.tasks):,} {submitted.call.kind} started on {message.host}, {message.device}"
-            with self._ledger.write() as connection:
+            with self._ledger.write(durable=False) as connection:  # a call that counts as queued ends as well
                 transitions.start_call(connection, message.call, message.host, text)
         elif isinstance(message, Finished):
             self._finished(message)
