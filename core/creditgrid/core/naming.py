@@ -75,6 +75,9 @@ def name_cells(
     """
     seen: set[bytes] = set()
     numbers: dict[str, int] = {}
+    before: Task | None = None  # most cells have the parents of the cell before
+    parents: Sequence[int] = ()
+    shared = ""
     cells = ((index, params) for index, params in enumerate(grid.cells(datasets)) if only is None or index in only)
     while some := list(itertools.islice(cells, CHUNK)):
         stages: list[NamedTask] = []
@@ -87,11 +90,16 @@ def name_cells(
             seen.add(packed)
             if index < first:
                 continue
-            for ancestor in ancestors:
-                if ancestor.key not in numbers:
-                    numbers[ancestor.key] = len(numbers)
-                    stages.append(_named(ancestor, numbers, _absent(grid, kinds, ancestor)))
-            named.append(NamedCell(index, _named(task, numbers)))
+            if before is None or not _shares(task, before):
+                for ancestor in ancestors:
+                    if ancestor.key not in numbers:
+                        numbers[ancestor.key] = len(numbers)
+                        stages.append(_stage(ancestor, numbers, _absent(grid, kinds, ancestor)))
+                before, shared = task, shared_text(task)
+                parents = [numbers[key] for key in task.parents.values()]
+            named.append(
+                NamedCell(index, NamedTask(task.key, task.kind, task.group, parents, params_text(task), shared))
+            )
         if len(numbers) > MAX_STAGES:
             detail = f"the cells depend on more than {MAX_STAGES:,} trainings, fits and other stages: split the sweep"
             raise SpecError([Fault(detail, "/axes")])
@@ -136,7 +144,13 @@ def _name(grid: Grid, params: Params, datasets: Mapping[str, DatasetRef]) -> tup
         raise PluginError(f"{grid.experiment.name}: cell() raised {type(error).__name__}: {error}") from error
 
 
-def _named(task: Task, numbers: Mapping[str, int], absent: Sequence[str] | None = None) -> NamedTask:
+def _shares(task: Task, other: Task) -> bool:
+    """Whether the tasks have one shared text. Then they have the same parents, and so the same stages below them."""
+    same = task.group == other.group and task.parents == other.parents and task.source == other.source
+    return same and task.version == other.version
+
+
+def _stage(task: Task, numbers: Mapping[str, int], absent: Sequence[str] | None) -> NamedTask:
     parents = [numbers[key] for key in task.parents.values()]
     return NamedTask(task.key, task.kind, task.group, parents, params_text(task), shared_text(task), absent)
 
