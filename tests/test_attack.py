@@ -11,6 +11,7 @@ import pytest
 from attack.attempts import Attempt, judge
 from attack.exponents import exponent
 from attack.malformed import exchanges
+from attack.queries import queries
 from attack.tally import Tally
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,7 @@ CORPORA = (
     "bodies",
     "growing bodies",
     "uploads",
+    "queries",
     "slow connections",
     "generated",
     "chained",
@@ -58,9 +60,10 @@ def test_times_that_are_mostly_the_request_have_no_exponent() -> None:
     assert exponent([(size, 0.002) for size in (1_000, 10_000, 100_000)]) is None
 
 
-def test_the_names_of_malformed_requests_are_unique() -> None:
+def test_the_corpora_are_large_and_their_names_unique() -> None:
     names = [exchange.name for exchange in exchanges()]
     assert len(names) == len(set(names)) > 100
+    assert len(queries()) >= 200
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ class Attempt:
     headers: Sequence[tuple[str, str | bytes]] = ()
     limit_s: float = 1.0
     statuses: Collection[int] | None = None
+    may_be_cut: bool = False  # an answer that has started may end early, which its reader sees
 
 
 def send(http: httpx.Client, corpus: str, attempt: Attempt, tally: Tally) -> httpx.Response | None:
@@ -36,6 +37,9 @@ def send(http: httpx.Client, corpus: str, attempt: Attempt, tally: Tally) -> htt
         answer = http.request(attempt.method, attempt.path, content=attempt.content, headers=list(attempt.headers))
     except httpx.HTTPError as error:
         seconds = time.perf_counter() - started
+        if attempt.may_be_cut and "incomplete" in str(error) and seconds <= attempt.limit_s * tally.patience:
+            tally.attempt(corpus, attempt.name, "cut off", seconds)
+            return None
         tally.attempt(corpus, attempt.name, "no answer", seconds)
         tally.fell_short(corpus, "no answer", f"{attempt.name}: {type(error).__name__} {error} after {seconds:.1f} s")
         return None

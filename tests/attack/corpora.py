@@ -1,7 +1,8 @@
-"""Sends the corpora: hostile bodies, each as a plan and, where that is refused, as a sweep; and hostile uploads."""
+"""Sends the corpora: hostile bodies (each as a plan and, where that is refused, as a sweep), uploads and queries."""
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -13,14 +14,20 @@ import httpx
 from .attempts import Attempt, client, send
 from .bodies import content_type, small_bodies
 from .exponents import ACCEPTED_S, LIMIT_S
+from .queries import queries
 from .tally import Tally
 from .uploads import uploads
 
-BODIES, UPLOADS = "bodies", "uploads"
+BODIES, UPLOADS, QUERIES = "bodies", "uploads", "queries"
 UPLOAD_S = 30.0
 """A process starts, imports torch and refuses the file by then, although another one is before it."""
 AT_ONCE = 2
 """Uploads at the same time."""
+QUERY_TIMEOUT_S = 3.0
+"""The time limit of a query, as a setting of the service under attack."""
+QUERY_S = QUERY_TIMEOUT_S + 4.0
+"""A query is answered by then: it may wait for others, run, and be stopped."""
+SECRET = "a secret of another program"
 REFUSED = (400, 409, 413, 415, 422)
 CANARY = Path("/tmp/creditgrid-attacked")
 """The file that code in an upload would make if it ran."""
@@ -79,6 +86,25 @@ def attack_uploads(url: str, folder: Path, seconds: float, seed: int, tally: Tal
         list(pool.map(upload, range(len(some))))
     if CANARY.exists():
         tally.fell_short(UPLOADS, "code of an upload has run", f"{CANARY} exists")
+
+
+def attack_queries(http: httpx.Client, secret: Path, data: Path, until: float, seed: int, tally: Tally) -> None:
+    """Every query, in random order, until the time is up: nothing is written, no file is read, none works for ever."""
+    secret.write_text(f"name,value\nsecret,{SECRET}\n")
+    before = sorted(secret.parent.iterdir())
+    some = sorted(queries().items())
+    random.Random(seed).shuffle(some)
+    for name, query in some:
+        if time.monotonic() > until:
+            break
+        sql = query.sql.replace("{secret}", str(secret)).replace("{data}", str(data))
+        body, headers = json.dumps({"sql": sql}).encode(), [("Content-Type", "application/json")]
+        attempt = Attempt(name, "POST", "/v1/query?format=csv", body, headers, QUERY_S, query.statuses, True)
+        answer = send(http, QUERIES, attempt, tally)
+        if answer is not None and SECRET in answer.text:
+            tally.fell_short(QUERIES, "a secret in an answer", f"{name}: {answer.text[:200]}")
+    if sorted(secret.parent.iterdir()) != before:
+        tally.fell_short(QUERIES, "a file was written", f"in {secret.parent}")
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

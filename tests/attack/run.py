@@ -55,11 +55,13 @@ def attack(folder: Path, minutes: float, seed: int, patience: float, log: Log) -
     outcome = Outcome(Tally(patience))
     started = time.monotonic()
     budget = 60 * minutes
-    open_service = ServiceProcess(folder / "open", "--runner", "local", "--log-format", "json")
+    environment = {"CREDITGRID_QUERY_TIMEOUT_S": str(corpora.QUERY_TIMEOUT_S), "ATTACK_SECRET": corpora.SECRET}
+    options = ("--runner", "local", "--log-format", "json")
+    open_service = ServiceProcess(folder / "open", *options, environment=environment)
     token_file = folder / "token"
     token_file.write_text(TOKEN)
     token_file.chmod(0o600)
-    options = ("--runner", "local", "--log-format", "json", "--token-file", str(token_file))
+    options += ("--token-file", str(token_file))
     closed_service = ServiceProcess(folder / "closed", *options, descriptors=DESCRIPTORS)
     services = (open_service, closed_service)
     try:
@@ -104,6 +106,10 @@ def _attack_open(service: ServiceProcess, folder: Path, budget: float, seed: int
             log("bodies: done")
             outcome.exponents = exponents.attack(http, until("growing bodies"), seed, tally)
             log("growing bodies: done")
+            secrets = folder / "elsewhere"
+            secrets.mkdir()
+            corpora.attack_queries(http, secrets / "secret.csv", service.data, until("queries"), seed, tally)
+            log("queries: done")
             corpora.attack_uploads(service.url, folder / "uploads", SHARES["uploads"] * budget, seed, tally)
             log("uploads: done")
             seconds = SHARES["generated"] * budget
