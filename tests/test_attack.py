@@ -68,7 +68,7 @@ def test_the_corpora_are_large_and_their_names_unique() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_short_attack_tries_every_corpus() -> None:
+def test_a_short_attack_finds_nothing_that_falls_short() -> None:
     """``make attack`` tries more."""
     command = [sys.executable, "-m", "tests.attack", "--minutes", "0.5", "--seed", "1", "--patience", "10"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
@@ -78,5 +78,5 @@ def test_a_short_attack_tries_every_corpus() -> None:
             process.terminate()  # it ends all its processes
     text = said.decode()
     print(text)
-    assert process.returncode in (0, 1), text
+    assert process.returncode == 0, text
     assert [corpus for corpus in CORPORA if f"│ {corpus} " not in text] == []
