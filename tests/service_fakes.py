@@ -388,7 +388,7 @@ class FakeResults:
     def files(self) -> ResultFiles:
         paths = () if self._table is None else tuple(path.name for path in self.directory.glob("*.parquet"))
         schema = self.schema() if self._table is None else self._table.schema
-        return ResultFiles(str(self.directory), paths, schema)
+        return ResultFiles(str(self.directory), paths, schema, uniform=True)
 
     def schema(self) -> pa.Schema:
         return pa.schema([("cell", pa.string()), ("experiment", pa.string()), ("delta_loss_same", pa.float64())])

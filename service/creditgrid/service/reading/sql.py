@@ -146,6 +146,7 @@ class Sandbox:
             results.root,
             results.paths,
             results.schema,
+            results.uniform,
             self._tables.schemas,
             self._timeout_s,
             self._memory,

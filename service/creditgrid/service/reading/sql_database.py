@@ -63,7 +63,9 @@ def _add_results(database: duckdb.DuckDBPyConnection, request: Request) -> None:
     database.register_filesystem(files)
     names = f"[{', '.join(quoted(name) for name in files.names)}]"
     database.execute(f"SET allowed_paths = {names}")
-    options = "hive_partitioning = true, hive_types_autocast = false, union_by_name = true"
+    options = "hive_partitioning = true, hive_types_autocast = false"
+    if not request.uniform:  # otherwise DuckDB need not open all files to plan a query
+        options += ", union_by_name = true"
     found = database.sql(f"SELECT * FROM read_parquet({names}, {options})")  # noqa: S608 - quoted
     types = dict(zip(request.columns.names, database.from_arrow(request.columns.empty_table()).types, strict=True))
     columns = [

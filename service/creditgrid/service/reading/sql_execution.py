@@ -128,13 +128,13 @@ def _send(reader: pa.RecordBatchReader, request: Request, link: Link, expired: t
         if size > most:
             break
     whole = pa.RecordBatchReader.from_batches(reader.schema, itertools.chain(held, batches))
-    frame = bytearray()
+    frame: list[bytes] = []
     for chunk in ENCODERS[request.format](whole):
-        frame += chunk
-        if len(frame) >= FRAME_BYTES:
-            link.send(DATA, bytes(frame))
+        frame.append(chunk)
+        if sum(map(len, frame)) >= FRAME_BYTES:
+            link.send(DATA, *frame)
             frame.clear()
-    link.send(DATA, bytes(frame))
+    link.send(DATA, *frame)
 
 
 def _counted(batches: Iterable[pa.RecordBatch], max_rows: int | None) -> Iterator[pa.RecordBatch]:

@@ -22,7 +22,7 @@ from humanize import naturalsize
 from creditgrid.core.errors import QueryError
 
 READY, DATA, SCAN, NEXT, END = b"r", b"d", b"s", b"n", b"e"
-FRAME_BYTES = 256 * 2**10
+FRAME_BYTES = 2**20
 """About how long a frame of data is."""
 SMALL_ANSWER = 2**20
 """Bytes of Arrow data that an answer in the quick lane may have."""
@@ -41,6 +41,7 @@ class Request:
     root: str  # the folder of the results table
     paths: tuple[str, ...]  # its files, below root
     columns: pa.Schema  # of the results table
+    uniform: bool  # its files have the same columns
     ledger: dict[str, pa.Schema]  # the tables that SCAN may name
     timeout_s: float
     memory: int

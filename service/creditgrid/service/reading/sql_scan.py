@@ -26,10 +26,11 @@ class Link:
         """Scans of the next request are numbered from 0."""
         self._scans = 0
 
-    def send(self, kind: bytes, payload: bytes) -> None:
+    def send(self, kind: bytes, *payload: bytes) -> None:
         """Send a frame."""
+        frame = b"".join([kind, *payload])
         with self._lock:
-            self._connection.send_bytes(kind + payload)
+            self._connection.send_bytes(frame)
 
     def scan(self, table: str, schema: pa.Schema, only: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         """The batches of a table of the ledger, with these columns; of the sweeps ``only``, unless it is None."""

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import structlog
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -37,6 +38,7 @@ class ResultFiles(NamedTuple):
     root: str
     paths: tuple[str, ...]  # below root
     schema: pa.Schema  # of the whole table; a file may lack columns
+    uniform: bool  # all files have the same columns
 
 
 class Results:
@@ -55,6 +57,7 @@ class Results:
         self._writer: DeltaTable | None = None  # of the thread that appends
         self._appended: int | None = None  # the last batch that this process appended; None after a failure
         self._files: tuple[int, ResultFiles] | None = None  # of a version of the table
+        self._file_columns: dict[str, tuple[str, ...]] = {}
         self._columns: pa.Schema | None = None  # of the table, until the next append
 
     def holds(self, batch: int) -> bool:
@@ -125,13 +128,20 @@ class Results:
         """The current files; they can be read as long as those of ``dataset``."""
         table = self.delta()
         if table is None:
-            return ResultFiles(str(self.path), (), self.schema())
+            return ResultFiles(str(self.path), (), self.schema(), uniform=True)
         with self._lock:
             version = table.version()
             if self._files is None or self._files[0] != version:
                 paths = tuple(path for path, _ in data_files(table))
-                self._files = version, ResultFiles(str(self.path), paths, pa.schema(table.schema()))
+                self._file_columns = {path: self._columns_of(path) for path in paths}
+                uniform = len(set(self._file_columns.values())) <= 1
+                self._files = version, ResultFiles(str(self.path), paths, pa.schema(table.schema()), uniform)
             return self._files[1]
+
+    def _columns_of(self, path: str) -> tuple[str, ...]:
+        """The columns of a file; files never change."""
+        known = self._file_columns.get(path)
+        return tuple(pq.read_schema(self.path / path).names) if known is None else known
 
     def dataset(self) -> pads.Dataset | None:
         """The current files, as a dataset that pushes filters down; None while there are no rows.
