@@ -69,13 +69,10 @@ def prepare() -> None:
 @cache  # once in each process
 def load() -> None:
     """Import what calls need, and leave it out of later garbage collections."""
-    import torch
-
     import creditgrid.workers.execute  # noqa: F401
     from creditgrid.core.experiments.registry import registry
 
     registry()
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports for seconds
     # torch leaves hundreds of thousands of objects: visiting them took half the time of calls of many small cells.
     gc.collect()
     gc.freeze()
@@ -106,6 +103,9 @@ def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
 def warm_up() -> None:
     """Load what calls need, before the first call has to wait for it."""
     prepare()
+    import torch
+
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first optimiser of a process imports for seconds
     load()
     time.sleep(0.5)  # long enough that the worker of every core gets one of these tasks
 
