@@ -133,12 +133,15 @@ class Sandbox:
         session.check()
 
     def _session(self, query: Query, began: anyio.Event, put: Callable[[bytes], object], quick: bool) -> Session:
-        def request(spill: str) -> Request:
+        def request(spill: str | None) -> Request:
             return self._request(query, quick, spill)
 
-        return Session(self._pool, self._tables, request, lambda: from_thread.run_sync(began.set), put)
+        def begin() -> None:
+            from_thread.run_sync(began.set)
 
-    def _request(self, query: Query, quick: bool, spill: str) -> Request:
+        return Session(self._pool, self._tables, request, spills=query.trusted, begin=begin, put=put)
+
+    def _request(self, query: Query, quick: bool, spill: str | None) -> Request:
         results = self._tables.results()
         return Request(
             query.sql,
@@ -152,7 +155,7 @@ class Sandbox:
             self._memory,
             None if query.trusted else self._max_rows,
             quick,
-            spill if query.trusted else None,
+            spill,
         )
 
 

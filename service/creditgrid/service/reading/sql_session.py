@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -30,7 +30,8 @@ class Session:
     Args:
         pool: the processes.
         sql_tables: what the query may read.
-        request: makes the request, given a directory that is removed when the session ends.
+        request: makes the request, given the directory for what does not fit into memory.
+        spills: there is such a directory; it is removed when the session ends.
         begin: called when the process is ready and gets the request.
         put: takes the pieces of the answer. It may block, and raise to end the query.
     """
@@ -39,11 +40,14 @@ class Session:
         self,
         pool: Pool,
         sql_tables: SqlTables,
-        request: Callable[[str], Request],
+        request: Callable[[str | None], Request],
+        *,
+        spills: bool,
         begin: Callable[[], object],
         put: Callable[[bytes], object],
     ) -> None:
         self._pool, self._tables, self._make, self._begin, self._put = pool, sql_tables, request, begin, put
+        self._spills = spills
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._cancelled = False
@@ -70,7 +74,7 @@ class Session:
     def run(self) -> None:
         """Run the query; ``check`` raises its error."""
         try:
-            with tempfile.TemporaryDirectory(prefix="creditgrid-") as spill:
+            with tempfile.TemporaryDirectory(prefix="creditgrid-") if self._spills else nullcontext() as spill:
                 self._run(self._make(spill))
         except Exception as error:
             self._error = error
