@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from tests import sql_attacks
 
 from .attempts import Attempt, client, send
 from .bodies import content_type, small_bodies
 from .exponents import ACCEPTED_S, LIMIT_S
-from .queries import queries
+from .queries import ANSWERED, Query, queries
 from .tally import Tally
 from .uploads import uploads
 
@@ -92,7 +93,8 @@ def attack_queries(http: httpx.Client, secret: Path, data: Path, until: float, s
     """Every query, in random order, until the time is up: nothing is written, no file is read, none works for ever."""
     secret.write_text(f"name,value\nsecret,{SECRET}\n")
     before = sorted(secret.parent.iterdir())
-    some = sorted(queries().items())
+    others = sql_attacks.queries(str(secret), str(secret.with_name("stolen")))
+    some = sorted(queries().items()) + [(name, Query(sql, ANSWERED)) for name, sql in sorted(others.items())]
     random.Random(seed).shuffle(some)
     for name, query in some:
         if time.monotonic() > until:

@@ -34,11 +34,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="beside everyone, in each round [60]")
     parser.add_argument("--cells", type=int, default=200_000, help="of a large sweep [200000]")
+    parser.add_argument(
+        "--huge", type=int, help="cells of the sweep that is submitted beside everyone [5 times --cells]"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="on one service [1]")
     parser.add_argument("--runner", choices=["ray", "local"], default="ray", help="[ray]")
     options = parser.parse_args()
     sizes = Sizes() if options.cells >= 50_000 else Sizes(20, 40.0, 2, 4.0, 2, 4.0, 0.5, 2, 4.0, 5)
-    plan = Plan(options.seconds, options.cells, options.rounds, sizes)
+    plan = Plan(options.seconds, options.cells, options.huge or 5 * options.cells, options.rounds, sizes)
     console = Console(width=150, highlight=False, markup=False, soft_wrap=True)
     started = time.monotonic()
 

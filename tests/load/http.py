@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-WAIT_S = 300.0
+WAIT_S = 1200.0
 Head = tuple[int, dict[bytes, bytes]]
 
 

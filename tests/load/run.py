@@ -43,10 +43,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much: seconds beside everyone in each round, the cells of the large sweeps, and the rounds."""
+    """How much: seconds beside everyone in each round, cells of the large sweeps and of the huge one, and rounds."""
 
     seconds: float
     cells: int
+    huge_cells: int
     rounds: int
     sizes: Sizes
 
@@ -184,7 +185,7 @@ async def single_things(service: ServiceProcess, targets: Targets, plan: Plan, o
     add(await sections.statuses(address, targets, plan.cells, plan.section_s))
     add([await sections.long_list(address, 50 if small else 1000)])
     add(await sections.heavy_queries(address, 6 if small else 40, 1_000 if small else 10_000))
-    add(await sections.huge_submission(service, targets, plan.sizes, 5 * plan.cells, lambda: service.alive))
+    add(await sections.huge_submission(service, targets, plan.sizes, plan.huge_cells, lambda: service.alive))
 
 
 def lost(rates: dict[str, list[float]], name: str) -> float:

@@ -82,11 +82,9 @@ async def statuses(address: tuple[str, int], targets: Targets, cells: int, secon
     found = []
     for name, path in (("`/healthz`", "/healthz"), ("status of a small sweep", f"/v1/sweeps/{targets.small}")):
         found.append((f"{name}, full rate", f"{await full_rate(address, path, seconds):,.0f}/s"))
-    ended = f"/v1/sweeps/{targets.ended}"
-    found.append(
-        (f"status of an ended sweep of {cells:,}, full rate", f"{await full_rate(address, ended, seconds):,.0f}/s")
-    )
-    found.append((f"the same at {STEADY_S:.0f}/s", ms(await steady(address, ended, seconds))))
+    name, path = f"status of an ended sweep of {cells:,}", f"/v1/sweeps/{targets.ended}"
+    found.append((f"{name}, full rate", f"{await full_rate(address, path, seconds):,.0f}/s"))
+    found.append((f"{name}, at {STEADY_S:.0f}/s", ms(await steady(address, path, seconds))))
     for name, measure in (("full rate", full_rate), (f"at {STEADY_S:.0f}/s", steady)):
         async with connected(address) as connection, running(connection, grid(cells, time.time())) as sweep:
             result = await measure(address, f"/v1/sweeps/{sweep}", seconds)
