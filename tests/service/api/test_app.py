@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from contextlib import suppress
@@ -60,6 +61,16 @@ def test_openapi_says_which_role_an_operation_needs(client: AppClient) -> None:
             operation = paths[path][method.lower()]
             assert operation["x-role"] == access.role
             assert operation["description"].count("needs the role") == 1
+
+
+def test_references_of_openapi_lead_somewhere(client: AppClient) -> None:
+    document = client.get("/openapi.json").json()
+    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
+    assert references
+    for reference in references:
+        found = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]
 
 
 def test_openapi_describes_bodies_and_responses(client: AppClient) -> None:

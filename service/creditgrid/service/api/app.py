@@ -46,9 +46,17 @@ Errors are `application/problem+json` (RFC 9457). Lists have pages: pass `next` 
 A service with tokens needs `Authorization: Bearer …`. The holder of a token of role `read` may read, plan and query;
 `submit` may also submit sweeps, change their own, and import checkpoints; `admin` may do everything."""
 
+
+def _problem_schema() -> dict[str, Any]:
+    """The JSON Schema of a problem document in one piece: a reference within it would lead nowhere in the API's."""
+    schema = Problem.model_json_schema()
+    schema["properties"]["errors"]["items"] = schema.pop("$defs")["ProblemError"]
+    return schema
+
+
 PROBLEM: dict[str, Any] = {
     "description": "A problem document",
-    "content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+    "content": {problems.MEDIA_TYPE: {"schema": _problem_schema()}},
 }
 
 
