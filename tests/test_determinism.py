@@ -10,6 +10,7 @@ import pytest
 
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.text import SpecText
+from creditgrid.service.results.table import Results
 from creditgrid.service.services import create_services
 from creditgrid.service.settings import Settings
 
@@ -53,7 +54,9 @@ def run(settings: Settings, specs: dict[str, dict[str, Any]]) -> tuple[list[dict
                 time.sleep(0.05)
             assert services.sweeps.get(sweep).state == "succeeded", services.failures.of(sweep)
         measured = {name for spec in specs for name in registry().experiment(spec).columns}
-        rows = services.sql_tables.results().to_table(columns=["cell", *sorted(measured)]).to_pylist()
+        dataset = Results(settings.data_dir / "results", "test").dataset()
+        assert dataset is not None
+        rows = dataset.to_table(columns=["cell", *sorted(measured)]).to_pylist()
     finally:
         services.scheduler.stop(0)
     artifacts = {key: services.store.read(key) for key in sorted(services.store.keys())}

@@ -70,12 +70,12 @@ def test_no_more_small_plans_than_slots_run() -> None:
 
 def test_who_has_fewer_plans_comes_first() -> None:
     lane, order = Lane(2), []
-    hold = threading.Event()
+    ends = [threading.Event() for _ in range(4)]
 
     def plan(owner: str) -> None:
         with lane.slot(owner, nobody_stops):
             order.append(owner)
-            hold.wait()
+            ends[len(order) - 1].wait()
 
     threads = []
     for owner, running in (("anna", 1), ("anna", 2), ("anna", 2), ("ben", 2)):
@@ -83,10 +83,13 @@ def test_who_has_fewer_plans_comes_first() -> None:
         threads[-1].start()
         wait_until(lambda running=running: len(order) == running)  # type: ignore[misc]
     wait_until(lambda: len(lane._waiting) == 2)
-    hold.set()
+    ends[0].set()
+    wait_until(lambda: len(order) == 3)
+    assert order == ["anna", "anna", "ben"]
+    for end in ends:
+        end.set()
     for thread in threads:
         thread.join()
-    assert order[:3] == ["anna", "anna", "ben"]
 
 
 def test_a_wait_ends_when_nobody_wants_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

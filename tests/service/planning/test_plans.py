@@ -19,6 +19,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import Extension
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.transitions import discard_plan
+from creditgrid.service.planning import plans
 
 CHUNK = 2
 LARGE: dict[str, Any] = {"axes": {"group": [1, 2, 3], "x": [1, 2]}, "fixed": {"base": "ok"}}
@@ -27,11 +28,30 @@ PART: dict[str, Any] = {"axes": {"group": [1, 3], "x": [2, 7]}, "fixed": {"base"
 """Two of them, and two more."""
 
 
+class InStep:
+    """A ``ReadAhead`` that reads nothing ahead, so that a test decides what is written before something happens."""
+
+    ready = False
+
+    def __init__(self, items: Any, abandoned: threading.Event) -> None:
+        self.items = items
+
+    def __enter__(self) -> InStep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
 @pytest.fixture
 def house(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     quick(monkeypatch)
     monkeypatch.setattr(naming, "CHUNK", CHUNK)
     monkeypatch.setattr(core_plan, "CHUNK", CHUNK)
+    monkeypatch.setattr(plans, "ReadAhead", InStep)
     made = House(tmp_path, url=url)
     yield made
     made.close()
@@ -294,3 +314,22 @@ def test_a_plan_is_undone_in_parts(house: House, monkeypatch: pytest.MonkeyPatch
         house.submit(**LARGE)
     assert len(steps) == 6  # two calls, two cells, one stage, the sweep
     assert planned(house)
+
+
+@both_databases
+def test_parts_that_are_read_ahead_are_written_together(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    monkeypatch.setattr(naming, "CHUNK", CHUNK)
+    house = House(tmp_path, url=url)
+    sweeps = [house.submit(axes={"group": [n], "x": {"range": [40]}}, fixed={"base": "ok"}) for n in range(3)]
+    house.drain()
+    assert {house.state(sweep) for sweep in sweeps} == {State.SUCCEEDED}
+    house.check()
+    present = content(house)
+    at_step(house, 15, refuse)
+    with pytest.raises(SpecError):
+        house.submit(axes={"group": [9], "x": {"range": [40]}}, fixed={"base": "ok"})
+    assert content(house) == present
+    house.close()

@@ -82,6 +82,11 @@ class Ledger:
         with engine.read_transaction(self._engine) as connection:
             yield connection
 
+    @property
+    def awaited(self) -> bool:
+        """Whether another writer of this process waits."""
+        return self._turn.awaited
+
     def identity(self) -> str:
         """The name that the ledger got when it was created. It marks the ledger's commits in the results table."""
         with self.read() as connection:

@@ -15,6 +15,11 @@ class Turns:
         self._holder: int | None = None
         self._waiting: deque[tuple[int, threading.Lock]] = deque()
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a thread waits."""
+        return bool(self._waiting)
+
     def __enter__(self) -> None:
         me = threading.get_ident()
         with self._guard:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,12 @@ from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.queries import call_states, task_states
 from creditgrid.service.ledger.tables import CELLS
+from creditgrid.service.planning.read_ahead import ReadAhead
 
 Published = TypeVar("Published")
 Item = TypeVar("Item")
+LONGEST_TRANSACTION_S = 0.05
+"""A transaction takes no further chunk after so long."""
 LookUp: TypeAlias = Callable[[sa.Connection, Sequence[NamedTask]], Mapping[str, Found]]
 
 
@@ -54,7 +58,7 @@ class PlanWriter:
 
     def write(
         self,
-        chunks: Iterable[Chunk],
+        chunks: ReadAhead[Chunk],
         create: Callable[[sa.Connection], None],
         publish: Callable[[sa.Connection, int], Published],
     ) -> Published | None:
@@ -68,22 +72,36 @@ class PlanWriter:
         Raises:
             SpecError: the spec is refused.
         """
-        left: deque[Sequence[int]] = deque()
-        for chunk, last in _with_last(chunks):
+        left: deque[Sequence[int]] | None = None
+        rest = _with_last(chunks)
+        for chunk, last in rest:
             with self._transaction(create, durable=last) as (connection, lookup):
                 self._add(connection, self._plan.add(chunk, lookup))
                 if last:
-                    left.extend(self._plan.left())
+                    left = deque(self._plan.left())
                     if left:
                         self._add(connection, self._plan.add_left(left.popleft(), lookup))
                     if not left:
                         return publish(connection, self.cells)
-        while left:
-            with self._transaction(create, durable=len(left) == 1) as (connection, lookup):
-                self._add(connection, self._plan.add_left(left.popleft(), lookup))
+                for more in self._while_nobody_waits(rest, chunks):
+                    self._add(connection, self._plan.add(more, lookup))
+        if not self._started:
+            return None
+        if left is None:
+            left = deque(self._plan.left())
+        while True:
+            with self._transaction(create, durable=len(left) <= 1) as (connection, lookup):
+                if left:
+                    self._add(connection, self._plan.add_left(left.popleft(), lookup))
                 if not left:
                     return publish(connection, self.cells)
-        return None
+
+    def _while_nobody_waits(self, rest: Iterator[tuple[Chunk, bool]], chunks: ReadAhead[Chunk]) -> Iterator[Chunk]:
+        """Further chunks for the same transaction, which writes the pages that they share once."""
+        end = time.monotonic() + LONGEST_TRANSACTION_S
+        while chunks.ready and not self._ledger.awaited and time.monotonic() < end:
+            for chunk, _ in itertools.islice(rest, 1):
+                yield chunk
 
     def discard(self) -> None:
         """Undo what was written of a plan that does not come to its end."""

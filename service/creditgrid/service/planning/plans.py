@@ -22,6 +22,7 @@ from creditgrid.service.planning.naming import Header, NamingRequest
 from creditgrid.service.planning.plan_queue import PlanQueue
 from creditgrid.service.planning.plan_writer import PlanWriter, discard
 from creditgrid.service.planning.planner import Planner
+from creditgrid.service.planning.read_ahead import ReadAhead
 
 Published = TypeVar("Published")
 Check = Callable[[], None]
@@ -113,8 +114,12 @@ class Plans:
         """
         underway = _Underway(owner)
 
+        abandoned = threading.Event()
+
         def checked() -> None:
             check()
+            if abandoned.is_set():  # the writer has met an error of its own
+                raise PlanCancelled("the plan has ended")
             if underway.stop is not None:
                 raise underway.stop
             if time.time() - underway.started > LONGEST_PLAN_S:
@@ -129,12 +134,13 @@ class Plans:
             with (
                 self._queue.slot(owner, checked) as sized,
                 self._planner.name(request, checked) as (header, chunks),
+                ReadAhead(chunks, abandoned) as ahead,
             ):
                 underway.name, underway.most = header.name, header.cells
                 accept(header)
                 sized(header.cells)
                 return writer.write(
-                    chunks,
+                    ahead,
                     lambda connection: create(connection, header),
                     lambda connection, cells: publish(connection, header, cells),
                 )
