@@ -61,10 +61,10 @@ def test_truncated(path: Path, part: float) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_garbage_in_the_middle(path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    page = chance.randrange(1, path.stat().st_size // 4096)
+    page = chance.randrange(1, path.stat().st_size // engine.PAGE_BYTES)
     with path.open("r+b") as file:
-        file.seek(4096 * page)
-        file.write(chance.randbytes(4096))
+        file.seek(engine.PAGE_BYTES * page)
+        file.write(chance.randbytes(engine.PAGE_BYTES))
     refused(path)
 
 
