@@ -360,7 +360,7 @@ def saved_epoch(service: Service) -> int:
 
 
 def epoch_of(view: SweepView) -> int:
-    """The epoch that a running training tells, or -1."""
+    """The epoch that a running training reports, or -1."""
     notes = [activity.note for activity in view.active if activity.kind == "train"]
     found = re.search(r"epoch (\d+) of", notes[0]) if notes else None
     return int(found[1]) if found else -1

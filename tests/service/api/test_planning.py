@@ -26,13 +26,13 @@ class SlowPlans:
 
     def __init__(self, fakes: Fakes) -> None:
         self.plans: Any = fakes.plans
-        self.begun = threading.Semaphore(0)
+        self.started = threading.Semaphore(0)
         self.end = threading.Event()
         self.errors: list[Exception] = []
         view = self.plans.view
 
         def slow(text: Any, owner: str | None, check: Callable[[], None]) -> PlanView:
-            self.begun.release()
+            self.started.release()
             while not self.end.wait(0.01):
                 try:
                     check()
@@ -74,7 +74,7 @@ def test_plans_take_no_thread_from_others_and_few_of_them_wait(
         for thread in threads:
             thread.start()
         for _ in range(2):
-            assert slow.begun.acquire(timeout=10)
+            assert slow.started.acquire(timeout=10)
 
         def refused() -> bool:
             response = httpx.post(f"{url}/v1/plans", json=SPEC, timeout=0.5)

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 import anyio
 from anyio import CapacityLimiter, to_thread
-from starlette.requests import ClientDisconnect
 
 from creditgrid.core.errors import ArtifactError, BusyError, CheckpointError
 from creditgrid.core.wire import CheckpointView
+from creditgrid.service.api.disconnects import until_gone
 
 TIMEOUT_S = 60.0
 RATE = 32 * 2**20
@@ -71,7 +71,7 @@ class CheckpointImporter:
                 async for chunk in chunks:
                     size += await to_thread.run_sync(file.write, chunk)
                 await to_thread.run_sync(file.seek, 0)  # seek also flushes
-                status, outcome = await self._until_gone(file, TIMEOUT_S + size / RATE, gone)
+                status, outcome = await self._in_slot(file, TIMEOUT_S + size / RATE, gone)
         except OSError as error:
             raise ArtifactError(f"the upload cannot be stored in {self._directory}: {error}") from error
         finally:
@@ -82,30 +82,16 @@ class CheckpointImporter:
             raise CheckpointError(outcome["error"])
         raise ArtifactError(outcome.get("error") or f"the process that imports checkpoints ended with status {status}")
 
-    async def _until_gone(
+    async def _in_slot(
         self, file: IO[bytes], seconds: float, gone: Callable[[], Awaitable[None]]
     ) -> tuple[int, dict[str, Any]]:
         """What ``_run`` returns or raises, in a slot."""
-        found: list[tuple[int, dict[str, Any]]] = []
-        errors: list[OSError] = []
-        async with anyio.create_task_group() as tasks:
 
-            async def watch() -> None:
-                await gone()
-                tasks.cancel_scope.cancel()
+        async def run() -> tuple[int, dict[str, Any]]:
+            async with self._slots:
+                return await self._run(file, seconds)
 
-            tasks.start_soon(watch)
-            try:
-                async with self._slots:
-                    found.append(await self._run(file, seconds))
-            except OSError as error:  # raised below: a task group would wrap it
-                errors.append(error)
-            tasks.cancel_scope.cancel()
-        if errors:
-            raise errors[0]
-        if not found:
-            raise ClientDisconnect
-        return found[0]
+        return await until_gone(run, gone)
 
     def _open(self) -> IO[bytes]:
         self._directory.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-import anyio
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
 from creditgrid.core.errors import BusyError, PlanCancelled
+from creditgrid.service.api.disconnects import disconnected, until_gone
 from creditgrid.service.planning.plans import Check
 
 Answer = TypeVar("Answer")
@@ -36,25 +36,13 @@ class PlanningThreads:
         if self._threads.statistics().tasks_waiting >= MOST_WAITING:
             raise BusyError("too many sweeps are being planned: submit again in a minute")
         gone = threading.Event()
-        answers: list[Answer] = []
-        errors: list[Exception] = []
 
         def check() -> None:
             if gone.is_set():
                 raise PlanCancelled("the client has gone: nothing is left of its plan")
 
-        async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            gone.set()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            try:
-                answers.append(await to_thread.run_sync(plan, check, limiter=self._threads))
-            except Exception as error:  # raised below: a task group would wrap it
-                errors.append(error)
-            tasks.cancel_scope.cancel()
-        if errors:
-            raise errors[0]
-        return answers[0]
+        return await until_gone(
+            lambda: to_thread.run_sync(plan, check, limiter=self._threads),
+            lambda: disconnected(request.receive),
+            gone.set,
+        )

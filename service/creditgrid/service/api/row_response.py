@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 
 import structlog
-from anyio import CancelScope, create_task_group
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from creditgrid.core.errors import CreditGridError
 from creditgrid.core.wire import MEDIA_TYPES
+from creditgrid.service.api.disconnects import disconnected, until_gone
 from creditgrid.service.reading.sql import Query, Sandbox
 
 
@@ -42,20 +43,15 @@ class RowResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the rows, unless the client disconnects."""
-        error: Exception | None = None
-        async with create_task_group() as group:
-            group.start_soon(_cancel_at_disconnect, receive, group.cancel_scope)
-            try:
-                await self._send(send)
-            except Exception as caught:  # raised below: a task group would wrap it
-                error = caught
-            group.cancel_scope.cancel()
-        if error is None:
+        try:
+            await until_gone(lambda: self._send(send), lambda: disconnected(receive))
+        except ClientDisconnect:
             return
-        if not (self._started and isinstance(error, CreditGridError)):
-            raise error
-        # Without an end of the body, the server closes the connection.
-        structlog.get_logger("creditgrid").warning("rows ended early", path=scope["path"], reason=str(error))
+        except CreditGridError as error:
+            if not self._started:
+                raise
+            # Without an end of the body, the server closes the connection.
+            structlog.get_logger("creditgrid").warning("rows ended early", path=scope["path"], reason=str(error))
 
     async def _send(self, send: Send) -> None:
         start, outcome = time.perf_counter(), "refused"
@@ -72,9 +68,3 @@ class RowResponse(Response):
             if not self._started:
                 self._observe(outcome, time.perf_counter() - start)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _cancel_at_disconnect(receive: Receive, request: CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    request.cancel()

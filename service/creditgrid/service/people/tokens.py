@@ -1,6 +1,6 @@
 """Named tokens: the ledger has the hash of each, and memory a map of those that are accepted.
 
-A token is looked up by its SHA-256, so a comparison tells nothing about other tokens, and a copy of the ledger holds
+A token is looked up by its SHA-256, so a comparison shows nothing of other tokens, and a copy of the ledger holds
 none. A lookup reads memory alone: ``create`` and ``revoke`` replace the map, ``flush`` writes when tokens were used.
 """
 

@@ -84,10 +84,10 @@ class Sandbox:
         place = self.queue.arrive(client)
         if await self.queue.wait(place) is Lane.QUICK:
             frames: list[bytes] = []
-            began = anyio.Event()
-            session = self._session(query, began, frames.append, quick=True)
+            underway = anyio.Event()
+            session = self._session(query, underway, frames.append, quick=True)
             try:
-                await _perform(session, began, QUICK_S + GRACE_S, self._threads)
+                await _perform(session, underway, QUICK_S + GRACE_S, self._threads)
             finally:
                 self.queue.release(place)
             if not session.slow:
@@ -101,14 +101,14 @@ class Sandbox:
     @asynccontextmanager
     async def _streamed(self, query: Query, place: Place) -> AsyncIterator[AsyncIterator[bytes]]:
         sender, receiver = create_memory_object_stream[bytes](BUFFERED)
-        began = anyio.Event()
-        session = self._session(query, began, lambda frame: from_thread.run(sender.send, frame), quick=False)
+        underway = anyio.Event()
+        session = self._session(query, underway, lambda frame: from_thread.run(sender.send, frame), quick=False)
         error: Exception | None = None
         async with create_task_group() as group:
 
             async def run() -> None:
                 try:
-                    await _perform(session, began, self._timeout_s + GRACE_S, self._threads, group.cancel_scope)
+                    await _perform(session, underway, self._timeout_s + GRACE_S, self._threads, group.cancel_scope)
                 finally:
                     self.queue.release(place)
                     sender.close()
@@ -132,12 +132,12 @@ class Sandbox:
             yield piece
         session.check()
 
-    def _session(self, query: Query, began: anyio.Event, put: Callable[[bytes], object], quick: bool) -> Session:
+    def _session(self, query: Query, underway: anyio.Event, put: Callable[[bytes], object], quick: bool) -> Session:
         def request(spill: str | None) -> Request:
             return self._request(query, quick, spill)
 
         def begin() -> None:
-            from_thread.run_sync(began.set)
+            from_thread.run_sync(underway.set)
 
         return Session(self._pool, self._tables, request, spills=query.trusted, begin=begin, put=put)
 
@@ -166,7 +166,7 @@ async def _each(frames: list[bytes]) -> AsyncIterator[bytes]:
 
 async def _perform(
     session: Session,
-    began: anyio.Event,
+    underway: anyio.Event,
     seconds: float,
     threads: CapacityLimiter,
     reader: anyio.CancelScope | None = None,
@@ -179,7 +179,7 @@ async def _perform(
     async def limit() -> None:
         try:
             with anyio.move_on_after(START_S):
-                await began.wait()
+                await underway.wait()
             await anyio.sleep(seconds)
             session.overdue = True
             if reader is not None:

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from creditgrid.core.wire import CheckpointView
 from creditgrid.service.api.auth import PROTECTED
 from creditgrid.service.api.dependencies import ActorDep, ContextDep
+from creditgrid.service.api.disconnects import disconnected
 
 PATH = "/checkpoints"
 MEDIA_TYPE = "application/octet-stream"
@@ -41,19 +42,13 @@ async def import_checkpoint(
     """Import a checkpoint as an artifact. A spec names it as `checkpoint` instead of training one."""
     if content_type.partition(";")[0].strip().lower() != MEDIA_TYPE:
         raise HTTPException(415, f"send a checkpoint as {MEDIA_TYPE}; got {content_type!r:.100}")
-    view, created = await context.importer.import_upload(_chunks(request), partial(_gone, request))
+    view, created = await context.importer.import_upload(_chunks(request), partial(disconnected, request.receive))
     if created:
         await run_in_threadpool(context.services.audit.note, actor, "import", view.name)
     else:
         response.status_code = 200
     response.headers["Location"] = f"{PROTECTED}/artifacts/{view.key}"
     return view
-
-
-async def _gone(request: Request) -> None:
-    """Return when the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
