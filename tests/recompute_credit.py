@@ -79,11 +79,12 @@ def slopes(p: Tensors, layer: int, h: Tensor, y: Tensor, v: Tensor, residual_add
 
 
 def rho(params: Mapping[str, Any], p: Tensors, layer: int, x: Tensor, y: Tensor, extra: Tensors) -> float | None:
-    """Pearson correlation of ⟨a, v⟩ with the slope along v, over 32 Gaussian directions of every sample."""
+    """Pearson correlation of ⟨a, v⟩ with the slope along v, over 32 directions of unit length for every sample."""
     add = params["residual_add"]
     h, a = hiddens(p, x, add)[layer], credit(params, p, layer, x, y, extra)
     seed = params["seed"] if params["probe_seed"] is None else params["probe_seed"]
     v = torch.randn((32, *h.shape), generator=stream(seed, "rho", layer)).double().flatten(0, 1)
+    v = v / (v.norm(dim=-1, keepdim=True) + 1e-8)
     true = slopes(p, layer, h.repeat(32, 1), y.repeat(32), v, add)
     return pearson((a.repeat(32, 1) * v).sum(-1), true)
 

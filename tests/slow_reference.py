@@ -174,6 +174,13 @@ def loss_and_accuracy(network: SlowNetwork, xs: Tensor, labels: Sequence[int]) -
     return sum(losses) / len(losses), sum(hits) / len(hits)
 
 
+def unit_vectors(gaussian: Tensor) -> Tensor:
+    """Each vector (along the last dim) divided by its Euclidean norm + 1e-8, one at a time."""
+    rows = gaussian.reshape(-1, gaussian.shape[-1])
+    divided = [row / (math.sqrt(sum(x * x for x in row.tolist())) + 1e-8) for row in rows]
+    return torch.stack(divided).reshape(gaussian.shape)
+
+
 def vec_loss(
     a: Parameters,
     network: SlowNetwork,

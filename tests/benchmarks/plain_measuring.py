@@ -159,7 +159,8 @@ def rho(network: ResidualMLP, source: Source, batch: Batch, seed: int, eps: floa
         predicted, measured = [], []
         with torch.no_grad():
             for _ in range(32):
-                v = torch.randn(h.shape, generator=draws)
+                v = torch.randn(h.shape, generator=draws).double()
+                v = v / (v.norm(dim=-1, keepdim=True) + 1e-8)
                 ahead = F.cross_entropy(precise.forward_from_layer(h + eps * v, layer), y, reduction="none")
                 behind = F.cross_entropy(precise.forward_from_layer(h - eps * v, layer), y, reduction="none")
                 predicted.append((credits[layer] * v).sum(-1))

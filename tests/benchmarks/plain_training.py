@@ -131,6 +131,7 @@ def fit_vec_epoch(
         field = estimator(h, layer / depth, error)
         for _ in range(directions):
             v = torch.randn_like(h)
+            v = v / (v.norm(dim=-1, keepdim=True) + 1e-8)
             with torch.no_grad():
                 ahead = F.cross_entropy(network.forward_from_layer(h + eps * v, layer), y, reduction="none")
                 behind = F.cross_entropy(network.forward_from_layer(h - eps * v, layer), y, reduction="none")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from creditgrid.core.errors import TaskError
 from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import Resources, TaskKind
 
@@ -69,6 +70,26 @@ def test_nothing_outside_the_identity_changes_the_key() -> None:
         assert task.key == plain.key
         assert task == plain
         assert hash(task) == hash(plain)
+
+
+def test_a_version_may_hold_for_one_value_of_a_parameter_alone() -> None:
+    raised = TaskKind("toy", 1, run, versions=("method", {"b": 3}))
+    assert {raised.task(params).version for params in ({"method": "a"}, {"method": None}, {})} == {1}
+    same = {"method": "a", "x": 1}
+    assert raised.task(same).key == KIND.task(same).key
+    new = raised.task({"method": "b"}, group=("g",))
+    assert (new.version, new.payload()["version"]) == (3, 3)
+    assert new.key == digest(new.payload()) != KIND.task({"method": "b"}).key
+    assert new.group == TaskKind("toy", 3, run).task({}, group=("g",)).group, "tasks of two versions share no call"
+
+
+def test_a_task_of_another_version_is_refused_with_what_to_do() -> None:
+    raised = TaskKind("toy", 1, run, versions=("method", {"b": 2}))
+    raised.check_version(KIND.task({"method": "a"}))
+    raised.check_version(raised.task({"method": "b"}))
+    old = KIND.task({"method": "b"})
+    with pytest.raises(TaskError, match=f"toy {old.key[:12]} is a task of version 1, .* computes version 2, .* submit"):
+        raised.check_version(old)
 
 
 def test_tasks_share_a_call_when_their_groups_are_equal() -> None:

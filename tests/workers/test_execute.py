@@ -324,6 +324,29 @@ def test_a_kind_that_is_not_installed_here_is_named_with_what_is_broken(perform:
     )
 
 
+def test_a_task_that_an_older_installation_planned_is_not_computed(
+    monkeypatch: pytest.MonkeyPatch, store: ArtifactStore
+) -> None:
+    planned, _, _ = shape(None, None)
+    tasks = [planned.kinds["stage"].task({"estimator": name}) for name in ("scalar_cb", "vec")]
+
+    def run(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Output]:
+        for task in tasks:
+            yield Output(task.key, arrays={"a": np.zeros(1)})
+
+    known = {"stage": TaskKind("stage", 1, run, versions=("estimator", {"vec": 2}))}
+    monkeypatch.setattr(module, "registry", lambda: Registry({}, known, {}))
+    failed = failure(list(execute(Call(7, "stage", tasks, [], Resources()), {}, store, CPU)))
+    assert failed.error.startswith(
+        f"TaskError: stage {tasks[1].key[:12]} is a task of version 1, and this installation"
+    )
+    assert "submit or retry the sweep" in failed.error
+    assert not failed.transient
+    assert not any(store.has(task.key) for task in tasks)
+    *_, end = execute(Call(8, "stage", tasks[:1], [], Resources()), {}, store, CPU)
+    assert isinstance(end, Finished)
+
+
 def test_a_cancellation_is_not_swallowed(perform: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         perform("stage", raising(KeyboardInterrupt()))

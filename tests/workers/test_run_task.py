@@ -173,7 +173,7 @@ def test_a_task_that_would_be_another_here_is_refused(run: Run, monkeypatch: pyt
     assert "is not the key of this noop" in refusal(run, damaged)
     newer = dataclasses.replace(task, version=2)
     newer = dataclasses.replace(newer, key=digest(newer.payload()))
-    assert "version 1 in this installation, and the task was made by version 2" in refusal(run, newer)
+    assert "is a task of version 2, and this installation computes version 1" in refusal(run, newer)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no CUDA device" in refusal(run, task, "--device", "cuda")
 

@@ -41,20 +41,20 @@ class Keys:
     is the digest of the whole payload.
     """
 
-    def __init__(self, kind: str, version: int) -> None:
+    def __init__(self, kind: str) -> None:
         self._start = f'{{"kind":{canonical_json(kind)},"params":'
-        self._end = f',"version":{canonical_json(version)}}}'
         self._params, self._parents = ObjectText(), ObjectText()
 
-    def key(self, params: Mapping[str, Any], parents: Mapping[str, str]) -> tuple[str, str]:
-        """The key of the task with these parameters and parents' keys by role, and the parameters' canonical JSON.
+    def key(self, version: int, params: Mapping[str, Any], parents: Mapping[str, str]) -> tuple[str, str]:
+        """The key of the task with this version, these parameters and its parents' keys by role, and the parameters'
+        canonical JSON.
 
         Raises:
             TypeError: as ``canonical_json``.
             ValueError: as ``canonical_json``.
         """
         own = self._params.of(params)
-        text = f'{self._start}{own},"parents":{self._parents.of(parents)}{self._end}'
+        text = f'{self._start}{own},"parents":{self._parents.of(parents)},"version":{_text(version)}}}'
         return hashlib.sha256(text.encode("ascii")).hexdigest(), own
 
 

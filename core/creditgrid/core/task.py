@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from creditgrid.core.errors import TaskError
 from creditgrid.core.fingerprint import Keys, digest
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ def _group(kind: str, version: int, group: tuple[str | int, ...]) -> str:
 class TaskKind:
     """How tasks of one kind are computed.
 
-    Raise ``version`` when equal parameters give another result than before. ``max_group`` bounds the tasks in one call.
+    Raise ``version`` when equal parameters give another result than before. Where that is so for some values of one
+    parameter alone, ``versions`` names the parameter, and the versions at these values: ("estimator", {"vec": 2}).
+    ``max_group`` bounds the tasks in one call.
     A kind without a ``run`` is never computed: its artifacts are imported. A call that takes longer than ``timeout_s``
     seconds is stopped and retried, as after a lost worker; a spec's ``timeout_s`` takes precedence.
     """
@@ -122,10 +125,32 @@ class TaskKind:
     resources: Resources = field(default_factory=Resources)
     max_group: int = 1
     timeout_s: float | None = None
+    versions: tuple[str, Mapping[Any, int]] | None = field(default=None, hash=False)
     _keys: Keys = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_keys", Keys(self.name, self.version))
+        object.__setattr__(self, "_keys", Keys(self.name))
+
+    def version_of(self, params: Mapping[str, Any]) -> int:
+        """The version of a task with these parameters."""
+        if self.versions is None:
+            return self.version
+        name, versions = self.versions
+        return versions.get(params.get(name), self.version)
+
+    def check_version(self, task: Task) -> None:
+        """Check that this installation computes what the task's key stands for.
+
+        Raises:
+            TaskError: the task has another version than its kind has here.
+        """
+        here = self.version_of(task.params)
+        if task.version != here:
+            raise TaskError(
+                f"{task.kind} {task.key[:12]} is a task of version {task.version}, and this installation computes "
+                f"version {here}, which gives another result: submit or retry the sweep, which computes version {here} "
+                f"and reuses what has not changed, or use an installation that has version {task.version}"
+            )
 
     def task(
         self,
@@ -137,14 +162,15 @@ class TaskKind:
     ) -> Task:
         """The task of this kind with these parameters. Only tasks with an equal ``group`` may share a call."""
         keys = {role: parent.key for role, parent in (parents or {}).items()}
-        key, text = self._keys.key(params, keys)
+        version = self.version_of(params)
+        key, text = self._keys.key(version, params, keys)
         return Task(
             self.name,
-            self.version,
+            version,
             params,
             keys,
             key,
-            key if group is None else _group(self.name, self.version, group),
+            key if group is None else _group(self.name, version, group),
             source or {},
             text,
         )

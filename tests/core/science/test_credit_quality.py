@@ -178,7 +178,7 @@ def test_rho_is_the_correlation_over_all_samples_and_directions(few: ImageData, 
     found = rho_of(network, sources, batch, seed=13)
     reference, (xs, labels) = _slow(network), _images(few)
     for layer in range(L):
-        v = torch.randn(32, 4, WIDTH, generator=generator(13, "rho", layer)).double()
+        v = slow.unit_vectors(torch.randn(32, 4, WIDTH, generator=generator(13, "rho", layer)).double())
         slopes = {}
         for i in range(4):
             h = reference.hiddens(xs[i])[layer].detach()

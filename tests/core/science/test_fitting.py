@@ -137,7 +137,7 @@ def test_fitting_vec_against_plain_loops(images: ImageData) -> None:
     def loss_of(xs: Tensor, labels: list[int], epoch: int) -> Tensor:
         of_layers, of_directions = streams[epoch]
         layers.append(int(torch.randint(L, (), generator=of_layers)))
-        directions = torch.randn(2, len(xs), WIDTH, generator=of_directions, dtype=torch.float64)
+        directions = slow.unit_vectors(torch.randn(2, len(xs), WIDTH, generator=of_directions, dtype=torch.float64))
         return slow.vec_loss(p, reference, xs, labels, layer=layers[-1], directions=directions, eps=1e-3)
 
     history, norms = _slow_fit(p, images, 3e-3, loss_of)

@@ -48,6 +48,8 @@ def execute(
         run = kind.run
         if run is None:
             raise TaskError(f"a {call.kind} is imported and cannot be computed here")
+        for task in asked:
+            kind.check_version(task)  # an older installation may have planned it
         # Artifacts of an interrupted attempt are not made again; its resume state joins the inputs.
         sizes = {task.key: _stored_size(store, task.key) for task in asked} if experiment is None else {}
         stored = {key: size for key, size in sizes.items() if size is not None}

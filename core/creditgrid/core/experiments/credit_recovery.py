@@ -159,7 +159,8 @@ CHARTS = (
     ),
 )
 
-MEASURE = TaskKind("credit_recovery", 1, measure, Resources(cpu=1, gpu=0.25), max_group=256)
+# 2: the directions of rho have unit length.
+MEASURE = TaskKind("credit_recovery", 2, measure, Resources(cpu=1, gpu=0.25), max_group=256)
 
 EXPERIMENT = Experiment(
     name="credit_recovery",

@@ -33,7 +33,8 @@ DATA = TaskKind("data", 1, run_data)
 PROBE = TaskKind("probe", 1, run_probe)
 FEEDBACK = TaskKind("feedback", 1, run_feedback)
 TRAIN = TaskKind("train", 1, run_train, Resources(cpu=1, gpu=0.5), max_group=1000)
-FIT = TaskKind("fit", 1, run_fit, Resources(cpu=1, gpu=0.5))
+# 2: the directions of vec have unit length.
+FIT = TaskKind("fit", 1, run_fit, Resources(cpu=1, gpu=0.5), versions=("estimator", {"vec": 2}))
 CHECKPOINT = TaskKind("checkpoint", 1, None)
 STAGES = (DATA, PROBE, FEEDBACK, TRAIN, FIT, CHECKPOINT)
 

@@ -2,8 +2,8 @@
 
 ===========  =======================================================================================================
 ``gamma_l``  mean over the batch of cos(a_l, ∂CE/∂h_l), averaged over up to GAMMA_BATCHES test batches
-``rho_l``    Pearson correlation, over all samples and RHO_DIRECTIONS directions v ~ N(0, I), of ⟨a_l, v⟩ with the
-             central difference (CE(h_l + ε v) - CE(h_l - ε v))/2ε of the per-sample loss run forward from layer l
+``rho_l``    Pearson correlation, over all samples and RHO_DIRECTIONS directions v of unit length, of ⟨a_l, v⟩ with
+             the central difference (CE(h_l + ε v) - CE(h_l - ε v))/2ε of the per-sample loss run forward from layer l
 ``nudge_l``  mean_b [CE(h_l - η a_l/‖a_l‖₂) - CE(h_l)] for each η of NUDGE_ETAS, run forward from layer l; negative is
              downhill
 ===========  =======================================================================================================
@@ -27,7 +27,7 @@ from creditgrid.core.science.credit import CreditSource, layer_times, output_err
 from creditgrid.core.science.data import ImageData, normalise
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.per_sample import central_differences, cosine, cross_entropy, unit
+from creditgrid.core.science.per_sample import central_differences, cosine, cross_entropy, unit, unit_directions
 from creditgrid.core.science.random_streams import generator
 
 GAMMA_BATCHES = 10
@@ -82,12 +82,14 @@ def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Se
 def rho(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
     """rho_l of each source, given its `source_credits`: (L,); NaN where one side does not vary.
 
-    The directions of layer l, v (M, b, d), are drawn on the CPU from the stream ("rho", l), in single precision.
+    The directions of layer l, v (M, b, d), are drawn from N(0, I) on the CPU, from the stream ("rho", l), in single
+    precision. They are divided by their length (`unit_directions`) in the network's dtype.
     """
     found = {name: torch.empty(network.num_blocks, dtype=torch.float64) for name in own}
     for layer in range(network.num_blocks):
         h = batch.hiddens[layer]
-        v = torch.randn(RHO_DIRECTIONS, *h.shape, generator=generator(seed, "rho", layer)).to(h)
+        drawn = torch.randn(RHO_DIRECTIONS, *h.shape, generator=generator(seed, "rho", layer))
+        v = unit_directions(drawn.to(h))
         slopes = _slopes(network, h, batch.y, layer, v)
         for name, credit in own.items():
             along = (v * credit[layer]).sum(-1)

@@ -22,7 +22,7 @@ from creditgrid.core.science.credit import layer_times, output_error, terminal_g
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.per_sample import central_differences, cross_entropy
+from creditgrid.core.science.per_sample import central_differences, cross_entropy, unit_directions
 from creditgrid.core.science.random_streams import generator
 
 BatchLoss: TypeAlias = Callable[[Tensor, Tensor, torch.Generator, torch.Generator], Tensor]
@@ -95,13 +95,16 @@ def fit_vec(
     eps: float = 1e-3,
     **options: Unpack[FitOptions],
 ) -> Iterator[FitEpoch]:
-    """Fit a vector field A in place by `vec_loss`, with M = ``num_directions`` directions for each sample."""
+    """Fit a vector field A in place by `vec_loss`, with M = ``num_directions`` directions for each sample.
+
+    They are drawn from N(0, I) and divided by their length (`unit_directions`), both in the network's dtype.
+    """
 
     def loss_of(x: Tensor, y: Tensor, layers: torch.Generator, perturb: torch.Generator) -> Tensor:
         layer = int(torch.randint(network.num_blocks, (), generator=layers))
         shape = (num_directions, len(y), network.d_hidden)
-        directions = torch.randn(shape, generator=perturb, dtype=x.dtype, device=x.device)
-        return vec_loss(estimator, network, x, y, layer=layer, directions=directions, eps=eps)
+        drawn = torch.randn(shape, generator=perturb, dtype=x.dtype, device=x.device)
+        return vec_loss(estimator, network, x, y, layer=layer, directions=unit_directions(drawn), eps=eps)
 
     return _fit(estimator, network, data, loss_of, **options)
 
@@ -118,8 +121,8 @@ def vec_loss(
 ) -> Tensor:
     """mean_b ‖A(h_L, 1, e_T) - δ_L‖² + (1/M) Σ_j mean_b (⟨A(h_l, t_l, e_T), v_j⟩ - g_j)² for block l = ``layer``.
 
-    x (b, D), y (b,), directions v (M, b, d). g_j is the central difference (CE(h_l + ε v_j) - CE(h_l - ε v_j)) / 2ε of
-    the per-sample loss run forward from layer l.
+    x (b, D), y (b,), directions v (M, b, d) of unit length. g_j is the central difference (CE(h_l + ε v_j) -
+    CE(h_l - ε v_j)) / 2ε of the per-sample loss run forward from layer l.
     """
     with torch.no_grad():
         logits, hiddens = network(x, return_hidden=True)

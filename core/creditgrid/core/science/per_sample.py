@@ -24,6 +24,12 @@ def unit(a: Tensor) -> Tensor:
     return F.normalize(a, dim=-1, eps=torch.finfo(a.dtype).tiny)
 
 
+def unit_directions(drawn: Tensor) -> Tensor:
+    """v/(‖v‖₂ + 1e-8) of Gaussian draws v over the last dim: directions of unit length, (…, d) -> (…, d)."""
+    length: Tensor = torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)
+    return drawn / (length + 1e-8)
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Unreduced cross-entropy in nats of logits (…, b, C) with labels y int64 (b,): (…, b), in the logits' dtype."""
     leading = logits.shape[:-1]
