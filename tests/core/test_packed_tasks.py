@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
@@ -40,6 +41,17 @@ def test_packed_tasks_are_the_tasks_also_on_the_other_side_of_a_pipe() -> None:
         assert [fields(task) for task in found] == [fields(task) for task in TASKS]
         assert (found[-1], found[1:3]) == (TASKS[-1], TASKS[1:3])
         assert found.parents() == {BASE.key}
+
+
+def test_a_text_from_before_versions_of_parents_were_recorded_is_read() -> None:
+    key, params, shared = texts(TASKS)[0]
+    known = json.loads(shared)
+    assert known.pop("parent_versions") == {"base": 1}
+    old = json.dumps(known)
+    for found in (task_of("measure", key, params, old), *PackedTasks.pack("measure", [(key, params, old)])):
+        assert found.parent_versions is None
+        assert (found.version, found.parents, found.params) == (3, TASKS[0].parents, TASKS[0].params)
+        assert shared_text(found) == old
 
 
 def test_what_tasks_share_is_kept_once() -> None:

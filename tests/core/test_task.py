@@ -60,6 +60,12 @@ def test_everything_in_the_identity_changes_the_key() -> None:
     assert len({task.key for task in tasks}) == len(tasks)
 
 
+def test_a_task_has_the_versions_of_its_parents() -> None:
+    parents = {"a": KIND.task({}), "b": TaskKind("toy", 5, run).task({})}
+    assert KIND.task({}, parents).parent_versions == {"a": 1, "b": 5}
+    assert KIND.task({}).parent_versions == {}
+
+
 def test_nothing_outside_the_identity_changes_the_key() -> None:
     plain = KIND.task({"a": 1})
     for task in (
@@ -90,6 +96,10 @@ def test_a_task_of_another_version_is_refused_with_what_to_do() -> None:
     old = KIND.task({"method": "b"})
     with pytest.raises(TaskError, match=f"toy {old.key[:12]} is a task of version 1, .* computes version 2, .* submit"):
         raised.check_version(old)
+    with pytest.raises(
+        TaskError, match=r"is a task of version 2, .* computes version 1, .*: install what the service has"
+    ):
+        KIND.check_version(raised.task({"method": "b"}))
 
 
 def test_tasks_share_a_call_when_their_groups_are_equal() -> None:

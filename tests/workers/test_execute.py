@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -110,7 +111,12 @@ def test_a_measurement_ends_with_rows_that_have_their_provenance(perform: Any) -
     ]
     for row in rows:
         assert (row["sweep"], row["experiment"], row["dataset"], row["attempt"]) == ("s1", "probe_it", "pictures", 3)
-        assert (row["task"], row["parents"]) == (row["cell"], "{}")
+        assert (row["task"], row["parents"], row["kind_version"], row["parent_versions"]) == (
+            row["cell"],
+            "{}",
+            1,
+            "{}",
+        )
         assert (row["host"], row["device"]) == (started.host, started.device)
         assert row["torch"] == version("torch")
         assert row["version"]
@@ -352,11 +358,14 @@ def test_a_cancellation_is_not_swallowed(perform: Any) -> None:
         perform("stage", raising(KeyboardInterrupt()))
 
 
-def test_rows_hold_the_parents_as_json(monkeypatch: pytest.MonkeyPatch, store: ArtifactStore) -> None:
-    known, stage, measure = shape(None, lambda tasks, inputs, device: rows_for(tasks))
+def test_rows_hold_the_parents_and_all_versions(monkeypatch: pytest.MonkeyPatch, store: ArtifactStore) -> None:
+    known, _, measure = shape(None, lambda tasks, inputs, device: rows_for(tasks))
     monkeypatch.setattr(module, "registry", lambda: known)
-    parent = stage.task({"x": 1})
-    task = measure.task({"x": 1}, {"role": parent})
-    *_, finished = execute(Call(1, "probe_it", [task], [parent.key], Resources()), {}, store, CPU)
+    parent = TaskKind("stage", 4, None).task({"x": 1})
+    new = measure.task({"x": 1}, {"role": parent})
+    planned_before = dataclasses.replace(measure.task({"x": 2}, {"role": parent}), parent_versions=None)
+    *_, finished = execute(Call(1, "probe_it", [new, planned_before], [parent.key], Resources()), {}, store, CPU)
     assert isinstance(finished, Finished)
-    assert json.loads(rows_of(finished)[0]["parents"]) == {"role": parent.key}
+    found = [(row["kind_version"], row["parent_versions"]) for row in rows_of(finished) if row["layer"] == 0]
+    assert found == [(1, '{"role":4}'), (1, None)]
+    assert {row["parents"] for row in rows_of(finished)} == {json.dumps({"role": parent.key}, separators=(",", ":"))}

@@ -1,8 +1,8 @@
 """Tasks as text: as the ledger keeps them, and packed for the way to a worker.
 
 Tasks of one call differ in their parameters and share most of the rest. So the text of a task has two parts:
-``params``, and ``shared``: version, parents, group and source. The service passes the texts of a call to the worker
-without decoding its parameters, and the worker decodes each distinct shared part once.
+``params``, and ``shared``: version, parents and their versions, group and source. The service passes the texts of a
+call to the worker without decoding its parameters, and the worker decodes each distinct shared part once.
 """
 
 from __future__ import annotations
@@ -23,14 +23,20 @@ def params_text(task: Task) -> str:
 
 def shared_text(task: Task) -> str:
     """The rest of the task as JSON, without its kind and key."""
-    return _shared_text(task.version, tuple(task.parents.items()), task.group, tuple(task.source.items()))
+    versions = None if task.parent_versions is None else tuple(task.parent_versions.items())
+    return _shared_text(task.version, tuple(task.parents.items()), versions, task.group, tuple(task.source.items()))
 
 
 @lru_cache(1024)  # the cells of a grid come group by group
 def _shared_text(
-    version: int, parents: tuple[tuple[str, str], ...], group: str, source: tuple[tuple[str, str], ...]
+    version: int,
+    parents: tuple[tuple[str, str], ...],
+    versions: tuple[tuple[str, int], ...] | None,
+    group: str,
+    source: tuple[tuple[str, str], ...],
 ) -> str:
-    return json.dumps({"version": version, "parents": dict(parents), "group": group, "source": dict(source)})
+    shared = {"version": version, "parents": dict(parents), "group": group, "source": dict(source)}
+    return json.dumps(shared if versions is None else {**shared, "parent_versions": dict(versions)})
 
 
 def parents_in(shared: str) -> Mapping[str, str]:
@@ -79,7 +85,7 @@ class PackedTasks(Sequence[Task]):
         shared = [json.loads(text) for text in self.shared]
         for key, params, which in zip(self.keys, json.loads(self.params), self.which, strict=True):
             rest = shared[which]
-            yield Task(self.kind, rest["version"], params, rest["parents"], key, rest["group"], rest["source"])
+            yield Task(kind=self.kind, key=key, params=params, **rest)
 
     @overload
     def __getitem__(self, index: int) -> Task: ...

@@ -23,6 +23,8 @@ PROVENANCE: Mapping[str, ColumnType] = {
     "diverged": "bool",
     "task": "string",
     "parents": "string",
+    "kind_version": "int64",
+    "parent_versions": "string",
     "attempt": "int64",
     "started_at": "timestamp",
     "seconds": "float64",
@@ -49,6 +51,15 @@ def columns(experiment: Experiment) -> dict[str, ColumnType]:
 
 def schema(experiment: Experiment) -> pa.Schema:
     """The Arrow schema of the experiment's rows."""
+    return _arrow(columns(experiment))
+
+
+def common_schema() -> pa.Schema:
+    """The columns that rows of every experiment have. Rows from before one of them was introduced have null in it."""
+    return _arrow({**LEADING, **PROVENANCE})
+
+
+def _arrow(columns: Mapping[str, ColumnType]) -> pa.Schema:
     import pyarrow as pa
 
     arrow = {
@@ -58,7 +69,7 @@ def schema(experiment: Experiment) -> pa.Schema:
         "bool": pa.bool_(),
         "timestamp": pa.timestamp("us", tz="UTC"),
     }
-    return pa.schema([(name, arrow[kind]) for name, kind in columns(experiment).items()])
+    return pa.schema([(name, arrow[kind]) for name, kind in columns.items()])
 
 
 def table(

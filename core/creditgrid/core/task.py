@@ -71,8 +71,9 @@ class Task:
     """One unit of execution.
 
     ``params`` and the parents' keys are its identity. ``group`` names the tasks that one call may compute together.
-    ``source`` names the dataset or where to load it from; it is not part of the identity. ``params_text`` is the
-    parameters' JSON, if it was made already.
+    Not part of the identity: ``source`` names the dataset or where to load it from. ``parent_versions`` are the
+    versions of the parents by role; None for a task that was planned before they were recorded. ``params_text`` is
+    the parameters' JSON, if it was made already.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class Task:
     key: str
     group: str
     source: Mapping[str, str] = field(default_factory=dict)
+    parent_versions: Mapping[str, int] | None = None
     params_text: str | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -145,12 +147,15 @@ class TaskKind:
             TaskError: the task has another version than its kind has here.
         """
         here = self.version_of(task.params)
-        if task.version != here:
-            raise TaskError(
-                f"{task.kind} {task.key[:12]} is a task of version {task.version}, and this installation computes "
-                f"version {here}, which gives another result: submit or retry the sweep, which computes version {here} "
-                f"and reuses what has not changed, or use an installation that has version {task.version}"
-            )
+        if task.version == here:
+            return
+        advice = "install what the service has"
+        if task.version < here:
+            advice = f"submit or retry the sweep, which computes version {here} and reuses what has not changed"
+        raise TaskError(
+            f"{task.kind} {task.key[:12]} is a task of version {task.version}, and this installation computes version "
+            f"{here}, which gives another result: {advice}"
+        )
 
     def task(
         self,
@@ -161,7 +166,8 @@ class TaskKind:
         source: Mapping[str, str] | None = None,
     ) -> Task:
         """The task of this kind with these parameters. Only tasks with an equal ``group`` may share a call."""
-        keys = {role: parent.key for role, parent in (parents or {}).items()}
+        parents = parents or {}
+        keys = {role: parent.key for role, parent in parents.items()}
         version = self.version_of(params)
         key, text = self._keys.key(version, params, keys)
         return Task(
@@ -172,5 +178,6 @@ class TaskKind:
             key,
             key if group is None else _group(self.name, version, group),
             source or {},
+            {role: parent.version for role, parent in parents.items()},
             text,
         )

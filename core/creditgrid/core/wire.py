@@ -169,6 +169,9 @@ class TaskDocument(Wire):
     parents: dict[str, str]
     group: str
     source: dict[str, str]
+    parent_versions: dict[str, int] | None = Field(
+        None, description="Versions of the parents by role; null if it was planned before they were recorded."
+    )
     cpu: float = Field(1.0, description="The number of threads of its call, which affects the last digits.")
 
 

@@ -21,12 +21,17 @@ from service_fakes import Fakes
 from sweeping import House
 
 from creditgrid.core.errors import BusyError, QueryError
+from creditgrid.core.experiment import Experiment
+from creditgrid.core.experiments.credit_recovery import EXPERIMENT as CREDIT_RECOVERY
+from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
+from creditgrid.core.rows import common_schema, table
 from creditgrid.core.spec.text import SpecText
 from creditgrid.service.reading.sql import HEAVY, Query, Sandbox
 from creditgrid.service.reading.sql_tables import Snapshot
 from creditgrid.service.results.table import Results
 
 TIMEOUT_S = 2.5
+METHODS = ("dfa", "vec")
 ROWS = pa.table({"cell": ["a", "b", "c"], "experiment": ["linesearch"] * 3, "eta": [0.1, 0.2, 0.3]})
 
 
@@ -142,7 +147,50 @@ def test_a_delta_table(tmp_path: Path) -> None:
         first, second = ask(sandbox, f"{sql} ORDER BY 1").to_pylist()
         assert (first["experiment"], first["n"], first["m"], first["s"]) == ("2026-01-01", 2, 0, pytest.approx(0.5))
         assert (second["experiment"], second["n"], second["m"], second["s"]) == ("linesearch", 4, 2, pytest.approx(1.0))
-        assert ask(sandbox, "FROM results LIMIT 0").schema.names == ["cell", "eta", "experiment", "layer"]
+        names = ask(sandbox, "FROM results LIMIT 0").schema.names
+        assert names[:4] == ["cell", "eta", "experiment", "layer"]
+        assert set(names[4:]) == set(common_schema().names) - set(names[:4]), "what all rows have is there for SQL"
+    finally:
+        sandbox.close()
+
+
+VEC_OF_VERSION_1 = "method = 'vec' AND coalesce((parent_versions->>'estimator')::INT, 1) < 2"
+RHO_OF_VERSION_1 = "experiment IN ('exploitability', 'credit_recovery') AND coalesce(kind_version, 1) < 2"
+
+
+def test_rows_from_before_versions_were_recorded_are_told_apart(tmp_path: Path) -> None:
+    def rows(experiment: Experiment, prefix: str, **values: Any) -> pa.Table:
+        measured = [{"cell": f"{prefix} {name}", "method": name, "experiment": experiment.name} for name in METHODS]
+        return table(experiment, [{**row, **values} for row in measured])
+
+    def names(sql: str) -> list[str]:
+        return sorted(ask(sandbox, f"SELECT cell FROM results WHERE {sql}")["cell"].to_pylist())
+
+    added, linesearch, recovery = ["kind_version", "parent_versions"], LINESEARCH, CREDIT_RECOVERY
+    results = Results(tmp_path / "table", "ledger")
+    results.append(1, [rows(linesearch, "old").drop_columns(added), rows(recovery, "old rho").drop_columns(added)])
+    fakes = Fakes(tmp_path)
+    fakes.sql_tables.results = results.files  # type: ignore[method-assign]
+    sandbox = make(fakes)
+    try:
+        assert names("kind_version IS NULL AND parent_versions IS NULL") == sorted(
+            f"old{which} {method}" for which in ("", " rho") for method in METHODS
+        )
+        over_old = {"parent_versions": '{"checkpoint":1,"estimator":1}'}
+        new = {"parent_versions": '{"checkpoint":1,"estimator":2}'}
+        results.append(
+            2,
+            [
+                rows(linesearch, "over old", kind_version=1, **over_old),
+                rows(linesearch, "new", kind_version=1, **new),
+                rows(recovery, "new rho", kind_version=2, **new),
+            ],
+        )
+        assert names(VEC_OF_VERSION_1) == ["old rho vec", "old vec", "over old vec"]
+        assert names(RHO_OF_VERSION_1) == ["old rho dfa", "old rho vec"]
+        assert names("(parent_versions->>'estimator')::INT = 2 AND method = 'vec'") == ["new rho vec", "new vec"]
+        readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+        assert {VEC_OF_VERSION_1, RHO_OF_VERSION_1} <= {line.partition("WHERE ")[2] for line in readme.splitlines()}
     finally:
         sandbox.close()
 

@@ -172,12 +172,16 @@ def _rows(
 
 
 def _task_columns(tasks: Sequence[Task]) -> dict[str, list[Any]]:
-    """What each row says about its task: key, parents, source and parameters."""
+    """What each row says about its task: key, parents, versions, source and parameters."""
     keys = [task.key for task in tasks]
     found: dict[str, list[Any]] = {
         "cell": keys,
         "task": keys,
-        "parents": [_parents_text(tuple(task.parents.items())) for task in tasks],
+        "parents": [_by_role(tuple(task.parents.items())) for task in tasks],
+        "kind_version": [task.version for task in tasks],
+        "parent_versions": [
+            None if task.parent_versions is None else _by_role(tuple(task.parent_versions.items())) for task in tasks
+        ],
     }
     names = set[str]().union(*(task.params for task in tasks))
     both = {name for task in tasks for name in task.source}
@@ -189,7 +193,7 @@ def _task_columns(tasks: Sequence[Task]) -> dict[str, list[Any]]:
 
 
 @lru_cache(1024)  # few tasks of a call differ in it
-def _parents_text(parents: tuple[tuple[str, str], ...]) -> str:
+def _by_role(parents: tuple[tuple[str, str | int], ...]) -> str:
     return canonical_json(dict(parents))
 
 

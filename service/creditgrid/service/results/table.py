@@ -21,6 +21,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from creditgrid.core.experiments.registry import registry
+from creditgrid.core.rows import common_schema
 from creditgrid.core.rows import schema as experiment_schema
 from creditgrid.service.results.delta_log import Repair, TableLog, damaged
 
@@ -37,7 +38,7 @@ class ResultFiles(NamedTuple):
 
     root: str
     paths: tuple[str, ...]  # below root
-    schema: pa.Schema  # of the whole table; a file may lack columns
+    schema: pa.Schema  # of the whole table; a file, or all of them, may lack columns
     uniform: bool  # all files have the same columns
 
 
@@ -135,7 +136,8 @@ class Results:
                 paths = tuple(path for path, _ in data_files(table))
                 self._file_columns = {path: self._columns_of(path) for path in paths}
                 uniform = len(set(self._file_columns.values())) <= 1
-                self._files = version, ResultFiles(str(self.path), paths, pa.schema(table.schema()), uniform)
+                columns = _with_common_columns(pa.schema(table.schema()))
+                self._files = version, ResultFiles(str(self.path), paths, columns, uniform)
             return self._files[1]
 
     def _columns_of(self, path: str) -> tuple[str, ...]:
@@ -217,6 +219,11 @@ class Results:
             if found != size:
                 problem = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}"
                 raise damaged(self.path, f"{file} {problem}")
+
+
+def _with_common_columns(stored: pa.Schema) -> pa.Schema:
+    """The schema of the table, whose rows may all be from before a column of every experiment was introduced."""
+    return pa.schema([*stored, *(field for field in common_schema() if field.name not in stored.names)])
 
 
 def data_files(table: DeltaTable) -> list[tuple[str, int]]:
