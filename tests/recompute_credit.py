@@ -72,21 +72,23 @@ def gamma(params: Mapping[str, Any], p: Tensors, layer: int, data: Tensors, extr
 
 
 def slopes(p: Tensors, layer: int, h: Tensor, y: Tensor, v: Tensor, residual_add: bool) -> Tensor:
-    """Central differences of each sample's loss along v (b, d) at h_layer."""
+    """Central differences of each sample's loss along v (b, d), run forward from h_layer."""
     eps = 1e-3
     ahead = losses_from(p, layer, h + eps * v, y, residual_add)
     return (ahead - losses_from(p, layer, h - eps * v, y, residual_add)) / (2 * eps)
 
 
 def rho(params: Mapping[str, Any], p: Tensors, layer: int, x: Tensor, y: Tensor, extra: Tensors) -> float | None:
-    """Pearson correlation of ⟨a, v⟩ with the slope along v, over 32 directions of unit length for every sample."""
+    """Pearson correlation, over all samples and 32 directions v of unit length, of ⟨a, v⟩ with the slope along v."""
     add = params["residual_add"]
     h, a = hiddens(p, x, add)[layer], credit(params, p, layer, x, y, extra)
-    seed = params["seed"] if params["probe_seed"] is None else params["probe_seed"]
-    v = torch.randn((32, *h.shape), generator=stream(seed, "rho", layer)).double().flatten(0, 1)
-    v = v / (v.norm(dim=-1, keepdim=True) + 1e-8)
-    true = slopes(p, layer, h.repeat(32, 1), y.repeat(32), v, add)
-    return pearson((a.repeat(32, 1) * v).sum(-1), true)
+    draws = stream(params["seed"] if params["probe_seed"] is None else params["probe_seed"], "rho", layer)
+    predicted, measured = [], []
+    for gaussian in torch.randn((32, *h.shape), generator=draws).double():
+        v = gaussian / (torch.sqrt((gaussian**2).sum(-1, keepdim=True)) + 1e-8)
+        predicted.append((a * v).sum(-1))
+        measured.append(slopes(p, layer, h, y, v, add))
+    return pearson(torch.cat(predicted), torch.cat(measured))
 
 
 def pearson(a: Tensor, b: Tensor) -> float | None:

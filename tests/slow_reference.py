@@ -174,11 +174,17 @@ def loss_and_accuracy(network: SlowNetwork, xs: Tensor, labels: Sequence[int]) -
     return sum(losses) / len(losses), sum(hits) / len(hits)
 
 
-def unit_vectors(gaussian: Tensor) -> Tensor:
-    """Each vector (along the last dim) divided by its Euclidean norm + 1e-8, one at a time."""
-    rows = gaussian.reshape(-1, gaussian.shape[-1])
-    divided = [row / (math.sqrt(sum(x * x for x in row.tolist())) + 1e-8) for row in rows]
-    return torch.stack(divided).reshape(gaussian.shape)
+def unit(gaussian: Tensor) -> Tensor:
+    """A direction of unit length (d,): a Gaussian vector divided by its Euclidean norm + 1e-8."""
+    return gaussian / (math.sqrt(sum(number**2 for number in gaussian.tolist())) + 1e-8)
+
+
+def slope_along(network: SlowNetwork, x: Tensor, label: int, layer: int, v: Tensor, eps: float) -> float:
+    """The central difference of one sample's loss along v, run forward from h_layer."""
+    h = network.hiddens(x)[layer].detach()
+    ahead = cross_entropy(network.from_layer(h + eps * v, layer), label)
+    behind = cross_entropy(network.from_layer(h - eps * v, layer), label)
+    return (ahead.item() - behind.item()) / (2 * eps)
 
 
 def vec_loss(
@@ -188,22 +194,20 @@ def vec_loss(
     labels: Sequence[int],
     *,
     layer: int,
-    directions: Tensor,
+    gaussians: Tensor,
     eps: float,
 ) -> Tensor:
-    """Directions (M, b, d); one sample, then one direction at a time."""
-    total = torch.zeros((), dtype=torch.float64)
-    for i, (x, label) in enumerate(zip(xs, labels, strict=True)):
-        hiddens, error = [h.detach() for h in network.hiddens(x)], network.error(x, label)
-        miss = estimate(a, hiddens[-1], 1.0, error) - network.loss_gradient(x, label, network.depth)
-        total = total + (miss**2).sum()
-        for v in directions[:, i]:
-            ahead = cross_entropy(network.from_layer(hiddens[layer] + eps * v, layer), label)
-            behind = cross_entropy(network.from_layer(hiddens[layer] - eps * v, layer), label)
-            slope = ((ahead - behind) / (2 * eps)).detach()
-            along = torch.dot(estimate(a, hiddens[layer], layer / network.depth, error), v)
-            total = total + (along - slope) ** 2 / len(directions)
-    return total / len(xs)
+    """mean_b ‖A(h_L, 1, e_T) - δ_L‖² + (1/M) Σ_j mean_b (⟨A(h_l, t_l, e_T), v_j⟩ - g_j)²; gaussians (M, b, d)."""
+    at_end, along = [], []
+    for n, (x, label) in enumerate(zip(xs, labels, strict=True)):
+        states, error = [state.detach() for state in network.hiddens(x)], network.error(x, label)
+        delta = network.loss_gradient(x, label, network.depth)
+        at_end.append(((estimate(a, states[-1], 1.0, error) - delta) ** 2).sum())
+        field = estimate(a, states[layer], layer / network.depth, error)
+        for gaussian in gaussians:
+            v = unit(gaussian[n])
+            along.append((torch.dot(field, v) - slope_along(network, x, label, layer, v, eps)) ** 2)
+    return torch.stack(at_end).mean() + torch.stack(along).mean()
 
 
 def scalar_cb_loss(

@@ -131,12 +131,12 @@ def fit_vec_epoch(
         field = estimator(h, layer / depth, error)
         for _ in range(directions):
             v = torch.randn_like(h)
-            v = v / (v.norm(dim=-1, keepdim=True) + 1e-8)
+            v /= v.norm(dim=-1, keepdim=True) + 1e-8
             with torch.no_grad():
                 ahead = F.cross_entropy(network.forward_from_layer(h + eps * v, layer), y, reduction="none")
                 behind = F.cross_entropy(network.forward_from_layer(h - eps * v, layer), y, reduction="none")
             slope = (ahead - behind) / (2 * eps)
-            loss = loss + ((field * v).sum(-1) - slope).square().mean() / directions
+            loss = loss + F.mse_loss((field * v).sum(-1), slope) / directions
         _step(estimator, optimizer, loss)
 
 

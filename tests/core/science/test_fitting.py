@@ -22,6 +22,7 @@ from creditgrid.core.science.fitting import (
     vec_loss,
 )
 from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.per_sample import unit_directions
 from creditgrid.core.science.random_streams import generator
 
 L, WIDTH, C, BATCH, EPOCHS, SEED = 3, 6, 3, 4, 2, 11
@@ -98,11 +99,11 @@ def _assert_same_history(run: Iterator[FitEpoch], estimator: EstimatorNet, histo
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_vec_loss_against_one_sample_at_a_time(residual_add: bool, layer: int) -> None:
     network, estimator = _network(residual_add), _estimator(WIDTH)
-    x, y, directions = _draw(5, 18), torch.tensor([0, 2, 1, 1, 2]), _draw(4, 5, WIDTH, index=3)
-    found = vec_loss(estimator, network, x, y, layer=layer, directions=directions, eps=1e-2)
+    x, y, drawn = _draw(5, 18), torch.tensor([0, 2, 1, 1, 2]), _draw(4, 5, WIDTH, index=3)
+    found = vec_loss(estimator, network, x, y, layer=layer, directions=unit_directions(drawn), eps=1e-2)
     reference = slow.SlowNetwork(slow.parameters_of(network), residual_add)
     expected = slow.vec_loss(
-        slow.parameters_of(estimator), reference, x, y.tolist(), layer=layer, directions=directions, eps=1e-2
+        slow.parameters_of(estimator), reference, x, y.tolist(), layer=layer, gaussians=drawn, eps=1e-2
     )
     assert found.item() == pytest.approx(expected.item(), rel=1e-10)
 
@@ -137,8 +138,8 @@ def test_fitting_vec_against_plain_loops(images: ImageData) -> None:
     def loss_of(xs: Tensor, labels: list[int], epoch: int) -> Tensor:
         of_layers, of_directions = streams[epoch]
         layers.append(int(torch.randint(L, (), generator=of_layers)))
-        directions = slow.unit_vectors(torch.randn(2, len(xs), WIDTH, generator=of_directions, dtype=torch.float64))
-        return slow.vec_loss(p, reference, xs, labels, layer=layers[-1], directions=directions, eps=1e-3)
+        drawn = torch.randn(2, len(xs), WIDTH, generator=of_directions, dtype=torch.float64)
+        return slow.vec_loss(p, reference, xs, labels, layer=layers[-1], gaussians=drawn, eps=1e-3)
 
     history, norms = _slow_fit(p, images, 3e-3, loss_of)
     assert len(set(layers)) > 1
@@ -248,7 +249,7 @@ def test_fits_hold_in_float32(images: ImageData) -> None:
 def test_float32_losses_are_float64_s_to_rounding() -> None:
     network, vec, scalar = _network(), _estimator(WIDTH), _estimator(1, WIDTH)
     x, y = _draw(5, 18), torch.tensor([0, 2, 1, 1, 2])
-    directions, noise = _draw(4, 5, WIDTH, index=3), _draw(L, 4, 5, WIDTH, index=3)
+    directions, noise = unit_directions(_draw(4, 5, WIDTH, index=3)), _draw(L, 4, 5, WIDTH, index=3)
     options: Any = {"sigma": 0.05, "temperature": 0.1, "term_grad_weight": 1.0, "s_source": "delta_L"}
     exact = (
         vec_loss(vec, network, x, y, layer=1, directions=directions, eps=1e-3).item(),
