@@ -19,6 +19,7 @@ from sweeping import ScriptedRunner
 from creditgrid.service.api.app import create_app
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.people.actor import UNLIMITED, Limits
+from creditgrid.service.results.curves import Curves
 from creditgrid.service.results.table import Results
 from creditgrid.service.services import Services, wire_services
 from creditgrid.service.settings import Settings
@@ -100,8 +101,9 @@ def _made(
     store = ArtifactStore(root / "artifacts")
     ledger = Ledger(url or f"sqlite:///{root / 'ledger.sqlite'}")
     results = Results(root / "results", ledger.identity())
+    curves = Curves(root / "curves", ledger.identity())
     runner = ScriptedRunner(store)
-    services = wire_services(ledger, results, store, runner, limits=limits)
+    services = wire_services(ledger, results, curves, store, runner, limits=limits)
     app = create_app(services, Settings(data_dir=root, token=SecretStr(ADMIN_TOKEN), grace_s=0))
     try:
         yield app, services, ledger, runner

@@ -43,7 +43,7 @@ from creditgrid.service.connections import Connections
 from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.reading.rows import Rows
-from creditgrid.service.results.table import ResultFiles
+from creditgrid.service.results.delta_table import TableFiles
 from creditgrid.service.server import Server, listen
 from creditgrid.service.services import Services
 from creditgrid.workers.artifacts import ArtifactStore
@@ -348,8 +348,11 @@ class FakeSqlTables:
     def __init__(self, ledger: FakeLedger, results: FakeResults) -> None:
         self.ledger, self._results = ledger, results
 
-    def results(self) -> ResultFiles:
+    def results(self) -> TableFiles:
         return self._results.files()
+
+    def curves(self) -> TableFiles:
+        return TableFiles("", (), pa.schema([("run", pa.string()), ("epoch", pa.int64())]), uniform=True)
 
     def cell_index(self, sweep: str) -> pa.Table:
         self.ledger.sweep(sweep)
@@ -385,10 +388,10 @@ class FakeResults:
     def dataset(self) -> pads.Dataset | None:
         return None if self._table is None else pads.dataset(self.directory, format="parquet")
 
-    def files(self) -> ResultFiles:
+    def files(self) -> TableFiles:
         paths = () if self._table is None else tuple(path.name for path in self.directory.glob("*.parquet"))
         schema = self.schema() if self._table is None else self._table.schema
-        return ResultFiles(str(self.directory), paths, schema, uniform=True)
+        return TableFiles(str(self.directory), paths, schema, uniform=True)
 
     def schema(self) -> pa.Schema:
         return pa.schema([("cell", pa.string()), ("experiment", pa.string()), ("delta_loss_same", pa.float64())])

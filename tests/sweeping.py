@@ -24,6 +24,7 @@ from creditgrid.service.ledger.task_states import NOT_ENDED
 from creditgrid.service.planning.naming import Naming, NamingRequest
 from creditgrid.service.planning.naming import name as name_cells
 from creditgrid.service.planning.plans import nobody_stops
+from creditgrid.service.results.curves import Curves
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling import row_commits, scheduler
 from creditgrid.service.services import wire_services
@@ -125,10 +126,13 @@ class House:
         self.store = ArtifactStore(root / "artifacts")
         self.ledger = Ledger(self.url)
         self.results = Results(root / "results", self.ledger.identity())
+        self.curves = Curves(root / "curves", self.ledger.identity())
         self.runner: Any = runner(self.store)
         self.meanwhile: Callable[[], object] = lambda: None
         """Happens while a plan is made: before its header and before each chunk."""
-        self.services = parts = wire_services(self.ledger, self.results, self.store, self.runner, namer=self._name)
+        self.services = parts = wire_services(
+            self.ledger, self.results, self.curves, self.store, self.runner, namer=self._name
+        )
         self.scheduler, self.control = parts.scheduler, parts.control
         self.plans, self.sweeps, self.cells, self.tasks = parts.plans, parts.sweeps, parts.cells, parts.tasks
         self.failures, self.summaries, self.sql_tables = parts.failures, parts.summaries, parts.sql_tables

@@ -64,7 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def made(part: Part) -> Maintenance:
-    parts: Any = (part, part)
+    parts: Any = ({"": part}, part)
     return Maintenance(*parts)
 
 
@@ -153,7 +153,7 @@ def test_a_table_stays_small_while_batches_come(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "QUERY_GRACE_S", 0.3)
     path = tmp_path / "results"
     results, part = Results(path, "ledger"), Part()
-    parts: Any = (upkeep.Upkeep(results), part)
+    parts: Any = ({"": upkeep.Upkeep(results)}, part)
     maintenance = Maintenance(*parts)
     for duty in maintenance._duties:
         duty.every_s = 0.01

@@ -6,7 +6,7 @@ generator function that knows nothing of caching, retries or machines::
 
     def run(tasks, inputs, device):
         for task in tasks:
-            yield Progress(done, total, "epoch 3 of 100")
+            yield Progress(3, 100, "epoch 3 of 100", {"loss": 0.4})
             yield Output(task.key, arrays={"embed.weight": ...})      # an artifact, or
             yield Output(task.key, rows=[{"delta_loss_same": ...}])   # rows of the results table
 
@@ -34,11 +34,17 @@ Inputs: TypeAlias = "Mapping[str, Arrays]"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a call is: ``done`` of ``total`` steps, and a ``note`` for a person."""
+    """How far a call is: ``done`` of ``total`` steps, and a ``note`` for a person.
+
+    With ``metrics`` it is also a point of the curve of the call's run, at the epoch (or step) ``done``, which must
+    increase. A metric is a number under a name that is an identifier. Yield the point of an epoch before the Output of
+    that epoch: the record of an artifact holds the curve up to it.
+    """
 
     done: int
     total: int
     note: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Upkeep in the background: the results table stays small, and what dead writers left is deleted.
+"""Upkeep in the background: the tables stay small, and what dead writers left is deleted.
 
 It has a thread of its own, so nothing waits for a compaction that takes seconds. A duty that fails is logged and tried
 again, while sweeps continue.
@@ -20,7 +20,7 @@ from creditgrid.service.results.upkeep import Upkeep
 from creditgrid.service.retention import Retention
 
 QUERY_GRACE_S = 2 * 3600.0
-"""Files that the results table no longer uses are kept so long: no query, and hardly any download, takes longer."""
+"""Files that a table no longer uses are kept so long: no query, and hardly any download, takes longer."""
 LONGEST_PAUSE_S = 600.0
 """The pause after a failure doubles up to this, so that attempts do not fill a full disk."""
 STOP_WAIT_S = 10.0
@@ -41,23 +41,32 @@ class _Duty:
     in_a_row: int = 0
 
 
+def _of_table(name: str, upkeep: Upkeep) -> list[_Duty]:
+    return [
+        _Duty(f"compact{name}", 5.0, upkeep.compact),
+        _Duty(f"checkpoint{name}", 5.0, upkeep.checkpoint),
+        _Duty(f"vacuum{name}", 60.0, lambda: upkeep.vacuum(QUERY_GRACE_S)),
+    ]
+
+
 class Maintenance:
-    """Runs the duties of ``upkeep`` and ``retention`` from ``start`` to ``stop``.
+    """Runs the duties of ``upkeeps`` and ``retention`` from ``start`` to ``stop``.
+
+    ``upkeeps`` are those of the tables, by what the names of their duties end with.
 
     ``flushes`` write what other parts keep in memory; they are done once a minute, and once more at the stop.
     """
 
     def __init__(
-        self, upkeep: Upkeep, retention: Retention, flushes: Mapping[str, Callable[[], object]] | None = None
+        self,
+        upkeeps: Mapping[str, Upkeep],
+        retention: Retention,
+        flushes: Mapping[str, Callable[[], object]] | None = None,
     ) -> None:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._duties = [
-            _Duty("compact", 5.0, upkeep.compact),
-            _Duty("checkpoint", 5.0, upkeep.checkpoint),
-            _Duty("vacuum", 60.0, lambda: upkeep.vacuum(QUERY_GRACE_S)),
-            _Duty("tidy", 600.0, retention.tidy),
-        ]
+        self._duties = [duty for name, upkeep in upkeeps.items() for duty in _of_table(name, upkeep)]
+        self._duties.append(_Duty("tidy", 600.0, retention.tidy))
         self._flushes = [_Duty(name, 60.0, flush) for name, flush in (flushes or {}).items()]
         self._duties += self._flushes
 

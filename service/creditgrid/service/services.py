@@ -28,6 +28,7 @@ from creditgrid.service.reading.summary import Summaries
 from creditgrid.service.reading.sweeps import Sweeps
 from creditgrid.service.reading.tasks import Cells, Tasks
 from creditgrid.service.results.consistency import check_ledger
+from creditgrid.service.results.curves import Curves
 from creditgrid.service.results.table import Results
 from creditgrid.service.results.upkeep import Upkeep
 from creditgrid.service.retention import Retention
@@ -73,9 +74,12 @@ def create_services(settings: Settings) -> Services:
         results = Results(settings.data_dir.absolute() / "results", ledger.identity())
         results.repair()
         check_ledger(results, ledger)
+        curves = Curves(settings.data_dir.absolute() / "curves", ledger.identity())
+        curves.repair()
         start_fork_server()
         names = NamingProcesses(_resolve(settings)).name
-        return wire_services(ledger, results, store, _runner(settings, store), namer=names, limits=_limits(settings))
+        runner = _runner(settings, store)
+        return wire_services(ledger, results, curves, store, runner, namer=names, limits=_limits(settings))
     except BaseException:
         ledger.close()
         raise
@@ -84,13 +88,14 @@ def create_services(settings: Settings) -> Services:
 def wire_services(
     ledger: Ledger,
     results: Results,
+    curves: Curves,
     store: ArtifactStore,
     runner: Runner,
     *,
     namer: Namer | None = None,
     limits: Limits = UNLIMITED,
 ) -> Services:
-    """The parts of a service over a ledger, results, artifacts and a runner.
+    """The parts of a service over a ledger, results, curves, artifacts and a runner.
 
     Args:
         namer: names the cells of specs; the default does it in the calling thread.
@@ -98,11 +103,11 @@ def wire_services(
     """
     tokens, audit = Tokens(ledger, limits), Audit(ledger)
     planner = Planner(ledger, store, namer or _name_here)
-    scheduler = Scheduler(ledger, results, store, runner)
+    scheduler = Scheduler(ledger, results, curves, store, runner)
     plans = Plans(ledger, planner)
     control = Control(ledger, plans, results, scheduler)
     retention = Retention(ledger, store, plans.writing)
-    sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results)
+    sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results, curves)
     rows = Rows(sweeps, sql_tables, results)
     return Services(
         changes=ledger.changes,
@@ -118,7 +123,11 @@ def wire_services(
         sql_tables=sql_tables,
         store=store,
         retention=retention,
-        maintenance=Maintenance(Upkeep(results), retention, {"tokens": tokens.flush, "audit": audit.flush}),
+        maintenance=Maintenance(
+            {"": Upkeep(results), " curves": Upkeep(curves)},
+            retention,
+            {"tokens": tokens.flush, "audit": audit.flush},
+        ),
         tokens=tokens,
         audit=audit,
     )

@@ -87,7 +87,7 @@ def children(parent: int | None = None) -> list[psutil.Process]:
         ("WITH q AS (SELECT eta FROM results) SELECT * FROM q WHERE eta > 0.15", 2),
         ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT * FROM n", 5),
         ("DESCRIBE results", 3),
-        ("SHOW TABLES", 3),
+        ("SHOW TABLES", 4),
         ("SUMMARIZE results", 3),
         ("EXPLAIN SELECT * FROM results", 1),
         ("EXPLAIN ANALYZE SELECT * FROM results", 1),

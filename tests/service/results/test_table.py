@@ -16,7 +16,7 @@ from deltalake.exceptions import DeltaError
 from creditgrid.core.experiment import Experiment
 from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
 from creditgrid.core.rows import schema, table
-from creditgrid.service.results import table as module
+from creditgrid.service.results import delta_table as module
 from creditgrid.service.results.table import Results
 
 

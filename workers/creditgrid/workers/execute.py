@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import torch
@@ -25,6 +25,7 @@ from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.rows import table
 from creditgrid.core.task import Arrays, Inputs, Output, Progress, Saved, Task, TaskKind
 from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.curve import CallCurve
 from creditgrid.workers.provenance import device_name, host, provenance
 from creditgrid.workers.resume_state import ResumeState
 from creditgrid.workers.runner import Advanced, Call, Failed, Finished, Started
@@ -33,62 +34,86 @@ PROGRESS_EVERY_S = 0.5
 """Progress is reported at most this often: a call may have many thousand steps."""
 
 
-def execute(
-    call: Call, inputs: Inputs, store: ArtifactStore, device: torch.device
-) -> Iterator[Started | Advanced | Finished | Failed | tuple[str, Arrays]]:
+Item: TypeAlias = Started | Advanced | Finished | Failed | tuple[str, Arrays]
+
+
+def execute(call: Call, inputs: Inputs, store: ArtifactStore, device: torch.device) -> Iterator[Item]:
     """Run a call to its end; the last item is Finished or Failed. A stored artifact is yielded as (key, arrays)."""
     stored: dict[str, int] = {}
     yield Started(call.id, host(), device_name(device))
-    started, started_at, reported = time.perf_counter(), datetime.now(UTC), 0.0
     asked = list(call.tasks)
     resume = ResumeState(store.root, asked[-1].group, asked[-1].key)
+    curve = CallCurve(call, host(), device_name(device))
     try:
-        _configure_torch(call, device)
-        kind, experiment = _kind_of(call)
-        run = kind.run
-        if run is None:
-            raise TaskError(f"a {call.kind} is imported and cannot be computed here")
-        for task in asked:
-            kind.check_version(task)  # an older installation may have planned it
-        # Artifacts of an interrupted attempt are not made again; its resume state joins the inputs.
-        sizes = {task.key: _stored_size(store, task.key) for task in asked} if experiment is None else {}
-        stored = {key: size for key, size in sizes.items() if size is not None}
-        tasks = {task.key: task for task in asked if task.key not in stored}
-        measured: list[tuple[Task, Output]] = []
-        missing = set(tasks)
-        for item in run(list(tasks.values()), resume.restore(inputs), device) if tasks else ():
-            if isinstance(item, Saved):
-                resume.save(item)
-                continue
-            if isinstance(item, Progress):
-                if time.perf_counter() - reported >= PROGRESS_EVERY_S:
-                    reported = time.perf_counter()
-                    yield Advanced(call.id, item.done, item.total, item.note)
-                continue
-            _check(call, item, missing, measures=experiment is not None)
-            missing.discard(item.key)
-            if experiment is not None:
-                measured.append((tasks[item.key], item))
-            if item.arrays is not None:
-                origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
-                stored[item.key] = store.save(
-                    item.key, tasks[item.key].payload(), item.arrays, origin | {"info": _as_json(item.info)}
-                )
-                resume.save_next()
-                yield item.key, item.arrays
-        if missing:
-            raise TaskError(f"{call.kind} ended without a result for {len(missing)} of {len(tasks)} tasks")
-        origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
-        rows, diverged = (None, []) if experiment is None else _rows(experiment, call, measured, origin)
-        resume.delete()
-        seconds = time.perf_counter() - started
-        yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged)
+        yield from _perform(call, asked, inputs, store, device, stored=stored, resume=resume, curve=curve)
     except Exception as error:  # whatever the task raised is its result: its cells get it, with the traceback
         resume.hand_over([task.key for task in asked if task.key not in stored])
-        yield Failed(call.id, describe(error), traceback.format_exc(), transient(error), host(), tuple(stored))
+        text, trace = describe(error), traceback.format_exc()
+        yield from curve.long_rest()
+        yield Failed(call.id, text, trace, transient(error), host(), tuple(stored), points=curve.unsent())
     except SystemExit as error:  # the task asked to end its process
         text = f"SystemExit: the task asked its process to end with status {error.code}"
         yield Failed(call.id, text, traceback.format_exc(), True, host(), tuple(stored), crashed=True)
+
+
+def _perform(
+    call: Call,
+    asked: Sequence[Task],
+    inputs: Inputs,
+    store: ArtifactStore,
+    device: torch.device,
+    *,
+    stored: dict[str, int],
+    resume: ResumeState,
+    curve: CallCurve,
+) -> Iterator[Item]:
+    """What ``execute`` does when nothing fails; ``stored`` gets the bytes of each artifact that is in the store."""
+    started, started_at, reported = time.perf_counter(), datetime.now(UTC), 0.0
+    _configure_torch(call, device)
+    kind, experiment = _kind_of(call)
+    run = kind.run
+    if run is None:
+        raise TaskError(f"a {call.kind} is imported and cannot be computed here")
+    for task in asked:
+        kind.check_version(task)  # an older installation may have planned it
+    # Artifacts of an interrupted attempt are not made again; its resume state joins the inputs.
+    sizes = {task.key: _stored_size(store, task.key) for task in asked} if experiment is None else {}
+    stored |= {key: size for key, size in sizes.items() if size is not None}
+    tasks = {task.key: task for task in asked if task.key not in stored}
+    measured: list[tuple[Task, Output]] = []
+    missing, earlier = set(tasks), tuple(stored)
+    given = resume.restore(inputs) if tasks else inputs
+    curve.restore(resume.curve)
+    for item in run(list(tasks.values()), given, device) if tasks else ():
+        if isinstance(item, Saved):
+            resume.save(item, curve.state)
+            continue
+        if isinstance(item, Progress):
+            curve.take(item)
+            if time.perf_counter() - reported >= PROGRESS_EVERY_S:
+                reported = time.perf_counter()
+                yield curve.advanced()
+            continue
+        _check(call, item, missing, measures=experiment is not None)
+        missing.discard(item.key)
+        if experiment is not None:
+            measured.append((tasks[item.key], item))
+        if item.arrays is not None:
+            origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
+            origin |= {"info": _as_json(item.info)} | curve.record(complete=not missing)
+            stored[item.key] = store.save(item.key, tasks[item.key].payload(), item.arrays, origin)
+            resume.save_next()
+            yield item.key, item.arrays
+    if missing:
+        raise TaskError(f"{call.kind} ended without a result for {len(missing)} of {len(tasks)} tasks")
+    origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
+    rows, diverged = (None, []) if experiment is None else _rows(experiment, call, measured, origin)
+    for key in earlier:  # what another attempt measured before it made them
+        curve.restore(store.record(key)["provenance"].get("curve"))
+    resume.delete()
+    seconds = time.perf_counter() - started
+    yield from curve.long_rest()
+    yield Finished(call.id, seconds, host(), device_name(device), rows, stored, diverged, curve.unsent())
 
 
 def _stored_size(store: ArtifactStore, key: str) -> int | None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -24,6 +27,8 @@ from creditgrid.workers.temporary_names import GRACE_S, is_abandoned, temporary_
 log = logging.getLogger(__name__)
 
 FOLDER = "saves"
+CURVE = "creditgrid.curve"
+"""The name of an array that holds the curve up to the saved state, as JSON. No task sees it."""
 EVERY_S = 2.0
 """The shortest time between two saves."""
 SHARE = 0.05
@@ -37,6 +42,8 @@ class ResumeState:
         self._group = group
         self._path = root / FOLDER / last
         self._next = time.monotonic() + EVERY_S
+        self.curve: Any = None
+        """The curve that ``restore`` found, as it was given to ``save``."""
 
     def restore(self, inputs: Inputs) -> Inputs:
         """The inputs, plus what an earlier attempt saved, under the group's key."""
@@ -50,18 +57,27 @@ class ResumeState:
         digest, data = content[:64], content[64:]
         with contextlib.suppress(SafetensorError):
             if hashlib.sha256(data).hexdigest().encode() == digest:
-                saved: Mapping[str, Arrays] = {self._group: load(data)}
+                arrays = load(data)
+                if (curve := arrays.pop(CURVE, None)) is not None:
+                    self.curve = json.loads(curve.tobytes())
+                saved: Mapping[str, Arrays] = {self._group: arrays}
                 return {**inputs, **saved}
         self._path.unlink(missing_ok=True)  # it is damaged: the run starts from the beginning, which costs only time
         return inputs
 
-    def save(self, saved: Saved) -> None:
-        """Replace what was saved, if enough time has passed. If it cannot be written, the run continues without."""
+    def save(self, saved: Saved, curve: Callable[[], Any] = lambda: None) -> None:
+        """Replace what was saved, if enough time has passed. If it cannot be written, the run continues without.
+
+        ``curve()`` is the curve up to here, as JSON.
+        """
         started = time.monotonic()
         if started < self._next:
             return
         try:
-            self._write(save(dict(saved.state())))
+            arrays = dict(saved.state())
+            if (found := curve()) is not None:
+                arrays[CURVE] = np.frombuffer(json.dumps(found).encode(), np.uint8)
+            self._write(save(arrays))
         except OSError as error:
             log.warning("a resume state cannot be written, so an interrupted run would start again: %s", error)
         now = time.monotonic()

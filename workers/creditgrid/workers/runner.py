@@ -42,13 +42,29 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """What a run measured at one epoch, ``at`` a time (Unix seconds), and by which attempt; None: it is not finite."""
+
+    epoch: int
+    metrics: Mapping[str, float | None]
+    at: float
+    attempt: int
+    host: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class Advanced:
-    """Progress of the call: ``done`` of ``total`` steps."""
+    """Progress of the call: ``done`` of ``total`` steps, with ``points`` of its curve that no earlier message had.
+
+    The points of one attempt come in the order of their epochs, and start with the first of the run.
+    """
 
     call: int
     done: int
     total: int
     note: str
+    points: Sequence[Point] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +81,7 @@ class Finished:
     rows: bytes | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     diverged: Sequence[str] = ()
+    points: Sequence[Point] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +100,7 @@ class Failed:
     stored: Sequence[str] = ()
     crashed: bool = False
     missing: Sequence[str] = ()
+    points: Sequence[Point] = ()
 
 
 @dataclass(frozen=True, slots=True)

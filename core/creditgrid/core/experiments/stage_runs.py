@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from creditgrid.core.science.data import ImageData
     from creditgrid.core.science.fitting import FitEpoch
     from creditgrid.core.science.training import Epoch
+
+METRICS = ("train_loss", "test_accuracy", "test_loss", "fit_loss", "step_size", "images_per_s", "seconds")
+"""What the curves of trainings and fits measure. Losses are mean cross-entropies or fitting losses over the epoch."""
 
 
 def run_data(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
@@ -109,20 +113,31 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
         saved = None  # of another version, or past an epoch that is wanted
     run = train(network, data, **options, feedback=feedback, resume=saved)
     for number, at in enumerate(run):
+        resumed = saved is not None and not number  # its point came before the interruption
+        measured = {} if resumed else _metrics(at, at.train_loss, "train_loss", data)
         if at.epoch in wanted:
             accuracy, loss = accuracy_and_loss(network, data)
+            if not resumed:
+                measured |= {"test_accuracy": accuracy, "test_loss": loss}
+        note = f"{'resumed at ' if resumed else ''}epoch {at.epoch} of {last}"
+        if at.train_loss is not None:
+            note += f", training loss {at.train_loss:.4g}"
+        yield Progress(at.epoch, last, note, measured)
+        if at.epoch in wanted:
             info = {"test_accuracy": accuracy, "test_loss": loss, "train_loss": at.train_loss}
             yield Output(wanted[at.epoch], arrays=_arrays(network.state_dict()), info=info)
         if at.epoch == last:
             return
         if number:
             yield _saved(at)
-        note = f"epoch {at.epoch} of {last}"
-        if saved is not None and not number:
-            note = f"resumed at {note}"
-        if at.train_loss is not None:
-            note += f", training loss {at.train_loss:.4g}"
-        yield Progress(at.epoch, last, note)
+
+
+def _metrics(at: Epoch | FitEpoch, loss: float | None, name: str, data: ImageData) -> dict[str, float]:
+    """What a finished epoch measures; nothing for the initialisation."""
+    if loss is None or at.step_size is None or at.seconds is None:
+        return {}
+    rate = len(data.y_train) / at.seconds if at.seconds > 0 else math.inf
+    return {name: loss, "step_size": at.step_size, "images_per_s": rate, "seconds": at.seconds}
 
 
 def _saved(at: Epoch) -> Saved:
@@ -159,7 +174,8 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         for at in fits[which](estimator, network, data, **options):
             loss = at.loss
             note = f"epoch {at.epoch} of {options['epochs']}"
-            yield Progress(at.epoch, options["epochs"], note if loss is None else f"{note}, fitting loss {loss:.4g}")
+            note = note if loss is None else f"{note}, fitting loss {loss:.4g}"
+            yield Progress(at.epoch, options["epochs"], note, _metrics(at, loss, "fit_loss", data))
         yield Output(task.key, arrays=_arrays(estimator.state_dict()), info={"fit_loss": loss})
 
 

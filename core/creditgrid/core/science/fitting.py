@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NotRequired, TypeAlias, TypedDict, Unpack
@@ -33,10 +34,13 @@ class FitEpoch:
     """A finished epoch of a fit; epoch 0 is the initialisation, which has no loss.
 
     ``loss`` is the mean over the epoch's samples of the fitting loss, each taken just before its batch's step.
+    ``step_size`` is Adam's in this epoch, and ``seconds`` what the epoch took.
     """
 
     epoch: int
     loss: float | None
+    step_size: float | None = None
+    seconds: float | None = None
 
 
 class FitOptions(TypedDict):
@@ -71,6 +75,7 @@ def _fit(
     dtype = network.embed.weight.dtype
     yield FitEpoch(0, None)
     for epoch in range(1, epochs + 1):
+        started, step_size = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
         layers = generator(seed, "fit/layer", epoch)  # on the CPU: a layer drawn on a GPU would have to be waited for
         perturb = generator(seed, "fit/perturb", epoch, device=data.device)
         total = torch.zeros((), dtype=torch.float64, device=data.device)
@@ -83,7 +88,8 @@ def _fit(
             optimizer.step()
             after_step()
             total += loss.detach() * len(y)
-        yield FitEpoch(epoch, total.item() / len(data.y_train))
+        loss_mean = total.item() / len(data.y_train)  # waits for the device
+        yield FitEpoch(epoch, loss_mean, step_size, time.perf_counter() - started)
 
 
 def fit_vec(

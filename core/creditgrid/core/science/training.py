@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -26,12 +27,15 @@ class Epoch:
     """A finished epoch; epoch 0 is the initialisation, which has no training loss.
 
     `train_loss` is the mean over the epoch's samples of the cross-entropy, each taken just before its batch's step.
-    `state` copies all that a run needs to resume from here: the parameters, AdamW's moments and the epoch.
+    `state` copies all that a run needs to resume from here: the parameters, AdamW's moments and the epoch. `step_size`
+    is AdamW's in this epoch, and `seconds` what the epoch took; both are None where no epoch was trained.
     """
 
     epoch: int
     train_loss: float | None
     state: Callable[[], dict[str, Tensor]]
+    step_size: float | None = None
+    seconds: float | None = None
 
 
 def train(
@@ -71,11 +75,12 @@ def train(
         last = int(resume["epoch"])
         _load_state(network, optimizer, schedule, resume)
 
-    def epoch_at(number: int, train_loss: float | None) -> Epoch:
-        return Epoch(number, train_loss, lambda: _state(network, optimizer, number, train_loss))
+    def epoch_at(number: int, train_loss: float | None, *measured: float) -> Epoch:
+        return Epoch(number, train_loss, lambda: _state(network, optimizer, number, train_loss), *measured)
 
     yield epoch_at(last, None if resume is None or not last else resume["train_loss"].item())
     for epoch in range(last + 1, epochs + 1):
+        started, step_size = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
         total = torch.zeros((), dtype=torch.float64, device=data.device)
         targets = generator(seed, "train/targets", epoch)
         for x, labels in training_batches(data, batch_size, seed, epoch):
@@ -91,7 +96,8 @@ def train(
             # Summed on the device: reading the loss here would make the device wait for every step.
             total += loss * len(y)
         schedule.step()
-        yield epoch_at(epoch, total.item() / len(data.y_train))
+        train_loss = total.item() / len(data.y_train)  # waits for the device
+        yield epoch_at(epoch, train_loss, step_size, time.perf_counter() - started)
 
 
 def backprop(network: ResidualMLP, x: Tensor, y: Tensor) -> Tensor:

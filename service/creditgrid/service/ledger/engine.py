@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 
 from creditgrid.core.errors import CreditGridError
 
@@ -52,6 +53,25 @@ class UncheckedText(sa.types.TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
         """Escape NUL, and the surrogates that Python puts for bytes it cannot decode."""
         return value and value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+class JsonText(sa.sql.functions.FunctionElement[str]):
+    """A member of the JSON object in a column of text, as text: ``JsonText(column, name)``."""
+
+    type = sa.String()
+    inherit_cache = True
+
+
+@compiles(JsonText, "sqlite")
+def _json_text_in_sqlite(element: JsonText, compiler: Any, **options: Any) -> str:
+    column, name = element.clauses
+    return f"json_extract({compiler.process(column, **options)}, '$.' || {compiler.process(name, **options)})"
+
+
+@compiles(JsonText, "postgresql")
+def _json_text_in_postgresql(element: JsonText, compiler: Any, **options: Any) -> str:
+    column, name = element.clauses
+    return f"(CAST({compiler.process(column, **options)} AS JSON) ->> {compiler.process(name, **options)})"
 
 
 def parse_url(url: str | sa.URL) -> sa.URL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from anyio import CapacityLimiter, create_memory_object_stream, create_task_grou
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from creditgrid.service.reading.sql_pool import Pool
-from creditgrid.service.reading.sql_protocol import QUICK_S, Request
+from creditgrid.service.reading.sql_protocol import QUICK_S, Files, Request
 from creditgrid.service.reading.sql_queue import Lane, Place, QueryQueue
 from creditgrid.service.reading.sql_session import Session
 
@@ -27,6 +28,10 @@ BUFFERED = 4
 """Frames of an answer that wait for its reader; a small answer needs no more, and frees its slot at once."""
 START_S = 60.0
 """Seconds that a new process has to get ready."""
+OPTIONAL = frozenset({"curves", "stages"})
+"""Tables that are there for queries that name them."""
+LISTING = re.compile(r"show|describe|_schema|duckdb_|pragma_|sqlite_|pg_")
+"""What a query that lists tables says."""
 GRACE_S = 0.25
 """Seconds that a query's process has to end a query by itself; then it is killed."""
 
@@ -44,7 +49,7 @@ class Sandbox:
     """Runs each query in a process that is ended when it exceeds a bound.
 
     Args:
-        sql_tables: what queries read, as ``results``, ``cells`` and ``sweeps``.
+        sql_tables: what queries read, as ``results``, ``curves``, ``cells``, ``stages`` and ``sweeps``.
         timeout_s: seconds until a query is stopped, its reader included, and until a waiting query gives up.
         memory: DuckDB's memory for one query, in bytes.
         max_rows: an answer with more rows is refused.
@@ -142,15 +147,18 @@ class Sandbox:
         return Session(self._pool, self._tables, request, spills=query.trusted, begin=begin, put=put)
 
     def _request(self, query: Query, quick: bool, spill: str | None) -> Request:
-        results = self._tables.results()
+        # What a query does not name is left out, except where it may list the tables: views cost time.
+        text = query.sql.lower()
+        named = {table for table in OPTIONAL if table in text or LISTING.search(text)}
+        files = {"results": Files(*self._tables.results())}
+        if "curves" in named:
+            files["curves"] = Files(*self._tables.curves())
+        ledger = {name: schema for name, schema in self._tables.schemas.items() if name not in OPTIONAL - named}
         return Request(
             query.sql,
             query.format,
-            results.root,
-            results.paths,
-            results.schema,
-            results.uniform,
-            self._tables.schemas,
+            files,
+            ledger,
             self._timeout_s,
             self._memory,
             None if query.trusted else self._max_rows,

@@ -9,11 +9,14 @@ from typing import Any
 import duckdb
 
 from creditgrid.core.errors import QueryError
-from creditgrid.service.reading.sql_files import ResultsFileSystem
-from creditgrid.service.reading.sql_protocol import Request
+from creditgrid.service.reading.sql_files import TableFileSystem
+from creditgrid.service.reading.sql_protocol import Files, Request
 from creditgrid.service.reading.sql_scan import LedgerTable, Link
 
-ACCEPTED = "one SELECT (also WITH, VALUES, FROM, DESCRIBE, SHOW, SUMMARIZE, PIVOT, EXPLAIN) over results, cells, sweeps"
+ACCEPTED = (
+    "one SELECT (also WITH, VALUES, FROM, DESCRIBE, SHOW, SUMMARIZE, PIVOT, EXPLAIN) over results, curves, cells, "
+    "stages, sweeps"
+)
 MAX_THREADS = 8
 """More would not fit into the memory of a query."""
 MAX_SPILL = "16GB"
@@ -49,30 +52,40 @@ def admit(database: duckdb.DuckDBPyConnection, request: Request, link: Link) -> 
         database.execute(f"SET max_temp_directory_size = '{MAX_SPILL}'")
     for name, schema in request.ledger.items():
         database.register(name, LedgerTable(link, name, schema))
-    _add_results(database, request)
+    allowed = [name for table, files in request.files.items() for name in _add_files(database, table, files)]
+    if allowed:
+        database.execute(f"SET allowed_paths = [{', '.join(quoted(name) for name in allowed)}]")
+        for table, files in request.files.items():
+            _add_view(database, table, files)
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")  # the last one: nothing can be changed after it
 
 
-def _add_results(database: duckdb.DuckDBPyConnection, request: Request) -> None:
-    """The view ``results`` over the files, which are all that the database may open."""
-    if not request.paths:
-        database.register("results", request.columns.empty_table())
+def _add_files(database: duckdb.DuckDBPyConnection, table: str, files: Files) -> list[str]:
+    """Let the database open the files of a table; returns the names by which it may. A table without files is empty."""
+    if not files.paths:
+        database.register(table, files.columns.empty_table())
+        return []
+    system = TableFileSystem(table, files.root, files.paths)
+    database.register_filesystem(system)
+    return system.names
+
+
+def _add_view(database: duckdb.DuckDBPyConnection, table: str, files: Files) -> None:
+    """The view ``table`` over its files, which are all that the database may open."""
+    if not files.paths:
         return
-    files = ResultsFileSystem(request.root, request.paths)
-    database.register_filesystem(files)
-    names = f"[{', '.join(quoted(name) for name in files.names)}]"
-    database.execute(f"SET allowed_paths = {names}")
+    names = ", ".join(quoted(f"{table}://{path}") for path in files.paths)
     options = "hive_partitioning = true, hive_types_autocast = false"
-    if not request.uniform:  # otherwise DuckDB need not open all files to plan a query
+    if not files.uniform:  # otherwise DuckDB need not open all files to plan a query
         options += ", union_by_name = true"
-    found = database.sql(f"SELECT * FROM read_parquet({names}, {options})")  # noqa: S608 - quoted
-    types = dict(zip(request.columns.names, database.from_arrow(request.columns.empty_table()).types, strict=True))
+    found = database.sql(f"SELECT * FROM read_parquet([{names}], {options})")  # noqa: S608 - quoted
+    types = dict(zip(files.columns.names, database.from_arrow(files.columns.empty_table()).types, strict=True))
     columns = [
         identifier(name) if name in found.columns else f"NULL::{kind} AS {identifier(name)}"  # no file has it
         for name, kind in types.items()
     ]
-    found.project(", ".join(columns)).create_view("results")
+    found.project(", ".join(columns)).create_view(table)
 
 
 def quoted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The files of the results table under names of their own: DuckDB needs no access to a path of the machine."""
+"""The files of a table under names of their own: DuckDB needs no access to a path of the machine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-PROTOCOL = "results"
 
+class TableFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """Opens the files at ``paths`` below ``root`` for reading, as ``TABLE://`` and the path, and nothing else."""
 
-class ResultsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """Opens the files at ``paths`` below ``root`` for reading, as ``results://`` and the path, and nothing else."""
-
-    protocol = PROTOCOL
     cachable = False
 
-    def __init__(self, root: str, paths: Iterable[str]) -> None:
+    def __init__(self, table: str, root: str, paths: Iterable[str]) -> None:
         super().__init__()
-        self._files = {f"{PROTOCOL}://{path}": Path(root, path) for path in paths}
+        self.protocol = table
+        self._files = {f"{table}://{path}": Path(root, path) for path in paths}
 
     @property
     def names(self) -> list[str]:
@@ -37,7 +35,7 @@ class ResultsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
             PermissionError: it is opened for writing.
         """
         if mode != "rb":
-            raise PermissionError("the results table is read only")
+            raise PermissionError("the table is read only")
         return _File(self._find(path))
 
     def exists(self, path: str, **_: Any) -> bool:

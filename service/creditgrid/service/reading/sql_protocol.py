@@ -6,7 +6,7 @@ payload. The service unpickles nothing that the process sends.
 - ``READY``: a request may come.
 - ``DATA``: bytes of the answer.
 - ``SCAN``: the query reads a table of the ledger: JSON, ``{"table": …, "columns": […], "only": […] or null}``, where
-  ``only`` are the sweeps whose cells matter. The first scan of a request is number 0.
+  ``only`` are the sweeps whose cells or stages matter. The first scan of a request is number 0.
 - ``NEXT``: the number of a scan; the service sends its next batch as an Arrow IPC message, and nothing after the last.
 - ``END``: the query has ended: ``Outcome`` as JSON.
 """
@@ -33,15 +33,22 @@ NO_MEMORY = 3
 
 
 @dataclass(frozen=True)
+class Files:
+    """A table of Parquet files."""
+
+    root: str  # its folder
+    paths: tuple[str, ...]  # below root
+    columns: pa.Schema  # of the table; a file may lack some
+    uniform: bool  # its files have the same columns
+
+
+@dataclass(frozen=True)
 class Request:
     """One query and its bounds."""
 
     sql: str
     format: str
-    root: str  # the folder of the results table
-    paths: tuple[str, ...]  # its files, below root
-    columns: pa.Schema  # of the results table
-    uniform: bool  # its files have the same columns
+    files: dict[str, Files]  # the tables of files
     ledger: dict[str, pa.Schema]  # the tables that SCAN may name
     timeout_s: float
     memory: int

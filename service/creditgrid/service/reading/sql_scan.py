@@ -72,7 +72,7 @@ class LedgerTable(pads.Dataset):  # type: ignore[misc]  # pyarrow has no types
 
     def _sweeps(self, filter: Any) -> list[str] | None:
         """The sweeps that may pass the filter; None for any."""
-        if self._name != "cells" or filter is None or "sweep" not in str(filter):
+        if self._name not in ("cells", "stages") or filter is None or "sweep" not in str(filter):
             return None
         ids = pa.schema({"id": pa.string()})
         known = [name for batch in self._link.scan("sweeps", ids, None) for name in batch["id"].to_pylist()]
@@ -97,9 +97,9 @@ class LedgerTable(pads.Dataset):  # type: ignore[misc]  # pyarrow has no types
 
 
 def _pass(filter: Any, sweeps: Sequence[str], schema: pa.Schema) -> list[str]:
-    """Those of the sweeps whose cells may pass the filter, by Arrow's own simplification of it.
+    """Those of the sweeps whose rows may pass the filter, by Arrow's own simplification of it.
 
-    Each sweep stands for a file that has only its cells. The files are never opened.
+    Each sweep stands for a file that has only its rows. The files are never opened.
     """
     files, disk = pads.ParquetFileFormat(), pa.fs.LocalFileSystem()
     column = pads.field("sweep")

@@ -124,7 +124,7 @@ class Session:
                 elif kind == SCAN:
                     if len(scans) == MAX_SCANS:
                         raise QueryError(
-                            f"the query reads cells and sweeps more than {MAX_SCANS} times: read them once"
+                            f"the query reads cells, stages and sweeps more than {MAX_SCANS} times: read them once"
                         )
                     snapshot = snapshot or stack.enter_context(self._tables.snapshot())
                     scans.append(snapshot.scan(**json.loads(payload)))

@@ -1,4 +1,4 @@
-"""The tables that SQL reads: results, cells and sweeps, as Arrow."""
+"""The tables that SQL reads: results, curves, cells, stages and sweeps, as Arrow."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 
+from creditgrid.service.ledger.engine import JsonText
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.tables import CHUNK, calls, cells, sweeps
+from creditgrid.service.ledger.tables import CHUNK, calls, cells, stages, sweeps, tasks
 from creditgrid.service.reading.sweeps import known_sweep, shown_state, utc
-from creditgrid.service.results.table import ResultFiles, Results
+from creditgrid.service.results.curves import Curves
+from creditgrid.service.results.delta_table import TableFiles
+from creditgrid.service.results.table import Results
 
 _TIME = pa.timestamp("us", tz="UTC")
 _INDEX = pa.schema({"idx": pa.int64(), "cell": pa.string()})
@@ -32,12 +35,21 @@ _SWEEPS = pa.schema(
 )
 
 
-SCHEMAS = {"cells": _CELLS, "sweeps": _SWEEPS}
+_STAGES = pa.schema({name: pa.string() for name in ("sweep", "key", "kind", "state", "run")})
+
+SCHEMAS = {"cells": _CELLS, "stages": _STAGES, "sweeps": _SWEEPS}
 ROWS_AT_ONCE = 2**15
 """Rows of the ledger in a batch."""
 _scans = itertools.count()
 _COLUMNS: Mapping[str, Mapping[str, sa.ColumnElement[Any]]] = {
     "cells": {"sweep": cells.c.sweep, "idx": cells.c.idx, "cell": cells.c.key, "state": shown_state(cells)},
+    "stages": {
+        "sweep": stages.c.sweep,
+        "key": stages.c.key,
+        "kind": tasks.c.kind,
+        "state": shown_state(stages),
+        "run": JsonText(tasks.c.shared, sa.literal_column("'group'", sa.String)),
+    },
     "sweeps": {name: sweeps.c[name] for name in _SWEEPS.names},
 }
 
@@ -49,7 +61,7 @@ class Snapshot:
         self._connection, self._scans = connection, scans
 
     def scan(self, table: str, columns: Sequence[str], only: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-        """Columns of ``cells`` or ``sweeps``; unless ``only`` is None, no cells of other sweeps are needed."""
+        """Columns of a table; unless ``only`` is None, no cells and stages of other sweeps are needed."""
         schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
         if table == "sweeps":
             query = sa.select(*(_COLUMNS[table][name] for name in columns)).where(sweeps.c.planned)
@@ -57,6 +69,8 @@ class Snapshot:
         if only is not None and len(only) > CHUNK:  # of so many sweeps all cells are sent, and DuckDB filters them
             only = None
         hidden = self._connection.scalars(sa.select(sweeps.c.id).where(~sweeps.c.planned)).all()
+        if table == "stages":
+            return self._scanned(_from_stages(schema, hidden, only), schema)
         if self._connection.dialect.name == "sqlite":
             return self._joined_cells(schema, only, hidden)
         wanted = [cells.c.sweep.not_in(hidden)] if hidden else []
@@ -95,6 +109,16 @@ class Snapshot:
                 yield [cells.c.sweep == sweep, cells.c.idx >= first, cells.c.idx < first + ROWS_AT_ONCE]
 
 
+def _from_stages(schema: pa.Schema, hidden: Sequence[str], only: Sequence[str] | None) -> sa.Select[Any]:
+    query = sa.select(*(_COLUMNS["stages"][name] for name in schema.names)).select_from(stages)
+    if {"kind", "run"} & set(schema.names):
+        query = query.join(tasks, tasks.c.key == stages.c.key)
+    if "state" in schema.names:
+        query = query.outerjoin(calls, calls.c.id == stages.c.call)
+    query = query.where(stages.c.sweep.not_in(hidden)) if hidden else query
+    return query if only is None else query.where(stages.c.sweep.in_(only))
+
+
 def _from_cells(schema: pa.Schema, shown: Callable[[sa.ColumnElement[Any]], sa.ColumnElement[Any]]) -> sa.Select[Any]:
     query = sa.select(*(shown(_COLUMNS["cells"][name]) for name in schema.names)).select_from(cells)
     return query.outerjoin(calls, calls.c.id == cells.c.call) if "state" in schema.names else query
@@ -105,12 +129,16 @@ class SqlTables:
 
     schemas = SCHEMAS
 
-    def __init__(self, ledger: Ledger, results: Results) -> None:
-        self._ledger, self._results = ledger, results
+    def __init__(self, ledger: Ledger, results: Results, curves: Curves) -> None:
+        self._ledger, self._results, self._curves = ledger, results, curves
 
-    def results(self) -> ResultFiles:
+    def results(self) -> TableFiles:
         """The files with the rows of all sweeps."""
         return self._results.files()
+
+    def curves(self) -> TableFiles:
+        """The files with the curves of all runs."""
+        return self._curves.files()
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:

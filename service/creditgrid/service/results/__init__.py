@@ -1,1 +1,1 @@
-"""The results table: Parquet files in one Delta table, each row is written exactly once."""
+"""The tables of rows and of curves: Parquet files in two Delta tables, each row is written exactly once."""

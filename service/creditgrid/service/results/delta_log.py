@@ -48,8 +48,9 @@ class Repair:
 class TableLog:
     """The log of the table at ``path``, for any thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, advice: str = "") -> None:
         self._path, self.folder = path, path / LOG
+        self._advice = advice  # what to do without a backup
         self._syncing = threading.Lock()
         self._synced: int | None = None
 
@@ -136,7 +137,7 @@ class TableLog:
         last = max([*commits, base])
         if torn and not set(range(base + 1, max(*torn, last) + 1)) <= set(commits):
             checkpoint = self._checkpoint_path(torn[-1])
-            raise damaged(self._path, f"{checkpoint} is damaged, and the commits that it contains were removed")
+            raise self.damaged(f"{checkpoint} is damaged, and the commits that it contains were removed")
         if self._pointer_misleads(good):
             aside.append(self._set_aside(self.folder / LAST_CHECKPOINT))
         aside.extend(self._set_aside(self._checkpoint_path(version)) for version in torn)
@@ -145,6 +146,13 @@ class TableLog:
             if self._commit_path(version).exists():
                 self._set_aside(self._commit_path(version))
         return Repair(tuple(broken), tuple(aside))
+
+    def damaged(self, why: str) -> CreditGridError:
+        """The error for a table that cannot be repaired."""
+        return CreditGridError(
+            f"the {self._path.name} table is damaged and cannot be repaired here: {why}. Restore the folder "
+            f"{self._path} from a backup; or {self._advice}"
+        )
 
     def _broken(self, base: int, last: int) -> list[int]:
         """The torn commits, all at the end of the log."""
@@ -155,7 +163,7 @@ class TableLog:
             tail = list(range(version, last + 1))
             appends = sum(bool(_of(self._readable(later), "txn")) for later in tail)
             if len(tail) > UNSYNCED or appends > 1:
-                raise damaged(self._path, f"{self._commit_path(version)} {why}, and later commits depend on it")
+                raise self.damaged(f"{self._commit_path(version)} {why}, and later commits depend on it")
             return tail
         return []
 
@@ -263,12 +271,3 @@ def _unreadable(path: Path) -> str | None:
     except (OSError, pa.ArrowException) as error:
         return str(error).splitlines()[0]
     return None
-
-
-def damaged(table: Path, why: str) -> CreditGridError:
-    """The error for a table that cannot be repaired."""
-    return CreditGridError(
-        f"the results table is damaged and cannot be repaired here: {why}. Restore the folder {table} from a backup; "
-        "or move it and the ledger away and submit the sweeps again: the artifacts are used again, and the cells are "
-        "measured again"
-    )

@@ -1,160 +1,26 @@
-"""The results table: one Delta table of Parquet files. Each batch of rows is appended exactly once.
-
-Every append carries a Delta application transaction (the ledger's identity, the batch number), and the table skips a
-batch whose number it has. So a service that died between an append and its note in the ledger asks ``holds`` and
-continues. When ``append`` returns, the batch is on the disk.
-"""
+"""The results table: the rows of all cells, partitioned by experiment."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import unquote
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
-import structlog
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
-from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.rows import common_schema
 from creditgrid.core.rows import schema as experiment_schema
-from creditgrid.service.results.delta_log import Repair, TableLog, damaged
-
-PARTITION = "experiment"
-# A checkpoint forgets removed files at once: ``Upkeep.vacuum`` lists the files itself.
-_CONFIGURATION = {"delta.deletedFileRetentionDuration": "interval 0 seconds"}
-NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
-
-log = structlog.get_logger()
+from creditgrid.service.results.delta_table import AppendedTable
 
 
-class ResultFiles(NamedTuple):
-    """The Parquet files of one version of the table."""
+class Results(AppendedTable):
+    """The table of rows; the ledger numbers its batches."""
 
-    root: str
-    paths: tuple[str, ...]  # below root
-    schema: pa.Schema  # of the whole table; a file, or all of them, may lack columns
-    uniform: bool  # all files have the same columns
-
-
-class Results:
-    """The table in the directory ``path``. One thread appends; any thread may read.
-
-    Args:
-        path: the directory, which the first append creates.
-        application: the identity of the ledger, which marks this ledger's batches.
-    """
-
-    def __init__(self, path: Path, application: str) -> None:
-        self.path, self.log = path, TableLog(path)
-        self._application = application
-        self._lock = threading.Lock()
-        self._table: DeltaTable | None = None
-        self._writer: DeltaTable | None = None  # of the thread that appends
-        self._appended: int | None = None  # the last batch that this process appended; None after a failure
-        self._files: tuple[int, ResultFiles] | None = None  # of a version of the table
-        self._file_columns: dict[str, tuple[str, ...]] = {}
-        self._columns: pa.Schema | None = None  # of the table, until the next append
-
-    def holds(self, batch: int) -> bool:
-        """Whether the batch has been appended."""
-        newest = self.newest()
-        return newest is not None and newest >= batch
-
-    def newest(self) -> int | None:
-        """The number of the last batch; None for a table without batches."""
-        table = self.delta()
-        return None if table is None else table.transaction_version(self._application)
-
-    def misfit(self, rows: pa.Schema) -> str | None:
-        """Why rows of this schema do not fit: the table has a column with another type. None if they fit.
-
-        A plugin can change its types after rows were written, and two plugins can use one name.
-        """
-        stored = self._columns
-        if stored is None:
-            table = self.delta()
-            stored = self._columns = pa.schema([]) if table is None else pa.schema(table.schema())
-        types = dict(zip(stored.names, stored.types, strict=True))
-        for column in rows:
-            if (kept := types.get(column.name, column.type)) != column.type:
-                return f"the column {column.name!r} is {column.type} here and {kept} in the stored rows: rename it"
-        return None
-
-    def append(self, batch: int, tables: Sequence[pa.Table]) -> None:
-        """Append the rows of a batch in one commit, unless the table has the batch. Batch numbers increase.
-
-        When this returns the batch is on the disk, also if an earlier call committed it.
-
-        Raises:
-            OSError, DeltaError: the table cannot be written; the caller may repeat the call.
-        """
-        following = self._appended is not None and self._appended < batch  # then the table cannot have it
-        if not following and self.holds(batch):
-            self.log.sync()
-            return
-        writer, self._writer, self._appended = self._writer, None, None  # a failure leaves no state behind
-        self._writer = self._write(writer, batch, pa.concat_tables(tables, promote_options="default"))
-        self._columns = None
-        self.log.sync()
-        self._appended = batch
-
-    def _write(self, table: DeltaTable | None, batch: int, rows: pa.Table) -> DeltaTable:
-        write_deltalake(
-            str(self.path) if table is None else table,
-            rows,
-            mode="append",
-            partition_by=[PARTITION],
-            schema_mode="merge",
-            configuration=_CONFIGURATION,
-            commit_properties=CommitProperties(app_transactions=[Transaction(self._application, batch)]),
-            post_commithook_properties=NO_HOOKS,
-        )
-        return DeltaTable(str(self.path)) if table is None else table
-
-    def diverged(self, cells: Sequence[str]) -> list[str]:
-        """Those of the cells that have a row with a number that is not finite."""
-        dataset = self.dataset() if cells else None
-        if dataset is None:
-            return []
-        wanted = pads.field("diverged") & pads.field("cell").isin(list(cells))
-        return sorted(set(dataset.to_table(columns=["cell"], filter=wanted)["cell"].to_pylist()))
-
-    def files(self) -> ResultFiles:
-        """The current files; they can be read as long as those of ``dataset``."""
-        table = self.delta()
-        if table is None:
-            return ResultFiles(str(self.path), (), self.schema(), uniform=True)
-        with self._lock:
-            version = table.version()
-            if self._files is None or self._files[0] != version:
-                paths = tuple(path for path, _ in data_files(table))
-                self._file_columns = {path: self._columns_of(path) for path in paths}
-                uniform = len(set(self._file_columns.values())) <= 1
-                columns = _with_common_columns(pa.schema(table.schema()))
-                self._files = version, ResultFiles(str(self.path), paths, columns, uniform)
-            return self._files[1]
-
-    def _columns_of(self, path: str) -> tuple[str, ...]:
-        """The columns of a file; files never change."""
-        known = self._file_columns.get(path)
-        return tuple(pq.read_schema(self.path / path).names) if known is None else known
-
-    def dataset(self) -> pads.Dataset | None:
-        """The current files, as a dataset that pushes filters down; None while there are no rows.
-
-        It can be read until ``Upkeep.vacuum`` removes files that a compaction has replaced.
-        """
-        table = self.delta()
-        if table is None:
-            return None
-        with self._lock:
-            return table.to_pyarrow_dataset()
+    partition = "experiment"
+    advice = (
+        "move it and the ledger away and submit the sweeps again: the artifacts are used again, and the cells are "
+        "measured again"
+    )
 
     def schema(self) -> pa.Schema:
         """The columns of all installed experiments, for a table without rows."""
@@ -164,79 +30,26 @@ class Results:
                 fields.setdefault(field.name, field)
         return pa.schema(list(fields.values()))
 
-    def delta(self) -> DeltaTable | None:
-        """The newest version of the table; None before the first append."""
-        with self._lock:
-            try:
-                if self._table is None:
-                    self._table = DeltaTable(str(self.path))
-                else:
-                    self._table.update_incremental()
-            except TableNotFoundError:
-                return None
-            return self._table
+    def shown(self, stored: pa.Schema) -> pa.Schema:
+        """All rows may be from before a column of every experiment was introduced."""
+        return pa.schema([*stored, *(field for field in common_schema() if field.name not in stored.names)])
 
-    def unused_files(self) -> list[Path]:
-        """Files outside the current version: replaced ones, those of an open commit, and those that a crash left."""
-        present = [path for path in self.path.glob(f"{PARTITION}=*/*.parquet*") if path.is_file()]
-        present += self.log.strays()
-        table = self.delta()  # after the listing, so that no file of a new commit counts as unused
-        if table is None:
-            return []
-        current = {self.path / path for path, _ in data_files(table)}
-        return [path for path in present if path not in current]
+    def misfit(self, rows: pa.Schema) -> str | None:
+        """Why rows of this schema do not fit: the table has a column with another type. None if they fit.
 
-    # -- after a crash ---------------------------------------------------------------------------------------------
-
-    def repair(self) -> Repair:
-        """Make the table whole after a crash or a power cut; nothing else may use it yet.
-
-        A last commit that a power cut tore is set aside, and the table no longer holds its batch. Files of unfinished
-        commits and files that compactions replaced are removed: no query of this process reads them.
-
-        Raises:
-            CreditGridError: the damage cannot be repaired; the message says what to do.
+        A plugin can change its types after rows were written, and two plugins can use one name.
         """
-        self._table = self._writer = None
-        done = self.log.repair()
-        if done.commits or done.checkpoints:
-            log.warning("torn files of the results table set aside", commits=done.commits, checkpoints=done.checkpoints)
-        try:
-            table = self.delta()
-        except DeltaError as error:
-            raise damaged(self.path, str(error)) from error
-        if table is not None:
-            self._check_files(table)
-            self.log.sync()
-            if done == Repair():  # otherwise the data files of the torn commit stay until ``vacuum`` removes them
-                remove_files(self.unused_files())
-        return done
+        stored = self.columns()
+        types = dict(zip(stored.names, stored.types, strict=True))
+        for column in rows:
+            if (kept := types.get(column.name, column.type)) != column.type:
+                return f"the column {column.name!r} is {column.type} here and {kept} in the stored rows: rename it"
+        return None
 
-    def _check_files(self, table: DeltaTable) -> None:
-        for path, size in data_files(table):
-            file = self.path / path
-            found = file.stat().st_size if file.is_file() else None
-            if found != size:
-                problem = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}"
-                raise damaged(self.path, f"{file} {problem}")
-
-
-def _with_common_columns(stored: pa.Schema) -> pa.Schema:
-    """The schema of the table, whose rows may all be from before a column of every experiment was introduced."""
-    return pa.schema([*stored, *(field for field in common_schema() if field.name not in stored.names)])
-
-
-def data_files(table: DeltaTable) -> list[tuple[str, int]]:
-    """The table's files: path below the table, and bytes."""
-    actions = pa.table(table.get_add_actions())
-    paths, sizes = actions["path"].to_pylist(), actions["size_bytes"].to_pylist()
-    return [(unquote(path), size) for path, size in zip(paths, sizes, strict=True)]
-
-
-def remove_files(paths: Iterable[Path]) -> int:
-    """Remove the files; returns how many."""
-    removed = 0
-    for path in paths:
-        path.unlink(missing_ok=True)
-        removed += 1
-    return removed
+    def diverged(self, cells: Sequence[str]) -> list[str]:
+        """Those of the cells that have a row with a number that is not finite."""
+        dataset = self.dataset() if cells else None
+        if dataset is None:
+            return []
+        wanted = pads.field("diverged") & pads.field("cell").isin(list(cells))
+        return sorted(set(dataset.to_table(columns=["cell"], filter=wanted)["cell"].to_pylist()))

@@ -68,6 +68,12 @@ class RowCommits:
         """Whether so many rows wait that no new call should run: the table is too slow, or cannot be written."""
         return self._batch.rows >= ROWS_KEPT
 
+    def calls(self) -> list[int]:
+        """The calls whose rows the next commit writes."""
+        if self._prepared is not None:
+            return [message.call for message, _ in self._prepared[1]]
+        return [message.call for message in self._batch.messages]
+
     def add(self, message: Finished, rows: pa.Table) -> None:
         """Take the rows of a call."""
         self._batch.messages.append(message)

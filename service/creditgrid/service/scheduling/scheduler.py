@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,9 +27,11 @@ from creditgrid.service.ledger.events import emit_to_all
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.ownership import hand_over_all
 from creditgrid.service.ledger.queries import calls_in_flight, lost_inputs, open_tasks, sweep_row
+from creditgrid.service.results.curves import Curves
 from creditgrid.service.results.table import Results
 from creditgrid.service.scheduling.call_settings import parsed, resources, timeout_s
 from creditgrid.service.scheduling.completion import Completion
+from creditgrid.service.scheduling.curve_commits import CurveCommits
 from creditgrid.service.scheduling.dispatch import Dispatcher
 from creditgrid.service.scheduling.in_flight import InFlight, Recall, SubmittedCall
 from creditgrid.service.scheduling.retries import Retries
@@ -48,11 +51,12 @@ log = structlog.get_logger()
 class Scheduler:
     """Owns the runner. ``control``, which users call, may cancel calls in flight and finish sweeps."""
 
-    def __init__(self, ledger: Ledger, results: Results, store: ArtifactStore, runner: Runner) -> None:
+    def __init__(self, ledger: Ledger, results: Results, curves: Curves, store: ArtifactStore, runner: Runner) -> None:
         self._ledger, self._results, self._runner = ledger, results, runner
         self.in_flight = InFlight()
         self.completion = Completion(self.in_flight)
         self.commits = RowCommits(ledger, results, self._succeeded)
+        self.curves = CurveCommits(ledger, curves, self._succeeded)
         self._retries = Retries(store, self.completion)
         self._dispatcher = Dispatcher(self.in_flight)
         self._inbox: deque[Message] = deque()  # a message stays until everything that follows from it is written
@@ -89,7 +93,7 @@ class Scheduler:
         """Why sweeps do not advance, or None."""
         if self._died is not None:
             return f"the scheduler has ended: {self._died}; restart the service"
-        return self._trouble or self.commits.trouble or self._runner.capacity().degraded
+        return self._trouble or self.commits.trouble or self.curves.trouble or self._runner.capacity().degraded
 
     def capacity(self) -> Capacity:
         """The CPUs, GPUs and nodes of the runner."""
@@ -128,7 +132,8 @@ class Scheduler:
                     self.step()
                 except sa.exc.OperationalError as error:
                     self._wait_for_ledger(error)
-            while self.commits.waiting:  # rows of finished calls are kept; what is in flight runs again
+            written = not self.curves.waiting or self.curves.commit()
+            while self.commits.waiting and written:  # rows of finished calls are kept; what is in flight runs again
                 self.commits.commit()
                 if self.commits.trouble is not None:
                     break
@@ -147,17 +152,20 @@ class Scheduler:
             self._runner.cancel(call)
         idle = not len(self.in_flight)
         # With nothing in flight only a wake-up can bring work, apart from calls that wait out their backoff.
-        if idle and not submitted and not self.commits.due(idle=True):
+        if idle and not submitted and not (self.commits.due(idle=True) or self.curves.due(idle=True)):
             self._wake.wait(POLL_S)
         self._inbox.extend(self._runner.poll(0.0 if idle else POLL_S))
         while self._inbox:
             self._handle(self._inbox[0])
             self._inbox.popleft()
-        if self.commits.due(idle=not len(self.in_flight)):
+        idle = not len(self.in_flight)
+        if self.curves.due(idle=idle):
+            self.curves.commit()
+        if self.commits.due(idle=idle) and (not self.curves.owes(self.commits.calls()) or self.curves.commit()):
             self.commits.commit()
 
     def _submit_ready(self) -> int:
-        if self.commits.full:  # while the table cannot be written, rows do not pile up
+        if self.commits.full or self.curves.full:  # while the table cannot be written, rows do not pile up
             return 0
         now = time.time()
         with self._ledger.read() as connection:
@@ -197,6 +205,7 @@ class Scheduler:
         for call in left:
             self.in_flight.remove(call)
         self.commits.forget()
+        self.curves.forget()
         self._cancel_and_wait(left)
         while not self._stopping.wait(LEDGER_PAUSE_S):
             try:
@@ -294,6 +303,7 @@ class Scheduler:
         if isinstance(message, Advanced):
             progress = {"done": message.done, "total": message.total, "note": message.note}
             submitted.activity = submitted.activity.model_copy(update=progress)
+            self.curves.add(submitted.call, message.points)
         elif isinstance(message, Started):
             submitted.started = time.monotonic()
             text = f"{len(submitted.call.tasks):,} {submitted.call.kind} started on {message.host}, {message.device}"
@@ -302,9 +312,15 @@ class Scheduler:
         elif isinstance(message, Finished):
             self._finished(message)
         else:
-            with self._ledger.write() as connection:
-                if self.in_flight.remove(message.call) is not None:
-                    self._retries.call_failed(connection, submitted, message)
+            self._failed(submitted, message)
+
+    def _failed(self, submitted: SubmittedCall, message: Failed) -> None:
+        self.curves.add(submitted.call, message.points)
+        if message.stored and self.curves.owes([message.call]) and not self.curves.commit():
+            message = replace(message, stored=())  # tasks succeed after their points, in the next attempt
+        with self._ledger.write() as connection:
+            if self.in_flight.remove(message.call) is not None:
+                self._retries.call_failed(connection, submitted, message)
 
     def _finished(self, message: Finished) -> None:
         self._dispatcher.note_duration(message.seconds)
@@ -312,8 +328,12 @@ class Scheduler:
             submitted = self.in_flight.remove(message.call)
             if submitted is None:
                 return  # cancelled since
+            self.curves.add(submitted.call, message.points)
             if message.rows is None:
-                self._succeeded(connection, message)
+                if self.curves.owes([message.call]):
+                    self.curves.finish(message)
+                else:
+                    self._succeeded(connection, message)
                 return
             table = pa.ipc.open_stream(message.rows).read_all()
             if why := self.commits.misfit(table.schema):  # such a table would block the commit of all others
