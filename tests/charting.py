@@ -96,7 +96,25 @@ def encodings(node: Any) -> Iterator[dict[str, Any]]:
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-", "svg": b"<svg", "html": b"<!DOCTYPE html>"}
 
 
-def serve(rows: list[dict[str, Any]], experiment: ExperimentView) -> httpx.MockTransport:
+def epochs(
+    seeds: Sequence[int] = SEEDS,
+    kind: str = "train",
+    last: int = 4,
+    metrics: Sequence[str] = ("train_loss",),
+    **same: Any,
+) -> list[dict[str, Any]]:
+    """Rows of the table of curves: a run for each seed."""
+    return [
+        {"run": f"{kind}-{seed}-{same}", "kind": kind, "epoch": epoch, "seed": seed, "seconds": 0.1 * epoch, **same}
+        | dict.fromkeys(metrics, 1.0 / (epoch + seed))
+        for seed in seeds
+        for epoch in range(1, last + 1)
+    ]
+
+
+def serve(
+    rows: list[dict[str, Any]], experiment: ExperimentView, curves: Sequence[dict[str, Any]] = ()
+) -> httpx.MockTransport:
     """A service that has one sweep."""
     sweep = SweepView.model_validate(
         {
@@ -110,14 +128,20 @@ def serve(rows: list[dict[str, Any]], experiment: ExperimentView) -> httpx.MockT
             "created_at": "2026-01-02T03:04:05Z",
         }
     )
-    table = pa.Table.from_pylist(rows) if rows else pa.table({"seed": pa.array([], pa.int64())})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
     answers = {
         "/v1/sweeps/s1": httpx.Response(200, json=json.loads(sweep.model_dump_json())),
-        "/v1/sweeps/s1/results": httpx.Response(200, content=sink.getvalue().to_pybytes()),
+        "/v1/sweeps/s1/results": httpx.Response(200, content=_stream(rows)),
+        "/v1/sweeps/s1/curves": httpx.Response(200, content=_stream(curves)),
         "/v1/experiments/steps": httpx.Response(200, json=json.loads(experiment.model_dump_json())),
     }
     missing = httpx.Response(404, json={"title": "Not Found", "status": 404, "detail": "there is no such sweep"})
     return httpx.MockTransport(lambda request: answers.get(request.url.path, missing))
+
+
+def _stream(rows: Sequence[dict[str, Any]]) -> bytes:
+    table = pa.Table.from_pylist(list(rows)) if rows else pa.table({"seed": pa.array([], pa.int64())})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    found: bytes = sink.getvalue().to_pybytes()
+    return found

@@ -166,7 +166,7 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 return self._page(cells, query)
             if rest == ["failures"]:
                 return self._page(service.failures, "")
-            if rest == ["results"]:
+            if rest in (["results"], ["curves"]):
                 return 200, _rows(service.table, accept), accept
             if rest == ["summary"]:
                 row = {"method": "dfa", "best_eta": 0.01, "delta_loss_same": -0.25, "delta_loss_same_ci95": 0.0125}

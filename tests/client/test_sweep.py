@@ -133,7 +133,10 @@ def test_exports_by_ending_or_name(service, client, tmp_path: Path) -> None:
         sweep.export(tmp_path / "a.xlsx")
     with pytest.raises(BadSetting):
         sweep.export(tmp_path / "c")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.CSV", "b"]
+    assert sweep.export_curves(tmp_path / "c.csv").read_bytes() == b"rows as text/csv"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.CSV", "b", "c.csv"]
+    assert len(sweep.curves()) == len(sweep.results())
+    assert [path for _, path, _, _ in service.log[-2:]] == ["/v1/sweeps/s1/curves", "/v1/sweeps/s1/results"]
 
 
 def test_the_rest_reads_as_models(service, client) -> None:

@@ -104,6 +104,19 @@ class Sweep:
         answer = self.connection.request("GET", f"{self._path}/results", headers=headers, computing=True)
         return Result.from_stream(answer.content)
 
+    def curves(self) -> Result:
+        """What each training, fit or other run of the sweep has measured so far: a row for each epoch.
+
+        ``run`` names the run, ``epoch`` the epoch; a metric that a run did not measure is null.
+        """
+        headers = {"Accept": MEDIA_TYPES["arrow"]}
+        answer = self.connection.request("GET", f"{self._path}/curves", headers=headers, computing=True)
+        return Result.from_stream(answer.content)
+
+    def export_curves(self, path: str | Path, format: str | None = None) -> Path:
+        """Write the curves to a file, as ``export`` writes the rows."""
+        return self._download("curves", path, format)
+
     def export(self, path: str | Path, format: str | None = None) -> Path:
         """Write the rows to a file, which appears when it is complete.
 
@@ -114,13 +127,16 @@ class Sweep:
         Raises:
             BadSetting: for another format.
         """
+        return self._download("results", path, format)
+
+    def _download(self, what: str, path: str | Path, format: str | None) -> Path:
         path = Path(path)
         accept = MEDIA_TYPES[file_format(path, format)]
-        self.connection.download(f"{self._path}/results", path, accept=accept)
+        self.connection.download(f"{self._path}/{what}", path, accept=accept)
         return path
 
     def charts(self, name: str | None = None, fix: Mapping[str, Any] | None = None) -> dict[str, alt.VConcatChart]:
-        """The charts of the sweep's experiment by name, drawn from the rows so far.
+        """The charts of the sweep's experiment by name, drawn from the rows so far, and its ``curves`` over the epochs.
 
         Args:
             name: of the only chart to draw; default: all charts.
@@ -130,10 +146,16 @@ class Sweep:
             BadSetting: if there is nothing to draw, no such chart or value, or more panels than a page holds.
             PackageMissing: if Altair is not installed.
         """
-        from creditgrid.client.plots.charts import charts
+        from creditgrid.client.plots.charts import all_charts
 
         experiment = self.connection.get(ExperimentView, "experiments", self.view.experiment)
-        return charts(experiment, self.results().to_pylist(), name=name, fix=fix)
+        return all_charts(
+            experiment,
+            lambda: self.results().to_pylist(),
+            lambda: self.curves().to_pylist(),
+            name=name,
+            fix=fix,
+        )
 
     def plot(
         self,

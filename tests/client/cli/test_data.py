@@ -52,6 +52,9 @@ def test_export_and_artifact(connected, run: Run, tmp_path: Path) -> None:
     assert rows.read_bytes() == b"rows as text/csv"
     assert "16 bytes" in err
     assert run("export", "s1", "--file", str(tmp_path / "rows.doc"))[0] == 2
+    code, _, err = run("curves", "s1", "--file", str(rows.with_name("curves.csv")))
+    assert (code, "curves.csv" in err) == (0, True)
+    assert run("curves", "s1", "--file", str(tmp_path / "curves.doc"))[0] == 2
     code, _, err = run("export", "s1", "--file", str(tmp_path / "none" / "rows.csv"))
     assert code == 2
     assert "No such file or directory" in err
@@ -70,6 +73,8 @@ def test_plot_prints_what_it_wrote(
     assert capsys.readouterr().out.splitlines() == [f"{folder}/s1-change.svg", f"{folder}/s1-bars.svg"]
     assert cli.main(["plot", "s1", "--out", folder, "--chart", "bars", "--fix", "eta=1e-3", "--fix", "seed=1"]) == 0
     assert capsys.readouterr().out == f"{folder}/s1-bars.png\n"
+    assert cli.main(["plot", "s1", "--out", folder, "--chart", "curves"]) == 2
+    assert "there are no curves to draw yet" in capsys.readouterr().err
     assert (tmp_path / "figures/s1-bars.png").read_bytes().startswith(MAGIC["png"])
     for arguments, code, message in (
         (["s1", "--chart", "nope"], 2, "steps has no chart 'nope'"),

@@ -56,6 +56,7 @@ def test_a_row_says_what_was_measured_where(curves: Curves) -> None:
         "run": "r",
         "stage": "r-last",
         "kind": "train",
+        "kind_version": 2,
         "sweep": "s1",
         "epoch": 4,
         "loss": 0.2,

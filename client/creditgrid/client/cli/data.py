@@ -37,7 +37,7 @@ def sql(
         typer.Option("--output", "-o", help="Default: a table, or the format of the file's ending."),
     ] = None,
 ) -> None:
-    """Query the table `results` and the views `cells` and `sweeps` with SQL."""
+    """Query the tables `results` and `curves` and the views `cells`, `stages` and `sweeps` with SQL."""
     from creditgrid.client.display.tables import rows_table
     from creditgrid.client.sweep import file_format
 
@@ -66,6 +66,21 @@ def export(
     file_format(file, None)  # before any request
     with open_client(url, token) as client:
         client.sweep(sweep).export(file)
+    note(f"wrote {file} ({file.stat().st_size:,} bytes)")
+
+
+def curves(
+    sweep: SweepArgument,
+    file: Annotated[Path, typer.Option("--file", dir_okay=False, help="curves.parquet, .csv, .arrow or .json.")],
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Write what a sweep's runs measure at each epoch to a file."""
+    from creditgrid.client.sweep import file_format
+
+    file_format(file, None)  # before any request
+    with open_client(url, token) as client:
+        client.sweep(sweep).export_curves(file)
     note(f"wrote {file} ({file.stat().st_size:,} bytes)")
 
 

@@ -64,6 +64,7 @@ for command in (
     reproduce.reproduce,
     data.sql,
     data.export,
+    data.curves,
     data.plot,
     data.artifact,
     data.import_checkpoint,

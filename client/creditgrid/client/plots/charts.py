@@ -6,12 +6,14 @@ The service's view of an experiment is enough, so the client draws a plugin's ch
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from creditgrid.client.errors import BadSetting, PackageMissing
 from creditgrid.client.plots import ImageFormat
+from creditgrid.client.plots.curves import NAME as CURVES
+from creditgrid.client.plots.curves import page as curves_page
 from creditgrid.client.plots.labels import label_of
 from creditgrid.client.plots.layout import compose
 from creditgrid.client.plots.points import picture
@@ -57,6 +59,35 @@ def charts(
         reasons = sorted({note for one in pictures for note in one.notes} or {"every value is null"})
         raise BadSetting(f"there is nothing to draw in {', '.join(one.name for one in wanted)}: {'; '.join(reasons)}")
     return drawn
+
+
+def all_charts(
+    view: ExperimentView,
+    rows: Callable[[], Sequence[Mapping[str, Any]]],
+    curves: Callable[[], Sequence[Mapping[str, Any]]],
+    *,
+    name: str | None = None,
+    fix: Mapping[str, Any] | None = None,
+) -> dict[str, alt.VConcatChart]:
+    """The charts of ``charts``, and that of the curves; raises what ``charts`` raises if there is neither."""
+    _require_packages()
+    declared = any(chart.name == CURVES for chart in view.charts)
+    page = None
+    if name in (None, CURVES) and not declared:
+        found = curves()
+        known = {column: value for column, value in (fix or {}).items() if found and column in found[0]}
+        page = curves_page([row for row in found if all(_is(row[name], value) for name, value in known.items())])
+    drawn = {} if page is None else {CURVES: page}
+    if name == CURVES and not declared:
+        if page is None:
+            raise BadSetting("there are no curves to draw yet")
+        return drawn
+    try:
+        return charts(view, rows(), name=name, fix=fix) | drawn
+    except BadSetting:
+        if page is None or fix:
+            raise
+        return drawn
 
 
 def write(chart: alt.VConcatChart, path: Path, format: ImageFormat) -> Path:

@@ -37,7 +37,7 @@ def compose(picture: Picture) -> alt.VConcatChart:
         title=heading,
         background="white",
         padding=14,
-        config=_style(),
+        config=style(),
     )
     page["datasets"] = {_name(i): records(picture, panel) for i, panel in enumerate(picture.panels)}
     return page
@@ -118,7 +118,8 @@ def _size(picture: Picture, panels: int) -> tuple[float, float]:
     return width, height
 
 
-def _style() -> alt.Config:
+def style() -> alt.Config:
+    """The fonts and colours of a page."""
     import altair as alt
 
     text: dict[str, Any] = {

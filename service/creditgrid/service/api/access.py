@@ -30,6 +30,7 @@ ROUTES: Mapping[tuple[str, str], Access] = {
     ("GET", "/v1/sweeps/{sweep}/summary"): Access(READ),
     ("GET", "/v1/sweeps/{sweep}/events"): Access(READ),
     ("GET", "/v1/sweeps/{sweep}/results"): Access(READ),
+    ("GET", "/v1/sweeps/{sweep}/curves"): Access(READ),
     ("GET", "/v1/tasks/{key}"): Access(READ),
     ("GET", "/v1/artifacts/{key}"): Access(READ),
     ("GET", "/v1/artifacts/{key}/record"): Access(READ),

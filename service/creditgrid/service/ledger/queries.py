@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -94,6 +95,15 @@ def count_suspects(connection: sa.Connection, sweep: str, crashes: int) -> int:
         calls.c.sweep == sweep, calls.c.state.in_(OPEN), calls.c.crashes >= crashes
     )
     return connection.scalar(query) or 0
+
+
+def parameters_of(connection: sa.Connection, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The parameters of tasks, and their source, by key; unknown keys are left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for piece in chunks(keys):
+        rows = connection.execute(sa.select(tasks.c.key, tasks.c.params, tasks.c.shared).where(tasks.c.key.in_(piece)))
+        found |= {key: {**json.loads(shared)["source"], **json.loads(params)} for key, params, shared in rows}
+    return found
 
 
 def open_tasks(connection: sa.Connection, call: int) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""The rows of one sweep, in the order of its cells."""
+"""The rows of one sweep, in the order of its cells, and its curves."""
 
 from __future__ import annotations
 
@@ -68,6 +68,17 @@ class Rows:
         experiment, schema = self._columns(sweep, stored, None)
         its_rows = f"i.sweep = {_text(sweep)} AND r.experiment = {_text(experiment)}"
         return Query(f"{_select(schema, stored)} WHERE {its_rows} ORDER BY {_order(stored)}", format_, trusted=True)
+
+    def curves_query(self, sweep: str, format_: str) -> Query:
+        """The query for the curves of the runs that the sweep needs, and of those that it has computed.
+
+        Raises:
+            NotFoundError: for an unknown sweep.
+        """
+        self._sweeps.get(sweep)
+        its_runs = f"SELECT run FROM stages WHERE sweep = {_text(sweep)}"  # noqa: S608 - quoted
+        wanted = f"sweep = {_text(sweep)} OR run IN ({its_runs})"
+        return Query(f"SELECT * FROM curves WHERE {wanted} ORDER BY kind, run, epoch", format_, trusted=True)  # noqa: S608
 
     def _columns(self, sweep: str, stored: pa.Schema, only: Collection[str] | None) -> tuple[str, pa.Schema]:
         """The sweep's experiment, and the columns of its rows."""

@@ -1,4 +1,4 @@
-"""SQL over the results, cells and sweeps: read only, and bounded in time, memory, rows and number of queries."""
+"""SQL over the tables of `sql_tables`: read only, and bounded in time, memory, rows and number of queries."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ from the run's first point, and the table leaves out what it holds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from deltalake.exceptions import DeltaError
 
 from creditgrid.core.task import Task
 from creditgrid.service.ledger.ledger import Ledger
+from creditgrid.service.ledger.queries import parameters_of
 from creditgrid.service.results.curves import Curves, RunPoints
 from creditgrid.workers.runner import Call, Finished, Point
 
@@ -27,23 +29,12 @@ SHARE = 0.2
 LONGEST_WAIT_S = 1.0
 PAUSE_S = 4.0
 """Seconds before the next try after an append that failed."""
+HEADS = 1000
+"""Calls whose parameters are remembered."""
 POINTS_KEPT = 200_000
 """With so many points that wait, no new call starts."""
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """The points of a call that wait, and what they have in common."""
-
-    run: str
-    stage: str
-    kind: str
-    kind_version: int
-    sweep: str
-    parameters: Mapping[str, Any]
-    points: list[Point] = field(default_factory=list)
 
 
 class CurveCommits:
@@ -55,7 +46,8 @@ class CurveCommits:
 
     def __init__(self, ledger: Ledger, curves: Curves, succeeded: Callable[[sa.Connection, Finished], None]) -> None:
         self._ledger, self._curves, self._succeeded = ledger, curves, succeeded
-        self._waiting: dict[int, _Waiting] = {}  # by call
+        self._waiting: dict[int, list[Point]] = {}  # by call
+        self._heads: OrderedDict[int, RunPoints] = OrderedDict()  # by call, without points
         self._finished: list[Finished] = []
         self._size = 0
         self._last = 0.0
@@ -77,9 +69,9 @@ class CurveCommits:
         """Take points of a call."""
         if not points:
             return
-        if call.id not in self._waiting:
-            self._waiting[call.id] = _head(call)
-        self._waiting[call.id].points.extend(points)
+        if call.id not in self._heads:
+            self._heads[call.id] = self._head(call)
+        self._waiting.setdefault(call.id, []).extend(points)
         self._size += len(points)
 
     def owes(self, calls: Iterable[int]) -> bool:
@@ -100,10 +92,7 @@ class CurveCommits:
     def commit(self) -> bool:
         """Append what waits, and note the calls that succeeded with it; False when the table cannot be written."""
         started = time.monotonic()
-        found = [
-            RunPoints(own.run, own.stage, own.kind, own.kind_version, own.sweep, own.parameters, own.points)
-            for own in self._waiting.values()
-        ]
+        found = [replace(self._heads[call], points=points) for call, points in self._waiting.items()]
         try:
             if found:
                 self._curves.add(found)
@@ -114,6 +103,8 @@ class CurveCommits:
             log.error("append of curves failed", error=str(error))
             return False
         self._waiting, self._size = {}, 0
+        while len(self._heads) > HEADS:
+            self._heads.popitem(last=False)
         finished, self._finished = self._finished, []
         if finished:
             with self._ledger.write() as connection:
@@ -127,13 +118,22 @@ class CurveCommits:
     def forget(self) -> None:
         """Drop what waits: its calls run again."""
         self._waiting, self._finished, self._size, self.trouble = {}, [], 0, None
+        self._heads.clear()
 
-
-def _head(call: Call) -> _Waiting:
-    tasks = list(call.tasks)
-    last = tasks[-1]
-    sweep = str(call.stamp.get("sweep", ""))
-    return _Waiting(last.group, last.key, call.kind, last.version, sweep, _common(tasks))
+    def _head(self, call: Call) -> RunPoints:
+        """What the points of the call have in common."""
+        tasks = list(call.tasks)
+        last = max(tasks, key=_epoch)  # of a training, the last checkpoint
+        with self._ledger.read() as connection:
+            parents = parameters_of(connection, last.parents.values())
+        parameters = {
+            f"{role}_{name}": value
+            for role, key in last.parents.items()
+            for name, value in parents.get(key, {}).items()
+        }
+        parameters |= _common(tasks)
+        sweep = str(call.stamp.get("sweep", ""))
+        return RunPoints(last.group, last.key, call.kind, last.version, sweep, parameters, ())
 
 
 def _common(tasks: Sequence[Task]) -> dict[str, Any]:
@@ -144,3 +144,8 @@ def _common(tasks: Sequence[Task]) -> dict[str, Any]:
         own = {**task.source, **task.params}
         found = {name: value for name, value in found.items() if name in own and own[name] == value}
     return found
+
+
+def _epoch(task: Task) -> float:
+    found = task.params.get("epoch")
+    return found if isinstance(found, int | float) else 0

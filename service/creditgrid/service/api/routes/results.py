@@ -1,4 +1,4 @@
-"""Result rows: those of one sweep, and SQL over all rows."""
+"""Rows: those of one sweep's cells, its curves, and SQL over all."""
 
 from __future__ import annotations
 
@@ -36,11 +36,21 @@ async def results(
     return _answer(context, actor, query, f"{sweep}-results")
 
 
+@router.get("/sweeps/{sweep}/curves", response_class=StreamingResponse, responses=ENCODED)
+async def curves(
+    context: ContextDep, actor: ActorDep, sweep: str, format_: Format = None, accept: Accept = None
+) -> RowResponse:
+    """What each run that the sweep needs has measured so far: a row for each epoch, ordered by kind, run and epoch."""
+    wanted = negotiate(accept, format_)
+    query = await to_thread.run_sync(context.services.rows.curves_query, sweep, wanted)
+    return _answer(context, actor, query, f"{sweep}-curves")
+
+
 @router.post("/query", response_class=StreamingResponse, responses=ENCODED)
 async def query(
     context: ContextDep, actor: ActorDep, body: SqlQuery, format_: Format = None, accept: Accept = None
 ) -> RowResponse:
-    """One SELECT over the table `results` (every row of every sweep) and the views `cells` and `sweeps`."""
+    """One SELECT over the tables `results` and `curves`, and the views `cells`, `stages` and `sweeps`."""
     return _answer(context, actor, sql.Query(body.sql, negotiate(accept, format_)), "query")
 
 
