@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def line(text: str, *words: str) -> str:
 
 
 def test_everything_agrees(service, run: Run) -> None:
-    serve(service, published_rows([42]))
-    code, out, err = run()
+    serve(service, published_rows([42, 43, 44]))
+    code, out, err = run("--seeds", "3")
     assert code == 0, err
     assert "Scaled down" not in out
     assert "published: cifar10, 100 epochs of training, of fitting 60 for vec and 100 for scalar_cb; seed 42" in out
@@ -82,6 +83,7 @@ def test_everything_agrees(service, run: Run) -> None:
     assert "orders: 52 agrees\n" in out  # 6 + 6 + 1, 6 + 6 + 6 + 3 · 3, 6 + 6
     assert "step sizes: 4 agrees\n" in out
     assert "disagrees" not in out
+    assert "no published sign or order is contradicted" in out
     assert "order in norm: dL_same: 6 of 6 pairs agree" in out
     assert "0.619" in line(out, "test accuracy")
     assert "neither sign nor order is claimed" in line(out, "test accuracy")
@@ -98,19 +100,39 @@ def test_all_are_submitted_before_any_is_waited_for(service, run: Run) -> None:
     assert submitted == [0, 1, 2, 3]
 
 
-def test_disagreement_is_no_failure(service, run: Run) -> None:
-    rows = published_rows([42], epochs=3)
+def test_one_seed_contradicts_nothing(service, run: Run) -> None:
+    rows = published_rows([42])
+    for made in rows:
+        if made["method"] == "vec":
+            made["gamma_mean"] = -0.5
+    serve(service, rows)
+    code, out, err = run("--only", "credit_recovery")
+    assert code == 0, err
+    assert "agrees" not in out
+    assert "signs: 8 unclear\n" in out
+    assert "sign unclear: one seed" in line(out, "gamma ", "dfa")
+    assert "order in gamma: unclear, one seed; 4 of 6 pairs are as published" in out
+
+
+def test_what_is_contradicted_beyond_the_intervals_fails(service, run: Run) -> None:
+    rows = published_rows([42, 43], epochs=3)
     for made in rows:
         if made["experiment"] == "exploitability" and made["method"] == "vec" and made["rule"] == "inner_product":
             made["delta_loss"] = -0.5
     serve(service, rows)
-    code, out, _ = run("--epochs", "3", "--only", "exploitability")
-    assert code == 0
+    code, out, _ = run("--epochs", "3", "--seeds", "2", "--only", "exploitability")
+    assert code == 1
+    text = " ".join(out.split())
+    assert "contradicted: exploitability, inner_product: dL: published vec +0.057, ours -0.5 ± 0 (n 2)" in text
+    assert "published vec > scalar_cb (+0.057 > +0.042), our difference -0.542 ± " in text
+    assert "of many comparisons a few are contradicted by chance" in text
+    report = json.loads(run("--epochs", "3", "--seeds", "2", "--only", "exploitability", "--json")[1])
+    assert (report["complete"], report["passed"], len(report["contradictions"])) == (True, False, 4)
     assert "Scaled down: the published figures are of 100 epochs and one seed, so disagreement is expected." in out
     assert "signs: 20 agrees, 1 disagrees\n" in out
     inner = line(out, "order in inner_product")
     assert "3 of 6 pairs agree; published but not ours: vec > dfa, vec > scalar_cb, vec > oracle_bp" in inner
-    (spec,) = [json.loads(body) for _, body in service.posts("/v1/sweeps")]
+    spec, _ = [json.loads(body) for _, body in service.posts("/v1/sweeps")]
     assert spec["fixed"]["train_epochs"] == 3
     assert spec["axes"]["fit_epochs"] == [None, 3, 2, None]
     assert spec["zip"] == [["rule", "kappa"], ["method", "fit_epochs"]]
@@ -132,7 +154,7 @@ def test_several_seeds(service, run: Run) -> None:
 
 
 def test_a_failed_sweep(service, run: Run) -> None:
-    rows = published_rows([42])
+    rows = published_rows([42, 43])
     missing = [made for made in rows if made["experiment"] == "credit_recovery" and made["method"] == "vec"]
     serve(service, [made for made in rows if made not in missing])
     service.failures = [
@@ -140,7 +162,7 @@ def test_a_failed_sweep(service, run: Run) -> None:
         | {"traceback": "Tb\n", "command": "creditgrid run-task k"}
     ]
     service.on_view = lambda sweep: service.change(sweep, State.FAILED)
-    code, out, _ = run("--only", "credit_recovery", "--json")
+    code, out, _ = run("--seeds", "2", "--only", "credit_recovery", "--json")
     assert code == 1
     report = json.loads(out)
     assert report["complete"] is False
@@ -154,9 +176,11 @@ def test_a_failed_sweep(service, run: Run) -> None:
         assert not any("vec" in (pair["higher"], pair["lower"]) for pair in table["order"])
     assert report["counts"]["signs"] == {"agrees": 6, "disagrees": 0, "unclear": 0, "not judged": 2}
     assert report["counts"]["orders"] == {"agrees": 6, "disagrees": 0, "unclear": 0, "not judged": 6}
-    code, out, _ = run("--only", "credit_recovery")
+    assert "credit_recovery, gamma: vec: no result at 2 of 2 seeds" in report["missing"]
+    code, out, _ = run("--seeds", "2", "--only", "credit_recovery")
     assert code == 1
     assert "no result" in line(out, "vec", "+0.38")
+    assert "missing: credit_recovery, gamma: vec: no result at 2 of 2 seeds" in out
     assert "not judged: no figure of ours" in line(out, "vec", "+0.38")
     assert "order in gamma: 3 of 6 pairs agree; not judged: 3\n" in out
     assert "fit: ValueError: no (1 failed)" in out
@@ -195,6 +219,76 @@ def test_json_and_a_file(service, run: Run, tmp_path: Path) -> None:
     assert len(report["comparisons"]) == len(PUBLISHED)
     assert math.isclose(report["comparisons"][1]["figures"][3]["value"], -0.406)
     assert report["comparisons"][1]["figures"][3]["eta"] == 1e-2
+
+
+def whole(rows: list[Row]) -> list[Row]:
+    """The rows with every parameter, and of the newest versions."""
+    new = {"kind_version": 2, "parent_versions": '{"estimator":2}', "dataset": "/data/mine"}
+    found = []
+    for number, made in enumerate(rows):
+        declared = import_module(f"creditgrid.core.experiments.{made['experiment']}").EXPERIMENT
+        defaults = {name: field.default for name, field in declared.params.model_fields.items()}
+        defaults |= {"k": 5, "eta": 1e-3} if made["experiment"] == "exploitability" else {}
+        found.append({**defaults, **new, "cell": f"c{number}", **made})
+    return found
+
+
+def test_existing_sweeps_are_compared_and_nothing_is_submitted(service, run: Run) -> None:
+    rows = whole(published_rows([42, 43, 44]))
+    serve(service, rows)
+    service.on_view = lambda sweep: None
+    one = service.add(State.SUCCEEDED, experiment="exploitability")
+    other, third = service.add(State.RUNNING), service.add(State.SUCCEEDED)  # line searches
+    code, out, err = run("--sweep", one, "--sweep", other, "--sweep", third, "--sweep", one)
+    assert code == 0, err
+    assert not service.posts("/v1/sweeps")
+    text = " ".join(out.split())
+    assert (
+        "ours: exploitability: /data/mine, 100 epochs of training, of fitting 60 for vec and 100 for scalar_cb; "
+        "seeds 42 to 44 (mean ± 95 % half-width)" in text
+    )
+    assert "not compared: credit_recovery, snapshot_time" in out
+    assert f"{other} running {third} succeeded" in text.replace("● ", "").replace("✓ ", "")
+    assert "signs: 31 agrees\n" in out
+    assert "no published sign or order is contradicted" in out
+    for made in rows:
+        if made["experiment"] == "exploitability" and made["method"] == "oracle_bp":
+            made["gamma"] = 0.05
+    serve(service, rows)
+    code, out, _ = run("--sweep", one, "--only", "exploitability")
+    assert code == 1
+    text = " ".join(out.split())
+    assert (
+        "contradicted: exploitability, gamma: published oracle_bp > vec (+1 > +0.378), our difference -0.328 ±" in text
+    )
+
+
+def test_what_existing_sweeps_lack_is_missing(service, run: Run) -> None:
+    rows = whole(published_rows([42, 43]))
+    lost = [made for made in rows if made["method"] == "vec" and made["seed"] == 43]
+    serve(service, [made for made in rows if made not in lost])
+    service.on_view = lambda sweep: None
+    sweep = service.add(State.FAILED, experiment="exploitability")
+    code, out, _ = run("--sweep", sweep)
+    assert code == 1
+    assert "missing: exploitability, gamma: vec: no result at 1 of 2 seeds" in out
+    code, out, _ = run("--sweep", sweep, "--seeds", "1")
+    assert code == 0, "the other cells of the sweep do not matter"
+    assert "sign unclear: one seed" in out
+
+
+@pytest.mark.parametrize(
+    ("experiment", "flags", "said"),
+    [
+        ("dynamics", [], "no sweep is of linesearch or exploitability or credit_recovery or snapshot_time: s1 is of"),
+        ("linesearch", ["--only", "exploitability"], "no sweep is of exploitability: s1 is of linesearch"),
+    ],
+)
+def test_sweeps_without_published_figures(service, run: Run, experiment: str, flags: list[str], said: str) -> None:
+    service.on_view = lambda sweep: None
+    code, _, err = run("--sweep", service.add(State.SUCCEEDED, experiment=experiment), *flags)
+    assert code == 2
+    assert said in " ".join(err.split())
 
 
 @pytest.mark.parametrize(

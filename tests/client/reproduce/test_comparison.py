@@ -43,10 +43,32 @@ def judged(column: PublishedColumn, rows: list[Row], seeds: list[int], **others:
 @pytest.mark.parametrize(
     ("value", "agreement"), [(1e-9, Agreement.AGREES), (-1e-9, Agreement.DISAGREES), (0.0, Agreement.UNCLEAR)]
 )
-def test_a_sign_of_one_seed(value: float, agreement: Agreement) -> None:
-    found = judged(SHIFT, [row(value)], [42])
-    assert (found.value, found.published, found.n, found.ci95) == (value, 0.2, 1, None)
+def test_a_sign_that_all_seeds_have(value: float, agreement: Agreement) -> None:
+    found = judged(SHIFT, [row(value, 42), row(value, 43)], [42, 43])
+    assert (found.value, found.published, found.n, found.ci95) == (value, 0.2, 2, 0.0)
     assert found.agreement is agreement
+
+
+@pytest.mark.parametrize("value", [5.0, 0.0, -5.0])
+def test_one_seed_has_no_interval_so_all_is_unclear(value: float) -> None:
+    found = compare(SHIFT, [row(value), row(0.0, method="dfa")], [42], [])
+    assert (figure(found).value, figure(found).n, figure(found).ci95) == (value, 1, None)
+    assert figure(found).agreement is Agreement.UNCLEAR
+    (pair,) = found.order
+    assert (pair.difference, pair.ci95, pair.n, pair.agreement) == (value, None, 1, Agreement.UNCLEAR)
+    assert found.contradictions() == []
+
+
+def test_a_contradiction_says_what_was_published_and_our_interval() -> None:
+    rows = [row(-0.3 - 0.01 * n, 42 + n) for n in range(3)] + [row(-0.1 - 0.02 * n, 42 + n, "dfa") for n in range(3)]
+    found = compare(SHIFT, rows, [42, 43, 44], [])
+    assert found.contradictions() == [
+        "exploitability, shift: published vec +0.2, ours -0.31 ± 0.025 (n 3)",
+        "exploitability, shift: published vec > dfa (+0.2 > -0.1), our difference -0.19 ± 0.025 (n 3)",
+    ]
+    assert found.missing() == ["exploitability, shift: x: no result at 3 of 3 seeds"]
+    rows[0] |= {"delta_loss": 1.0}  # now the interval spans 0
+    assert compare(SHIFT, rows, [42, 43, 44], []).contradictions() == []
 
 
 def test_a_sign_is_unclear_where_the_interval_spans_zero() -> None:
@@ -121,8 +143,9 @@ def order(rows: list[Row], seeds: list[int], **figures: float | None) -> dict[tu
 
 
 def test_the_order_of_each_pair() -> None:
-    rows = [row(0.1, method="dfa"), row(0.3, method="vec"), row(0.2, method="oracle_bp"), row(9.0, method="scalar_cb")]
-    assert order(rows, [42], dfa=0.0, vec=0.1, oracle_bp=0.2, scalar_cb=None) == {
+    ours = {"dfa": 0.1, "vec": 0.3, "oracle_bp": 0.2, "scalar_cb": 9.0}
+    rows = [row(value, seed, method) for method, value in ours.items() for seed in (42, 43)]
+    assert order(rows, [42, 43], dfa=0.0, vec=0.1, oracle_bp=0.2, scalar_cb=None) == {
         ("vec", "dfa"): Agreement.AGREES,
         ("oracle_bp", "dfa"): Agreement.AGREES,
         ("oracle_bp", "vec"): Agreement.DISAGREES,
@@ -147,7 +170,8 @@ def test_the_order_over_seeds_is_of_the_differences() -> None:
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=4), st.lists(st.floats(-1, 1), min_size=4, max_size=4))
 def test_order_and_signs_against_the_obvious(ours: list[float], published: list[float]) -> None:
     column = replace(SHIFT, figures=dict(zip(METHODS, published, strict=True)))
-    found = compare(column, [row(value, method=name) for name, value in zip(METHODS, ours, strict=True)], [42], [])
+    rows = [row(value, seed, name) for name, value in zip(METHODS, ours, strict=True) for seed in (42, 43)]
+    found = compare(column, rows, [42, 43], [])
     agree = sum(
         (ours[i] - ours[j]) * (published[i] - published[j]) > 0
         or (ours[i] > ours[j] and published[i] > published[j])  # where the product underflows

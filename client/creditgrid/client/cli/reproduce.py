@@ -1,4 +1,4 @@
-"""The command that runs the published settings and compares the results with the published figures."""
+"""The command that compares results with the published figures: of the published settings, or of existing sweeps."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ from creditgrid.core.errors import CreditGridError
 
 if TYPE_CHECKING:
     from creditgrid.client.client import Client
-    from creditgrid.client.reproduce.report import Settings
+    from creditgrid.client.reproduce.runs import Settings
     from creditgrid.client.sweep import Sweep
 
 
 def reproduce(
     *,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Compare this sweep, and submit nothing; may be repeated."),
+    ] = None,
     epochs: Annotated[
-        int, typer.Option(metavar="N", help="Epochs of training; fits and checkpoints are scaled in proportion.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            metavar="N", help="Epochs of training; fits and checkpoints are scaled in proportion. Default: 100."
+        ),
+    ] = None,
     fit_epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Epochs of every fit. Default: in proportion to --epochs.")
     ] = None,
-    seeds: Annotated[int, typer.Option(metavar="K", help="Seeds 42 … 41 + K.")] = 1,
+    seeds: Annotated[int | None, typer.Option(metavar="K", help="Seeds 42 … 41 + K. Default: 1.")] = None,
     dataset: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="A dataset's name, or a folder of Parquet files.")
-    ] = "cifar10",
+        str | None,
+        typer.Option(metavar="NAME|FOLDER", help="A dataset's name, or a folder of Parquet files. Default: cifar10."),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,17 +54,37 @@ def reproduce(
 ) -> None:
     """Run the published settings, and print our figures beside the published ones.
 
-    Needs a service. Existing results are not computed again. Fails if a result is missing, not if figures disagree.
+    Needs a service. Existing results are not computed again. With --sweep, nothing is submitted: the rows of these
+    sweeps at the published values of their parameters are compared, and --dataset, --epochs, --fit-epochs and --seeds
+    choose among them.
+
+    Exits with 1 if a result is missing, or if a published sign or order of methods is contradicted: the 95 % interval
+    over the seeds lies on the other side of 0. One seed has no interval: everything is then unclear, and contradicts
+    nothing.
     """
     # Imported here, because help needs no YAML.
-    from creditgrid.client.reproduce.report import Settings, report
+    from creditgrid.client.reproduce.published import DATASET, TRAIN_EPOCHS
+    from creditgrid.client.reproduce.report import report, report_of
+    from creditgrid.client.reproduce.runs import Choice, Settings, absolute
     from creditgrid.client.reproduce.view import report_view
 
-    settings = Settings(epochs, fit_epochs, seeds, dataset, tuple(only or ()))
+    settings = Settings(
+        TRAIN_EPOCHS if epochs is None else epochs,
+        fit_epochs,
+        1 if seeds is None else seeds,
+        DATASET if dataset is None else dataset,
+        tuple(only or ()),
+    )
     if out is not None and not out.resolve().parent.is_dir():  # now, not after hours
         raise BadSetting(f"--out {out}: there is no folder {out.resolve().parent}")
     with open_client(url, token) as client:
-        found = report(settings, _run(client, settings))
+        if sweep:
+            chosen = Choice(
+                epochs, fit_epochs, settings.seed_list if seeds else None, absolute(dataset) if dataset else None
+            )
+            found = report_of([client.sweep(one) for one in dict.fromkeys(sweep)], chosen, settings.only)
+        else:
+            found = report(settings, _run(client, settings))
     document = found.as_json()
     if json_:
         print_json(document)
@@ -64,7 +92,7 @@ def reproduce(
         console().print(report_view(found))
     if out is not None:
         write_bytes(json_text(document).encode(), out)
-    if not found.complete:
+    if not found.passed:
         raise typer.Exit(1)
 
 
@@ -72,7 +100,7 @@ def _run(client: Client, settings: Settings) -> dict[str, Sweep]:
     """Submit all sweeps first, so that they share their stages, then wait for each."""
     from creditgrid.client.connection import url_option
     from creditgrid.client.display import progress
-    from creditgrid.client.reproduce.report import specs
+    from creditgrid.client.reproduce.runs import specs
 
     sweeps: dict[str, Sweep] = {}
     try:

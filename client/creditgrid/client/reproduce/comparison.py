@@ -1,8 +1,9 @@
 """Comparing rows with the published figures: only computed figures are judged.
 
 Our figure is a mean over all seeds; if a seed has no row or no finite number, the figure has a note instead. A sign, or
-the order of two methods, agrees, disagrees, or is unclear: the 95 % interval of the mean (of the difference by seed)
-contains 0, or the number of a single seed is 0. There is no tolerance.
+the order of two methods, agrees or disagrees where the 95 % interval (Student's t over the seeds) of the mean, or of
+the mean difference by seed, leaves 0 out. It is unclear where the interval contains 0. One seed has no interval, so
+with one seed everything is unclear. There is no tolerance.
 """
 
 from __future__ import annotations
@@ -69,11 +70,17 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two methods in the published order, and whether our order agrees."""
+    """Two methods in the published order, and whether our order agrees.
+
+    ``difference`` is our mean of higher - lower over ``n`` seeds, with its 95 % half-width if n is 2 or more.
+    """
 
     higher: str
     lower: str
     agreement: Agreement
+    difference: float
+    ci95: float | None
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,29 @@ class Comparison:
             return 0
         published = [figure.published for figure in self.figures if figure.published is not None]
         return sum(one != other for one, other in itertools.combinations(published, 2))
+
+    def contradictions(self) -> list[str]:
+        """Each published sign and order that our interval contradicts, in a sentence with the numbers."""
+        where = f"{self.experiment}, {self.title}"
+        published = {figure.method: figure.published for figure in self.figures}
+        signs = [
+            f"{where}: published {one.method} {one.published:+.4g}, ours {_interval(one.value, one.ci95, one.n)}"
+            for one in self.figures
+            if one.agreement is Agreement.DISAGREES and self.claim is Claim.SIGNS_AND_ORDER and one.value is not None
+        ]
+        orders = [
+            f"{where}: published {pair.higher} > {pair.lower} "
+            f"({published[pair.higher]:+.4g} > {published[pair.lower]:+.4g}), "
+            f"our difference {_interval(pair.difference, pair.ci95, pair.n)}"
+            for pair in self.order
+            if pair.agreement is Agreement.DISAGREES
+        ]
+        return signs + orders
+
+    def missing(self) -> list[str]:
+        """Each figure for which nothing was computed, in a sentence."""
+        absent = [figure for figure in self.figures if figure.status in ABSENT]
+        return [f"{self.experiment}, {self.title}: {figure.method}: {figure.note}" for figure in absent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +152,7 @@ def compare(
         etas: the step sizes among which the best is chosen, for a column ``at_best_eta``.
         absent: the status of figures without rows.
     """
-    chosen = [row for row in rows if _belongs_to(column, row)]
+    chosen = [row for row in rows if belongs_to(column, row)]
     ours = {
         method: _ours(column, [row for row in chosen if row["method"] == method], seeds, etas, absent)
         for method in column.figures
@@ -132,7 +162,8 @@ def compare(
     return Comparison(column.experiment, column.title, column.column, column.where, column.claim, figures, order)
 
 
-def _belongs_to(column: PublishedColumn, row: Row) -> bool:
+def belongs_to(column: PublishedColumn, row: Row) -> bool:
+    """Whether a row has what the column shows: its experiment and values, at the end of training."""
     at_the_end = row["checkpoint_epoch"] in (None, row["train_epochs"])
     return (
         row["experiment"] == column.experiment
@@ -204,12 +235,18 @@ def _order(published: Mapping[str, float | None], ours: Mapping[str, _Ours]) -> 
             continue
         higher, lower = (one, other) if known[one] > known[other] else (other, one)
         above, below = ours[higher].by_seed, ours[lower].by_seed
-        pairs.append(Pair(higher, lower, _same_sign([above[seed] - below[seed] for seed in above], 1.0)))
+        differences = [above[seed] - below[seed] for seed in above]
+        n, mean, _, ci95 = mean_std_ci(differences)
+        pairs.append(Pair(higher, lower, _same_sign(differences, 1.0), mean, ci95, n))
     return pairs
 
 
 def _same_sign(values: Sequence[float], published: float) -> Agreement:
     _, mean, _, ci95 = mean_std_ci(values)
-    if abs(mean) <= (ci95 or 0.0):
+    if ci95 is None or abs(mean) <= ci95:
         return Agreement.UNCLEAR
     return Agreement.AGREES if (mean > 0) == (published > 0) else Agreement.DISAGREES
+
+
+def _interval(value: float | None, ci95: float | None, n: int) -> str:
+    return f"{value:+.4g} ± {ci95:.2g} (n {n})"

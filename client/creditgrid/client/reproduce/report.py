@@ -1,93 +1,22 @@
-"""The published runs, at full size or scaled down, and the report that compares our figures with the published ones.
-
-The specs are the shipped examples. Fewer training epochs reduce the epochs of fitting and of the checkpoints in
-proportion. Each fitted method then has its own number, so the axis ``fit_epochs`` advances with ``method``; for other
-methods it stays null, so that their cells do not depend on the fitting.
-"""
+"""The report that compares our figures with the published ones: of runs for it, or of sweeps that exist."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from creditgrid.client.errors import BadSetting
-from creditgrid.client.reproduce.comparison import ABSENT, Agreement, Comparison, Status, compare
+from creditgrid.client.reproduce.comparison import Agreement, Comparison, Status, compare
 from creditgrid.client.reproduce.published import DATASET, EXPERIMENTS, FIT_EPOCHS, PUBLISHED, SEED, TRAIN_EPOCHS, Claim
+from creditgrid.client.reproduce.runs import Choice, Settings, example
+from creditgrid.client.reproduce.selection import seeds_text, select
 from creditgrid.core.states import RESULT, State
 
 if TYPE_CHECKING:
     from creditgrid.client.sweep import Sweep
 
-MAX_SEEDS = 1000
-"""More seeds than a sweep can have are refused before they are listed."""
 _ABSENT = {State.FAILED: Status.FAILED, State.CANCELLED: Status.CANCELLED}
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The settings of the runs; the defaults are the published ones.
-
-    Raises:
-        BadSetting: for a number below 1 or too large, or an experiment without published figures.
-    """
-
-    epochs: int = TRAIN_EPOCHS
-    fit_epochs: int | None = None
-    """Epochs of every fit; default: in proportion to ``epochs``."""
-    seeds: int = 1
-    dataset: str = DATASET
-    only: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for flag, value in (("--epochs", self.epochs), ("--fit-epochs", self.fit_epochs), ("--seeds", self.seeds)):
-            if value is not None and value < 1:
-                raise BadSetting(f"{flag} is a whole number of at least 1; got {value}")
-        if self.seeds > MAX_SEEDS:
-            raise BadSetting(f"--seeds is at most {MAX_SEEDS:,}; got {self.seeds:,}")
-        for name in self.only:
-            if name not in EXPERIMENTS:
-                raise BadSetting(
-                    f"--only takes an experiment with published figures, one of {', '.join(EXPERIMENTS)}; got {name!r}"
-                )
-        if not self.dataset:
-            raise BadSetting("--dataset is empty: give a name such as cifar10, or a folder of Parquet files")
-
-    @property
-    def experiments(self) -> list[str]:
-        """The experiments to run, in the order in which they are shown."""
-        return [name for name in EXPERIMENTS if not self.only or name in self.only]
-
-    @property
-    def seed_list(self) -> list[int]:
-        return list(range(SEED, SEED + self.seeds))
-
-    @property
-    def scaled_fit_epochs(self) -> dict[str, int]:
-        """Epochs of fitting by fitted method."""
-        if self.fit_epochs is not None:
-            return dict.fromkeys(FIT_EPOCHS, self.fit_epochs)
-        return {method: _scaled(epochs, self.epochs) for method, epochs in FIT_EPOCHS.items()}
-
-    @property
-    def scaled_down(self) -> bool:
-        """Whether anything is trained or fitted for fewer epochs than published."""
-        return self.epochs < TRAIN_EPOCHS or any(n < FIT_EPOCHS[m] for m, n in self.scaled_fit_epochs.items())
-
-    @property
-    def command(self) -> str:
-        """The command line with these settings."""
-        words = ["creditgrid", "reproduce"]
-        words += ["--epochs", str(self.epochs)] if self.epochs != TRAIN_EPOCHS else []
-        words += ["--fit-epochs", str(self.fit_epochs)] if self.fit_epochs is not None else []
-        words += ["--seeds", str(self.seeds)] if self.seeds != 1 else []
-        words += ["--dataset", self.dataset] if self.dataset != DATASET else []
-        for name in self.only:
-            words += ["--only", name]
-        return shlex.join(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +32,34 @@ class SweepReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Our figures beside the published ones; ``heading`` says what was run, and whether to expect agreement."""
+    """Our figures beside the published ones; ``heading`` says what was run, and whether to expect agreement.
+
+    ``whole_sweeps``: the report also needs the cells that it does not show.
+    """
 
     heading: Sequence[str]
     sweeps: Sequence[SweepReport]
     comparisons: Sequence[Comparison]
+    whole_sweeps: bool = True
 
     @property
     def complete(self) -> bool:
         """Whether everything was computed; figures may disagree."""
-        absent = any(figure.status in ABSENT for table in self.comparisons for figure in table.figures)
-        return not absent and all(sweep.state in RESULT for sweep in self.sweeps)
+        whole = not self.whole_sweeps or all(sweep.state in RESULT for sweep in self.sweeps)
+        return whole and not self.missing()
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything was computed, and no interval of ours contradicts a published sign or order."""
+        return self.complete and not self.contradictions()
+
+    def contradictions(self) -> list[str]:
+        """Each published sign and order that is contradicted beyond our interval, with the numbers."""
+        return [line for table in self.comparisons for line in table.contradictions()]
+
+    def missing(self) -> list[str]:
+        """Each figure that was not computed."""
+        return [line for table in self.comparisons for line in table.missing()]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many signs, orders of two methods and step sizes agree, disagree, are unclear, or were not judged."""
@@ -138,21 +84,9 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The whole report as plain JSON values."""
-        return {**asdict(self), "counts": self.counts(), "complete": self.complete}
-
-
-def specs(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The spec to submit for each experiment of ``settings``."""
-    return {name: _rescaled(example(name), settings) for name in settings.experiments}
-
-
-def example(experiment: str) -> dict[str, Any]:
-    """The shipped spec of an experiment's published run."""
-    from creditgrid.core.spec.text import parse_text
-
-    file = resources.files("creditgrid.client").joinpath("examples", f"reproduce-{experiment}.yaml")
-    spec: dict[str, Any] = parse_text(file.read_bytes())
-    return spec
+        computed = {"counts": self.counts(), "complete": self.complete, "passed": self.passed}
+        shown = {name: value for name, value in asdict(self).items() if name != "whole_sweeps"}
+        return {**shown, **computed, "contradictions": self.contradictions(), "missing": self.missing()}
 
 
 def report(settings: Settings, sweeps: Mapping[str, Sweep]) -> Report:
@@ -175,44 +109,54 @@ def report(settings: Settings, sweeps: Mapping[str, Sweep]) -> Report:
     )
 
 
-def _rescaled(spec: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    fixed, axes, groups = dict(spec["fixed"]), dict(spec["axes"]), list(spec.get("zip", []))
-    fixed |= {"dataset": _dataset(settings.dataset), "train_epochs": settings.epochs}
-    if settings.seeds > 1:
-        del fixed["seed"]
-        axes = {"seed": settings.seed_list, **axes}
-    if "checkpoint_epoch" in axes:
-        axes["checkpoint_epoch"] = sorted({_scaled(epoch, settings.epochs) for epoch in axes["checkpoint_epoch"]})
-    fits = settings.scaled_fit_epochs
-    if fits != FIT_EPOCHS:  # otherwise the cells are those of the shipped spec
-        axes["fit_epochs"] = [fits.get(method) for method in axes["method"]]
-        groups.append(["method", "fit_epochs"])
-    return {**spec, "fixed": fixed, "axes": axes, "zip": groups}
+def report_of(sweeps: Sequence[Sweep], choice: Choice, only: Sequence[str] = ()) -> Report:
+    """Compare rows of sweeps that exist; a row is taken from whichever has it.
 
+    Args:
+        only: experiments to compare; the default is every one that a sweep has.
 
-def _scaled(published: int, epochs: int) -> int:
-    return max(1, round(published * epochs / TRAIN_EPOCHS))
-
-
-def _dataset(name: str) -> str:
-    """A folder becomes absolute, because the service has another current folder."""
-    path = name.startswith((".", "~")) or "/" in name
-    return str(Path(name).expanduser().resolve()) if path and not name.startswith("parquet:") else name
+    Raises:
+        BadSetting: no sweep is of an experiment with published figures, or the rows do not say which are meant.
+    """
+    wanted = [sweep for sweep in sweeps if sweep.view.experiment in (only or EXPERIMENTS)]
+    if not wanted:
+        given = ", ".join(f"{sweep.id} is of {sweep.view.experiment}" for sweep in sweeps)
+        raise BadSetting(f"no sweep is of {' or '.join(only or EXPERIMENTS)}: {given}")
+    lines: list[str] = []
+    comparisons: list[Comparison] = []
+    for experiment in EXPERIMENTS:
+        of_it = [sweep for sweep in wanted if sweep.view.experiment == experiment]
+        if of_it:
+            rows = {(row["cell"], row.get("layer")): row for sweep in of_it for row in sweep.results().to_pylist()}
+            found = select(experiment, rows.values(), choice)
+            lines += [f"ours: {line}" for line in found.conditions]
+            comparisons += [
+                compare(column, found.rows, found.seeds, found.etas)
+                for column in PUBLISHED
+                if column.experiment == experiment
+            ]
+    left_out = [name for name in EXPERIMENTS if name not in {sweep.view.experiment for sweep in wanted}]
+    lines.append(_published_heading())
+    lines += [f"not compared: {', '.join(left_out)}"] if left_out else []
+    return Report(lines, [_sweep_report(s.view.experiment, s) for s in wanted], comparisons, whole_sweeps=False)
 
 
 def _heading(settings: Settings) -> list[str]:
     fits = " and ".join(f"{epochs:,} for {method}" for method, epochs in settings.scaled_fit_epochs.items())
-    seeds = settings.seed_list
-    ran = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]} (mean ± 95 % half-width)"
+    ran = seeds_text(settings.seed_list)
     lines = [
         f"ours: {settings.dataset}, {settings.epochs:,} epochs of training, of fitting {fits}; {ran}",
-        f"published: {DATASET}, {TRAIN_EPOCHS} epochs of training, of fitting "
-        f"{' and '.join(f'{epochs} for {method}' for method, epochs in FIT_EPOCHS.items())}; seed {SEED}",
+        _published_heading(),
     ]
     if settings.scaled_down:
         published = f"the published figures are of {TRAIN_EPOCHS} epochs and one seed"
         lines.append(f"Scaled down: {published}, so disagreement is expected.")
     return lines
+
+
+def _published_heading() -> str:
+    fits = " and ".join(f"{epochs} for {method}" for method, epochs in FIT_EPOCHS.items())
+    return f"published: {DATASET}, {TRAIN_EPOCHS} epochs of training, of fitting {fits}; seed {SEED}"
 
 
 def _sweep_report(experiment: str, sweep: Sweep) -> SweepReport:

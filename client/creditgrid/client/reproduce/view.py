@@ -26,18 +26,33 @@ STYLES: Mapping[Agreement | None, str] = {
 def report_view(report: Report) -> RenderableType:
     """The heading; for each experiment a table, the order of its methods and its failures; the counts."""
     parts: list[RenderableType] = [Text(line, style="bold") for line in report.heading]
-    for sweep in report.sweeps:
-        tables = [table for table in report.comparisons if table.experiment == sweep.experiment]
-        parts += [Text(), _table(sweep, tables), *_orders(tables), *_failures(sweep)]
+    for experiment in dict.fromkeys(sweep.experiment for sweep in report.sweeps):
+        sweeps = [sweep for sweep in report.sweeps if sweep.experiment == experiment]
+        tables = [table for table in report.comparisons if table.experiment == experiment]
+        parts += [Text(), _table(sweeps, tables), *_orders(tables)]
+        parts += [line for sweep in sweeps for line in _failures(sweep)]
     parts.append(Text())
     for name, counts in report.counts().items():
         text = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         parts += [Text(f"{name}: {text}", style="bold")] if text else []
-    return Group(*parts)
+    return Group(*parts, *_verdict(report))
 
 
-def _table(sweep: SweepReport, tables: Sequence[Comparison]) -> Table:
-    title = Text.assemble((sweep.experiment, "bold"), f"  {sweep.id}  ", state_text(sweep.state))
+def _verdict(report: Report) -> list[Text]:
+    """Why the command fails, or that nothing is contradicted."""
+    lines = [Text(f"contradicted: {line}", style=STYLES[Agreement.DISAGREES]) for line in report.contradictions()]
+    if lines:
+        lines.append(
+            Text("Each interval alone is one of 95 %, so of many comparisons a few are contradicted by chance.")
+        )
+    lines += [Text(f"missing: {line}", style="red") for line in report.missing()]
+    return lines or [Text("no published sign or order is contradicted")]
+
+
+def _table(sweeps: Sequence[SweepReport], tables: Sequence[Comparison]) -> Table:
+    title = Text.assemble((sweeps[0].experiment, "bold"))
+    for sweep in sweeps:
+        title.append_text(Text.assemble(f"  {sweep.id}  ", state_text(sweep.state)))
     table = headed_table(title, "figure", "method", right=("ours", "published"))
     table.add_column("agreement", overflow="fold")
     for comparison in tables:
@@ -67,7 +82,8 @@ def _agreement(claim: Claim, figure: Figure) -> Text:
         return Text(_not_judged(claim, figure), style=STYLES[None])
     what = "step size" if claim is Claim.STEP_SIZE else "sign"
     at = "" if figure.eta is None or claim is Claim.STEP_SIZE else f" (at η {number(figure.eta)})"
-    return Text.assemble((f"{what} {figure.agreement}", STYLES[figure.agreement]), at)
+    why = ": one seed" if figure.agreement is Agreement.UNCLEAR and figure.n == 1 else ""
+    return Text.assemble((f"{what} {figure.agreement}{why}", STYLES[figure.agreement]), at)
 
 
 def _not_judged(claim: Claim, figure: Figure) -> str:
@@ -89,6 +105,11 @@ def _orders(tables: Sequence[Comparison]) -> list[Text]:
             lines.append(Text(f"order in {table.title}: not judged, fewer than two methods have both figures", "dim"))
             continue
         agree = sum(pair.agreement is Agreement.AGREES for pair in table.order)
+        if all(pair.n == 1 for pair in table.order):
+            same = sum(pair.difference > 0 for pair in table.order)
+            text = f"order in {table.title}: unclear, one seed; {same} of {table.claimed_pairs} pairs are as published"
+            lines.append(Text(text, STYLES[Agreement.UNCLEAR]))
+            continue
         line = Text(f"order in {table.title}: {agree} of {table.claimed_pairs} pairs agree")
         for verdict, label in ((Agreement.DISAGREES, "published but not ours"), (Agreement.UNCLEAR, "unclear")):
             pairs = [f"{pair.higher} > {pair.lower}" for pair in table.order if pair.agreement is verdict]

@@ -10,7 +10,7 @@ import pytest
 
 from creditgrid.client.errors import BadSetting
 from creditgrid.client.reproduce.published import EXPERIMENTS
-from creditgrid.client.reproduce.report import Settings, example, specs
+from creditgrid.client.reproduce.runs import Settings, example, specs
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
