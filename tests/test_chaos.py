@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from chaos import checks
-from chaos.checks import Rows, compare_artifacts, compare_rows, leftovers, rows_of
+from chaos.checks import Rows, compare_artifacts, compare_curves, compare_rows, curves_of, leftovers, rows_of
 from chaos.faults import FAULTS, fault_sequence
 from chaos.service import INJECTED
 from chaos.sweeps import Work
@@ -48,6 +48,18 @@ def test_the_same_rows_in_another_order_from_another_sweep_are_the_same() -> Non
     assert compare_rows(rows_of(other), rows_of(table())) == checks.Compared()
     wider = other.append_column("of_another_experiment", pa.nulls(3, pa.float64()))
     assert compare_rows(rows_of(wider), rows_of(table())) == checks.Compared()
+
+
+def test_an_epoch_that_is_lost_twice_or_other_is_found() -> None:
+    whole = pa.table({"run": ["r", "r"], "kind": ["train"] * 2, "epoch": [1, 2], "train_loss": [0.5, 0.25]})
+    expected = curves_of(whole)
+    assert compare_curves(curves_of(whole.take([1, 0])), expected) == []
+    for other, kind in (
+        (whole.take([0]), "curves: lost cell or row"),
+        (whole.take([0, 1, 1]), "curves: cell with more rows than it has"),
+        (whole.set_column(3, "train_loss", pa.array([0.5, 0.3])), "curves: other bits in column train_loss"),
+    ):
+        assert [violation.kind for violation in compare_curves(curves_of(other), expected)] == [kind]
 
 
 @pytest.mark.parametrize("kept", [[0, 1], [0, 2]], ids=["a cell", "one row of a cell"])

@@ -7,7 +7,9 @@ second submission runs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -57,6 +59,16 @@ class Service:
         self._await(port_file.exists)
         self.url = port_file.read_text().strip()
         self._await(lambda: httpx.get(f"{self.url}/readyz").status_code == 200)
+
+    def workers(self, kind: str) -> list[int]:
+        """The processes of its cluster that compute a call of this kind."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended, or is someone else's
+                ours = str(self.gate).encode() in (place / "environ").read_bytes()
+                if ours and (place / "cmdline").read_bytes().startswith(f"ray::creditgrid:{kind}-".encode()):
+                    found.append(int(place.name))
+        return found
 
     def kill(self) -> None:
         """As the power would."""
@@ -350,6 +362,46 @@ def test_a_killed_training_goes_on_from_its_last_saved_epoch(service: Service, i
         pass
     for name, tensor in network.state_dict().items():
         assert np.array_equal(tensor.numpy(), checkpoint[name]), name
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_service_leaves_no_gap_in_a_curve(service: Service, interrupted: Interrupted) -> None:
+    with Client(service.url) as client:
+        hold_curve(client, interrupted.training, 160)
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_worker_leaves_no_gap_in_a_curve(service: Service) -> None:
+    """Killed twice; then a sweep of another checkpoint of the same run, and one of the same again."""
+    fixed = TRAINING | {"seed": 6, "method": "oracle_bp", "eta": 1e-3}
+    spec = {"name": "k", "experiment": "linesearch", "fixed": fixed, "retry": {"max": 5, "backoff_s": 0.1}}
+    with Client(service.url) as client:
+        sweep = client.submit(spec)
+        for after in (20, 60):
+            deadline = time.monotonic() + 120
+            while saved_epoch(service) <= after:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            (worker,) = service.workers("train")
+            os.kill(worker, signal.SIGKILL)
+        sweep.wait(timeout=240)
+        rows = hold_curve(client, sweep.id, 160)
+        assert max(row["attempt"] for row in rows) == 3
+        early = client.submit(spec | {"fixed": fixed | {"checkpoint_epoch": 50}}).wait(timeout=240)
+        assert hold_curve(client, early.id, 160) == rows
+        sql = "SELECT count(*) AS n FROM curves WHERE run IN (SELECT run FROM stages WHERE sweep = '{}')"
+        assert client.query(sql.format(early.id)).table["n"].to_pylist() == [160]
+
+
+def hold_curve(client: Client, sweep: str, last: int) -> list[dict[str, Any]]:
+    """The sweep has one training, whose curve has each epoch once; returns its rows."""
+    rows = [row for row in client.sweep(sweep).curves().to_pylist() if row["kind"] == "train"]
+    assert [row["epoch"] for row in rows] == list(range(1, last + 1))
+    assert all(row["train_loss"] > 0 and row["images_per_s"] > 0 for row in rows)
+    assert [row["epoch"] for row in rows if row["test_accuracy"] is not None] == [last]
+    steps = [1e-3 * (1 + math.cos(math.pi * (row["epoch"] - 1) / 160)) / 2 for row in rows]
+    assert [row["step_size"] for row in rows] == pytest.approx(steps)
+    return rows
 
 
 def saved_epoch(service: Service) -> int:

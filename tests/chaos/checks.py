@@ -1,4 +1,4 @@
-"""Compares two data directories: cells, rows to the last bit, artifacts, leftover files.
+"""Compares two data directories: cells, rows to the last bit, curves, artifacts, leftover files.
 
 The product's code is not used: deltalake reads the table, and artifacts and temporary files are read from the disk.
 """
@@ -116,6 +116,20 @@ def _with_examples(kind: str, cells: Sequence[str]) -> list[Violation]:
     return [Violation(kind, f"{len(cells):,}, such as {examples}")]
 
 
+def curves_of(table: pa.Table) -> Rows:
+    """The table of curves: the rows of each epoch of a run, with what does not depend on time."""
+    names = ["kind", "kind_version", "train_loss", "fit_loss", "step_size", "seed"]
+    chosen = table.select([name for name in names if name in table.column_names])
+    epochs = [f"{row['run']} {row['epoch']}" for row in table.select(["run", "epoch"]).to_pylist()]
+    return rows_of(chosen.append_column("cell", pa.array(epochs, pa.string())))
+
+
+def compare_curves(found: Rows, expected: Rows) -> list[Violation]:
+    """Check that each epoch of each run is there once, with the same losses."""
+    compared = compare_rows(found, expected)
+    return [Violation(f"curves: {one.kind}", one.what) for one in compared.violations]
+
+
 def artifacts(store: Path) -> tuple[dict[str, str], list[Violation]]:
     """The SHA-256 of every artifact's tensors by key, and the incomplete artifacts."""
     found, violations = {}, []
@@ -169,23 +183,25 @@ def _files(kind: str, names: Sequence[str]) -> list[Violation]:
 
 def leftovers(data: Path) -> Leftovers:
     """The leftovers in a data directory whose service has stopped and whose sweeps have ended."""
-    store, table = data / "artifacts", data / "results"
-    log = table / "_delta_log"
-    added, removed = logged_files(log)
+    store, tables = data / "artifacts", [table for table in (data / "results", data / "curves") if table.exists()]
     unlogged, replaced = [], 0
-    for path in sorted(file for file in table.rglob("*") if file.is_file()):
-        name = path.relative_to(table).as_posix()
-        if path.parent == log:
-            if not re.fullmatch(r"\d{20}\.(json|checkpoint\.parquet)|_last_checkpoint", path.name):
+    for table in tables:
+        log = table / "_delta_log"
+        added, removed = logged_files(log)
+        for path in sorted(file for file in table.rglob("*") if file.is_file()):
+            name = path.relative_to(table).as_posix()
+            if path.parent == log:
+                if not re.fullmatch(r"\d{20}\.(json|checkpoint\.parquet)|_last_checkpoint", path.name):
+                    unlogged.append(name)
+            elif name in removed:
+                replaced += 1
+            elif name not in added and path.parent.name != "_set_aside":
                 unlogged.append(name)
-        elif name in removed:
-            replaced += 1
-        elif name not in added and path.parent.name != "_set_aside":
-            unlogged.append(name)
+    set_aside = [store / "corrupt", *(table / "_set_aside" for table in tables)]
     return Leftovers(
         artifacts=[path.name for path in sorted(store.glob("*/.*")) if path.parent.name != "saves"],
         saves=[path.name for path in sorted((store / "saves").glob("*"))],
-        aside=[path.name for path in sorted([*(store / "corrupt").glob("*"), *(table / "_set_aside").glob("*")])],
+        aside=[path.name for path in sorted(path for folder in set_aside for path in folder.glob("*"))],
         unlogged=unlogged,
         other=[path.name for path in sorted(data.glob("*")) if path.name.startswith(".") or path.suffix == ".tmp"],
         replaced=replaced,

@@ -54,6 +54,7 @@ class RunResult:
     """What a service had made when it was stopped."""
 
     rows: Rows
+    curves: Rows
     artifacts: dict[str, str]
     leftovers: Leftovers
     sweeps: int
@@ -196,6 +197,7 @@ class Trial:
         starts, sizes = self.seen.starts(), self.seen.sizes()
         return RunResult(
             rows=checks.rows_of(table.to_pyarrow_table()),
+            curves=checks.curves_of(DeltaTable(str(self.service.data / "curves")).to_pyarrow_table()),
             artifacts=stored,
             leftovers=checks.leftovers(self.service.data),
             sweeps=len(views),
@@ -371,5 +373,6 @@ def _undisturbed(trial: Trial, outcome: Outcome) -> RunResult:
 def _compare(outcome: Outcome, disturbed: RunResult, undisturbed: RunResult) -> None:
     outcome.compared = checks.compare_rows(disturbed.rows, undisturbed.rows)
     outcome.violations += outcome.compared.violations
+    outcome.violations += checks.compare_curves(disturbed.curves, undisturbed.curves)
     outcome.violations += checks.compare_artifacts(disturbed.artifacts, undisturbed.artifacts)
     outcome.violations += disturbed.leftovers.violations()

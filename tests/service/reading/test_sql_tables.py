@@ -65,3 +65,20 @@ def test_a_sweep_that_is_being_planned_is_hidden(house: House) -> None:
             batches = list(snapshot.scan("cells", ["cell", "state"], [two]))
         assert sum(batch.num_rows for batch in batches) == len(seen) - 1
     house.drain()
+
+
+@both_databases
+def test_stages_say_which_run_they_are_of(house: House) -> None:
+    """Tasks that one call may compute together are of one run; sweeps may share it."""
+    one = house.submit(name="one", fixed={"base": "ok"}, axes={"x": [1, 2]})
+    two = house.submit(name="two", fixed={"base": "ok"}, axes={"x": [3]})
+    stages = read(house, "stages")
+    assert stages.schema.names == ["sweep", "key", "kind", "state", "run"]
+    rows = stages.to_pylist()
+    assert sorted(row["sweep"] for row in rows) == sorted([one, two])
+    assert {(row["kind"], row["state"], row["run"] == row["key"]) for row in rows} == {("noop_base", "pending", True)}
+    with house.sql_tables.snapshot() as snapshot:
+        (batch,) = snapshot.scan("stages", ["run", "sweep"], [two])
+        assert batch.to_pylist() == [{"run": rows[0]["run"], "sweep": two}]
+    house.drain()
+    assert {row["state"] for row in read(house, "stages").to_pylist()} == {"succeeded"}
