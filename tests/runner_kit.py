@@ -26,8 +26,11 @@ class Kit:
         self._ids = itertools.count(1)
         self.seen: list[Message] = []
 
-    def submit(self, tasks: Sequence[Task], inputs: Sequence[str] = (), resources: Resources | None = None) -> int:
-        call = Call(next(self._ids), tasks[0].kind, tasks, inputs, resources or Resources(cpu=1), 2, {"sweep": "s1"})
+    def submit(
+        self, tasks: Sequence[Task], inputs: Sequence[str] = (), resources: Resources | None = None, log: str = ""
+    ) -> int:
+        given = resources or Resources(cpu=1)
+        call = Call(next(self._ids), tasks[0].kind, tasks, inputs, given, 2, {"sweep": "s1"}, log)
         self.runner.submit(call)
         return call.id
 

@@ -28,6 +28,7 @@ from creditgrid.core.wire import (
     EventView,
     Extension,
     FailureView,
+    LogView,
     PlanKind,
     PlanView,
     Problem,
@@ -42,6 +43,7 @@ from creditgrid.core.wire import (
 from creditgrid.service.connections import Connections
 from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.people.actor import OPERATOR, Actor
+from creditgrid.service.reading.logs import TaskLog
 from creditgrid.service.reading.rows import Rows
 from creditgrid.service.results.delta_table import TableFiles
 from creditgrid.service.server import Server, listen
@@ -300,6 +302,26 @@ class FakeTasks:
         raise NotFoundError(f"there is no task {key!r}")
 
 
+class FakeLogs:
+    """One log, ``text``, of the task ``"a" * 64``, which grows while ``ended`` is false."""
+
+    def __init__(self, ledger: FakeLedger) -> None:
+        self.ledger, self.text, self.ended = ledger, b"", True
+
+    def of_task(self, key: str, after: str, tail: int) -> TaskLog:
+        if key != "a" * 64:
+            raise NotFoundError(f"there is no task {key!r}")
+        ended = self.ended
+        start = int(after or 0)
+        text = self.text[max(start, len(self.text) - tail) :] if tail else b""
+        return TaskLog(text, str(len(self.text)), 0, ended)
+
+    def of_sweep(self, sweep: str, limit: int) -> list[LogView]:
+        self.ledger.sweep(sweep)
+        view = LogView(call=1, kind="train", key="a" * 64, state=State.RUNNING, bytes=len(self.text), written_at=NOW)
+        return [view][: limit if self.text else 0]
+
+
 class FakeFailures:
     def __init__(self, ledger: FakeLedger) -> None:
         self.ledger = ledger
@@ -452,6 +474,7 @@ class Fakes:
         self.scheduler = FakeScheduler(self.ledger)
         self.control = FakeControl(self.ledger)
         self.sweeps, self.cells, self.tasks = FakeSweeps(self.ledger), FakeCells(self.ledger), FakeTasks(self.ledger)
+        self.logs = FakeLogs(self.ledger)
         self.failures, self.summaries = FakeFailures(self.ledger), FakeSummaries(self.ledger)
         self.results = FakeResults(directory / "results")
         self.sql_tables = FakeSqlTables(self.ledger, self.results)

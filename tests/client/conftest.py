@@ -27,6 +27,7 @@ from creditgrid.core.wire import (
     Condition,
     EventView,
     Extension,
+    LogView,
     Page,
     Problem,
     ProblemError,
@@ -51,6 +52,7 @@ class FakeService:
         self.event_limits: deque[int] = deque()  # connections of /events end abruptly after so many events
         self.failures: list[dict[str, Any]] = []
         self.tasks: dict[str, TaskDocument] = {}
+        self.printed: dict[str, tuple[str, bool]] = {}  # task → its log, and whether it has ended
         self.artifacts: dict[str, bytes] = {}  # files by key; others are made up
         self.gone: set[str] = set()  # artifacts that are no longer there
         self.damaged: set[str] = set()  # artifacts that are not what was written
@@ -89,8 +91,19 @@ class FakeService:
         data = {"message": message or type, "counts": {}}
         events.append(EventView(id=10 * (len(events) + 1), sweep=sweep, at=NOW, type=type, data=data))  # type: ignore[arg-type]
 
+    def prints(self, key: str, text: str, *, ended: bool = True) -> None:
+        """The task prints, and ends or not."""
+        self.printed[key] = self.printed.get(key, ("", True))[0] + text, ended
+
     def posts(self, path: str) -> list[tuple[dict[str, str], bytes]]:
         return [(headers, body) for method, at, headers, body in self.log if method == "POST" and at == path]
+
+
+def _log_view(call: int, key: str, printed: tuple[str, bool]) -> dict[str, Any]:
+    text, ended = printed
+    state = State.SUCCEEDED if ended else State.RUNNING
+    view = LogView(call=call, kind="train", key=key, state=state, bytes=len(text.encode()), written_at=NOW)  # type: ignore[arg-type]
+    return view.model_dump(mode="json")
 
 
 def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
@@ -140,6 +153,10 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 return self._sweep(parts[1:], query, accept, body)
             if parts == ["query"]:
                 return 200, _rows(service.table, accept), accept
+            if parts[0] == "tasks" and parts[-1] == "logs" and parts[1] in service.printed:
+                options = dict(pair.split("=") for pair in query.split("&") if pair)
+                text = service.printed[parts[1]][0].encode()[int(options.get("after", 0)) :]
+                return 200, text[-int(options.get("tail", 10**6)) :], "text/plain; charset=utf-8"
             if parts[0] == "tasks" and parts[1] in service.tasks:
                 return self._model(service.tasks[parts[1]])
             if parts[0] == "artifacts" and parts[1] in service.gone:
@@ -166,6 +183,10 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 return self._page(cells, query)
             if rest == ["failures"]:
                 return self._page(service.failures, "")
+            if rest == ["tasks"]:
+                return self._page([], query)
+            if rest == ["logs"]:
+                return self._page([_log_view(call, *found) for call, found in enumerate(service.printed.items())], "")
             if rest in (["results"], ["curves"]):
                 return 200, _rows(service.table, accept), accept
             if rest == ["summary"]:
@@ -279,6 +300,10 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
+            if kind.startswith("text/plain"):
+                text, ended = service.printed[self.path.split("/")[3]]
+                self.send_header("X-Log-Next", str(len(text.encode())))
+                self.send_header("X-Log-Ended", str(ended).lower())
             if kind == ARTIFACT:
                 digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
                 self.send_header("Repr-Digest", f"sha-512=:AAAA:, sha-256=:{digest}:")

@@ -48,6 +48,9 @@ class Part:
     def tidy(self) -> None:
         self._do("tidy")
 
+    def bound_logs(self) -> None:
+        self._do("logs")
+
 
 class Clock:
     now = 1000.0
@@ -72,7 +75,7 @@ def test_each_duty_is_done_in_its_time(clock: Clock) -> None:
     part = Part()
     maintenance = made(part)
     assert maintenance.step() == 5.0
-    assert part.asked == ["compact", "checkpoint", "vacuum", "tidy"]
+    assert part.asked == ["compact", "checkpoint", "vacuum", "tidy", "logs"]
     part.asked.clear()
     clock.now += 4.9
     assert maintenance.step() == pytest.approx(0.1)
@@ -81,7 +84,7 @@ def test_each_duty_is_done_in_its_time(clock: Clock) -> None:
         clock.now += 5.0
         maintenance.step()
     counts = {name: part.asked.count(name) for name in part.asked}
-    assert counts == {"compact": 120, "checkpoint": 120, "vacuum": 10, "tidy": 1}
+    assert counts == {"compact": 120, "checkpoint": 120, "vacuum": 10, "tidy": 1, "logs": 60}
     assert set(part.graces) == {QUERY_GRACE_S}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from creditgrid.client.connection import Connection, check_digest, read, resource
 from creditgrid.client.errors import BadSetting, UnexpectedAnswer
+from creditgrid.client.logs import LogReader
 from creditgrid.client.result import Result
 from creditgrid.client.spec import Spec, spec_document
 from creditgrid.client.sweep import Sweep, pages
@@ -200,6 +201,27 @@ class Client:
         if not key:
             raise BadSetting("a task's key is empty")
         return self._connection.get(TaskDocument, "tasks", key)
+
+    def logs(self, key: str, tail: int | None = None) -> str:
+        """What a task, or the call that computes it with others, has printed, warned and logged; the last MiB of it.
+
+        Args:
+            key: of a stage or a cell.
+            tail: the most bytes, from the end.
+
+        Raises:
+            NotFound: if no sweep has a task with this key.
+        """
+        return self._log(key).read(tail)
+
+    def follow_logs(self, key: str, tail: int | None = None) -> Iterator[str]:
+        """What ``logs`` returns, and then what is printed, piece by piece, until the task's call has ended."""
+        return self._log(key).follow(tail)
+
+    def _log(self, key: str) -> LogReader:
+        if not key:
+            raise BadSetting("a task's key is empty")
+        return LogReader(self._connection, key)
 
     def gc(
         self, older_than_s: float | None = None, max_bytes: int | None = None, dry_run: bool = False

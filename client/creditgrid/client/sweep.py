@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from creditgrid.client.connection import Connection, read, resource
 from creditgrid.client.errors import BadSetting, Conflict, SweepFailed
 from creditgrid.client.events import EventStream
+from creditgrid.client.logs import SweepLogs
 from creditgrid.client.result import Result
 from creditgrid.client.spec import spec_document
 from creditgrid.client.watch import Update, updates
@@ -21,6 +22,7 @@ from creditgrid.core.wire import (
     EventView,
     ExperimentView,
     FailureView,
+    LogView,
     Page,
     SummaryView,
     SweepView,
@@ -199,6 +201,10 @@ class Sweep:
     def failures(self) -> list[FailureView]:
         """Failures grouped by cause, with tracebacks."""
         return self.connection.get(Page[FailureView], "sweeps", self.id, "failures").items
+
+    def logs(self) -> Iterator[tuple[LogView, str]]:
+        """What the sweep's calls have printed: of those that did so last, in that order, the end of their logs."""
+        return SweepLogs(self.connection, self.id).new()
 
     def events(self, since: int | None = None) -> Iterator[EventView]:
         """Events as they happen, each once, until the sweep is finished; a lost connection is restored.

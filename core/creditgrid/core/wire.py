@@ -153,10 +153,22 @@ class FailureView(Wire):
     )
     skipped: int
     traceback: str
+    log: str = Field("", description="The end of what the call of the failed task printed and logged, at most 4 KiB.")
     attempt: int
     host: str | None
     key: str = Field(description="One of the failed tasks.")
     command: str = Field(description="Computes that task on this machine and shows the error.")
+
+
+class LogView(Wire):
+    """The log of a call that has printed something, and one of the call's tasks."""
+
+    call: int
+    kind: str
+    key: str = Field(description="Of one task of the call; `GET /v1/tasks/{key}/logs` has the text.")
+    state: State = Field(description="Of the call.")
+    bytes: int = Field(description="All that was written; the last MiB is kept.")
+    written_at: datetime
 
 
 class TaskDocument(Wire):

@@ -66,7 +66,7 @@ class Maintenance:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._duties = [duty for name, upkeep in upkeeps.items() for duty in _of_table(name, upkeep)]
-        self._duties.append(_Duty("tidy", 600.0, retention.tidy))
+        self._duties += [_Duty("tidy", 600.0, retention.tidy), _Duty("logs", 10.0, retention.bound_logs)]
         self._flushes = [_Duty(name, 60.0, flush) for name, flush in (flushes or {}).items()]
         self._duties += self._flushes
 

@@ -26,6 +26,7 @@ from creditgrid.core.wire import RetentionRequest, RetentionView
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.queries import task_states
+from creditgrid.service.log_retention import LogRetention
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.people.audit import record
 from creditgrid.workers.artifacts import ArtifactStore, Stored
@@ -43,12 +44,13 @@ class Retention:
 
     def __init__(self, ledger: Ledger, store: ArtifactStore, planning: threading.Lock) -> None:
         self._ledger, self._store, self._planning = ledger, store, planning
+        self._logs = LogRetention(ledger, store.root)
 
     def run(self, request: RetentionRequest, actor: Actor = OPERATOR) -> RetentionView:
         """Delete what the request selects; with ``dry_run`` only report it.
 
         Leftovers are always selected: files of dead writers, and resume states that no call will use. An age and a
-        size select artifacts too, and the age also selects artifacts that were set aside as corrupt.
+        size select artifacts too, and the age also selects logs, and artifacts that were set aside as corrupt.
 
         Raises:
             ArtifactError: something cannot be deleted; what was deleted before it stays deleted.
@@ -56,7 +58,7 @@ class Retention:
         with self._planning:
             needed, stored = self._needed(), list(self._store.stored())
             selected = list(self._select(request, stored, needed))
-            leftovers = self._leftovers(request.older_than_s)
+            leftovers = self._leftovers(request.older_than_s) | self._old_logs(request.older_than_s)
             if not request.dry_run:
                 with self._ledger.write() as connection:
                     record(connection, actor, "gc", "", f"{len(selected):,} artifacts, {len(leftovers):,} leftovers")
@@ -88,6 +90,10 @@ class Retention:
         leftovers = self._leftovers(None)
         _delete(leftovers)
         return len(leftovers)
+
+    def bound_logs(self) -> int:
+        """Bound what tasks have printed; returns how many logs were removed. Raises OSError."""
+        return self._logs.bound()
 
     def _select(self, request: RetentionRequest, stored: Iterable[Stored], needed: set[str]) -> Iterator[Stored]:
         """The unneeded artifacts that are too old or too much, the longest unused first."""
@@ -121,6 +127,9 @@ class Retention:
         if corrupt_older_than_s is not None:
             paths += [path for path in self._store.corrupt() if _age(path) > corrupt_older_than_s]
         return {path: _size(path) for path in paths}
+
+    def _old_logs(self, older_than_s: float | None) -> dict[Path, int]:
+        return {} if older_than_s is None else {path: _size(path) for path in self._logs.older_than(older_than_s)}
 
     def _unused_resume_states(self) -> list[Path]:
         """Resume states of calls that have succeeded, or ended otherwise long ago."""
@@ -166,7 +175,8 @@ def _size(path: Path) -> int:
                 total += (Path(folder) / name).stat().st_size
     if path.is_file():
         with suppress(FileNotFoundError):
-            total += path.stat().st_size
+            stat = path.stat()
+            total += min(stat.st_size, stat.st_blocks * 512)  # a log has a hole
     return total
 
 

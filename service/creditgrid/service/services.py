@@ -22,6 +22,7 @@ from creditgrid.service.planning.naming_process import NamingProcesses, start_fo
 from creditgrid.service.planning.planner import Planner
 from creditgrid.service.planning.plans import Check, Plans
 from creditgrid.service.reading.failures import Failures
+from creditgrid.service.reading.logs import Logs
 from creditgrid.service.reading.rows import Rows
 from creditgrid.service.reading.sql_tables import SqlTables
 from creditgrid.service.reading.summary import Summaries
@@ -50,6 +51,7 @@ class Services:
     cells: Cells
     tasks: Tasks
     failures: Failures
+    logs: Logs
     rows: Rows
     summaries: Summaries
     sql_tables: SqlTables
@@ -108,7 +110,7 @@ def wire_services(
     control = Control(ledger, plans, results, scheduler)
     retention = Retention(ledger, store, plans.writing)
     sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results, curves)
-    rows = Rows(sweeps, sql_tables, results)
+    rows, logs = Rows(sweeps, sql_tables, results), Logs(ledger, store.root)
     return Services(
         changes=ledger.changes,
         scheduler=scheduler,
@@ -117,7 +119,8 @@ def wire_services(
         sweeps=sweeps,
         cells=Cells(ledger),
         tasks=Tasks(ledger),
-        failures=Failures(ledger),
+        failures=Failures(ledger, logs),
+        logs=logs,
         rows=rows,
         summaries=Summaries(sweeps, rows),
         sql_tables=sql_tables,

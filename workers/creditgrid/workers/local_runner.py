@@ -13,6 +13,7 @@ from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
 from creditgrid.workers.inputs import ArtifactCache, load_inputs
 from creditgrid.workers.runner import Call, Capacity, Failed, Message, drain
+from creditgrid.workers.thread_output import ThreadOutput
 
 CACHE_BYTES = 2**30
 """Artifacts that stay in memory between calls."""
@@ -34,8 +35,10 @@ class LocalRunner:
         self._lock = threading.Lock()
         self._cache: ArtifactCache[Arrays] = ArtifactCache(CACHE_BYTES)
         self._pool: ThreadPoolExecutor | None = None
+        self._output = ThreadOutput()
 
     def start(self) -> None:
+        self._output.start()
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="creditgrid-local")
 
     def capacity(self) -> Capacity:
@@ -61,8 +64,13 @@ class LocalRunner:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+            self._output.stop()
 
     def _run(self, call: Call) -> None:
+        with self._output.captured(self._store.root, call.log, call.attempt):
+            self._compute(call)
+
+    def _compute(self, call: Call) -> None:
         try:
             loaded = load_inputs(call, self._load)
             if isinstance(loaded, Failed):

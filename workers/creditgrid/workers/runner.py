@@ -20,7 +20,8 @@ from creditgrid.core.task import Resources, Task
 class Call:
     """Tasks of one kind and group, which one process computes together. ``inputs`` are the artifacts that it reads.
 
-    ``stamp`` holds columns that every row of the call gets, such as the sweep.
+    ``stamp`` holds columns that every row of the call gets, such as the sweep. ``log`` names the log of the call
+    (``call_log``); without a name, what it prints is not kept.
     """
 
     id: int
@@ -30,6 +31,7 @@ class Call:
     resources: Resources
     attempt: int = 1
     stamp: Mapping[str, Any] = field(default_factory=dict)
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)

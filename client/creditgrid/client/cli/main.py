@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import typer
 
 from creditgrid.client import errors
-from creditgrid.client.cli import control, data, gc, local, people, reproduce, sweeps, tasks
+from creditgrid.client.cli import control, data, gc, local, logs, people, reproduce, sweeps, tasks
 from creditgrid.core.errors import CreditGridError, SpecError
 
 EXIT_CODES: dict[type[CreditGridError], int] = {
@@ -54,7 +54,7 @@ for command in (
     sweeps.ls,
     sweeps.show,
     sweeps.watch,
-    sweeps.logs,
+    logs.logs,
     control.pause,
     control.resume,
     control.extend,

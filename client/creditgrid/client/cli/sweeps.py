@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +23,6 @@ from creditgrid.core.states import RESULT, State
 
 if TYPE_CHECKING:
     from creditgrid.client.sweep import Sweep
-    from creditgrid.core.wire import EventView
 
 
 def submit(
@@ -86,7 +84,7 @@ def show(sweep: SweepArgument, url: Url = None, token: Token = None, output: Out
     if failures:
         out.print()
         out.print(failures_text(failures, tracebacks=False, option=option))
-        note(f"tracebacks: creditgrid logs {found.id}{option}")
+        note(f"tracebacks and all output: creditgrid logs {found.id}{option}")
 
 
 def watch(sweep: SweepArgument, url: Url = None, token: Token = None, output: OutputOption = "table") -> None:
@@ -104,37 +102,3 @@ def _watch(sweep: Sweep, url: str, output: Output) -> None:
     if view.state not in RESULT:
         note(progress.failed_text(view, sweep.failures(), url))
         raise typer.Exit(1)
-
-
-def logs(
-    sweep: SweepArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the sweep is finished.")] = False,
-    url: Url = None,
-    token: Token = None,
-    output: OutputOption = "table",
-) -> None:
-    """Print a sweep's events, one per line, then the failures with their tracebacks. JSON: one object per line."""
-    from creditgrid.client.connection import url_option
-    from creditgrid.client.display.tables import failures_text
-
-    with open_client(url, token) as client:
-        found = client.sweep(sweep)
-        try:
-            for event in found.events() if follow else found.history():
-                _print_event(event, output)
-        except KeyboardInterrupt:
-            note(f"sweep {found.id} continues")
-            raise
-        failures = found.failures()
-    if output == "table":
-        console().print(failures_text(failures, tracebacks=True, option=url_option(client.url)))
-    else:
-        for failure in failures:
-            typer.echo(json.dumps({"type": "failure"} | failure.model_dump(mode="json"), ensure_ascii=False))
-
-
-def _print_event(event: EventView, output: Output) -> None:
-    if output == "json":
-        typer.echo(event.model_dump_json())
-    else:
-        typer.echo(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.type:<16} {event.data.get('message', '')}")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from creditgrid.client.display.quantities import duration, moment, number, size
+from creditgrid.client.display.untrusted_text import harmless
 from creditgrid.core.rows import RESERVED
 from creditgrid.core.states import State
 
@@ -41,6 +42,8 @@ STYLES: Mapping[State, str] = {
     State.SKIPPED: "magenta",
 }
 """The colour of each state, in the order in which the states are shown."""
+LOG_LINES = 10
+"""At most this many lines of a failed task's output are shown without its traceback."""
 MAX_ROWS = 100
 """At most this many rows of a query are shown; files have all."""
 
@@ -175,10 +178,20 @@ def failures_text(failures: Sequence[FailureView], tracebacks: bool, option: str
         head = f"{failure.kind}: {failure.cause} ({failure.count:,} failed{skipped}; attempt {failure.attempt}{where})"
         lines.append(Text(head, style="red"))
         if tracebacks and failure.traceback:
-            lines.append(Text(failure.traceback.rstrip()))
+            lines.append(Text(harmless(failure.traceback.rstrip())))
+        lines += _log_end(failure, tracebacks=tracebacks)
         lines.append(Text(f"  run it here: {failure.command}{option}", style="dim"))
         lines += [Text()] if tracebacks else []
     return Group(*lines)
+
+
+def _log_end(failure: FailureView, *, tracebacks: bool) -> list[Text]:
+    """The end of the failed task's log, unless the traceback, which a dead process did not write, is that log."""
+    log = harmless(failure.log.rstrip())
+    if not log or (tracebacks and log.splitlines()[-1] in harmless(failure.traceback)):
+        return []
+    shown = log.splitlines() if tracebacks else log.splitlines()[-LOG_LINES:]
+    return [Text("  its output ends with:", style="dim"), *(Text(f"  | {line}") for line in shown)]
 
 
 def rows_table(result: Result) -> RenderableType:

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from creditgrid.service.api.checkpoint_import import CheckpointImporter
 from creditgrid.service.api.listeners import Listeners
+from creditgrid.service.api.log_followers import LogFollowers
 from creditgrid.service.api.metrics import Metrics
 from creditgrid.service.api.planning import PlanningThreads
 from creditgrid.service.api.shared_reads import SLOW_LIVE_S, SLOW_SHARE, SLOW_THREADS, SharedReads
@@ -31,6 +32,7 @@ class Context:
     stopping: threading.Event = field(default_factory=threading.Event)
     metrics_thread: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     planning: PlanningThreads = field(default_factory=PlanningThreads)
+    log_followers: LogFollowers = field(default_factory=LogFollowers)
 
     def stop(self) -> None:
         """End what would outlast the server: event streams and plans."""

@@ -17,7 +17,7 @@ from creditgrid.service.ledger.integrity import check_tables, damaged
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision. It is a constant because alembic, which knows it too, takes long to import."""
 MIGRATIONS = "creditgrid.service.ledger:migrations"
 """Where alembic finds the revisions: a package and a folder in it."""

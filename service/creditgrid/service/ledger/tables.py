@@ -10,6 +10,7 @@ how it ended for that sweep. *needs* and *counts* are sums over them, kept by ``
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -26,6 +27,11 @@ NEVER_RUN = 0
 """The call id of a task that this ledger has never computed."""
 CHUNK = 500
 """The most keys in one statement; databases limit its parameters."""
+
+
+def new_log() -> str:
+    """A name for the log of a call, which no other call has, also not one of a copy of the ledger."""
+    return uuid.uuid4().hex
 
 
 def one_of(column: sa.ColumnElement[str], states: Iterable[State]) -> sa.ColumnElement[bool]:
@@ -84,10 +90,19 @@ calls = sa.Table(
     sa.Column("host", sa.String),
     sa.Column("error", engine.UncheckedText),
     sa.Column("traceback", engine.UncheckedText),
+    sa.Column("log", sa.String, index=True, default=new_log),  # names the file of what it prints
     sa.Index("calls_ready", "sweep", "state", "waiting", "id"),
     sa.Index("calls_open", "state"),
     sa.Index("calls_kind", "kind", "state"),
     sqlite_autoincrement=True,
+)
+
+earlier_logs = sa.Table(  # of calls that had tasks of the call before it: it was split off, or they ran again
+    "earlier_logs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("call", sa.Integer, nullable=False, index=True),
+    sa.Column("log", sa.String, nullable=False),
 )
 
 waits = sa.Table(

@@ -30,8 +30,10 @@ from creditgrid.service.ledger.tables import (
     calls,
     cells,
     chunks,
+    earlier_logs,
     idempotency,
     needs,
+    new_log,
     one_of,
     stages,
     sweeps,
@@ -72,6 +74,8 @@ CELL: Transitions = {
     **dict.fromkeys((State.SKIPPED, State.FAILED, State.CANCELLED), (State.PENDING,)),
 }
 
+EARLIER_LOGS = 8
+"""The most logs of earlier calls that a call gets at a time, the latest."""
 CHUNK_OF_PLAN = 5000
 """Rows of a plan that one transaction undoes: some ten milliseconds."""
 
@@ -101,6 +105,12 @@ _WAITING = (
 """How many tasks a call waits for."""
 _CREATE_CALL = calls.insert()
 _CREATE_CALLS = calls.insert().returning(calls.c.id, sort_by_parameter_order=True)
+_EARLIER_LOGS = (
+    sa.select(earlier_logs.c.log)
+    .where(earlier_logs.c.call.in_(sa.bindparam("of_calls", expanding=True)))
+    .order_by(earlier_logs.c.id)
+)
+_LOGS = sa.select(calls.c.log).where(calls.c.id.in_(sa.bindparam("of_calls", expanding=True))).order_by(calls.c.id)
 _SET_SIZE = calls.update().where(calls.c.id == _OF_CALL).values(size=sa.bindparam("tasks"))
 _SET_BYTES = tasks.update().where(tasks.c.key == sa.bindparam("of_key")).values(bytes=sa.bindparam("size"))
 
@@ -241,6 +251,7 @@ def _discard_call(connection: sa.Connection, plan: str, call: int, kept: Contain
         connection.execute(forgotten.values(state=State.CANCELLED, call=NEVER_RUN))
     connection.execute(tasks.delete().where(of_call))
     connection.execute(waits.delete().where(waits.c.call == call))
+    connection.execute(earlier_logs.delete().where(earlier_logs.c.call == call))
     connection.execute(calls.delete().where(calls.c.id == call))
 
 
@@ -396,8 +407,11 @@ def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[s
         awaited = sa.select(sa.literal(number), waits.c.key).where(waits.c.call == call)
         connection.execute(waits.insert().from_select(["call", "key"], awaited))
         made.append(number)
+    keep_logs(connection, {number: [call] for number in made})
+    insert_tuples(connection, earlier_logs, ("call", "log"), [(call, row.log)] if row.log else [])
     left = sa.select(sa.func.count()).where(tasks.c.call == call, tasks.c.state == State.PENDING)
-    connection.execute(calls.update().where(calls.c.id == call).values(size=left.scalar_subquery()))
+    smaller = calls.update().where(calls.c.id == call)
+    connection.execute(smaller.values(size=left.scalar_subquery(), log=new_log()))
     for number in (call, *made):
         counts.recount_call(connection, number)
     return made
@@ -526,15 +540,38 @@ def create_tasks(
         the keys of those that existed.
     """
     ended = task_states.ended_as(legal_before(TASK, State.PENDING))
-    replaced: set[str] = set()
+    replaced: dict[str, int] = {}
     for piece in chunks(again):
-        gone = tasks.delete().where(tasks.c.key.in_(piece), ended).returning(tasks.c.key)
-        replaced.update(connection.scalars(gone))
+        gone = tasks.delete().where(tasks.c.key.in_(piece), ended).returning(tasks.c.key, tasks.c.call)
+        replaced.update((row.key, row.call) for row in connection.execute(gone))
+    earlier: dict[int, set[int]] = {}
+    for key, _, call, *_ in rows if replaced else ():
+        if key in replaced:
+            earlier.setdefault(call, set()).add(replaced[key])
+    keep_logs(connection, earlier)
     names = ("key", "kind", "call", "params", "shared", "state", "diverged")
     insert_tuples(connection, tasks, names, [(*row, State.PENDING, False) for row in rows])
     for piece in chunks(replaced):  # pending calls that need these tasks wait for them again
         count_waits(connection, piece)
-    return replaced
+    return set(replaced)
+
+
+def keep_logs(connection: sa.Connection, earlier: Mapping[int, Iterable[int]]) -> None:
+    """The logs of earlier calls belong to the tasks of these calls too, which had other calls before.
+
+    Args:
+        earlier: by call, those that had some of its tasks.
+    """
+    rows: list[tuple[int, str]] = []
+    for call, before in earlier.items():
+        known = list(connection.scalars(_EARLIER_LOGS, {"of_calls": [call]}))
+        found: list[str] = []
+        for piece in chunks(sorted(set(before) - {NEVER_RUN, call})):
+            found += connection.scalars(_EARLIER_LOGS, {"of_calls": piece})
+            found += connection.scalars(_LOGS, {"of_calls": piece})
+        latest = list(dict.fromkeys(log for log in found if log and log not in known))[-EARLIER_LOGS:]
+        rows += [(call, log) for log in latest]
+    insert_tuples(connection, earlier_logs, ("call", "log"), rows)
 
 
 def remember_tasks(connection: sa.Connection, rows: Sequence[tuple[str, str, str, str, State]]) -> None:
@@ -588,6 +625,8 @@ def recompute_task(connection: sa.Connection, key: str, kind: str, needing: Sequ
     Open sweeps with this stage wait for it, and so do the sweeps in ``needing``; the first of them owns the call.
     """
     call = create_call(connection, needing[0], kind, size=1)
+    before = connection.scalars(sa.select(tasks.c.call).where(tasks.c.key == key)).one()
+    keep_logs(connection, {call: [before]})
     legal = task_states.ended_as(legal_before(TASK, State.PENDING))
     connection.execute(tasks.update().where(tasks.c.key == key, legal).values(state=State.PENDING, call=call))
     opened = sa.select(sweeps.c.id).where(sweeps.c.state.in_(OPEN))

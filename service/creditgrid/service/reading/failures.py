@@ -13,6 +13,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import FailureView
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import calls, cells, one_of, stages, tasks
+from creditgrid.service.reading.logs import Logs
 from creditgrid.service.reading.sweeps import ROWS_AT_ONCE, known_sweep
 
 NUMBER = re.compile(r"\d+(\.\d+)?")
@@ -23,8 +24,8 @@ FAILURES_SHOWN = 100
 class Failures:
     """Reads from any thread."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, logs: Logs) -> None:
+        self._ledger, self._logs = ledger, logs
 
     def of(self, sweep: str) -> list[FailureView]:
         """What failed by cause, the most frequent first. Messages that differ only in numbers have one cause.
@@ -44,7 +45,7 @@ class Failures:
                 skipped[group] += skipped_by_call[row.id]
                 attempt[group] = max(attempt[group], row.attempt)
             shown = [group for group, _ in count.most_common(FAILURES_SHOWN)]
-            details = sa.select(calls.c.id, calls.c.traceback, calls.c.host)
+            details = sa.select(calls.c.id, calls.c.traceback, calls.c.host, calls.c.log)
             details = details.where(calls.c.id.in_([first[group].id for group in shown]))
             detail = {row.id: row for row in connection.execute(details)}
             key = {group: _failed_key(connection, sweep, first[group].id) for group in shown}
@@ -55,6 +56,7 @@ class Failures:
                 count=count[group],
                 skipped=skipped[group],
                 traceback=detail[first[group].id].traceback or "",
+                log=self._logs.tail(detail[first[group].id].log),
                 attempt=attempt[group],
                 host=detail[first[group].id].host or None,
                 key=key[group],

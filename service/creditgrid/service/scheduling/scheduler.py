@@ -258,8 +258,9 @@ class Scheduler:
         assert owner is not None, "a call belongs to a sweep"
         spec = parsed(owner.spec)
         inputs = sorted(tasks.parents())
+        given = resources(kind, spec)
         return SubmittedCall(
-            Call(row.id, row.kind, tasks, inputs, resources(kind, spec), row.attempt, {"sweep": row.sweep}),
+            Call(row.id, row.kind, tasks, inputs, given, row.attempt, {"sweep": row.sweep}, row.log or ""),
             owner.id,
             owner.priority,
             spec.retry.max,

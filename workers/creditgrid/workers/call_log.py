@@ -1,0 +1,306 @@
+"""The log of a call: what its tasks print, warn and log, in one file below the artifact store's root.
+
+Text is only appended (``O_APPEND``), by the call's process and by those that it starts. So the file needs no reader,
+and has all text also when the process is killed. The last ``BOUND`` bytes are kept. The space of older ones is given
+back to the file system, which leaves a hole; where it makes no holes, the kept text is written again at the front.
+
+The first ``HEAD`` bytes are JSON: the attempts that wrote the file, and where the text of each starts. A position
+counts all bytes of text that were ever written, so what has been dropped changes no position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from creditgrid.workers.provenance import host
+
+FOLDER = "logs"
+RECORD_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""A line of what is logged."""
+BOUND = 2**20
+"""Bytes of text that a call keeps."""
+HEAD = 4096
+SLACK = 2**16
+"""Dropped bytes are given back in pieces of at least this size."""
+LINE = 2**13
+"""Where old text was dropped, the rest of a line of at most this length is left out too."""
+_DROPPED = "=== {:,} bytes before this were dropped: a call keeps its last {:,} ===\n"
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of linux/falloc.h
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of the call; ``number`` counts the runs, and ``start`` is the position of its text."""
+
+    number: int
+    attempt: int
+    host: str
+    pid: int
+    at: float
+    start: int
+
+    def line(self) -> bytes:
+        """What is shown before its text."""
+        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.at))
+        return f"=== attempt {self.attempt} on {self.host}, process {self.pid}, {at} ===\n".encode(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    base: int  # the position of the first byte after the head
+    attempts: Sequence[Attempt]
+
+    def packed(self) -> bytes:
+        attempts = list(self.attempts)
+        while True:
+            rows = [[a.number, a.attempt, a.host, a.pid, a.at, a.start] for a in attempts]
+            text = json.dumps({"base": self.base, "attempts": rows}).encode()
+            if len(text) < HEAD:
+                return text.ljust(HEAD - 1) + b"\n"
+            del attempts[0]
+
+    @staticmethod
+    def read(descriptor: int) -> _Head:
+        try:
+            found = json.loads(os.pread(descriptor, HEAD, 0))
+            return _Head(int(found["base"]), [Attempt(*row) for row in found["attempts"]])
+        except (ValueError, TypeError, LookupError):  # it is damaged: the text can be read without it
+            return _Head(0, [])
+
+
+class CallLog:
+    """The log of a call while one attempt writes it.
+
+    Args:
+        path: of the file, which is made if it is missing.
+        attempt: shown before the attempt's text.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, attempt: int) -> None:
+        self.path = path
+        self.descriptor = _open(path)
+        try:
+            size = os.fstat(self.descriptor).st_size
+            head = _Head.read(self.descriptor) if size >= HEAD else _Head(0, [])
+            self._written = max(size, HEAD)
+            start = head.base + self._written - HEAD
+            number = head.attempts[-1].number + 1 if head.attempts else 1
+            this = Attempt(number, attempt, host(), os.getpid(), time.time(), start)
+            os.pwrite(self.descriptor, _Head(head.base, [*head.attempts, this]).packed(), 0)
+            fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_APPEND)
+        except OSError:
+            os.close(self.descriptor)
+            raise
+        self._hole = HEAD  # its end
+
+    def write(self, data: bytes) -> None:
+        """Append text. A disk that is full must not fail the call, so what cannot be written is left out."""
+        with contextlib.suppress(OSError):
+            while data:
+                written = os.write(self.descriptor, data)
+                data = data[written:]
+                self._written += written
+        if self._written - self._hole > BOUND + 2 * SLACK:
+            self.trim()
+            self._written = os.fstat(self.descriptor).st_size
+
+    def trim(self) -> int:
+        """Drop all but the last bytes; returns how many were dropped."""
+        before = self._hole
+        with contextlib.suppress(OSError):
+            self._hole = _trim(self.path, self.descriptor, self._hole)
+        return self._hole - before
+
+    def close(self) -> None:
+        """Close the file, and remove it if no attempt wrote anything."""
+        try:
+            self.trim()
+            if os.fstat(self.descriptor).st_size <= HEAD:
+                self.path.unlink(missing_ok=True)
+        except OSError:  # it is on a disk that is gone: it stays as it is
+            pass
+        finally:
+            os.close(self.descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class LogText:
+    """Text of a log, with a line before that of each attempt.
+
+    ``end`` is the position after it, and ``shown`` the number of the last attempt with a line. ``dropped`` bytes of the
+    text that was asked for are not kept.
+    """
+
+    data: bytes = b""
+    end: int = 0
+    shown: int = 0
+    dropped: int = 0
+
+
+def read_log(path: Path, since: int = 0, shown: int = 0, limit: int = BOUND) -> LogText:
+    """The text of a log from a position on, at most about the last ``limit`` bytes; empty where there is no file.
+
+    Args:
+        since, shown: ``end`` and ``shown`` of what was read before.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return LogText(end=since, shown=shown)
+    try:
+        head, size = _Head.read(descriptor), os.fstat(descriptor).st_size
+        end = head.base + max(size - HEAD, 0)
+        kept = max(head.base, end - BOUND)
+        first = min(end, max(since, kept, end - limit))
+        data = os.pread(descriptor, end - first, first - head.base + HEAD)
+        before = os.pread(descriptor, 1, first - head.base + HEAD - 1) if first > head.base else b""
+    finally:
+        os.close(descriptor)
+    lost, ends_line = first == kept > since, first == 0 or before == b"\n"
+    if first > since and not ends_line:
+        data, first, ends_line = *_from_line(data, first), True
+    if not head.attempts or head.attempts[-1].start < end:  # otherwise nobody will write the rest
+        data = data[: len(data) - _incomplete(data)]
+    end = first + len(data)
+    dropped = first - since if lost else 0
+    text = bytearray(_DROPPED.format(dropped, BOUND).encode() if dropped else b"")
+    at = first
+    for attempt, after in _with_ends(head.attempts, end):
+        if attempt.number <= shown:
+            continue
+        quiet = attempt.start >= after
+        if quiet and attempt.start == 0 and attempt is head.attempts[-1]:
+            break  # it may still write something
+        shown = attempt.number
+        if attempt.start >= first if quiet else after > first:
+            here = max(attempt.start, first)
+            text += data[at - first : here - first]
+            at = here
+            if (attempt.start > 0 or not quiet) and (attempt.start >= first or lost):
+                ends_line = text.endswith(b"\n") if text else ends_line
+                text += (b"" if ends_line else b"\n") + attempt.line()
+    return LogText(bytes(text + data[at - first :]), end, shown, dropped)
+
+
+def trim_log(path: Path) -> None:
+    """Drop all but the last bytes of a log that takes more space than it may, whoever writes it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_APPEND)
+        try:
+            _trim(path, descriptor, HEAD)
+        finally:
+            os.close(descriptor)
+
+
+def log_path(root: Path, name: str) -> Path:
+    """The file of the log ``name`` below an artifact store's root."""
+    return root / FOLDER / name
+
+
+def call_logs(root: Path) -> Iterator[os.DirEntry[str]]:
+    """The files of all logs."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(root / FOLDER) as found:
+        yield from found
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o600)
+
+
+def _trim(path: Path, descriptor: int, hole: int) -> int:
+    """Give back what comes before the last ``BOUND`` bytes; returns the offset where the kept text starts."""
+    size = os.fstat(descriptor).st_size
+    end = (size - BOUND) // HEAD * HEAD
+    if end - hole < SLACK:
+        return hole
+    try:
+        _punch(descriptor, hole, end - hole)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        _move_to_front(path, descriptor)
+        return HEAD
+    return end
+
+
+def _punch(descriptor: int, start: int, length: int) -> None:
+    libc = _libc()
+    if sys.platform != "linux":
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if libc.fallocate64(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "linux":
+        libc.fallocate64.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return libc
+
+
+def _move_to_front(path: Path, descriptor: int) -> None:
+    """Write the kept text again after the head. What others write meanwhile may be lost."""
+    head, size = _Head.read(descriptor), os.fstat(descriptor).st_size
+    text = os.pread(descriptor, BOUND, size - BOUND)
+    front = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # pwrite to a descriptor with O_APPEND appends
+    try:
+        os.ftruncate(front, HEAD)
+        os.pwrite(front, _Head(head.base + size - HEAD - len(text), head.attempts).packed(), 0)
+    finally:
+        os.close(front)
+    os.write(descriptor, text)
+
+
+def _from_line(data: bytes, first: int) -> tuple[bytes, int]:
+    """The data from the start of a line on, or of a character where a line is long; and its position."""
+    cut = data.find(b"\n", 0, LINE) + 1
+    while not cut and data and 0x80 <= data[0] < 0xC0 and len(data) > 1:
+        data, first = data[1:], first + 1
+    return data[cut:], first + cut
+
+
+def _incomplete(data: bytes) -> int:
+    """How many bytes at the end are the start of a character in UTF-8 whose rest is missing."""
+    for length in range(1, min(4, len(data) + 1)):
+        byte = data[-length]
+        if byte >= 0xC0:
+            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return length if length < needed else 0
+        if byte < 0x80:
+            break
+    return 0
+
+
+def _with_ends(attempts: Sequence[Attempt], end: int) -> Iterator[tuple[Attempt, int]]:
+    """Each attempt with the position where its text ends."""
+    ends = [*(attempt.start for attempt in attempts[1:]), end]
+    return zip(attempts, ends, strict=True) if attempts else iter(())
