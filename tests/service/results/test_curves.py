@@ -87,10 +87,12 @@ def test_two_calls_of_a_run_in_one_append(curves: Curves) -> None:
 
 
 def test_what_is_remembered_is_bounded(curves: Curves, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KNOWN_RUNS", 2)
+    monkeypatch.setattr(module, "RECENT_RUNS", 2)
     for name in "abcd":
         curves.add([run([1, 2], run=name)])
-    assert len(curves._highest) == 2
+    assert curves._known is not None
+    assert len(curves._known._recent) <= 2
+    assert len(curves._known._hashes) >= 2
     assert curves.add([run([1, 2, 3], run=name) for name in "abcd"]) == 4
     assert [epochs(curves, name) for name in "abcd"] == [[1, 2, 3]] * 4
 
@@ -188,3 +190,25 @@ def test_an_empty_table_has_the_columns_of_trainings(curves: Curves) -> None:
     names = curves.files().schema.names
     assert names[:6] == ["run", "stage", "kind", "kind_version", "sweep", "epoch"]
     assert {"train_loss", "test_accuracy", "fit_loss", "measured_at"} <= set(names)
+
+
+def test_a_run_that_cannot_be_written_does_not_block_others(curves: Curves) -> None:
+    assert curves.add([run([1], parameters={"text": "\ud800"}), run([1, 2], run="other")]) == 2
+    assert curves.add([run([1], parameters={"text": "\ud800"})]) == 0
+    assert (epochs(curves), epochs(curves, "other")) == ([], [1, 2])
+
+
+def test_an_append_that_failed_forgets_the_columns(curves: Curves, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves.add([run([1])])
+    original = delta_table.write_deltalake
+
+    def broken(*arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
+        raise DeltaError("unclear")
+
+    monkeypatch.setattr(delta_table, "write_deltalake", broken)
+    with pytest.raises(DeltaError):
+        curves.add([run([1], run="new", parameters={"size": 1.5})])
+    monkeypatch.setattr(delta_table, "write_deltalake", original)
+    assert curves.add([run([1], run="more", parameters={"size": "big"})]) == 1
+    assert table(curves)["size_string"].drop_null().to_pylist() == ["big"]

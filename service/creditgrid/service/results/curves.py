@@ -6,14 +6,15 @@ points up to it are left out. So a worker may send a curve again from its start,
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import structlog
@@ -21,7 +22,7 @@ import structlog
 from creditgrid.core.experiments.parameters import FIT_OPTIONS, TRAIN_OPTIONS
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.experiments.stage_runs import METRICS
-from creditgrid.service.results.delta_table import AppendedTable
+from creditgrid.service.results.delta_table import AppendedTable, data_files
 from creditgrid.workers.runner import Point
 
 LEADING = pa.schema(
@@ -45,9 +46,8 @@ PROVENANCE = pa.schema(
 RESERVED = frozenset(LEADING.names) | frozenset(PROVENANCE.names)
 MAX_COLUMNS = 1000
 """Plugins may choose names at will: further ones are left out."""
-KNOWN_RUNS = 10_000
-"""Runs whose highest epoch is remembered."""
-_NONE = -(2**63) - 1
+RECENT_RUNS = 10_000
+"""Runs whose names are remembered."""
 _INTEGERS = range(-(2**63), 2**63)
 
 log = structlog.get_logger()
@@ -74,7 +74,8 @@ class Curves(AppendedTable):
 
     def __init__(self, path: Path, application: str) -> None:
         super().__init__(path, application)
-        self._highest: OrderedDict[str, int] = OrderedDict()
+        self._known: KnownRuns | None = None  # read at the first append
+        self._unclear: set[str] = set()  # runs of an append that failed: the table may have their points
         self._refused: set[tuple[str, str]] = set()
 
     def schema(self) -> pa.Schema:
@@ -92,47 +93,61 @@ class Curves(AppendedTable):
         Raises:
             OSError, DeltaError: the table cannot be written; the caller may repeat the call.
         """
-        self._learn({curve.kind for curve in found}, {curve.run for curve in found} - self._highest.keys())
+        known = self._learn()
         fresh: list[tuple[RunPoints, list[Point]]] = []
         highest: dict[str, int] = {}
         for curve in found:
-            known = highest.get(curve.run, self._highest[curve.run])
-            points = [point for point in curve.points if point.epoch > known]
+            last = highest[curve.run] if curve.run in highest else known.highest(curve.run)
+            points = [point for point in curve.points if last is None or point.epoch > last]
             if points:
                 fresh.append((curve, points))
                 highest[curve.run] = points[-1].epoch
-        if not fresh:
+        tables = self._shaped(fresh) if fresh else []
+        if not tables:
             self.log.sync()
             return 0
-        table: pa.Table = self._shaped(fresh)
-        before, self._highest = self._highest, OrderedDict()  # after a failure the table is read again
+        table: pa.Table = pa.concat_tables(tables, promote_options="default")
+        columns = pa.unify_schemas([self.columns(), table.schema])
+        self._unclear.update(highest)
         following = self._appended
+        self._columns = None
         self.append((self.newest() or 0 if following is None else following) + 1, [table])
-        self._highest = before
-        self._highest.update(highest)
-        for run in highest:
-            self._highest.move_to_end(run)
-        while len(self._highest) > KNOWN_RUNS:
-            self._highest.popitem(last=False)
+        self._unclear.difference_update(highest)
+        self._columns = columns  # saves reading it again
+        known.note(highest)
         return int(table.num_rows)
 
-    def _learn(self, kinds: set[str], runs: set[str]) -> None:
-        """Read the highest epoch of these runs."""
-        if not runs:
-            return
-        dataset = self.dataset()
-        found = dict.fromkeys(runs, _NONE)
-        if dataset is not None:
-            wanted = pads.field("kind").isin(sorted(kinds)) & pads.field("run").isin(sorted(runs))
-            rows = dataset.to_table(columns=["run", "epoch"], filter=wanted)
-            highest = rows.group_by("run").aggregate([("epoch", "max")])
-            found |= dict(zip(highest["run"].to_pylist(), highest["epoch_max"].to_pylist(), strict=True))
-        self._highest.update(found)
+    def _learn(self) -> KnownRuns:
+        """The highest epoch of each run in the table."""
+        if self._known is None:
+            known = KnownRuns()
+            for highest in self._read(None):
+                known.note(highest)
+            self._known = known
+        elif self._unclear:
+            for highest in self._read(sorted(self._unclear)):
+                self._known.note(highest)
+        self._unclear.clear()
+        return self._known
 
-    def _shaped(self, fresh: Sequence[tuple[RunPoints, list[Point]]]) -> pa.Table:
-        columns = _Columns(self.columns())
-        tables = [self._of_run(columns, curve, points) for curve, points in fresh]
-        return pa.concat_tables(tables, promote_options="default")
+    def _read(self, runs: Sequence[str] | None) -> Iterator[dict[str, int]]:
+        """The highest epochs in each file of the table; of these runs, unless it is None."""
+        table = self.delta()
+        columns = pa.schema([("run", pa.string()), ("epoch", pa.int64())])
+        wanted = None if runs is None else pads.field("run").isin(runs)
+        for path, _ in () if table is None else data_files(table):
+            file = pads.dataset(str(self.path / path), schema=columns, format="parquet")
+            rows = file.to_table(filter=wanted).group_by("run").aggregate([("epoch", "max")])
+            yield dict(zip(rows["run"].to_pylist(), rows["epoch_max"].to_pylist(), strict=True))
+
+    def _shaped(self, fresh: Sequence[tuple[RunPoints, list[Point]]]) -> list[pa.Table]:
+        columns, tables = _Columns(self.columns()), []
+        for curve, points in fresh:
+            try:
+                tables.append(self._of_run(columns, curve, points))
+            except (pa.ArrowException, ValueError, TypeError) as error:  # no run may block the others
+                log.warning("points of a run are left out", kind=curve.kind, run=curve.run, error=str(error))
+        return tables
 
     def _of_run(self, columns: _Columns, curve: RunPoints, points: Sequence[Point]) -> pa.Table:
         size = len(points)
@@ -165,6 +180,41 @@ class Curves(AppendedTable):
         if (kind, name) not in self._refused and len(self._refused) < MAX_COLUMNS:
             self._refused.add((kind, name))
             log.warning("a column of curves is left out", kind=kind, column=name, why=why)
+
+
+class KnownRuns:
+    """The highest epoch of each run, in 16 bytes a run: a table may have millions."""
+
+    def __init__(self) -> None:
+        self._recent: dict[str, int] = {}
+        self._hashes = np.empty(0, np.uint64)  # in order
+        self._epochs = np.empty(0, np.int64)
+
+    def highest(self, run: str) -> int | None:
+        """The highest epoch of the run, None if the table has none."""
+        if run in self._recent:
+            return self._recent[run]
+        hashed = _hash(run)
+        place = int(np.searchsorted(self._hashes, hashed))
+        there = place < len(self._hashes) and self._hashes[place] == hashed
+        return int(self._epochs[place]) if there else None
+
+    def note(self, highest: Mapping[str, int]) -> None:
+        """The table has these epochs of these runs."""
+        for run, epoch in highest.items():
+            last = self.highest(run)
+            self._recent[run] = epoch if last is None else max(epoch, last)
+        if len(self._recent) > RECENT_RUNS:
+            hashes = np.array([_hash(run) for run in self._recent], np.uint64)
+            kept = ~np.isin(self._hashes, hashes)
+            hashes = np.concatenate([self._hashes[kept], hashes])
+            epochs = np.concatenate([self._epochs[kept], np.array(list(self._recent.values()), np.int64)])
+            order = np.argsort(hashes)
+            self._hashes, self._epochs, self._recent = hashes[order], epochs[order], {}
+
+
+def _hash(run: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest()))
 
 
 class _Columns:

@@ -24,9 +24,9 @@ from creditgrid.workers.runner import Call, Finished, Point
 
 LIVE_EVERY_S = 2.0
 """Seconds between two appends while runs advance."""
-SHARE = 0.2
+SHARE = 0.3
 """The largest share of the time that appends may take while calls wait for them."""
-LONGEST_WAIT_S = 1.0
+LONGEST_WAIT_S = 0.5
 PAUSE_S = 4.0
 """Seconds before the next try after an append that failed."""
 HEADS = 1000
