@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import creditgrid_noop as noop
 import pytest
 import sqlalchemy as sa
 from sweeping import House, both_databases, groups, one_cell_groups
@@ -390,6 +391,26 @@ def test_a_retry_runs_failed_stages_again_and_leaves_the_others(house: House) ->
     stages = {stage.params["base"]: stage.state for stage in house.tasks.page(sweep, None, "", 9)[0]}
     assert stages == {"ok": SUCCEEDED, "raise": FAILED}
     assert house.counts(sweep) == {SUCCEEDED: 2, SKIPPED: 1}
+
+
+def test_what_an_older_installation_planned_is_refused_and_a_retry_computes_the_new_version(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = {"axes": {"x": [1, 2]}, "fixed": {"base": "ok"}}
+    sweep = house.submit(**document)
+    old = house.sql_tables.cell_index(sweep)["cell"].to_pylist()
+    monkeypatch.setitem(noop.BASE.__dict__, "versions", ("base", {"ok": 2}))
+    house.drain()
+    assert house.counts(sweep) == {SKIPPED: 2}
+    (failure,) = house.failures.of(sweep)
+    assert "is a task of version 1, and this installation computes version 2" in failure.cause
+    assert "submit or retry the sweep" in failure.cause
+    house.control.retry(sweep)
+    house.drain()
+    assert (house.state(sweep), house.counts(sweep)) == (State.SUCCEEDED, {SUCCEEDED: 2})
+    assert set(house.sql_tables.cell_index(sweep)["cell"].to_pylist()).isdisjoint(old)
+    assert [(row["kind_version"], row["parent_versions"]) for row in house.rows()] == [(1, '{"base":2}')] * 2
+    assert house.counts(house.submit(**document)) == {CACHED: 2}
 
 
 def test_a_retry_finds_what_another_sweep_has_computed_meanwhile(house: House) -> None:
