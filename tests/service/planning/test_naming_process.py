@@ -123,10 +123,6 @@ def hang(_: str) -> DatasetRef:
     raise DatasetError("late")
 
 
-def tell_environment(_: str) -> DatasetRef:
-    raise PluginError(",".join(name for name in os.environ if name.startswith("CREDITGRID_")))
-
-
 @pytest.mark.parametrize(
     ("resolver", "error", "match"),
     [
