@@ -466,6 +466,14 @@ class FakeAudit:
         self.rows.append((actor.name, action, target, "refused"))
 
 
+class FakeCalibrations:
+    def start(self, ready: Any) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
 class Fakes:
     """All of them over one ledger, and the services they make."""
 
@@ -483,6 +491,7 @@ class Fakes:
         self.maintenance = FakeMaintenance()
         self.plans = FakePlans()
         self.tokens, self.audit = FakeTokens(), FakeAudit()
+        self.calibrations = FakeCalibrations()
 
     def services(self) -> Services:
         parts: dict[str, Any] = dict(vars(self))

@@ -155,7 +155,7 @@ PLUGINS = {"noop", "noop_base", "spectrum", "weight_spectrum"}
 def test_no_worker_and_no_service_knows_an_experiment_by_name(path: Path) -> None:
     """Not even in a comment: what is said of one experiment there is wrong of somebody's plugin."""
     shipped = {found.stem for found in (ROOT / "core/creditgrid/core/experiments").glob("[a-z]*.py")}
-    shipped -= {"parameters", "registry", "stage_runs", "stages", "summaries"}
+    shipped -= {"costs", "parameters", "registry", "stage_runs", "stages", "summaries"}
     assert shipped == {"credit_recovery", "dynamics", "exploitability", "linesearch", "snapshot_time"}
     assert (shipped | PLUGINS).isdisjoint(re.findall(r"\w+", path.read_text()))
 
@@ -191,7 +191,19 @@ def sets_state(tree: ast.Module) -> bool:
 def test_the_ledger_alone_writes_its_tables_and_transitions_alone_set_states() -> None:
     trees = {path: ast.parse(path.read_text()) for path in files("service")}
     writing = {path for path, tree in trees.items() if any(writes(tree)) and path.parent.name != "versions"}
-    names = ("audit", "batches", "counts", "engine", "events", "ledger", "lock", "ownership", "tokens", "transitions")
+    names = (
+        "audit",
+        "batches",
+        "counts",
+        "engine",
+        "events",
+        "ledger",
+        "lock",
+        "ownership",
+        "past_calls",
+        "tokens",
+        "transitions",
+    )
     assert writing == {LEDGER / f"{name}.py" for name in names}
     assert {path for path, tree in trees.items() if sets_state(tree)} == {LEDGER / "transitions.py"}
 

@@ -119,7 +119,7 @@ def test_a_relative_path_is_refused(path: str) -> None:
 @pytest.mark.parametrize("prefix", ["", "parquet:"])
 def test_a_directory_of_parquet_tables(directory: Path, prefix: str) -> None:
     ref = resolve(f"{prefix}{directory}")
-    assert (ref.num_train, ref.num_test, ref.num_classes, ref.image_shape) == (3, 2, 4, None)
+    assert (ref.num_train, ref.num_test, ref.num_classes, ref.image_shape) == (3, 2, 4, (3, 2, 3))
     assert ref.source == {"package": "parquet", "path": str(directory), "fingerprint": ref.fingerprint}
     assert str(directory) not in ref.fingerprint
 

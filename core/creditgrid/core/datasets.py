@@ -2,8 +2,9 @@
 
 A dataset is a public set by name, or a directory of Parquet image tables by absolute path. Planning needs its
 fingerprint, its counts and where to load it from. Planning reads each Parquet table once from end to end, so that a
-missing, damaged or mislabelled table is refused before anything runs; it decodes no image and imports no torch. The
-fingerprint identifies the content and never the path: results stay valid when a table is copied elsewhere.
+missing, damaged or mislabelled table is refused before anything runs. Of the images it reads one header, and it imports
+no torch. The fingerprint identifies the content and never the path: results stay valid when a table is copied to
+another place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -30,8 +32,10 @@ MAX_CLASSES = 65_536
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _SHARD = re.compile(r"(?P<set>.*-of-(?P<total>\d+))\.parquet$")
 _File: TypeAlias = tuple[str, str, int, int]  # split, path, size in bytes, time of modification in ns
-Tables: TypeAlias = tuple[tuple[_File, ...], tuple[str, int, int, int]]
-"""The files of a dataset, and what reading them has shown: fingerprint, training and test images, classes."""
+_Shape: TypeAlias = tuple[int, int, int]
+_Read: TypeAlias = tuple[str, int, int, int, _Shape | None]
+Tables: TypeAlias = tuple[tuple[_File, ...], _Read]
+"""The files of a dataset, and what reading them has shown: fingerprint, training and test images, classes, shape."""
 TABLES_KEPT = 64
 _PARQUET = "the absolute path of a directory with train*.parquet and test*.parquet"
 
@@ -45,7 +49,7 @@ class DatasetRef:
     num_train: int
     num_test: int
     num_classes: int | None
-    image_shape: tuple[int, int, int] | None  # (C, H, W); None if only decoding an image would show it
+    image_shape: tuple[int, int, int] | None  # (C, H, W); None if the first image does not say
     source: Mapping[str, str] = field(compare=False)  # not part of equality or hash either
 
     def __hash__(self) -> int:
@@ -114,9 +118,9 @@ def _parquet(name: str, path: str, roots: Sequence[str] | None) -> DatasetRef:
         for file in itertools.chain(*split.values()):
             _refuse_outside(str(file), roots)
     files = [_signed(split, file) for split, paths in split.items() for file in paths]
-    fingerprint, num_train, num_test, num_classes = _known(tuple(files))
+    fingerprint, num_train, num_test, num_classes, shape = _known(tuple(files))
     source = {"package": "parquet", "path": path, "fingerprint": fingerprint}
-    return DatasetRef(name, fingerprint, num_train, num_test, num_classes, None, source)
+    return DatasetRef(name, fingerprint, num_train, num_test, num_classes, shape, source)
 
 
 def _refuse_outside(path: str, roots: Sequence[str]) -> None:
@@ -273,7 +277,7 @@ def _signed(split: str, path: Path) -> _File:
     return split, str(path), found.st_size, found.st_mtime_ns
 
 
-_tables: dict[tuple[_File, ...], tuple[str, int, int, int]] = {}
+_tables: dict[tuple[_File, ...], _Read] = {}
 
 
 def known_tables() -> list[Tables]:
@@ -288,24 +292,47 @@ def remember_tables(found: Iterable[Tables]) -> None:
         del _tables[files]
 
 
-def _known(files: tuple[_File, ...]) -> tuple[str, int, int, int]:
+def _known(files: tuple[_File, ...]) -> _Read:
     """What ``_inspect`` returns, from memory if these files were read before; a changed file is read again."""
     if files not in _tables:
         remember_tables([(files, _inspect(files))])
     return _tables[files]
 
 
-def _inspect(files: tuple[_File, ...]) -> tuple[str, int, int, int]:
-    """Read every file to its end: the fingerprint, and the numbers of training images, test images and classes."""
-    rows, largest = dict.fromkeys(SPLITS, 0), 0
+def _inspect(files: tuple[_File, ...]) -> _Read:
+    """Read every file to its end: what `Tables` say of it."""
+    rows, largest, shape = dict.fromkeys(SPLITS, 0), 0, None
     paths: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for split, name, *_ in files:
         path = Path(name)
         paths[split].append(path)
-        for _, images, labels in labelled_images(path):
+        for first_row, images, labels in labelled_images(path):
+            if split == "train" and first_row == 0 and shape is None:
+                shape = _shape(images[0])
             rows[split] += len(images)
             largest = max(largest, *labels)
-    return parquet_fingerprint(paths), rows["train"], rows["test"], largest + 1
+    return parquet_fingerprint(paths), rows["train"], rows["test"], largest + 1, shape
+
+
+def _shape(image: bytes) -> _Shape | None:
+    """(C, H, W) from the header of a JPEG or PNG, as decoding it would give; None if the header does not say.
+
+    The task that decodes the image reports what is wrong with it.
+    """
+    if image.startswith(_PNG):
+        if image[12:16] != b"IHDR" or len(image) < 26:
+            return None
+        width, height, depth, colour = struct.unpack(">IIBB", image[16:26])
+        channels = {0: 1, 2: 3, 3: 3}.get(colour) if depth <= 8 else None
+        return None if channels is None else (channels, height, width)
+    at = 2
+    while at + 9 < len(image) and image[at] == 0xFF:
+        marker, (length,) = image[at + 1], struct.unpack(">H", image[at + 2 : at + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame: precision, height, width, components
+            height, width, components = struct.unpack(">HHB", image[at + 5 : at + 10])
+            return (components, height, width) if components in (1, 3) else None
+        at += 2 + length
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from creditgrid.core.costing import Costing
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError
 from creditgrid.core.experiment import Params
 from creditgrid.core.packed_tasks import params_text, shared_text
 from creditgrid.core.spec.grid import Grid
 from creditgrid.core.task import Task, TaskKind
+from creditgrid.core.work import Cost
 
 CHUNK = 1000
 """Cells in a chunk."""
@@ -32,7 +34,7 @@ class NamedTask(NamedTuple):
 
     ``parents`` are numbers of stages, in the order in which a naming yields them. ``params`` and ``shared`` are its
     texts, see ``packed_tasks``. ``absent`` is the detail and the pointer of the fault if nothing computes such a task
-    and its artifact does not exist; None for other tasks.
+    and its artifact does not exist; None for other tasks. ``cost`` is None if it is unknown.
     """
 
     key: str
@@ -42,6 +44,7 @@ class NamedTask(NamedTuple):
     params: str
     shared: str
     absent: Sequence[str] | None = None
+    cost: Cost | None = None
 
 
 class NamedCell(NamedTuple):
@@ -53,10 +56,14 @@ class NamedCell(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Cells, and the stages below them that no earlier chunk has, parents before children."""
+    """Cells, and the stages below them that no earlier chunk has, parents before children.
+
+    ``faults`` say by kind what is wrong with its cost model, as far as that is known.
+    """
 
     stages: Sequence[NamedTask]
     cells: Sequence[NamedCell]
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def name_cells(
@@ -78,12 +85,14 @@ def name_cells(
     before: Task | None = None  # most cells have the parents of the cell before
     parents: Sequence[int] = ()
     shared = ""
+    costing = Costing(kinds)
     cells = ((index, params) for index, params in enumerate(grid.cells(datasets)) if only is None or index in only)
     while some := list(itertools.islice(cells, CHUNK)):
         stages: list[NamedTask] = []
         named: list[NamedCell] = []
         for index, params in some:
-            task, ancestors = _name(grid, params, datasets)
+            dataset = datasets[params.__dict__["dataset"]] if datasets else None
+            task, ancestors = _name(grid, params, dataset)
             packed = bytes.fromhex(task.key)
             if packed in seen:  # two spellings of one cell have one key
                 continue
@@ -94,17 +103,22 @@ def name_cells(
                 for ancestor in ancestors:
                     if ancestor.key not in numbers:
                         numbers[ancestor.key] = len(numbers)
-                        stages.append(_stage(ancestor, numbers, _absent(grid, kinds, ancestor)))
+                        above = [numbers[key] for key in ancestor.parents.values()]
+                        cost = costing.of_stage(ancestor, above, ancestors, dataset)
+                        stages.append(_stage(ancestor, above, _absent(grid, kinds, ancestor), cost))
                 before, shared = task, shared_text(task)
                 parents = [numbers[key] for key in task.parents.values()]
+            cost = costing.of_cell(task, shared, ancestors, dataset)
             named.append(
-                NamedCell(index, NamedTask(task.key, task.kind, task.group, parents, params_text(task), shared))
+                NamedCell(
+                    index, NamedTask(task.key, task.kind, task.group, parents, params_text(task), shared, None, cost)
+                )
             )
         if len(numbers) > MAX_STAGES:
             detail = f"the cells depend on more than {MAX_STAGES:,} trainings, fits and other stages: split the sweep"
             raise SpecError([Fault(detail, "/axes")])
         if named:
-            yield Chunk(stages, named)
+            yield Chunk(stages, named, dict(costing.faults))
 
 
 def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[str, DatasetRef]:
@@ -136,8 +150,7 @@ def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[s
     return found
 
 
-def _name(grid: Grid, params: Params, datasets: Mapping[str, DatasetRef]) -> tuple[Task, Sequence[Task]]:
-    dataset = datasets[params.__dict__["dataset"]] if datasets else None
+def _name(grid: Grid, params: Params, dataset: DatasetRef | None) -> tuple[Task, Sequence[Task]]:
     try:
         return grid.experiment.cell(params, dataset)
     except Exception as error:
@@ -150,9 +163,8 @@ def _shares(task: Task, other: Task) -> bool:
     return same and task.version == other.version
 
 
-def _stage(task: Task, numbers: Mapping[str, int], absent: Sequence[str] | None) -> NamedTask:
-    parents = [numbers[key] for key in task.parents.values()]
-    return NamedTask(task.key, task.kind, task.group, parents, params_text(task), shared_text(task), absent)
+def _stage(task: Task, parents: Sequence[int], absent: Sequence[str] | None, cost: Cost | None) -> NamedTask:
+    return NamedTask(task.key, task.kind, task.group, parents, params_text(task), shared_text(task), absent, cost)
 
 
 def _absent(grid: Grid, kinds: Mapping[str, TaskKind], task: Task) -> Sequence[str] | None:

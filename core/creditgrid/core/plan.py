@@ -11,12 +11,13 @@ import enum
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from creditgrid.core.errors import Fault, SpecError
 from creditgrid.core.naming import CHUNK, Chunk, NamedTask
 from creditgrid.core.spec.faults import MAX_FAULTS, bounded
 from creditgrid.core.task import TaskKind
+from creditgrid.core.work import NO_WORK, Cost, Work
 
 
 class Known(enum.Enum):
@@ -54,15 +55,41 @@ _ABSENT = Found(Known.ABSENT)
 class PlannedCall:
     """A call of the plan: the kind and number of its tasks, and the keys of the parents that it waits for.
 
-    ``id`` and ``written`` are for the writer: the ledger's number, and how many of the keys it has written.
+    ``level`` is the longest way from its tasks to a task without parents. ``id`` and ``written`` are for the writer:
+    the ledger's number, and how many of the keys it has written. ``counted`` is for a dry run: the work that it shows.
     """
 
     kind: str
     size: int = 0
     waits_for: dict[str, None] = field(default_factory=dict)
     parents: set[tuple[int, ...]] = field(default_factory=set)  # those of its tasks, each set of parents once
+    level: int = 0
+    costs: dict[int, list[Any]] = field(default_factory=dict)  # by id: a cost, and how many tasks have it
     id: int | None = None
     written: int = 0
+    counted: tuple[Work | None] | None = None
+
+    def add(self, cost: Cost | None) -> None:
+        """One more task with this cost."""
+        self.size += 1
+        known = self.costs.get(id(cost))
+        if known is None:
+            self.costs[id(cost)] = [cost, 1]
+        else:
+            known[1] += 1
+
+    def work(self) -> Work | None:
+        """The work of all its tasks, with what they share once; None if that of one is unknown."""
+        own, shared = NO_WORK, dict[str, Work]()
+        for cost, n in self.costs.values():
+            if cost is None:
+                return None
+            own = own.plus(cost.own if n == 1 else cost.own.times(n))
+            for name, part in cost.shared:
+                shared[name] = part if name not in shared else part.largest(shared[name])
+        for part in shared.values():
+            own = own.plus(part)
+        return own
 
 
 class Planned(NamedTuple):
@@ -95,6 +122,7 @@ class Plan:
         self._stages: list[NamedTask | None] = []  # None once it is placed
         self._keys: list[str] = []
         self._above: list[Sequence[int]] = []  # the parents of each stage
+        self._levels: list[int] = []  # the level of each stage
         self._known: dict[int, Known] = {}
         self._open: dict[tuple[str, str], PlannedCall] = {}  # by kind and group: the call that has room for more tasks
         self._faults: dict[str, Fault] = {}
@@ -116,6 +144,7 @@ class Plan:
             self._stages.append(stage)
             self._keys.append(stage.key)
             self._above.append(stage.parents)
+            self._levels.append(self._level(stage.parents))
         found = lookup([cell.task for cell in chunk.cells])
         grown: dict[PlannedCall, None] = {}
         cells, demanded = [], set[tuple[int, ...]]()
@@ -184,6 +213,9 @@ class Plan:
         if len(self._faults) > MAX_FAULTS:
             raise SpecError(bounded(list(self._faults.values())))
 
+    def _level(self, parents: Sequence[int]) -> int:
+        return 1 + max([self._levels[number] for number in parents], default=-1)
+
     def _take(self, number: int) -> NamedTask:
         stage, self._stages[number] = self._stages[number], None
         assert stage is not None, "a stage is placed once"
@@ -201,11 +233,11 @@ class Plan:
         room = self._room[task.kind]
         call = self._open.get((task.kind, task.group)) if room > 1 else None
         if call is None or call.size >= room:
-            call = PlannedCall(task.kind)
+            call = PlannedCall(task.kind, level=self._level(task.parents))
             self.calls[task.kind] += 1
             if room > 1:
                 self._open[task.kind, task.group] = call
-        call.size += 1
+        call.add(task.cost)
         call.parents.add(tuple(task.parents))
         grown[call] = None
         return Planned(task, Fate.NEW, found.known, call)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from creditgrid.core.work import CostModel
+
 Arrays: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
 Inputs: TypeAlias = "Mapping[str, Arrays]"
 """Artifacts of the parents by key, and by the group's key the saved state of an earlier attempt; may be read-only."""
@@ -133,6 +135,8 @@ class TaskKind:
     resources: Resources = field(default_factory=Resources)
     max_group: int = 1
     timeout_s: float | None = None
+    cost: CostModel | None = None
+    cost_by: Sequence[str] | None = None
     versions: tuple[str, Mapping[Any, int]] | None = field(default=None, hash=False)
     _keys: Keys = field(init=False, repr=False, compare=False)
 

@@ -99,7 +99,7 @@ class SweepView(Wire):
     finished_at: datetime | None = None
     paused: bool = Field(False, description="No new call starts until the sweep is resumed; running calls finish.")
     remaining_s: float | None = Field(
-        None, description="Seconds left, estimated from measured durations; null while unknown."
+        None, description="Seconds left, from progress, work and how fast earlier calls were; null while unknown."
     )
     conditions: list[Condition] = []
     active: list[Activity] = []
@@ -250,8 +250,8 @@ class PlanKind(Wire):
     new: int
     unneeded: int
     calls: int
-    estimated_seconds: float | None = None
-    estimated_bytes: int | None = None
+    estimated_seconds: float | None = Field(None, description="Of computing the new ones; null while unknown.")
+    estimated_bytes: int | None = Field(None, description="Of their artifacts; null while unknown.")
 
 
 class Miss(Wire):
@@ -272,8 +272,17 @@ class PlanView(Wire):
     tasks: dict[str, PlanKind]
     groups: int = Field(description="Calls that measure cells.")
     misses: list[Miss]
-    estimated_seconds: float | None = Field(None, description="From past durations, on one worker; null while unknown.")
-    estimated_bytes: int | None = Field(None, description="New artifacts, from past sizes; null while unknown.")
+    estimated_seconds: float | None = Field(
+        None,
+        description="Until the last row is written, on `cpus` and `gpus` that do nothing else; null while unknown.",
+    )
+    compute_seconds: float | None = Field(
+        None, description="Of all new calls together, one after the other; null while unknown."
+    )
+    estimated_bytes: int | None = Field(None, description="New artifacts on the disk; null while unknown.")
+    cpus: float | None = Field(None, description="CPUs of the cluster; without a service, of this machine.")
+    gpus: float | None = Field(None, description="GPUs of the cluster.")
+    notes: list[str] = Field(default=[], description="Why something is unknown, such as a cost model that fails.")
 
 
 class SummaryView(Wire):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,10 @@ from creditgrid.service.planning.naming import Namer, Naming, NamingRequest, Res
 from creditgrid.service.planning.naming_process import NamingProcesses, start_fork_server
 from creditgrid.service.planning.planner import Planner
 from creditgrid.service.planning.plans import Check, Plans
+from creditgrid.service.prediction.calibration import LONGEST_S as CALIBRATION_LONGEST_S
+from creditgrid.service.prediction.calibration import Calibrations
+from creditgrid.service.prediction.forecast import Forecasts
+from creditgrid.service.prediction.throughput import Throughput
 from creditgrid.service.reading.failures import Failures
 from creditgrid.service.reading.logs import Logs
 from creditgrid.service.reading.rows import Rows
@@ -36,7 +41,7 @@ from creditgrid.service.retention import Retention
 from creditgrid.service.scheduling.scheduler import Scheduler
 from creditgrid.service.settings import Settings
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.runner import Runner
+from creditgrid.workers.runner import Capacity, Runner
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Services:
     maintenance: Maintenance
     tokens: Tokens
     audit: Audit
+    calibrations: Calibrations
 
 
 def create_services(settings: Settings) -> Services:
@@ -104,12 +110,14 @@ def wire_services(
         limits: those of people.
     """
     tokens, audit = Tokens(ledger, limits), Audit(ledger)
-    planner = Planner(ledger, store, namer or _name_here)
+    calibrations = Calibrations(ledger)
+    forecasts = Forecasts(Throughput(calibrations.of), calibrations, runner.capacity)
+    planner = Planner(ledger, store, namer or _name_here, forecasts)
     scheduler = Scheduler(ledger, results, curves, store, runner)
     plans = Plans(ledger, planner)
     control = Control(ledger, plans, results, scheduler)
     retention = Retention(ledger, store, plans.writing)
-    sweeps, sql_tables = Sweeps(ledger, scheduler), SqlTables(ledger, results, curves)
+    sweeps, sql_tables = Sweeps(ledger, scheduler, forecasts), SqlTables(ledger, results, curves)
     rows, logs = Rows(sweeps, sql_tables, results), Logs(ledger, store.root)
     return Services(
         changes=ledger.changes,
@@ -133,6 +141,7 @@ def wire_services(
         ),
         tokens=tokens,
         audit=audit,
+        calibrations=calibrations,
     )
 
 
@@ -141,7 +150,14 @@ def create_planner(settings: Settings) -> Planner:
     url = _ledger_url(settings)
     exists = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
     resolved = _resolve(settings)
-    return Planner(Ledger(url) if exists else None, _store(settings), lambda request, _: name(request, resolved))
+    ledger = Ledger(url) if exists else None
+    calibrations = Calibrations(ledger, keep=False)
+    calibrations.start()
+    here = Capacity(float(settings.cpus or os.cpu_count() or 1), float(settings.gpus or 0), 1)
+    forecasts = Forecasts(Throughput(calibrations.of), calibrations, lambda: here)
+    return Planner(
+        ledger, _store(settings), lambda request, _: name(request, resolved), forecasts, wait_s=CALIBRATION_LONGEST_S
+    )
 
 
 def _name_here(request: NamingRequest, _: Check) -> Naming:

@@ -51,7 +51,7 @@ def test_plan() -> None:
     assert line_of(text, "cells") == ["cells", "504", "0", "0", "504", "0", "3"]
     assert "train: 3 × never computed" in text
     assert "504 cells, measured in 3 calls" in text
-    assert "about 1 h 01 min on one worker" in text
+    assert "about 1 h 01 min" in text
 
 
 def test_summary_with_intervals() -> None:

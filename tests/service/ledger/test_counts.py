@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
-import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_rows import add_call, add_cell, add_stage, add_sweep, add_task
 
 from creditgrid.core.states import OPEN, State
-from creditgrid.service.ledger import counts, tables, transitions
+from creditgrid.service.ledger import counts, tables
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import CELLS
 
@@ -63,23 +61,6 @@ def test_only_open_sweeps_need_a_call(ledger: Ledger) -> None:
             connection.execute(tables.sweeps.update().values(state=state))
             needing = counts.sweeps_needing(connection, call)
             assert needing == (["by cell", "by stage"] if state in OPEN else [])
-
-
-def test_means_are_over_the_tasks_of_calls_that_succeeded(ledger: Ledger) -> None:
-    with ledger.write() as connection:
-        assert counts.mean_seconds(connection) == counts.mean_bytes(connection) == {}
-        for size, seconds, sizes in ((3, 6.0, {"a": 2**40, "b": 10}), (1, 2.0, {"c": 20})):
-            call = add_call(connection, State.RUNNING, size=size)
-            for key in sizes:
-                add_task(connection, key, call)
-            transitions.finish_call(connection, call, "text", seconds=seconds, host="h", sizes=sizes)
-        failed = add_call(connection, State.RUNNING, size=5)
-        transitions.fail_call(connection, failed, "text")
-        found = add_call(connection, State.RUNNING, size=5)
-        transitions.finish_call(connection, found, "its rows were written when the service ended")
-        assert counts.mean_seconds(connection) == {"k": pytest.approx(2.0)}
-        assert counts.mean_bytes(connection) == {"k": pytest.approx((2**40 + 30) / 3)}
-        assert connection.scalar(sa.select(tables.tasks.c.bytes).where(tables.tasks.c.key == "a")) == 2**40
 
 
 def test_cells_of_all_open_sweeps_are_counted(ledger: Ledger) -> None:

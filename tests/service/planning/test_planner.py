@@ -19,7 +19,11 @@ from creditgrid.core.wire import PlanView
 from creditgrid.service.planning.naming import name
 from creditgrid.service.planning.planner import Planner
 from creditgrid.service.planning.plans import nobody_stops
+from creditgrid.service.prediction.calibration import Calibrations
+from creditgrid.service.prediction.forecast import COMMIT_S, HANDOVER_S, Forecasts
+from creditgrid.service.prediction.throughput import Throughput
 from creditgrid.workers.artifacts import ArtifactStore
+from creditgrid.workers.runner import Capacity
 
 NOOP: dict[str, Any] = {"name": "n", "experiment": "noop", "axes": {"x": [1, 2]}, "fixed": {"base": "ok"}}
 ISSUE: dict[str, Any] = {
@@ -43,8 +47,14 @@ def numbers(view: PlanView) -> dict[str, tuple[int, int, int, int, int, int]]:
 
 
 def plan_without_ledger(store: ArtifactStore, document: dict[str, Any]) -> PlanView:
-    planner = Planner(None, store, lambda request, _: name(request, resolve))
+    planner = Planner(None, store, lambda request, _: name(request, resolve), forecasts())
     return planner.plan(SpecText.of(document), nobody_stops, lambda _: None)
+
+
+def forecasts() -> Forecasts:
+    """Where nothing was measured."""
+    calibrations = Calibrations(None)
+    return Forecasts(Throughput(calibrations.of), calibrations, lambda: Capacity(2.0, 0.0, 1))
 
 
 def files(root: Path) -> set[Path]:
@@ -63,7 +73,9 @@ def test_a_dry_run_of_the_issues_grid_shows_its_tasks_and_writes_nothing(tmp_pat
     }
     assert view.groups == 3
     assert (view.name, view.experiment) == ("the issue's grid", "linesearch")
-    assert (view.estimated_seconds, view.estimated_bytes) == (None, None)
+    assert (view.estimated_seconds, view.compute_seconds) == (None, None)
+    assert view.estimated_bytes == sum(kind.estimated_bytes or 0 for kind in view.tasks.values()) > 10_000_000
+    assert [view.cpus, view.gpus, len(view.notes)] == [2.0, 0.0, 1]
     assert {miss.kind: miss.count for miss in view.misses} == {
         "linesearch": 504, "data": 1, "probe": 3, "feedback": 3, "train": 3, "fit": 6,
     }  # fmt: skip
@@ -105,21 +117,24 @@ def test_what_failed_is_new_and_says_so(house: House) -> None:
     assert {miss.reason for miss in view.misses} == {"tried before and ended without a result"}
 
 
-def test_estimates_come_from_finished_calls(house: House) -> None:
+def test_estimates_of_a_kind_without_a_cost_model_come_from_its_finished_calls(house: House) -> None:
+    before = house.plan(NOOP)
+    assert (before.estimated_seconds, before.compute_seconds, before.estimated_bytes) == (None, None, None)
+    assert any("noop" in note and "declares no cost" in note for note in before.notes)
     sweep = house.submit(**NOOP)
     house.drain()
     (stage,) = house.tasks.page(sweep, None, "", 5)[0]
     cached = house.plan(NOOP)
-    assert (cached.estimated_seconds, cached.estimated_bytes) == (0, 0)
+    assert (cached.estimated_seconds, cached.compute_seconds, cached.estimated_bytes) == (0, 0, 0)
     more = house.plan({**NOOP, "axes": {"x": list(range(10, 110))}})
     with house.ledger.read() as connection:
         seconds = connection.exec_driver_sql("SELECT seconds / size FROM calls WHERE kind = 'noop'").scalar()
     assert seconds is not None
-    assert more.estimated_seconds == pytest.approx(100 * seconds)
+    assert more.compute_seconds == more.cells.estimated_seconds == pytest.approx(100 * seconds)
+    assert more.estimated_seconds == pytest.approx(100 * seconds + HANDOVER_S + COMMIT_S)
+    assert more.notes == []
     other = house.plan({**NOOP, "fixed": {"base": "raise"}})
     assert other.tasks["noop_base"].estimated_bytes == stage.bytes
-    unknown = house.plan(ISSUE)
-    assert (unknown.estimated_seconds, unknown.estimated_bytes) == (None, None)
 
 
 def test_a_lookup_says_what_is_known_of_each_task(house: House) -> None:
@@ -135,7 +150,7 @@ def test_a_lookup_says_what_is_known_of_each_task(house: House) -> None:
     def task(kind: str, key: str) -> NamedTask:
         return NamedTask(key, kind, key, (), "{}", "{}")
 
-    planner = Planner(house.ledger, house.store, lambda request, _: name(request, resolve))
+    planner = Planner(house.ledger, house.store, lambda request, _: name(request, resolve), forecasts())
 
     def known(tasks: list[NamedTask]) -> dict[str, Known]:
         with house.ledger.read() as connection:

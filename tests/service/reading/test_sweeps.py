@@ -13,6 +13,8 @@ from sweeping import House, ScriptedRunner, pages
 from creditgrid.core.errors import NotFoundError
 from creditgrid.core.states import State
 from creditgrid.core.wire import TERMINAL_EVENT
+from creditgrid.service.ledger.counts import backlogs
+from creditgrid.service.prediction.forecast import COMMIT_S, HANDOVER_S
 from creditgrid.workers.runner import Advanced
 
 
@@ -116,25 +118,45 @@ def test_the_time_left_comes_from_progress_and_from_what_was_measured(
     second = house.submit(axes={"group": [0, 1], "x": [1]})  # shares every call
     house.step()
     one, two = house.runner.calls
-    house.runner.start_call(one)
+    for call in (one, two):
+        house.runner.start_call(call)
+        house.runner.report(Advanced(call, 0, 5, ""))
     house.step()
-    assert house.sweeps.get(first).remaining_s is None  # nothing is known of the other call
+    assert house.sweeps.get(first).remaining_s is None  # no call of the kind was seen, and none has advanced
     now += 10.0
-    house.runner.report(Advanced(one, 1, 5, ""))
-    house.runner.start_call(two)
+    house.runner.report(Advanced(one, 1, 5, ""), Advanced(two, 4, 5, ""))
     house.step()
-    now += 10.0
-    house.runner.report(Advanced(two, 1, 2, ""))
-    house.step()
-    # One has run for 20 s and has four fifths left, the other for 10 s and has one half left; there are two cores.
-    assert house.sweeps.get(first).remaining_s == pytest.approx((20 * 4 + 10) / 2)
+    # One has four fifths left, the other one fifth; they run at the same time.
+    assert house.sweeps.get(first).remaining_s == pytest.approx(10 * 4 + HANDOVER_S + COMMIT_S)
     assert house.sweeps.get(second).remaining_s == house.sweeps.get(first).remaining_s
     assert [activity.call for activity in house.sweeps.get(second).active] == [one, two]
     house.drain()
     assert house.sweeps.get(first).remaining_s == 0.0
-    third = house.submit(axes={"group": [0], "x": list(range(10, 20))})
+    third = house.submit(axes={"group": [0, 1, 2], "x": list(range(10, 20))})
     with house.ledger.read() as connection:
-        mean = connection.exec_driver_sql("SELECT sum(seconds) / sum(size) FROM calls WHERE seconds > 0").scalar()
-    assert mean is not None
-    assert house.sweeps.get(third).remaining_s == pytest.approx(10 * mean / 2)
+        took = connection.exec_driver_sql("SELECT seconds / size FROM calls WHERE seconds > 0").scalars().all()
+    left = house.sweeps.get(third).remaining_s
+    assert left is not None
+    assert any(left == pytest.approx(2 * (10 * each + HANDOVER_S) + COMMIT_S) for each in took)  # two rounds
+    house.step()
+    resumed = next(iter(house.runner.calls))
+    house.runner.start_call(resumed)
+    house.runner.report(Advanced(resumed, 60, 100, "resumed"))
+    house.step()
+    now += 5.0
+    house.runner.report(Advanced(resumed, 70, 100, ""))
+    house.step()
+    # It did 10 steps in 5 s, and not 70; the third call waits for the other slot.
+    assert house.sweeps.get(third).remaining_s == pytest.approx(15 + HANDOVER_S + COMMIT_S)
     house.drain()
+
+
+@pytest.mark.parametrize("calls", [3, 400])
+def test_the_time_left_is_read_from_a_few_rows(house: House, calls: int) -> None:
+    sweep = house.submit(axes={"group": list(range(calls)), "x": [1]}, fixed={"base": "ok"})
+    with house.ledger.read() as connection:
+        (rows,) = backlogs(connection, [sweep]).values()
+    assert [(row.kind, row.planned, row.open) for row in rows] == [("noop", calls, calls), ("noop_base", 1, 1)]
+    house.control.cancel(sweep)
+    with house.ledger.read() as connection:
+        assert backlogs(connection, [sweep]) == {}

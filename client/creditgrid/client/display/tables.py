@@ -78,11 +78,23 @@ def plan_table(plan: PlanView) -> RenderableType:
     lines.append(
         Text(f"{plan.cells.total:,} cells, measured in {plan.groups:,} {'call' if plan.groups == 1 else 'calls'}")
     )
-    if plan.estimated_seconds is not None:
-        lines.append(Text(f"about {duration(plan.estimated_seconds)} on one worker"))
-    if plan.estimated_bytes:
-        lines.append(Text(f"about {size(plan.estimated_bytes)} of new artifacts"))
+    if plan.cells.new or any(kind.new for kind in plan.tasks.values()):
+        lines.append(Text(_estimate(plan)))
+    lines += [Text(f"note: {note}", style="yellow") for note in plan.notes]
     return Group(*lines)
+
+
+def _estimate(plan: PlanView) -> str:
+    """``about 75 min 02 s on 2 CPUs (2 h 30 min of compute), 209 MB``."""
+    where = ""
+    if plan.cpus is not None:
+        where = f" on {plan.cpus:g} CPU{'' if plan.cpus == 1 else 's'}"
+        where += f" and {plan.gpus:g} GPU{'' if plan.gpus == 1 else 's'}" if plan.gpus else ""
+    time = f"time unknown{where}"
+    if plan.estimated_seconds is not None:
+        compute = "" if plan.compute_seconds is None else f" ({duration(plan.compute_seconds)} of compute)"
+        time = f"about {duration(plan.estimated_seconds)}{where}{compute}"
+    return f"{time}, {'size unknown' if plan.estimated_bytes is None else size(plan.estimated_bytes)}"
 
 
 def _estimates(kind: PlanKind) -> tuple[str, str]:

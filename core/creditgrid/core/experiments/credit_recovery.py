@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from creditgrid.core.costing import Given
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
+from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import METHOD_PARAMETERS, CreditParams, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.work import Cost
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +98,20 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         )
 
 
+def cost(task: Task, given: Given) -> Cost | None:
+    """All is shared: by the cells of a source, or by all."""
+    dataset = given.dataset
+    params = task.params
+    shape = costs.shape_of(params, dataset)
+    if shape is None or dataset is None:
+        return None
+    batch, test, method = params["batch_size"], dataset.num_test, params["method"]
+    own = costs.source_quality(method, shape, batch, test, params["cb_source"]).plus(costs.nudged(shape, batch, test))
+    if method == "state_bridge":
+        own = own.plus(costs.prediction_error(shape, batch, test))
+    return Cost(shared=(("", costs.quality(shape, batch, test)), (costs.source_part(task), own)))
+
+
 def summarise(rows: Sequence[Row]) -> Summary:
     """For each method (and s of scalar_cb) the means over layers, then each layer, as means over seeds."""
     others = varied(CreditRecoveryParams, rows, besides=GROUPED)
@@ -160,7 +177,9 @@ CHARTS = (
 )
 
 # 2: the directions of rho have unit length.
-MEASURE = TaskKind("credit_recovery", 2, measure, Resources(cpu=1, gpu=0.25), max_group=256)
+MEASURE = TaskKind(
+    "credit_recovery", 2, measure, Resources(cpu=1, gpu=0.25), max_group=256, cost=cost, cost_by=("oracle_reduction",)
+)
 
 EXPERIMENT = Experiment(
     name="credit_recovery",

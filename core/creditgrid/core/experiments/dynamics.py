@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from creditgrid.core.costing import Given
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary
+from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import TrainParams
 from creditgrid.core.experiments.stages import data_task
 from creditgrid.core.experiments.summaries import grouped, over_seeds, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.work import Cost, Work
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +134,19 @@ def measure_checkpoint(
     ]
 
 
+def cost(task: Task, given: Given) -> Cost | None:
+    """A forward pass and a backward pass for each logged epoch, in double precision."""
+    dataset = given.dataset
+    shape = costs.shape_of(task.params, dataset)
+    if shape is None or dataset is None:
+        return None
+    images = min(IMAGES, dataset.num_test)
+    passed = costs.forward(shape, images).plus(costs.credit("oracle_bp", shape, images, shape.blocks))
+    once = costs.double(passed).plus(Work(300.0, 0.0, costs.checkpoint_bytes(shape) * 2.0))
+    epochs = sum(role.startswith("epoch_") for role in task.parents)
+    return Cost(once.times(epochs))
+
+
 def summarise(rows: Sequence[Row]) -> Summary:
     """Each training run's first and last logged epoch, layer by layer, as means over seeds."""
     others = varied(DynamicsParams, rows, besides=GROUPED)
@@ -170,7 +186,7 @@ CHARTS = (
     ),
 )
 
-MEASURE = TaskKind("dynamics", 1, measure, Resources(cpu=1, gpu=0.25))
+MEASURE = TaskKind("dynamics", 1, measure, Resources(cpu=1, gpu=0.25), cost=cost)
 
 EXPERIMENT = Experiment(
     name="dynamics",

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from creditgrid.core.costing import Given
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
+from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import StepParams, enough_blocks, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
 from creditgrid.core.experiments.summaries import Line, grouped, statistics, varied
 from creditgrid.core.science.choices import NormMode, UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.work import Cost, Work
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +103,28 @@ def _steps_head(params: Mapping[str, object]) -> bool:
     return head == "always" or (head == "auto" and params["update_range"] != "last1")
 
 
+def cost(task: Task, given: Given) -> Cost | None:
+    """Each credit once, each direction once over its widest range, and a forward pass for each step size."""
+    dataset = given.dataset
+    params = task.params
+    shape = costs.shape_of(params, dataset)
+    if shape is None:
+        return None
+    batch = params["batch_size"] if params["step_batch_size"] is None else params["step_batch_size"]
+    blocks, head = {"last1": 1, "last2": 2}.get(params["update_range"], shape.blocks), _steps_head(params)
+    source = costs.source_part(task)
+    direction = costs.local_gradients(shape, batch, blocks, with_head=head)
+    if params["step_noise"]:
+        drawn = costs.moved_parameters(shape, shape.blocks, with_head=True) * costs.RANDN
+        direction = direction.plus(Work(elements=drawn))
+    shared = (
+        ("forward", costs.forward(shape, 3 * batch)),
+        (source, costs.credit(params["method"], shape, batch, shape.blocks, params["cb_source"])),
+        (f"{source}/{params['norm_mode']}", direction),
+    )
+    return Cost(costs.candidate(shape, 2 * batch, blocks, with_head=head), shared)
+
+
 def summarise(rows: Sequence[Row]) -> Summary:
     """For each (method, range, norm): the step size with the lowest mean delta_loss_same over seeds.
 
@@ -155,7 +180,8 @@ CHARTS = (
     ),
 )
 
-MEASURE = TaskKind("linesearch", 1, measure, Resources(cpu=1, gpu=0.25), max_group=8192)
+COST_BY = ("update_range", "norm_mode", "update_head", "step_batch_size", "step_noise", "oracle_reduction")
+MEASURE = TaskKind("linesearch", 1, measure, Resources(cpu=1, gpu=0.25), max_group=8192, cost=cost, cost_by=COST_BY)
 
 EXPERIMENT = Experiment(
     name="linesearch",

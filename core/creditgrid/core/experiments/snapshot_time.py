@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from creditgrid.core.costing import Given
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
+from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, step_batches
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.science.choices import UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.work import Cost, Work
 
 if TYPE_CHECKING:
     import torch
@@ -189,6 +192,29 @@ def _pur(same: float, held: float) -> float | None:
     return -held / (-same + 1e-12) if same < 0 else None
 
 
+def cost(task: Task, given: Given) -> Cost | None:
+    """The checkpoint's accuracy and each credit once; for each cell its search, its steps and the extra batches."""
+    dataset = given.dataset
+    params = task.params
+    shape = costs.shape_of(params, dataset)
+    if shape is None or dataset is None:
+        return None
+    batch, blocks = params["batch_size"], {"last1": 1, "last2": 2}.get(params["update_range"], shape.blocks)
+    searched = costs.candidate(shape, 2 * batch, blocks, with_head=True).times(
+        1 if params["eta"] is not None else len(ETAS)
+    )
+    step = costs.rollout_step(params["method"], shape, batch, blocks, params["cb_source"], False)
+    spread = costs.credit(params["method"], shape, batch, blocks, params["cb_source"])
+    spread = spread.plus(costs.local_gradients(shape, batch, blocks, with_head=True))
+    shared = (
+        ("accuracy", costs.evaluation(shape, dataset.num_test)),
+        ("forward", costs.forward(shape, (3 + STEPS + params["extra_batches"]) * batch)),
+        (costs.source_part(task), costs.credit(params["method"], shape, batch, shape.blocks, params["cb_source"])),
+    )
+    own = Work.total(searched, step.times(STEPS), spread.times(params["extra_batches"] + 1))
+    return Cost(own, shared)
+
+
 def summarise(rows: Sequence[Row]) -> Summary:
     """For each method and checkpoint, and each setting of the other axes, the means over seeds."""
     # Without an epoch, a trained checkpoint is the last one; of an imported one the epoch is unknown.
@@ -246,7 +272,8 @@ CHARTS = (
     ),
 )
 
-MEASURE = TaskKind("snapshot_time", 1, measure, Resources(cpu=1, gpu=0.25), max_group=1024)
+COST_BY = ("update_range", "eta", "extra_batches", "oracle_reduction")
+MEASURE = TaskKind("snapshot_time", 1, measure, Resources(cpu=1, gpu=0.25), max_group=1024, cost=cost, cost_by=COST_BY)
 
 EXPERIMENT = Experiment(
     name="snapshot_time",

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.experiments.costs import data_cost, feedback_cost, fit_cost, probe_cost, train_cost
 from creditgrid.core.experiments.stage_runs import run_data, run_feedback, run_fit, run_probe, run_train
 from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import Resources, Task, TaskKind
@@ -29,12 +30,19 @@ STEP_BATCHES = 8
 
 _NAMES = 4096  # memoised names a stage; a plan with more distinct checkpoints hashes some of them again
 
-DATA = TaskKind("data", 1, run_data)
-PROBE = TaskKind("probe", 1, run_probe)
-FEEDBACK = TaskKind("feedback", 1, run_feedback)
-TRAIN = TaskKind("train", 1, run_train, Resources(cpu=1, gpu=0.5), max_group=1000)
+TRAIN_COST_BY = ("d_hidden", "num_blocks", "batch_size", "rule", "random_targets", "epoch")
+FIT_COST_BY = ("estimator", "s_source", "num_directions", "num_samples", "batch_size", "epochs")
+
+DATA = TaskKind("data", 1, run_data, cost=data_cost)
+PROBE = TaskKind("probe", 1, run_probe, cost=probe_cost, cost_by=("batch_size", "extra", "steps", "step_images"))
+FEEDBACK = TaskKind("feedback", 1, run_feedback, cost=feedback_cost, cost_by=("num_blocks", "d_hidden"))
+TRAIN = TaskKind(
+    "train", 1, run_train, Resources(cpu=1, gpu=0.5), max_group=1000, cost=train_cost, cost_by=TRAIN_COST_BY
+)
 # 2: the directions of vec have unit length.
-FIT = TaskKind("fit", 1, run_fit, Resources(cpu=1, gpu=0.5), versions=("estimator", {"vec": 2}))
+FIT = TaskKind(
+    "fit", 1, run_fit, Resources(cpu=1, gpu=0.5), versions=("estimator", {"vec": 2}), cost=fit_cost, cost_by=FIT_COST_BY
+)
 CHECKPOINT = TaskKind("checkpoint", 1, None)
 STAGES = (DATA, PROBE, FEEDBACK, TRAIN, FIT, CHECKPOINT)
 

@@ -90,12 +90,14 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(services.scheduler.start)
         await run_in_threadpool(services.plans.start)
+        services.calibrations.start(lambda: services.scheduler.problem() is None)
         services.maintenance.start()
         sandbox.start()
         try:
             yield
         finally:
             context.stop()
+            await run_in_threadpool(services.calibrations.stop)
             await run_in_threadpool(sandbox.close)
             await run_in_threadpool(services.scheduler.stop, settings.grace_s)
             await run_in_threadpool(services.maintenance.stop)

@@ -1,6 +1,7 @@
 """How many cells and stages of a sweep are in each state, and which calls compute the open ones.
 
-``counts`` makes a status O(1) in the size of the sweep, ``needs`` makes a step of a call O(1) in the size of the call.
+``counts`` makes a status O(1) in the size of the sweep, and ``backlog`` the time left; ``needs`` makes a step of a call
+O(1) in the size of the call.
 Only ``transitions`` changes them, in the same transaction as the states that they sum up.
 """
 
@@ -9,17 +10,18 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
 from creditgrid.core.states import OPEN, State
 from creditgrid.service.ledger.tables import (
     CELLS,
+    backlog,
     calls,
     cells,
     chunks,
     counts,
-    kind_totals,
     needs,
     one_of,
     stages,
@@ -37,12 +39,20 @@ _NEED_MORE = sa.text(
     "INSERT INTO needs (call, sweep, kind, open) VALUES (:call, :sweep, :kind, :n) "
     "ON CONFLICT (call, sweep, kind) DO UPDATE SET open = needs.open + excluded.open"
 )
-_LEARN = sa.text(
-    "INSERT INTO kind_totals (kind, tasks, seconds, artifacts, bytes) "
-    "VALUES (:kind, :tasks, :seconds, :artifacts, :bytes) ON CONFLICT (kind) DO UPDATE SET "
-    "tasks = kind_totals.tasks + excluded.tasks, seconds = kind_totals.seconds + excluded.seconds, "
-    "artifacts = kind_totals.artifacts + excluded.artifacts, bytes = kind_totals.bytes + excluded.bytes"
+_BACKLOG = (
+    "INSERT INTO backlog (sweep, kind, level, scale, planned, open, launches, flops, elements) "
+    "SELECT need.sweep, calls.kind, calls.level, calls.scale, {planned}, {sign} * count(*), "
+    "{sign} * coalesce(sum(calls.launches), 0), {sign} * coalesce(sum(calls.flops), 0), "
+    "{sign} * coalesce(sum(calls.elements), 0) FROM (SELECT DISTINCT call, sweep FROM needs WHERE {which}) AS need "
+    "JOIN calls ON calls.id = need.call WHERE true GROUP BY need.sweep, calls.kind, calls.level, calls.scale "
+    "ON CONFLICT (sweep, kind, level, scale) DO UPDATE SET planned = backlog.planned + excluded.planned, "
+    "open = backlog.open + excluded.open, launches = backlog.launches + excluded.launches, "
+    "flops = backlog.flops + excluded.flops, elements = backlog.elements + excluded.elements"
 )
+_BACKLOG_OF_SWEEP = sa.text(_BACKLOG.format(sign="1", planned="count(*)", which="sweep = :sweep"))
+_BACKLOG_GROWS = sa.text(_BACKLOG.format(sign="1", planned="count(*)", which="call = :call"))
+_BACKLOG_SHRINKS = sa.text(_BACKLOG.format(sign="-1", planned="0", which="call = :call"))
+_BACKLOG_LEFT = sa.text(_BACKLOG.format(sign="-1", planned="0", which="call = :call AND open <= 0"))
 _CELLS: sa.ColumnElement[str] = sa.literal_column(f"'{CELLS}'", sa.String)
 _CALL: sa.BindParameter[int] = sa.bindparam("call")
 _SWEEP: sa.BindParameter[str] = sa.bindparam("sweep")
@@ -109,16 +119,12 @@ def open_needs(
     return found
 
 
-def mean_seconds(connection: sa.Connection) -> dict[str, float]:
-    """Mean seconds of a task by kind, over the calls that succeeded."""
-    query = sa.select(kind_totals.c.kind, kind_totals.c.seconds, kind_totals.c.tasks).where(kind_totals.c.tasks > 0)
-    return {kind: seconds / tasks for kind, seconds, tasks in connection.execute(query)}
-
-
-def mean_bytes(connection: sa.Connection) -> dict[str, float]:
-    """Mean bytes of an artifact by kind."""
-    query = sa.select(kind_totals.c.kind, kind_totals.c.bytes, kind_totals.c.artifacts)
-    return {kind: size / n for kind, size, n in connection.execute(query.where(kind_totals.c.artifacts > 0))}
+def backlogs(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[sa.Row[Any]]]:
+    """The rows of ``backlog`` by sweep, without those of which no call is open."""
+    found: dict[str, list[sa.Row[Any]]] = defaultdict(list)
+    for row in connection.execute(sa.select(backlog).where(backlog.c.sweep.in_(ids), backlog.c.planned > 0)):
+        found[row.sweep].append(row)
+    return found
 
 
 # -- keep ------------------------------------------------------------------------------------------------------------
@@ -166,10 +172,27 @@ def drop_call(connection: sa.Connection, call: int) -> None:
     connection.execute(_DROP_CALL, {"call": call})
 
 
-def record_totals(connection: sa.Connection, kind: str, tasks: int, seconds: float, sizes: Mapping[str, int]) -> None:
-    """Add a call that succeeded to the totals of its kind."""
-    total = {"kind": kind, "tasks": tasks, "seconds": seconds, "artifacts": len(sizes), "bytes": sum(sizes.values())}
-    connection.execute(_LEARN, total)
+def leave_call(connection: sa.Connection, call: int) -> None:
+    """Sweeps that have no open task in the call any more do not need it."""
+    connection.execute(_BACKLOG_LEFT, {"call": call})
+    connection.execute(needs.delete().where(needs.c.call == call, needs.c.open <= 0))
+
+
+def end_call(connection: sa.Connection, call: int) -> None:
+    """Nothing needs the call any more: it has ended."""
+    connection.execute(_BACKLOG_SHRINKS, {"call": call})
+    drop_call(connection, call)
+
+
+def recount_backlog(connection: sa.Connection, sweep: str) -> None:
+    """Count all open calls of the sweep again."""
+    connection.execute(backlog.delete().where(backlog.c.sweep == sweep))
+    connection.execute(_BACKLOG_OF_SWEEP, {"sweep": sweep})
+
+
+def grow_backlog(connection: sa.Connection, call: int, sign: int = 1) -> None:
+    """The call is one more in the backlog of each sweep that needs it; with ``sign`` -1, one less."""
+    connection.execute(_BACKLOG_GROWS if sign > 0 else _BACKLOG_SHRINKS, {"call": call})
 
 
 def recount_call(connection: sa.Connection, call: int) -> None:

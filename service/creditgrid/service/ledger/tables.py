@@ -1,10 +1,10 @@
-"""The ledger's tables: sweeps, calls, tasks, stages, cells, counts and events; tokens and the audit log.
+"""The ledger's tables: sweeps, calls, tasks, stages, cells, counts and events; past calls; tokens and the audit log.
 
 A *task* row exists once for each key, whichever sweeps need it. A *call* is the work of one process: all tasks of the
 call. An open task, stage or cell has the state of its call, so a step of a call of ten thousand cells writes one row;
 only its end writes all its stages and cells, in one statement. Tasks have the state of their call also then
 (``task_states``). *stages* and *cells* say which sweep needs which task, and
-how it ended for that sweep. *needs* and *counts* are sums over them, kept by ``transitions``.
+how it ended for that sweep. *needs*, *counts* and *backlog* are sums over them, kept by ``transitions``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ Item = TypeVar("Item")
 
 CELLS = ""
 """The kind under which ``needs`` and ``counts`` hold cells."""
+UNKNOWN = -1
+"""The scale of work that is unknown."""
 NEVER_RUN = 0
 """The call id of a task that this ledger has never computed."""
 CHUNK = 500
@@ -61,6 +63,7 @@ sweeps = sa.Table(
     sa.Column("finished_at", sa.Float),
     sa.Column("planned", sa.Boolean, nullable=False, server_default=sa.true()),  # false: hidden until its plan is whole
     sa.Column("owner", sa.String, index=True),  # who submitted it
+    sa.Column("resources", sa.Text),  # JSON: those of the spec, which may be long
     sqlite_autoincrement=True,
 )
 
@@ -87,6 +90,11 @@ calls = sa.Table(
     sa.Column("not_before", sa.Float, nullable=False, default=0.0),
     sa.Column("batch", sa.Integer, index=True),  # the results batch that holds its rows
     sa.Column("seconds", sa.Float),
+    sa.Column("launches", sa.Float),  # its work; null if it is unknown
+    sa.Column("flops", sa.Float),
+    sa.Column("elements", sa.Float),
+    sa.Column("level", sa.Integer, nullable=False, server_default="0"),  # the longest way to a task without parents
+    sa.Column("scale", sa.Integer, nullable=False, server_default="-1"),  # of its work, see ``backlog``
     sa.Column("host", sa.String),
     sa.Column("error", engine.UncheckedText),
     sa.Column("traceback", engine.UncheckedText),
@@ -173,14 +181,45 @@ counts = sa.Table(  # cells (kind "") and stages of a sweep by state, as a statu
     sa.Column("n", sa.BigInteger, nullable=False),
 )
 
-kind_totals = sa.Table(  # what finished calls took, to estimate the time and size of others
-    "kind_totals",
+backlog = sa.Table(  # the work that is left of an open sweep; calls of one kind, level and order of magnitude together
+    "backlog",
+    metadata,
+    sa.Column("sweep", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, primary_key=True),
+    sa.Column("level", sa.Integer, primary_key=True),
+    sa.Column("scale", sa.Integer, primary_key=True),  # UNKNOWN where the work is unknown
+    sa.Column("planned", sa.BigInteger, nullable=False),  # calls that the last plan found open
+    sa.Column("open", sa.BigInteger, nullable=False),
+    sa.Column("launches", sa.Float, nullable=False),
+    sa.Column("flops", sa.Float, nullable=False),
+    sa.Column("elements", sa.Float, nullable=False),
+)
+
+past_calls = sa.Table(  # what the last calls of each kind took on each device, to predict others
+    "past_calls",
     metadata,
     sa.Column("kind", sa.String, primary_key=True),
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("slot", sa.Integer, primary_key=True),  # a new call takes the slot of the oldest
+    sa.Column("launches", sa.Float),
+    sa.Column("flops", sa.Float),
+    sa.Column("elements", sa.Float),
     sa.Column("tasks", sa.BigInteger, nullable=False),
     sa.Column("seconds", sa.Float, nullable=False),
     sa.Column("artifacts", sa.BigInteger, nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+calibrations = sa.Table(  # how fast a device was before anything ran on it: seconds for each unit of work
+    "calibrations",
+    metadata,
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("launch_s", sa.Float, nullable=False),
+    sa.Column("flop_s", sa.Float, nullable=False),
+    sa.Column("element_s", sa.Float, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
 )
 
 events = sa.Table(

@@ -18,15 +18,19 @@ import structlog
 
 from creditgrid.core.states import FINISHED, OPEN, RESULT, State
 from creditgrid.core.wire import TERMINAL_EVENT
+from creditgrid.core.work import Work
 from creditgrid.service.ledger import counts, task_states
 from creditgrid.service.ledger.counts import calls_needed_by, count_cells, sweeps_needing
 from creditgrid.service.ledger.engine import insert_many, insert_tuples
 from creditgrid.service.ledger.events import emit_event, emit_to_all
 from creditgrid.service.ledger.ownership import claim, hand_over, share_out
+from creditgrid.service.ledger.past_calls import PastCall, record_call
 from creditgrid.service.ledger.tables import (
     CELLS,
     CHUNK,
     NEVER_RUN,
+    UNKNOWN,
+    backlog,
     calls,
     cells,
     chunks,
@@ -111,7 +115,14 @@ _EARLIER_LOGS = (
     .order_by(earlier_logs.c.id)
 )
 _LOGS = sa.select(calls.c.log).where(calls.c.id.in_(sa.bindparam("of_calls", expanding=True))).order_by(calls.c.id)
-_SET_SIZE = calls.update().where(calls.c.id == _OF_CALL).values(size=sa.bindparam("tasks"))
+_SET_SIZE = (
+    calls.update()
+    .where(calls.c.id == _OF_CALL)
+    .values(
+        size=sa.bindparam("tasks"),
+        **{name: sa.bindparam(f"new_{name}") for name in (*Work._fields, "scale")},
+    )
+)
 _SET_BYTES = tasks.update().where(tasks.c.key == sa.bindparam("of_key")).values(bytes=sa.bindparam("size"))
 
 
@@ -131,6 +142,7 @@ def create_sweep(
     """Write a pending sweep without cells, hidden until ``publish_sweep``; ``document`` is the JSON of its spec."""
     row = {"id": sweep, "name": name, "experiment": experiment, "state": State.PENDING, "priority": priority}
     row |= {"spec": document, "owner": owner, "planned": False, "cells": 0}
+    row["resources"] = json.dumps(json.loads(document).get("resources") or {})
     connection.execute(sweeps.insert().values(**row, created_at=time.time()))
 
 
@@ -146,6 +158,7 @@ def publish_sweep(
     connection.execute(shown.values(planned=True, cells=cells, created_at=time.time()))
     if request is not None:
         connection.execute(idempotency.insert().values(key=request[0], body=request[1], sweep=sweep))
+    counts.recount_backlog(connection, sweep)
     share_out(connection, sweep)
     _plan_changed(connection, sweep, "sweep.created", message)
 
@@ -166,6 +179,7 @@ def adopt_plan(
         connection.execute(table.delete().where(table.c.sweep == plan))
     connection.execute(sweeps.delete().where(sweeps.c.id == plan))
     counts.recount_sweep(connection, sweep)
+    counts.recount_backlog(connection, sweep)
     values: dict[str, Any] = {"cells": sum(count_cells(connection, sweep).values())}
     if extensions is not None:
         values["extensions"] = json.dumps(extensions)
@@ -305,7 +319,8 @@ def stop_sweep(connection: sa.Connection, sweep: str, end: State, why: str) -> N
             counts.add(connection, sweep, kind, State.CANCELLED, by_state[state])
             counts.add(connection, sweep, kind, state, -by_state[state])
     _cancel_unneeded(connection, calls_needed_by(sweep), stopped=sweep)
-    connection.execute(needs.delete().where(needs.c.sweep == sweep))
+    for table in (needs, backlog):
+        connection.execute(table.delete().where(table.c.sweep == sweep))
     hand_over(connection, sweep)
     _emit_end(connection, sweep, end, why, count_cells(connection, sweep))
 
@@ -337,16 +352,29 @@ def create_call(connection: sa.Connection, sweep: str, kind: str, size: int = 0,
     return int(made.inserted_primary_key[0])  # type: ignore[index]
 
 
-def create_calls(connection: sa.Connection, sweep: str, planned: Sequence[tuple[str, int]]) -> list[int]:
-    """Write pending calls of the sweep: kind and number of tasks; returns their ids."""
-    rows = [{"sweep": sweep, "kind": kind, "state": State.PENDING, "size": size} for kind, size in planned]
+def create_calls(
+    connection: sa.Connection, sweep: str, planned: Sequence[tuple[str, int, int, Work | None]]
+) -> list[int]:
+    """Write pending calls of the sweep: kind, number of tasks, level and work; returns their ids."""
+    rows = [
+        {"sweep": sweep, "kind": kind, "state": State.PENDING, "size": size, "level": level, **_work_columns(work)}
+        for kind, size, level, work in planned
+    ]
     return list(connection.scalars(_CREATE_CALLS, rows)) if rows else []
 
 
-def grow_calls(connection: sa.Connection, sizes: Mapping[int, int]) -> None:
-    """Set how many tasks calls have."""
+def grow_calls(connection: sa.Connection, sizes: Mapping[int, tuple[int, Work | None]]) -> None:
+    """Set how many tasks calls have, and their work."""
     if sizes:
-        connection.execute(_SET_SIZE, [{"of_call": call, "tasks": size} for call, size in sizes.items()])
+        rows = [{"of_call": c, "tasks": n, **_work_columns(work, "new_")} for c, (n, work) in sizes.items()]
+        connection.execute(_SET_SIZE, rows)
+
+
+def _work_columns(work: Work | None, prefix: str = "") -> dict[str, Any]:
+    values: Mapping[str, float | None] = dict.fromkeys(Work._fields) if work is None else work._asdict()
+    return {
+        f"{prefix}{name}": value for name, value in {**values, "scale": UNKNOWN if work is None else work.scale}.items()
+    }
 
 
 def add_waits(connection: sa.Connection, keys: Mapping[int, Sequence[str]]) -> None:
@@ -395,11 +423,14 @@ def delay_call(connection: sa.Connection, call: int, not_before: float) -> None:
 def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[str]]) -> list[int]:
     """Move each piece of a pending call's open tasks to a new call with the same history; returns the new calls."""
     row = connection.execute(_CALL, {"of_call": call}).one()
-    names = ("sweep", "kind", "attempt", "crashes", "losses", "waiting", "not_before")
+    names = ("sweep", "kind", "attempt", "crashes", "losses", "waiting", "not_before", "level")
     history = {name: row._mapping[name] for name in names}
+    whole = None if row.launches is None else Work(row.launches, row.flops, row.elements)
+    counts.grow_backlog(connection, call, -1)
     made = []
     for piece in pieces:
-        number = create_call(connection, size=len(piece), **history)
+        part = None if whole is None else whole.times(len(piece) / max(row.size, 1))
+        number = create_call(connection, size=len(piece), **history, **_work_columns(part))
         for keys in chunks(piece):
             for table in (tasks, stages, cells):
                 moved = table.update().where(table.c.call == call, table.c.state == State.PENDING)
@@ -412,8 +443,12 @@ def split_call(connection: sa.Connection, call: int, pieces: Sequence[Sequence[s
     left = sa.select(sa.func.count()).where(tasks.c.call == call, tasks.c.state == State.PENDING)
     smaller = calls.update().where(calls.c.id == call)
     connection.execute(smaller.values(size=left.scalar_subquery(), log=new_log()))
+    if whole is not None:
+        kept = whole.times(max(0.0, 1 - sum(map(len, pieces)) / max(row.size, 1)))
+        connection.execute(calls.update().where(calls.c.id == call).values(**_work_columns(kept)))
     for number in (call, *made):
         counts.recount_call(connection, number)
+        counts.grow_backlog(connection, number)
     return made
 
 
@@ -424,13 +459,14 @@ def finish_call(
     *,
     seconds: float | None = None,
     host: str | None = None,
+    device: str | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> list[str]:
     """The call's results are durable: it and its open tasks succeeded; returns the open sweeps that needed it.
 
     Args:
         how: the end of the message of the event ``call.finished``.
-        seconds, host: of the attempt; None where a restart found the rows written.
+        seconds, host, device: of the attempt; None where a restart found the rows written.
         sizes: bytes of the artifacts by key.
     """
     columns = {} if seconds is None else {"seconds": seconds, "host": host, "error": None}
@@ -439,8 +475,11 @@ def finish_call(
         return []
     if sizes:
         connection.execute(_SET_BYTES, [{"of_key": key, "size": size} for key, size in sizes.items()])
-    if seconds is not None:
-        counts.record_totals(connection, row.kind, row.size, seconds, sizes or {})
+    if seconds is not None and device is not None and row.attempt == 1:  # another may have continued the first
+        work = None if row.launches is None else Work(row.launches, row.flops, row.elements)
+        made = sizes or {}
+        past = PastCall(row.kind, device, work, row.size, seconds, len(made), sum(made.values()), time.time())
+        record_call(connection, past)
     return _end_tasks(connection, call, State.SUCCEEDED, "call.finished", f"{row.size:,} {row.kind} done{how}")
 
 
@@ -510,7 +549,7 @@ def _cancel_unneeded(connection: sa.Connection, candidates: sa.Select[int], stop
 
 
 def _move(connection: sa.Connection, call: int, after: State, **columns: Any) -> sa.Row[Any] | None:
-    """Move a call if that is legal; returns its kind and size, or None."""
+    """Move a call if that is legal; returns its kind, size, attempt and work, or None."""
     counts.shift(connection, call, legal_before(CALL, after), after)
     given = {f"new_{name}": value for name, value in columns.items()}
     return connection.execute(_set_state(after, tuple(sorted(columns))), {"of_call": call, **given}).one_or_none()
@@ -523,7 +562,7 @@ def _set_state(after: State, names: tuple[str, ...]) -> sa.UpdateBase:
         values["waiting"] = _WAITING
     legal = one_of(calls.c.state, legal_before(CALL, after))
     moved = calls.update().where(calls.c.id == _OF_CALL, legal).values(state=after, **values)
-    return moved.returning(calls.c.kind, calls.c.size)
+    return moved.returning(*(calls.c[name] for name in ("kind", "size", "attempt", *Work._fields)))
 
 
 # -- tasks, stages and cells -----------------------------------------------------------------------------------------
@@ -624,7 +663,7 @@ def recompute_task(connection: sa.Connection, key: str, kind: str, needing: Sequ
 
     Open sweeps with this stage wait for it, and so do the sweeps in ``needing``; the first of them owns the call.
     """
-    call = create_call(connection, needing[0], kind, size=1)
+    call = create_call(connection, needing[0], kind, size=1, **_past_work(connection, key))
     before = connection.scalars(sa.select(tasks.c.call).where(tasks.c.key == key)).one()
     keep_logs(connection, {call: [before]})
     legal = task_states.ended_as(legal_before(TASK, State.PENDING))
@@ -638,8 +677,19 @@ def recompute_task(connection: sa.Connection, key: str, kind: str, needing: Sequ
         counts.add(connection, row.sweep, kind, State.PENDING, 1)
         counts.need(connection, call, row.sweep, kind, 1)
     connection.execute(stages.update().where(which).values(state=State.PENDING, call=call))
+    counts.grow_backlog(connection, call)
     need_stage(connection, key, kind, call, needing)
     return call
+
+
+def _past_work(connection: sa.Connection, key: str) -> dict[str, Any]:
+    """The level of the call that computed a task once, and the task's part of its work."""
+    query = sa.select(calls).join(tasks, tasks.c.call == calls.c.id).where(tasks.c.key == key)
+    row = connection.execute(query).one_or_none()
+    if row is None or row.launches is None:
+        return _work_columns(None)
+    work = Work(row.launches, row.flops, row.elements).times(1 / max(row.size, 1))
+    return {"level": row.level, **_work_columns(work)}
 
 
 def need_stage(connection: sa.Connection, key: str, kind: str, call: int, needing: Sequence[str]) -> None:
@@ -648,12 +698,14 @@ def need_stage(connection: sa.Connection, key: str, kind: str, call: int, needin
     new = [sweep for sweep in needing if sweep not in have]
     if not new:
         return
+    counts.grow_backlog(connection, call, -1)
     rows = [{"sweep": sweep, "key": key, "call": call, "state": State.PENDING} for sweep in new]
     insert_many(connection, stages, rows)
     state = connection.execute(_CALL, {"of_call": call}).one().state
     for sweep in new:
         counts.add(connection, sweep, kind, state, 1)
         counts.need(connection, call, sweep, kind, 1)
+    counts.grow_backlog(connection, call)
 
 
 def await_tasks(connection: sa.Connection, call: int, keys: Iterable[str]) -> None:
@@ -675,7 +727,7 @@ def _end_tasks(
     ended = (stages, cells) if counts.has_stages(connection, call) else (cells,)
     for table in ended:
         connection.execute(_end(table, some=False), {"of_call": call, "after": after})
-    counts.drop_call(connection, call)
+    counts.end_call(connection, call)
     if stages in ended:  # no call waits for cells
         connection.execute(_recount(of_call=True), {"of_call": call})
     if event is not None:
@@ -700,7 +752,7 @@ def _end_some(
             given = {"of_call": call, "after": after, "keys": piece, **_blamed(table, blame)}
             connection.execute(_end(table, some=True), given)
         count_waits(connection, piece)
-    connection.execute(needs.delete().where(needs.c.call == call, needs.c.open <= 0))
+    counts.leave_call(connection, call)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,6 +22,7 @@ from creditgrid.core import errors
 from creditgrid.core.datasets import Tables, known_tables, remember_tables
 from creditgrid.core.errors import CreditGridError, Fault, SpecError
 from creditgrid.core.naming import Chunk, NamedCell, NamedTask
+from creditgrid.core.work import Cost, Work
 from creditgrid.service.planning.naming import Header, Naming, NamingRequest, Resolve, name
 
 FIRST_ANSWER_S = 30.0
@@ -112,14 +113,22 @@ def _receive(connection: Connection, limit_s: float, check: Callable[[], None]) 
     return tag, content
 
 
-def _chunk(stages: Sequence[Any], cells: Sequence[Any], texts: Sequence[str]) -> Chunk:
+def _chunk(
+    stages: Sequence[Any], cells: Sequence[Any], texts: Sequence[str], costs: Sequence[Any], faults: Mapping[str, str]
+) -> Chunk:
+    found = [None if cost is None else _cost(*cost) for cost in costs]
     return Chunk(
-        [NamedTask._make(stage) for stage in stages],
+        [NamedTask._make((*stage, found[cost])) for *stage, cost in stages],
         [
-            NamedCell(number, NamedTask(key, kind, group, parents, params, texts[shared]))
-            for number, key, kind, group, parents, params, shared in cells
+            NamedCell(number, NamedTask(key, kind, group, parents, params, texts[shared], None, found[cost]))
+            for number, key, kind, group, parents, params, shared, cost in cells
         ],
+        faults,
     )
+
+
+def _cost(own: Sequence[float], shared: Sequence[Any], size: float | None) -> Cost:
+    return Cost(Work(*own), tuple((name, Work(*part)) for name, part in shared), size)
 
 
 def _error(tag: str, content: Any) -> CreditGridError:
@@ -154,9 +163,7 @@ def _work(connection: Connection, request: NamingRequest, resolve: Resolve, know
                 header = [item.name, item.experiment, item.priority, item.cells, item.document]
                 send("header", [header, [tables for tables in known_tables() if tables not in known]])
             else:
-                texts: dict[str, int] = {}  # many cells share one
-                cells = [[number, *task[:-2], texts.setdefault(task.shared, len(texts))] for number, task in item.cells]
-                send("chunk", [item.stages, cells, list(texts)])
+                send("chunk", _packed(item))
         send("end", None)
     except SpecError as error:
         send("faults", [[fault.detail, fault.pointer] for fault in error.faults])
@@ -166,3 +173,23 @@ def _work(connection: Connection, request: NamingRequest, resolve: Resolve, know
         return
     except Exception:
         send("unexpected", traceback.format_exc())
+
+
+def _packed(chunk: Chunk) -> list[Any]:
+    """What ``_chunk`` takes. Many cells share one text and one cost, which are sent once."""
+    texts: dict[str, int] = {}
+    costs: dict[int, int] = {}  # by the cost's id: comparing costs would take long
+    found: list[Cost | None] = []
+
+    def number_of(cost: Cost | None) -> int:
+        number = costs.setdefault(id(cost), len(found))
+        if number == len(found):
+            found.append(cost)
+        return number
+
+    cells = [
+        [number, *task[:-3], texts.setdefault(task.shared, len(texts)), number_of(task.cost)]
+        for number, task in chunk.cells
+    ]
+    stages = [[*task[:-1], number_of(task.cost)] for task in chunk.stages]
+    return [stages, cells, list(texts), found, chunk.faults]

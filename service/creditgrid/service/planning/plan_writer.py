@@ -123,8 +123,9 @@ class PlanWriter:
         if self._plan.refused:  # the rest is placed only to find all faults
             return
         new = [call for call in step.calls if call.id is None]
-        grown = {_id(call): call.size for call in step.calls if call.id is not None}
-        made = transitions.create_calls(connection, self._sweep, [(call.kind, call.size) for call in new])
+        grown = {_id(call): (call.size, call.work()) for call in step.calls if call.id is not None}
+        planned = [(call.kind, call.size, call.level, call.work()) for call in new]
+        made = transitions.create_calls(connection, self._sweep, planned)
         for call, number in zip(new, made, strict=True):
             call.id = number
         transitions.grow_calls(connection, grown)

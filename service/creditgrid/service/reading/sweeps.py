@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,14 +11,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from creditgrid.core.errors import NotFoundError
-from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.extension import forms
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Activity, Condition, EventView, SweepView
+from creditgrid.service.call_settings import parsed_resources
 from creditgrid.service.ledger import tables
-from creditgrid.service.ledger.counts import count_all, count_open, mean_seconds, open_needs
+from creditgrid.service.ledger.counts import backlogs, count_all, count_open, open_needs
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import CELLS, sweeps
+from creditgrid.service.prediction.forecast import Forecasts, InProgress, alike_of
 from creditgrid.service.scheduling.scheduler import Scheduler
 
 ROWS_AT_ONCE = 1000
@@ -34,16 +34,16 @@ class _Now:
     activities: Mapping[int, tuple[Activity, float]]  # the running calls, with the seconds that each has run
     needs: Mapping[str, Mapping[int, Mapping[str, int]]]  # open tasks in them, by sweep, call and kind
     counts: Mapping[str, Mapping[str, Mapping[State, int]]]  # by sweep, kind and state
-    means: Mapping[str, float]  # seconds of a task by kind
+    backlogs: Mapping[str, Sequence[sa.Row[Any]]]  # by sweep
+    running: Mapping[int, InProgress]
     problem: str | None
-    cpus: float
 
 
 class Sweeps:
     """Reads from any thread."""
 
-    def __init__(self, ledger: Ledger, scheduler: Scheduler) -> None:
-        self._ledger, self._scheduler = ledger, scheduler
+    def __init__(self, ledger: Ledger, scheduler: Scheduler, forecasts: Forecasts) -> None:
+        self._ledger, self._scheduler, self._forecasts = ledger, scheduler, forecasts
 
     def page(
         self, state: State | None, after: int | None, limit: int, owner: str | None = None
@@ -60,7 +60,7 @@ class Sweeps:
             rows = connection.execute(query).all()
             shown = rows[:limit]
             now = self._now(connection, [row.id for row in shown])
-        return [_view(row, now) for row in shown], shown[-1].seq if len(rows) > limit else None
+        return [self._view(row, now) for row in shown], shown[-1].seq if len(rows) > limit else None
 
     def get(self, sweep: str) -> SweepView:
         """One sweep with its spec.
@@ -70,7 +70,8 @@ class Sweeps:
         """
         with self._ledger.read() as connection:
             row = known_sweep(connection, sweep, *sweeps.c)
-            view = _view(row, self._now(connection, [sweep]))
+            now = self._now(connection, [sweep])
+        view = self._view(row, now)
         spec = forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1]
         return view.model_copy(update={"spec": spec})
 
@@ -110,14 +111,26 @@ class Sweeps:
 
     def _now(self, connection: sa.Connection, ids: Sequence[str]) -> _Now:
         activities = self._scheduler.activities()
+        self._forecasts.throughput.refresh(connection)
         return _Now(
             activities,
             open_needs(connection, ids, sorted(activities)),
             count_all(connection, ids),
-            mean_seconds(connection),
+            backlogs(connection, ids),
+            self._scheduler.running(),
             self._scheduler.problem(),
-            max(1.0, self._scheduler.capacity().cpu),
         )
+
+    def _view(self, row: sa.Row[Any], now: _Now) -> SweepView:
+        finished = State(row.state).finished
+        return _view(row, now, 0.0 if finished else self._time_left(row, now))
+
+    def _time_left(self, row: sa.Row[Any], now: _Now) -> float | None:
+        """Seconds left, of the calls that the sweep needs alone."""
+        needed = now.needs.get(row.id, {})
+        running = [now.running[call] for call in needed if call in now.running]
+        alike = [alike_of(found) for found in now.backlogs.get(row.id, ())]
+        return self._forecasts.left(alike, running, parsed_resources(row.resources))
 
 
 def is_settled(view: SweepView) -> bool:
@@ -125,7 +138,7 @@ def is_settled(view: SweepView) -> bool:
     return view.state.finished and not any(by_state.keys() & set(OPEN) for by_state in view.tasks.values())
 
 
-def _view(row: sa.Row[Any], now: _Now) -> SweepView:
+def _view(row: sa.Row[Any], now: _Now, remaining_s: float | None) -> SweepView:
     state, counts, needs = State(row.state), now.counts[row.id], now.needs.get(row.id, {})
     running = [] if state.finished else sorted(needs)
     return SweepView(
@@ -140,7 +153,7 @@ def _view(row: sa.Row[Any], now: _Now) -> SweepView:
         tasks={kind: by_state for kind, by_state in counts.items() if kind != CELLS},
         created_at=utc(row.created_at),
         finished_at=None if row.finished_at is None else utc(row.finished_at),
-        remaining_s=0.0 if state.finished else _time_left(row, now),
+        remaining_s=remaining_s,
         paused=row.paused,
         conditions=_conditions(row, now.problem),
         active=[now.activities[call][0] for call in running],
@@ -156,31 +169,6 @@ def _conditions(row: sa.Row[Any], problem: str | None) -> list[Condition]:
     if row.stopped is not None:
         conditions.append(Condition(type="stopped", message=row.stopped))
     return conditions
-
-
-def _time_left(row: sa.Row[Any], now: _Now) -> float | None:
-    """Seconds left: of running calls by their progress, of other open tasks by the mean of their kind.
-
-    None while a kind has open tasks without progress and no mean.
-    """
-    experiment = registry().experiments.get(row.experiment)
-    mean = None if experiment is None else now.means.get(experiment.measure.name)
-    means = now.means if mean is None else {**now.means, CELLS: mean}
-    counts = now.counts[row.id].items()
-    left = Counter({kind: sum(by_state.get(state, 0) for state in OPEN) for kind, by_state in counts})
-    total = 0.0
-    for call, needed in now.needs.get(row.id, {}).items():
-        activity, seconds = now.activities[call]
-        if activity.done:
-            total += seconds * (activity.total - activity.done) / activity.done
-            left.subtract(needed)
-        else:
-            total -= min(seconds, means.get(activity.kind, 0.0) * sum(needed.values()))
-    for kind, n in left.items():
-        if n > 0 and kind not in means:
-            return None
-        total += n * means.get(kind, 0.0)
-    return max(total, 0.0) / now.cpus
 
 
 def known_sweep(connection: sa.Connection, sweep: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:

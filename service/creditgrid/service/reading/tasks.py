@@ -13,11 +13,11 @@ from creditgrid.core.experiments.registry import registry
 from creditgrid.core.packed_tasks import parents_in
 from creditgrid.core.states import State
 from creditgrid.core.wire import CellView, TaskDocument, TaskView
+from creditgrid.service.call_settings import parsed, resources
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import calls, cells, one_of, stages, sweeps, tasks
 from creditgrid.service.reading.failures import first_line
 from creditgrid.service.reading.sweeps import known_sweep, shown_state
-from creditgrid.service.scheduling.call_settings import parsed, resources
 
 
 class Cells:

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 
 from creditgrid.core.states import OPEN, State
+from creditgrid.service.call_settings import parsed
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.counts import count_cells
 from creditgrid.service.ledger.queries import cancelled_calls, sweep_row
-from creditgrid.service.scheduling.call_settings import parsed
 from creditgrid.service.scheduling.in_flight import InFlight
 
 

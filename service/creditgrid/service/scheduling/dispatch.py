@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 
 from creditgrid.core.experiments.registry import registry
+from creditgrid.service.call_settings import parsed, resources
 from creditgrid.service.ledger.queries import ready_calls, ready_sweeps
-from creditgrid.service.scheduling.call_settings import parsed, resources
 from creditgrid.service.scheduling.in_flight import InFlight, Recall
 from creditgrid.workers.runner import Capacity
 

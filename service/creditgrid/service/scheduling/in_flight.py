@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from creditgrid.core.wire import Activity
+from creditgrid.core.work import Work
+from creditgrid.service.ledger.tables import UNKNOWN
+from creditgrid.service.prediction.forecast import InProgress
 from creditgrid.workers.runner import Call
 
 
@@ -32,6 +35,10 @@ class SubmittedCall:
     activity: Activity
     person: str | None = None  # who submitted the owner
     started: float | None = None
+    work: Work | None = None
+    level: int = 0
+    scale: int = UNKNOWN
+    first: tuple[int, float] | None = None  # the first progress: steps done, and when
     recalled: Recall | None = None
 
     def overdue(self, now: float) -> bool:
@@ -89,7 +96,23 @@ class InFlight:
         """How many calls each person's sweeps have in flight; None stands for sweeps that nobody owns."""
         return Counter(submitted.person for submitted in self)
 
+    def running(self) -> dict[int, InProgress]:
+        """What is known of the time of each running call, by its id."""
+        now = time.monotonic()
+        return {item.call.id: _started(item, item.started, now) for item in self if item.started is not None}
+
     def activities(self) -> dict[int, tuple[Activity, float]]:
         """The running calls by id, with the seconds that each has run."""
         now = time.monotonic()
         return {item.call.id: (item.activity, now - item.started) for item in self if item.started is not None}
+
+
+def _started(item: SubmittedCall, started: float, now: float) -> InProgress:
+    left, part = None, 0.0
+    done, total = item.activity.done, item.activity.total
+    if total > 0:
+        part = min(max(done / total, 0.0), 1.0)
+        if item.first is not None and done > item.first[0]:  # a call that resumes starts late in its steps
+            left = max(total - done, 0) * (now - item.first[1]) / (done - item.first[0])
+    call = item.call
+    return InProgress(call.kind, item.level, item.scale, item.work, call.resources, now - started, left, part)

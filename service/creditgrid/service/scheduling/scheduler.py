@@ -21,15 +21,17 @@ from deltalake.exceptions import DeltaError
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.packed_tasks import PackedTasks, parents_in
 from creditgrid.core.wire import Activity
+from creditgrid.core.work import Work
+from creditgrid.service.call_settings import parsed, resources, timeout_s
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.counts import sweeps_needing
 from creditgrid.service.ledger.events import emit_to_all
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.ownership import hand_over_all
 from creditgrid.service.ledger.queries import calls_in_flight, lost_inputs, open_tasks, sweep_row
+from creditgrid.service.prediction.forecast import InProgress
 from creditgrid.service.results.curves import Curves
 from creditgrid.service.results.table import Results
-from creditgrid.service.scheduling.call_settings import parsed, resources, timeout_s
 from creditgrid.service.scheduling.completion import Completion
 from creditgrid.service.scheduling.curve_commits import CurveCommits
 from creditgrid.service.scheduling.dispatch import Dispatcher
@@ -102,6 +104,10 @@ class Scheduler:
     def activities(self) -> dict[int, tuple[Activity, float]]:
         """The running calls by id, with the seconds that each has run."""
         return self.in_flight.activities()
+
+    def running(self) -> dict[int, InProgress]:
+        """What is known of the time of each running call, by its id."""
+        return self.in_flight.running()
 
     def recover(self) -> None:
         """Finish interrupted calls whose rows are in the results table, and make the others run again."""
@@ -268,6 +274,9 @@ class Scheduler:
             timeout_s(kind, spec),
             Activity(call=row.id, kind=row.kind, tasks=len(tasks)),
             owner.owner,
+            work=None if row.launches is None else Work(row.launches, row.flops, row.elements),
+            level=row.level,
+            scale=row.scale,
         )
 
     def _with_parents(self, connection: sa.Connection, row: sa.Row[Any]) -> PackedTasks:
@@ -305,6 +314,8 @@ class Scheduler:
             progress = {"done": message.done, "total": message.total, "note": message.note}
             submitted.activity = submitted.activity.model_copy(update=progress)
             self.curves.add(submitted.call, message.points)
+            if submitted.first is None:
+                submitted.first = message.done, time.monotonic()
         elif isinstance(message, Started):
             submitted.started = time.monotonic()
             text = f"{len(submitted.call.tasks):,} {submitted.call.kind} started on {message.host}, {message.device}"
@@ -348,7 +359,13 @@ class Scheduler:
         if message.diverged:
             how += f"; {len(message.diverged):,} with numbers that are not finite"
         sweeps = transitions.finish_call(
-            connection, message.call, how, seconds=message.seconds, host=message.host, sizes=message.sizes
+            connection,
+            message.call,
+            how,
+            seconds=message.seconds,
+            host=message.host,
+            device=message.device,
+            sizes=message.sizes,
         )
         transitions.mark_diverged(connection, message.diverged)
         self.completion.tasks_ended(connection, sweeps)

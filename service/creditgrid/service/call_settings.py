@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import TypeAlias
 
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.spec.model import MEASURE, SweepSpec
+from creditgrid.core.spec.model import MEASURE, ResourceSpec, SweepSpec
 from creditgrid.core.task import Resources, TaskKind
+
+Asked: TypeAlias = Mapping[str, ResourceSpec]
+"""The resources that a spec asks for, by task kind."""
 
 
 @lru_cache(256)
@@ -24,11 +29,22 @@ def _name(kind: TaskKind) -> str:
 
 def resources(kind: TaskKind, spec: SweepSpec | None) -> Resources:
     """The resources of a call of this kind: the spec's, or the kind's where the spec sets none."""
-    asked = None if spec is None else spec.resources.get(_name(kind))
+    return asked_resources(kind, {} if spec is None else spec.resources)
+
+
+def asked_resources(kind: TaskKind, found: Asked) -> Resources:
+    """As ``resources``, from the resources of a spec alone."""
+    asked = found.get(_name(kind))
     return Resources(
         kind.resources.cpu if asked is None or asked.cpu is None else asked.cpu,
         kind.resources.gpu if asked is None or asked.gpu is None else asked.gpu,
     )
+
+
+@lru_cache(256)
+def parsed_resources(text: str | None) -> Asked:
+    """The resources of a spec, from their text in the ledger."""
+    return {name: ResourceSpec.model_validate(asked) for name, asked in json.loads(text or "{}").items()}
 
 
 def timeout_s(kind: TaskKind, spec: SweepSpec) -> float | None:

@@ -1,0 +1,455 @@
+"""What the protocols cost, from the shapes of their tensors: networks, estimators, credits, and the stages.
+
+Each function returns the `Work` of what it is named after, in single precision. Notation: b samples, input dimension D,
+width d, L blocks, C classes. Matrix products are counted exactly. The counts of launches were taken from torch, and
+element-wise functions count by their time relative to a sum of two tensors. ``tests/core/experiments/test_costs`` holds
+all of them against torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from creditgrid.core.costing import Given
+from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.science.imported import CheckpointName
+from creditgrid.core.task import Task
+from creditgrid.core.work import Cost, Work
+
+WIDTH, TIME_DIMS = 256, 32  # of an estimator, as in science.estimators, which imports torch
+TEST_BATCH = 1024
+"""Images at a time when the test set is evaluated."""
+PIXEL, DECODED = 24.0, 250.0
+"""Elements for a pixel of a training batch (drawn, cropped, flipped, normalised), and of an image that is decoded."""
+GELU, NORM, RANDN, ADAM = 3.0, 3.0, 25.0, 5.0
+"""Elements for each number: forward passes of GELU and LayerNorm (backward twice and once), a draw, and Adam's step."""
+SAVED = Work(launches=800.0)
+"""An artifact written to the disk, besides its bytes."""
+
+
+class Shape(NamedTuple):
+    """The shape of a network."""
+
+    input_dim: int
+    d: int
+    blocks: int
+    classes: int
+
+    @property
+    def branch(self) -> float:
+        """Floating-point operations of one block for one sample: two matrices (d, d)."""
+        return 4.0 * self.d * self.d
+
+    @property
+    def head(self) -> float:
+        return 2.0 * self.d * self.classes
+
+    @property
+    def parameters(self) -> int:
+        d, classes = self.d, self.classes
+        return (self.input_dim + 1) * d + self.blocks * (2 * d * (d + 1) + 2 * d) + 2 * d + (d + 1) * classes
+
+
+def shape_of(params: Mapping[str, object], dataset: DatasetRef | None) -> Shape | None:
+    """The shape of the network with these parameters on a dataset; None if the dataset's is unknown."""
+    if dataset is None or dataset.image_shape is None or dataset.num_classes is None:
+        return None
+    d, blocks = params["d_hidden"], params["num_blocks"]
+    assert isinstance(d, int) and isinstance(blocks, int)  # noqa: PT018 (validated parameters)
+    return Shape(math.prod(dataset.image_shape), d, blocks, dataset.num_classes)
+
+
+def checkpoint_shape(checkpoint: Task, dataset: DatasetRef | None) -> Shape | None:
+    """The shape of the network in a checkpoint, trained or imported."""
+    if "name" in checkpoint.params:
+        found = CheckpointName.parse(checkpoint.params["name"])
+        return Shape(found.input_dim, found.d_hidden, found.num_blocks, found.num_classes)
+    return shape_of(checkpoint.params, dataset)
+
+
+# -- networks --------------------------------------------------------------------------------------------------------
+
+
+def branches(shape: Shape, samples: float, blocks: float) -> Work:
+    """A forward pass of some blocks, without a gradient."""
+    elements = samples * blocks * shape.d * (NORM + GELU + 2)
+    return Work(8 * blocks, samples * blocks * shape.branch, elements)
+
+
+def head(shape: Shape, samples: float) -> Work:
+    """The head on terminal states, and its cross-entropy."""
+    return Work(12, samples * shape.head, samples * (shape.d * NORM + 6 * shape.classes))
+
+
+@lru_cache(4096)
+def forward(shape: Shape, samples: float) -> Work:
+    """Logits of images, with the hidden states."""
+    embedded = Work(4, 2.0 * samples * shape.input_dim * shape.d, samples * shape.d)
+    return Work.total(embedded, branches(shape, samples, shape.blocks), head(shape, samples))
+
+
+def terminal_gradient(shape: Shape, samples: float) -> Work:
+    """δ_L: the head forward and backward to its input."""
+    return head(shape, samples).plus(Work(15, samples * shape.head, samples * shape.d * NORM))
+
+
+@lru_cache(4096)
+def local_gradients(shape: Shape, samples: float, blocks: float, *, with_head: bool) -> Work:
+    """The gradients of each block's own loss, and of the head's, from hidden states that are known."""
+    of_blocks = Work(35 * blocks, 3 * samples * blocks * shape.branch, samples * blocks * shape.d * 22)
+    if not with_head:
+        return of_blocks
+    return of_blocks.plus(Work(40, 3 * samples * shape.head, samples * shape.d * 3 * NORM))
+
+
+@lru_cache(4096)
+def train_step(shape: Shape, batch: int, rule: str) -> Work:
+    """One batch of training by bp or dfa, with the batch's images and AdamW's step.
+
+    Backprop computes each weight's gradient and each layer's input gradient, but not that of the images. Direct
+    feedback alignment needs the same products, and its credits.
+    """
+    flops = 3 * (2.0 * shape.input_dim * shape.d + shape.blocks * shape.branch + shape.head)
+    flops -= 2.0 * shape.input_dim * shape.d
+    launches, each = 77.0 + 32 * shape.blocks, 20.0
+    if rule == "dfa":
+        flops += 2.0 * shape.d * shape.classes * shape.blocks
+        launches, each = 87.0 + 49 * shape.blocks, 28.0
+    hidden = shape.d * ((shape.blocks + 1) * each)
+    elements = batch * (shape.input_dim * PIXEL + hidden) + ADAM * shape.parameters
+    return Work(launches, batch * flops, elements)
+
+
+@lru_cache(4096)
+def evaluation(shape: Shape, images: int) -> Work:
+    """Accuracy and loss on images, a large batch at a time."""
+    batches = math.ceil(images / TEST_BATCH)
+    once = Work(30 + 8 * shape.blocks, 0.0, 0.0).times(batches)
+    passed = forward(shape, images)
+    return Work(once.launches, passed.flops, passed.elements + 4.0 * images * shape.input_dim)
+
+
+# -- estimators and credits ------------------------------------------------------------------------------------------
+
+
+class Net(NamedTuple):
+    """The shape of an estimator: width d of the hidden states, dimensions of s and of the output."""
+
+    d: int
+    s: int
+    out: int
+
+    @property
+    def point(self) -> float:
+        """Floating-point operations for one hidden state, without what the states of a sample share."""
+        return 2.0 * WIDTH * (self.d + 2 * WIDTH + self.out)
+
+    @property
+    def parameters(self) -> int:
+        return 2 * self.d + (self.d + TIME_DIMS + self.s + 1) * WIDTH + 2 * (WIDTH + 1) * WIDTH + (WIDTH + 1) * self.out
+
+
+def estimator_of(which: str, shape: Shape, s_source: object = None) -> Net:
+    """The net of an estimator on a network of this shape."""
+    s = shape.d if s_source == "delta_L" else shape.classes
+    return Net(shape.d, s, 1 if which == "scalar_cb" else shape.d)
+
+
+def estimate(net: Net, points: float, samples: float, *, backward: float = 0.0) -> Work:
+    """An estimator on hidden states of some samples, with ``backward`` further passes of the same products."""
+    passes = 1 + backward
+    elements = points * (NORM * net.d + 3 * WIDTH * GELU + 2 * WIDTH) * (1 + 1.6 * backward)
+    flops = passes * points * net.point + (1 + min(backward, 1)) * 2.0 * samples * net.s * WIDTH
+    return Work(35 + 25 * backward, flops, elements)
+
+
+@lru_cache(4096)
+def fit_step(which: str, shape: Shape, net: Net, batch: int, draws: int) -> Work:
+    """One batch of a fit; ``draws`` are the directions of vec or the noise draws of scalar_cb."""
+    hidden = forward(shape, batch)
+    terminal = terminal_gradient(shape, batch)
+    depth = shape.blocks
+    if which == "vec":
+        shifted = 2.0 * draws * batch  # from layer l, which is drawn uniformly: (L + 1)/2 blocks follow on average
+        slopes = branches(shape, shifted, (depth + 1) / 2).plus(head(shape, shifted))
+        fitted = estimate(net, 2 * batch, batch, backward=2)
+        drawn = draws * batch * shape.d * (RANDN + 12)
+        launches = 250.0 + 13 * depth
+        done = Work.total(hidden, terminal, slopes, fitted)
+    elif which == "scalar_cb":
+        around = estimate(net, depth * draws * batch, batch)
+        fitted = estimate(net, depth * batch, batch, backward=2)
+        # The value at h_L, its slope, and the gradient of the slope's error: both run through the slope's graph.
+        slope = estimate(net, batch, batch, backward=5)
+        drawn = depth * draws * batch * shape.d * (RANDN + 4)
+        launches = 512.0 + 7 * depth
+        done = Work.total(hidden, terminal, around, fitted, slope)
+    else:
+        fitted = estimate(net, depth * batch, batch, backward=2)
+        drawn = depth * batch * shape.d * 8.0
+        launches = 178.0 + 7 * depth
+        done = Work.total(hidden, fitted)
+    elements = done.elements + drawn + batch * shape.input_dim * PIXEL + ADAM * net.parameters
+    return Work(launches, done.flops, elements)
+
+
+@lru_cache(4096)
+def credit(method: str, shape: Shape, samples: float, blocks: float, s_source: object = None) -> Work:
+    """The credits of the last ``blocks`` layers on samples whose hidden states are known."""
+    points = samples * blocks
+    if method == "oracle_bp":
+        back = branches(shape, samples, blocks).plus(Work(25 * blocks, points * shape.branch, points * shape.d * 14))
+        return terminal_gradient(shape, samples).plus(back)
+    if method == "dfa":
+        return Work(10 + 3 * blocks, 2.0 * points * shape.classes * shape.d, points * shape.d)
+    net = estimator_of(method, shape, s_source)
+    done = estimate(net, points, samples, backward=0.0 if method == "vec" else 1.0)
+    if method == "state_bridge":
+        done = done.plus(terminal_gradient(shape, points))
+    return done
+
+
+# -- artifacts -------------------------------------------------------------------------------------------------------
+
+_BYTES = {"F32": 4, "I64": 8, "U8": 1, "F64": 8}
+
+
+def stored(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
+    """Bytes of a safetensors file with these tensors: type and shape by name."""
+    listed, end = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + _BYTES[dtype] * math.prod(shape)
+        listed[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    header = len(json.dumps(listed, separators=(",", ":")))
+    return 8 + math.ceil(header / 8) * 8 + end
+
+
+def written(size: float) -> Work:
+    """Writing an artifact of this many bytes: checksum, copy, disk."""
+    return Work(SAVED.launches, 0.0, size * 12.0)
+
+
+@lru_cache(1024)
+def checkpoint_bytes(shape: Shape) -> int:
+    d = shape.d
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+        "embed.weight": ("F32", (d, shape.input_dim)),
+        "embed.bias": ("F32", (d,)),
+    }
+    for block in range(shape.blocks):
+        of_block = {"ln.weight": (d,), "ln.bias": (d,), "w1.weight": (d, d), "w1.bias": (d,)}
+        of_block |= {"w2.weight": (d, d), "w2.bias": (d,)}
+        tensors |= {f"blocks.{block}.{name}": ("F32", size) for name, size in of_block.items()}
+    tensors |= {"out_ln.weight": ("F32", (d,)), "out_ln.bias": ("F32", (d,))}
+    tensors |= {"out_head.weight": ("F32", (shape.classes, d)), "out_head.bias": ("F32", (shape.classes,))}
+    return stored(tensors)
+
+
+@lru_cache(1024)
+def estimator_bytes(net: Net) -> int:
+    widths = [(WIDTH, net.d + TIME_DIMS + net.s), (WIDTH, WIDTH), (WIDTH, WIDTH), (net.out, WIDTH)]
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {"ln.weight": ("F32", (net.d,)), "ln.bias": ("F32", (net.d,))}
+    for number, size in zip((0, 2, 4, 6), widths, strict=True):
+        tensors |= {f"net.{number}.weight": ("F32", size), f"net.{number}.bias": ("F32", size[:1])}
+    return stored(tensors)
+
+
+# -- stages ----------------------------------------------------------------------------------------------------------
+
+
+def data_cost(task: Task, given: Given) -> Cost | None:
+    """Decoding a dataset and writing it."""
+    dataset = given.dataset
+    if dataset is None or dataset.image_shape is None:
+        return None
+    images = dataset.num_train + dataset.num_test
+    pixels = images * math.prod(dataset.image_shape)
+    shape = dataset.image_shape
+    size = stored(
+        {
+            "x_train": ("U8", (dataset.num_train, *shape)),
+            "y_train": ("I64", (dataset.num_train,)),
+            "x_test": ("U8", (dataset.num_test, *shape)),
+            "y_test": ("I64", (dataset.num_test,)),
+            "mean": ("F32", shape[:1]),
+            "std": ("F32", shape[:1]),
+            "num_classes": ("I64", ()),
+        }
+    )
+    done = written(size).plus(Work(200_000, 0.0, 20.0 * pixels))  # and the libraries that read it
+    if task.source.get("package") == "parquet":
+        done = done.plus(Work(4.0 * images, 0.0, DECODED * pixels))
+    return Cost(done, bytes=size)
+
+
+def probe_cost(task: Task, given: Given) -> Cost | None:
+    """The fixed batches."""
+    dataset = given.dataset
+    if dataset is None or dataset.image_shape is None:
+        return None
+    batch, extra = task.params["batch_size"], task.params["extra"]
+    steps, images = task.params["steps"], task.params["step_images"]
+    test = min(batch, dataset.num_test)
+    dim = math.prod(dataset.image_shape)
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+        **{f"x_{name}": ("F32", (batch, dim)) for name in ("same", "held")},
+        **{f"y_{name}": ("I64", (batch,)) for name in ("same", "held")},
+        "x_extra": ("F32", (extra, batch, dim)),
+        "y_extra": ("I64", (extra, batch)),
+        "x_test": ("F32", (test, dim)),
+        "y_test": ("I64", (test,)),
+    }
+    if steps:
+        tensors |= {"x_steps": ("F32", (steps, images, dim)), "y_steps": ("I64", (steps, images))}
+    size = stored(tensors)
+    drawn = (2 + extra) * batch + steps * images
+    work = Work(24.0 * (2 + extra + steps), 0.0, drawn * dim * (PIXEL + 4) + 30.0 * dataset.num_train)
+    return Cost(work.plus(written(size)), bytes=size)
+
+
+def feedback_cost(task: Task, given: Given) -> Cost | None:
+    """The feedback matrices."""
+    dataset = given.dataset
+    if dataset is None or dataset.num_classes is None:
+        return None
+    blocks, d, classes = task.params["num_blocks"], task.params["d_hidden"], dataset.num_classes
+    size = stored({f"B.{layer}": ("F32", (d, classes)) for layer in range(blocks)})
+    return Cost(Work(10.0 * blocks, 0.0, blocks * d * classes * RANDN).plus(written(size)), bytes=size)
+
+
+def train_cost(task: Task, given: Given) -> Cost | None:
+    """Training up to the task's epoch, once for all checkpoints of the run; each is evaluated and written."""
+    dataset = given.dataset
+    shape = shape_of(task.params, dataset)
+    if shape is None or dataset is None:
+        return None
+    params = task.params
+    of_run, own, size = _train(
+        shape, params["batch_size"], params["rule"], dataset.num_train, dataset.num_test, params["random_targets"]
+    )
+    return Cost(own, (("", of_run.times(params["epoch"])),), size)
+
+
+@lru_cache(4096)
+def _train(  # noqa: PLR0917
+    shape: Shape, batch: int, rule: str, images: int, test: int, random_targets: bool
+) -> tuple[Work, Work, int]:
+    """An epoch, what a checkpoint adds, and its bytes."""
+    epoch = train_step(shape, batch, rule).times(images / batch)
+    launches = train_step(shape, batch, rule).launches + 2 * random_targets
+    epoch = Work(launches * math.ceil(images / batch), epoch.flops, epoch.elements + 30.0 * images)
+    size = checkpoint_bytes(shape)
+    return epoch, evaluation(shape, test).plus(written(size)), size
+
+
+def fit_cost(task: Task, given: Given) -> Cost | None:
+    """Fitting an estimator."""
+    dataset = given.dataset
+    shape = checkpoint_shape(given.parents["checkpoint"], dataset)
+    if shape is None or dataset is None:
+        return None
+    params = task.params
+    which = params["estimator"]
+    net = estimator_of(which, shape, params.get("s_source"))
+    draws = params.get("num_directions", params.get("num_samples", 1))
+    step = fit_step(which, shape, net, params["batch_size"], draws)
+    images, batch = dataset.num_train, params["batch_size"]
+    epoch = Work(step.launches * math.ceil(images / batch), step.flops * images / batch, step.elements * images / batch)
+    size = estimator_bytes(net)
+    return Cost(epoch.times(params["epochs"]).plus(written(size)), bytes=size)
+
+
+# -- measurements ----------------------------------------------------------------------------------------------------
+
+GAMMA_BATCHES, RHO_DIRECTIONS, NUDGES = 10, 32, 3  # as in science.credit_quality, which imports torch
+SEARCH_BYTES, ROLLOUT_BYTES = 32 * 2**20, 64 * 2**20
+"""Memory for the networks that a line search, and a rollout, computes side by side."""
+
+
+def source_part(task: Task) -> str:
+    """The name of what a call computes once for each source of credits, as ``science.credit_sources`` names it."""
+    origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params["oracle_reduction"]
+    return f"{task.params['method']}/{origin}"
+
+
+def double(work: Work) -> Work:
+    """The same in double precision."""
+    return Work(work.launches, 2 * work.flops, 4 * work.elements)
+
+
+def batched(work: Work, batches: int) -> Work:
+    """The same work in several batches."""
+    return Work(work.launches * batches, work.flops, work.elements)
+
+
+@lru_cache(4096)
+def quality(shape: Shape, batch: int, test: int) -> Work:
+    """What gamma and rho of all sources share: the gradients of the test batches, and the central differences."""
+    batches = min(GAMMA_BATCHES, math.ceil(test / batch))
+    images, first, depth = min(batches * batch, test), min(batch, test), shape.blocks
+    gradients = forward(shape, images).plus(credit("oracle_bp", shape, images, depth))
+    shifted = 2.0 * RHO_DIRECTIONS * first
+    slopes = branches(shape, shifted, depth * (depth + 1) / 2).plus(head(shape, shifted * depth))
+    drawn = Work(10.0 * depth, 0.0, RHO_DIRECTIONS * first * shape.d * depth * (RANDN / 4 + 6))
+    return double(Work.total(batched(gradients, batches), batched(slopes, 2), drawn))
+
+
+@lru_cache(4096)
+def source_quality(method: str, shape: Shape, batch: int, test: int, s_source: object) -> Work:
+    """gamma and rho of one source."""
+    batches = min(GAMMA_BATCHES, math.ceil(test / batch))
+    images, first = min(batches * batch, test), min(batch, test)
+    credits = credit(method, shape, images + first, shape.blocks, s_source)
+    along = Work(15.0 * shape.blocks, 0.0, RHO_DIRECTIONS * first * shape.d * shape.blocks * 1.5)
+    return double(batched(credits, batches + 1).plus(along))
+
+
+@lru_cache(4096)
+def nudged(shape: Shape, batch: int, test: int) -> Work:
+    """The nudges of one source at each layer."""
+    samples, depth = float(NUDGES * min(batch, test)), shape.blocks
+    return double(branches(shape, samples, depth * (depth + 1) / 2).plus(batched(head(shape, samples * depth), depth)))
+
+
+@lru_cache(4096)
+def prediction_error(shape: Shape, batch: int, test: int) -> Work:
+    """What a state bridge predicts on the whole test set."""
+    net = estimator_of("state_bridge", shape)
+    passed = forward(shape, test).plus(estimate(net, float(test * shape.blocks), test))
+    return double(batched(passed, math.ceil(test / batch)))
+
+
+def moved_parameters(shape: Shape, blocks: int, *, with_head: bool) -> float:
+    """How many parameters a local step moves."""
+    of_head = shape.d * (shape.classes + 2) + shape.classes if with_head else 0
+    return float(blocks * (2 * shape.d * (shape.d + 1) + 2 * shape.d) + of_head)
+
+
+@lru_cache(4096)
+def candidate(shape: Shape, samples: int, blocks: int, *, with_head: bool) -> Work:
+    """One step size of a line search: the stepped parameters, and both batches of so many samples through them."""
+    d = shape.d
+    together = max(1, min(7, SEARCH_BYTES // (4 * (2 * d * d + 4 * samples * d))))
+    passed = branches(shape, samples, blocks).plus(head(shape, samples))
+    elements = passed.elements + 3 * moved_parameters(shape, blocks, with_head=with_head)
+    return Work((24.0 * blocks + 40) / together, passed.flops, elements)
+
+
+@lru_cache(4096)
+def rollout_step(  # noqa: PLR0917
+    method: str, shape: Shape, samples: int, blocks: int, s_source: object, noise: bool
+) -> Work:
+    """One local step of one rollout: forward, credits, gradients and the step, from the first updated block on."""
+    moved = moved_parameters(shape, blocks, with_head=True)
+    floats = 2 * moved + 6 * shape.blocks * samples * shape.d
+    together = max(1, min(8, int(ROLLOUT_BYTES / (4 * floats))))
+    parts = Work.total(
+        branches(shape, samples, blocks).plus(head(shape, samples)),
+        credit(method, shape, samples, blocks, s_source),
+        local_gradients(shape, samples, blocks, with_head=True),
+    )
+    return Work(parts.launches / together + 40, parts.flops, parts.elements + moved * (8 + RANDN * noise / together))
