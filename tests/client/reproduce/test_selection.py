@@ -78,6 +78,8 @@ def test_several_settings_without_the_published_one_are_refused_with_advice() ->
         BadSetting, match="rows of vec in exploitability have fit_epochs 3, 5, and none has the published 60"
     ):
         chosen([row(method="vec", fit_epochs=3), row(method="vec", fit_epochs=5)])
+    with pytest.raises(BadSetting, match="have probe_seed 1, 2, and none has the published null"):
+        chosen([row(probe_seed=1), row(probe_seed=2)])
 
 
 def test_a_choice_is_made_before_anything_else() -> None:

@@ -179,4 +179,6 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "null"
     return f"{value:,}" if type(value) is int else number(value) if isinstance(value, float) else str(value)
