@@ -98,6 +98,8 @@ def completed(document: Mapping[str, Any], sweeps: Sweeps, *, with_token: bool) 
     spec, extension = spec_schema(), extension_schema()
     links = _links(found)
     for path, method, operation in operations(found):
+        if path.endswith("/logs"):  # nor does that of an open task
+            operation["parameters"] = [given for given in operation["parameters"] if given["name"] != "follow"]
         if not with_token:
             operation.pop("security", None)
         for parameter in operation.get("parameters", []):

@@ -132,6 +132,7 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.create_server(address[:2], family=family)
+        _notice_dead_peers(listener)
         # asyncio sets TCP_NODELAY only where the socket names its protocol, which create_server does not. Without the
         # option every answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
         return socket.socket(family, kind, protocol, fileno=listener.detach())
@@ -139,6 +140,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConflictError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
         ) from error
+
+
+def _notice_dead_peers(listener: socket.socket) -> None:
+    """Let the system end connections whose client is gone without a word: a stream that sends nothing would stay."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):  # Linux; connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _url(host: str, port: int) -> str:

@@ -25,6 +25,7 @@ def test_metrics(client: AppClient, fakes: Fakes, sweep: str) -> None:
     assert found["creditgrid_calls_running", ()] == 1
     assert found["creditgrid_runner_cpus", ()] == 2
     assert found["creditgrid_ready", ()] == 1
+    assert found["creditgrid_logs_followed", ()] == 0
     assert found["creditgrid_query_seconds_count", (("outcome", "answered"),)] == 1
     assert found["creditgrid_query_seconds_count", (("outcome", "refused"),)] == 1
     assert any(name == "creditgrid_build_info" for name, _ in found)

@@ -15,6 +15,8 @@ from creditgrid.service.ledger.tables import calls
 from creditgrid.service.reading.logs import TAIL, Logs
 from creditgrid.workers.call_log import BOUND, CallLog, log_path
 
+both_databases = pytest.mark.usefixtures("url")
+
 
 @pytest.fixture
 def logs(house: House) -> Logs:
@@ -75,6 +77,7 @@ def test_all_attempts_of_a_call_are_in_its_log(house: House, logs: Logs) -> None
     assert b"=== attempt 2 on" in logs.of_task(key).text
 
 
+@both_databases
 def test_a_task_that_was_split_off_keeps_the_log_of_the_crash(house: House, logs: Logs) -> None:
     sweep = house.submit(axes={"x": [1, 2, 3]}, retry={"max": 5, "backoff_s": 0})
     for text in ("first\n", "second\n"):
@@ -88,6 +91,7 @@ def test_a_task_that_was_split_off_keeps_the_log_of_the_crash(house: House, logs
         assert text_of(logs, cell.key) == ["first", "second", own[cell.key]]
 
 
+@both_databases
 def test_a_task_that_a_user_runs_again_keeps_the_log_of_its_failure(house: House, logs: Logs) -> None:
     sweep = house.submit(axes={"x": [1]})
     for text in ("first\n", "second\n"):
@@ -172,6 +176,7 @@ def test_a_position_that_is_none_is_refused(house: House, logs: Logs, position: 
     assert logs.of_task(key, f"{'0' * 32}-5-5").text == b""  # of a call that it does not have
 
 
+@both_databases
 def test_the_logs_of_a_sweep_are_those_with_text_the_latest_first(house: House, logs: Logs) -> None:
     sweep = house.submit(axes={"group": [0, 1, 2]}, fixed={"x": 1})
     other = house.submit(axes={"group": [3]}, fixed={"x": 1})
@@ -191,6 +196,7 @@ def test_the_logs_of_a_sweep_are_those_with_text_the_latest_first(house: House, 
         logs.of_sweep("none", 10)
 
 
+@both_databases
 def test_a_failure_shows_the_end_of_its_log(house: House, logs: Logs) -> None:
     sweep = house.submit(axes={"x": [1]})
     house.step()

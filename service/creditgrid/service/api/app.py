@@ -85,6 +85,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     metrics.watch_queries(sandbox.queue.lengths)
     importer = CheckpointImporter(settings.data_dir, services.store.root)
     context = Context(services, sandbox, metrics, importer)
+    metrics.watch_followers(lambda: context.log_followers.open)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -42,6 +42,11 @@ class Metrics:
         gauge.labels("running").set_function(lambda: lengths()["running"])
         gauge.labels("waiting").set_function(lambda: lengths()["waiting"])
 
+    def watch_followers(self, number: Callable[[], float]) -> None:
+        """Show how many logs are followed."""
+        gauge = prometheus.Gauge("creditgrid_logs_followed", "Open streams of logs.", registry=self.registry)
+        gauge.set_function(number)
+
     def exposition(self) -> tuple[bytes, str]:
         """The metrics in Prometheus' text format, and its content type."""
         return prometheus.generate_latest(self.registry), prometheus.CONTENT_TYPE_LATEST

@@ -87,7 +87,7 @@ async def sweep_logs(
         found = context.services.logs.of_sweep(sweep, limit)
         return Read(Page(items=found), 300 * len(found))
 
-    return await context.reads.get(("logs", sweep, limit), read, lambda: 0)
+    return await context.reads.get(("logs", sweep, limit), read, lambda: context.services.changes.version)
 
 
 class _Followed(StreamingResponse):
@@ -126,7 +126,7 @@ async def _stream(context: Context, actor: Actor, key: str, found: TaskLog) -> A
 
 
 async def _read(context: Context, key: str, after: str, tail: int | None) -> TaskLog:
-    """A part of the log, read once for all who ask for it at the same time."""
+    """A part of the log, read once for all who ask for it at the same time; after the call's end, all of it."""
     read = partial(context.services.logs.of_task, key, after, BOUND if tail is None else min(tail, BOUND))
 
     def measured() -> Read[TaskLog]:
@@ -134,6 +134,6 @@ async def _read(context: Context, key: str, after: str, tail: int | None) -> Tas
         return Read(found, len(found.text))
 
     try:
-        return await context.reads.get(("log", key, after, tail), measured, lambda: 0)
+        return await context.reads.get(("log", key, after, tail), measured, lambda: context.services.changes.version)
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
