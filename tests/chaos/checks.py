@@ -199,7 +199,7 @@ def leftovers(data: Path) -> Leftovers:
                 unlogged.append(name)
     set_aside = [store / "corrupt", *(table / "_set_aside" for table in tables)]
     return Leftovers(
-        artifacts=[path.name for path in sorted(store.glob("*/.*")) if path.parent.name != "saves"],
+        artifacts=[path.name for path in sorted(store.glob("*/.*")) if path.parent.name not in ("saves", "logs")],
         saves=[path.name for path in sorted((store / "saves").glob("*"))],
         aside=[path.name for path in sorted(path for folder in set_aside for path in folder.glob("*"))],
         unlogged=unlogged,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from creditgrid.workers import call_log
-from creditgrid.workers.call_log import BOUND, HEAD, CallLog, read_log, trim_log
+from creditgrid.workers.call_log import BOUND, HEAD, CallLog, abandoned_logs, call_logs, read_log, trim_log
 
 SPACE = HEAD + BOUND + 4 * call_log.SLACK
 
@@ -54,6 +54,40 @@ def test_a_call_without_output_leaves_no_file(path: Path) -> None:
     write(path)
     assert list(path.parent.iterdir()) == []
     assert read_log(path).data == b""
+
+
+def test_an_empty_file_serves_another_call(path: Path) -> None:
+    first = CallLog(path, 1)
+    assert first.put_by()
+    assert (read_log(path).data, [found.name for found in call_logs(path.parent.parent)]) == (b"", [])
+    other = path.with_name("other")
+    assert first.take(other, 7)
+    first.write(b"text\n")
+    assert not first.put_by()
+    first.close()
+    assert lines(other)[0].startswith(b"=== attempt 7 on")
+    assert lines(other)[1:] == [b"text"]
+    assert not path.exists()
+
+
+def test_an_empty_file_never_replaces_a_log(path: Path) -> None:
+    spare = CallLog(path.with_name("spare"), 1)
+    assert spare.put_by()
+    write(path, b"of an earlier attempt\n")
+    assert not spare.take(path, 2)
+    spare.close()
+    assert lines(path)[1:] == [b"of an earlier attempt"]
+    assert [found.name for found in path.parent.iterdir()] == ["name"]
+
+
+def test_empty_files_of_dead_processes_are_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spare = CallLog(path, 1)
+    assert spare.put_by()
+    assert abandoned_logs(path.parent.parent) == []
+    monkeypatch.setattr("psutil.pid_exists", lambda pid: False)
+    assert abandoned_logs(path.parent.parent) == [spare.path]
+    spare.close()
+    assert abandoned_logs(path.parent.parent) == abandoned_logs(path) == []
 
 
 def test_while_nothing_is_written_the_log_is_empty(path: Path) -> None:

@@ -30,6 +30,7 @@ from creditgrid.service.log_retention import LogRetention
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.people.audit import record
 from creditgrid.workers.artifacts import ArtifactStore, Stored
+from creditgrid.workers.call_log import abandoned_logs
 from creditgrid.workers.resume_state import abandoned_resume_states, resume_states
 
 RESUME_STATES_KEPT_S = 24 * 3600.0
@@ -124,6 +125,7 @@ class Retention:
         """Files and directories that nobody will use, with their bytes."""
         root = self._store.root
         paths = [*self._store.leftovers(), *abandoned_resume_states(root), *self._unused_resume_states()]
+        paths += abandoned_logs(root)
         if corrupt_older_than_s is not None:
             paths += [path for path in self._store.corrupt() if _age(path) > corrupt_older_than_s]
         return {path: _size(path) for path in paths}

@@ -19,7 +19,7 @@ from runner_kit import Kit
 
 from creditgrid.core.task import Task
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.call_log import BOUND, log_path, read_log
+from creditgrid.workers.call_log import BOUND, call_logs, log_path, read_log
 from creditgrid.workers.ray.runner import RayRunner
 from creditgrid.workers.runner import Finished
 
@@ -59,7 +59,7 @@ def test_python_prints_warns_and_logs_in_each_call(tmp_path: Path) -> None:
         assert (out, err) == ("to stdout", "to stderr")
         assert warning.endswith("UserWarning: a warning")
         assert record.endswith("INFO creditgrid_output.module: a record")
-    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["call0", "call2"]
+    assert sorted(found.name for found in call_logs(tmp_path)) == ["call0", "call2"]
     assert done.stdout == "after\n" * 3
     assert done.stderr == "between\n" * 3
 

@@ -25,12 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from creditgrid.workers.provenance import host
+from creditgrid.workers.temporary_names import GRACE_S, is_abandoned, temporary_name
 
 FOLDER = "logs"
 RECORD_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 """A line of what is logged."""
 BOUND = 2**20
 """Bytes of text that a call keeps."""
+SPARE = ".spare"
+"""Start of the names of empty files that workers keep."""
 HEAD = 4096
 SLACK = 2**16
 """Dropped bytes are given back in pieces of at least this size."""
@@ -93,20 +96,22 @@ class CallLog:
 
     def __init__(self, path: Path, attempt: int) -> None:
         self.path = path
+        self._spare: Path | None = None  # its name while it is put by
         self.descriptor = _open(path)
         try:
             size = os.fstat(self.descriptor).st_size
-            head = _Head.read(self.descriptor) if size >= HEAD else _Head(0, [])
-            self._written = max(size, HEAD)
-            start = head.base + self._written - HEAD
-            number = head.attempts[-1].number + 1 if head.attempts else 1
-            this = Attempt(number, attempt, host(), os.getpid(), time.time(), start)
-            os.pwrite(self.descriptor, _Head(head.base, [*head.attempts, this]).packed(), 0)
-            fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_APPEND)
+            self._start(_Head.read(self.descriptor) if size >= HEAD else _Head(0, []), max(size, HEAD), attempt)
         except OSError:
             os.close(self.descriptor)
             raise
-        self._hole = HEAD  # its end
+
+    def _start(self, head: _Head, size: int, attempt: int) -> None:
+        """Note an attempt whose text starts at the end of the file."""
+        number = head.attempts[-1].number + 1 if head.attempts else 1
+        this = Attempt(number, attempt, host(), os.getpid(), time.time(), head.base + size - HEAD)
+        os.pwrite(self.descriptor, _Head(head.base, [*head.attempts, this]).packed(), 0)
+        fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_APPEND)
+        self._written, self._hole = size, HEAD
 
     def write(self, data: bytes) -> None:
         """Append text. A disk that is full must not fail the call, so what cannot be written is left out."""
@@ -125,6 +130,34 @@ class CallLog:
         with contextlib.suppress(OSError):
             self._hole = _trim(self.path, self.descriptor, self._hole)
         return self._hole - before
+
+    def put_by(self) -> bool:
+        """Keep the file for a later call, under a name of this process; False if it has text, or cannot be kept.
+
+        A new file for each call would cost several times as much as two new names.
+        """
+        try:
+            if os.fstat(self.descriptor).st_size > HEAD:
+                return False
+            self._spare = self._spare or self.path.with_name(temporary_name(SPARE, ""))
+            self.path.rename(self._spare)
+        except OSError:
+            return False
+        self.path = self._spare
+        return True
+
+    def take(self, path: Path, attempt: int) -> bool:
+        """Make a file that was put by the log of another call; False if it cannot be that."""
+        try:
+            if path.exists():
+                return False
+            self.path.rename(path)
+            self.path = path
+            fcntl.fcntl(self.descriptor, fcntl.F_SETFL, 0)
+            self._start(_Head(0, []), HEAD, attempt)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the file, and remove it if no attempt wrote anything."""
@@ -222,7 +255,14 @@ def log_path(root: Path, name: str) -> Path:
 def call_logs(root: Path) -> Iterator[os.DirEntry[str]]:
     """The files of all logs."""
     with contextlib.suppress(FileNotFoundError), os.scandir(root / FOLDER) as found:
-        yield from found
+        yield from (entry for entry in found if not entry.name.startswith("."))
+
+
+def abandoned_logs(root: Path, grace_s: float = GRACE_S) -> list[Path]:
+    """Files that dead processes left beside the logs."""
+    folder = root / FOLDER
+    found = folder.glob(".*") if folder.is_dir() else ()
+    return [path for path in found if is_abandoned(path, grace_s)]
 
 
 def _open(path: Path) -> int:

@@ -12,7 +12,7 @@ from creditgrid.core.task import Arrays
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
 from creditgrid.workers.inputs import ArtifactCache, load_inputs
-from creditgrid.workers.runner import Call, Capacity, Failed, Message, drain
+from creditgrid.workers.runner import Call, Capacity, Failed, Finished, Message, drain
 from creditgrid.workers.thread_output import ThreadOutput
 
 CACHE_BYTES = 2**30
@@ -68,14 +68,14 @@ class LocalRunner:
 
     def _run(self, call: Call) -> None:
         with self._output.captured(self._store.root, call.log, call.attempt):
-            self._compute(call)
+            end = self._compute(call)
+        self._messages.put(end)  # now its log is complete, and free for another attempt
 
-    def _compute(self, call: Call) -> None:
+    def _compute(self, call: Call) -> Finished | Failed:
         try:
             loaded = load_inputs(call, self._load)
             if isinstance(loaded, Failed):
-                self._messages.put(loaded)
-                return
+                return loaded
             inputs = dict(zip(call.inputs, loaded, strict=True))
             for item in execute(call, inputs, self._store, torch.device("cpu")):
                 if isinstance(item, tuple):
@@ -83,9 +83,10 @@ class LocalRunner:
                     continue
                 if call.id in self._cancelled and not isinstance(item, Failed):
                     item = Failed(call.id, "cancelled", "", transient=False)  # noqa: PLW2901
+                if isinstance(item, Finished | Failed):
+                    return item
                 self._messages.put(item)
-                if isinstance(item, Failed):
-                    return
+            raise AssertionError("the last item is Finished or Failed")
         finally:
             with self._lock:
                 self._active.discard(call.id)

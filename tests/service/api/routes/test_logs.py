@@ -93,6 +93,14 @@ def test_a_log_is_followed_until_its_call_ends(url: str, app: FastAPI, fakes: Fa
     wait_for_followers(app, 0)
 
 
+def test_a_follower_of_a_task_that_has_not_printed_waits(url: str, app: FastAPI, fakes: Fakes) -> None:
+    fakes.logs.text, fakes.logs.ended = b"", False
+    with httpx.stream("GET", url + PATH, params={"follow": True}) as response:  # the head comes at once
+        assert (response.status_code, app.state.context.log_followers.open) == (200, 1)
+        fakes.logs.text, fakes.logs.ended = b"one\n", True
+        assert response.read() == b"one\n"
+
+
 def test_a_stopping_service_ends_the_followers(url: str, app: FastAPI, fakes: Fakes) -> None:
     fakes.logs.text, fakes.logs.ended = b"one\n", False
     with httpx.stream("GET", url + PATH, params={"follow": True, "tail": 2}) as response:

@@ -53,6 +53,7 @@ class ProcessOutput:
         self._libc = ctypes.CDLL(None)
         self._line_buffer_c()
         self._log: CallLog | None = None
+        self._spare: CallLog | None = None
         self._lock = threading.Lock()
         self._called, self._asleep = threading.Event(), False
         threading.Thread(target=self._look_after_log, name="creditgrid-log", daemon=True).start()
@@ -61,7 +62,7 @@ class ProcessOutput:
     def captured(self, root: Path, name: str, attempt: int) -> Iterator[None]:
         """During the block all output goes to the log; without a name, or a disk that takes it, as usual."""
         try:
-            found = CallLog(log_path(root, name), attempt) if name else None
+            found = self._open(log_path(root, name), attempt) if name else None
         except OSError as error:
             log.warning("the output of a call is not kept: its log cannot be written: %s", error)
             found = None
@@ -74,6 +75,15 @@ class ProcessOutput:
                 yield
         finally:
             self._give_back(found)
+
+    def _open(self, path: Path, attempt: int) -> CallLog:
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            if spare.take(path, attempt):
+                return spare
+            spare.close()
+        return CallLog(path, attempt)
 
     def _take(self, found: CallLog) -> None:
         os.dup2(found.descriptor, 1)
@@ -95,18 +105,18 @@ class ProcessOutput:
             logging.disable(logging.NOTSET)
 
     def _give_back(self, found: CallLog) -> None:
-        self.flush()
+        _flush(sys.stdout, sys.stderr, *self._streams)
+        self._libc.fflush(None)
         for usual, descriptor in zip(self._usual, (1, 2), strict=True):
             os.dup2(usual, descriptor)
         sys.stdout, sys.stderr = self._usual_streams
         with self._lock:
             self._log = None
-            found.close()
-
-    def flush(self) -> None:
-        """Write out what Python and C have buffered."""
-        _flush(sys.stdout, sys.stderr, *self._streams)
-        self._libc.fflush(None)
+            # A child that lives on may print later, which must not go to the log of another call.
+            if not _has_children() and found.put_by():
+                self._spare = found
+            else:
+                found.close()
 
     def _line_buffer_c(self) -> None:
         """Let C write each line at once, so that it is not lost with the process."""
@@ -122,6 +132,7 @@ class ProcessOutput:
                 self._called.clear()
                 self._asleep = True
                 if self._log is None:
+                    self._drop_spare()
                     self._called.wait()
                 self._asleep, idle = False, 0
             time.sleep(pause)
@@ -132,6 +143,20 @@ class ProcessOutput:
                     dropped = self._log.trim()
                     _flush(*self._streams)
             pause = max(SHORTEST_LOOK_S, pause / 4) if dropped > FLOOD else min(LOOK_S, pause * 2)
+
+    def _drop_spare(self) -> None:
+        with self._lock:
+            if self._spare is not None:
+                self._spare.close()
+                self._spare = None
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 class _Descriptor(io.RawIOBase):

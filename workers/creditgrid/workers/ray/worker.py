@@ -22,7 +22,7 @@ from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.ray.captured_output import process_output
 from creditgrid.workers.ray.memory_watch import MemoryWatch, watched
 from creditgrid.workers.ray.worker_process import WorkerProcess, die_with_parent, kill_process, this_process
-from creditgrid.workers.runner import Call
+from creditgrid.workers.runner import Call, Failed, Finished
 
 PREFIX = "creditgrid:"
 """The start of our tasks' names. Ray makes a worker's process title from ``ray::`` and the name of its task."""
@@ -88,19 +88,21 @@ def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
 
     from creditgrid.workers.execute import execute
 
-    output = process_output()
-    with output.captured(Path(root), call.log, call.attempt):
+    end: Finished | Failed | None = None
+    with process_output().captured(Path(root), call.log, call.attempt):
         yield this_process(ray.get_runtime_context().get_node_id())
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         inputs = dict(zip(call.inputs, arrays, strict=True))
         for item in execute(call, inputs, ArtifactStore(Path(root)), device):
-            output.flush()  # the log has all that was printed before this item
             if isinstance(item, tuple):
                 key, made = item
                 yield key, sum(array.nbytes for array in made.values())
                 yield made
+            elif isinstance(item, Finished | Failed):
+                end = item
             else:
                 yield item
+    yield end  # now the log is complete, and free for another attempt
 
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
