@@ -79,6 +79,14 @@ def test_a_log_that_its_worker_does_not_bound_is_bounded(house: House, retention
     assert path.stat().st_blocks * 512 < HEAD + 1.2 * BOUND
 
 
+def test_a_log_with_a_hole_is_written_again_when_nobody_writes_it(house: House, retention: LogRetention) -> None:
+    size = 5 * BOUND
+    old, new, mine = put(house, "old", size, age=100), put(house, "new", size), running(house, size, age=100)
+    assert retention.bound() == 0
+    assert [path.stat().st_size > size for path in (old, new, mine)] == [False, True, True]
+    assert old.stat().st_size == HEAD + BOUND
+
+
 def test_empty_logs_of_dead_workers_go_after_a_while(house: House, retention: LogRetention) -> None:
     old, new = put(house, "old", 0, age=DAY), put(house, "new", 0)
     mine = running(house, 0, age=DAY)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from creditgrid.workers import call_log
-from creditgrid.workers.call_log import BOUND, HEAD, CallLog, abandoned_logs, call_logs, read_log, trim_log
+from creditgrid.workers.call_log import BOUND, HEAD, CallLog, abandoned_logs, call_logs, compact_log, read_log, trim_log
 
 SPACE = HEAD + BOUND + 4 * call_log.SLACK
 
@@ -202,6 +202,21 @@ def test_a_child_that_outlives_the_call_is_bounded_by_path(path: Path) -> None:
     assert path.stat().st_blocks * 512 <= SPACE
     assert read_log(path).data.endswith(b"zlast words")
     trim_log(path.with_name("none"))
+
+
+def test_a_log_without_its_hole_reads_the_same(path: Path) -> None:
+    write(path, b"".join(b"%015d\n" % number for number in range(2**18)))
+    write(path, b"more\n", attempt=2)
+    before, at, position = read_log(path), path.stat().st_mtime_ns, (4 * 2**20, 1)
+    rest = read_log(path, *position)
+    compact_log(path)
+    assert path.stat().st_size <= HEAD + BOUND
+    assert (path.stat().st_mtime_ns, path.stat().st_mode & 0o777) == (at, 0o600)
+    assert read_log(path) == before
+    assert read_log(path, *position) == rest
+    write(path, b"last\n", attempt=3)
+    assert read_log(path, before.end, before.shown).data.splitlines()[1:] == [b"last"]
+    assert [found.name for found in path.parent.iterdir()] == ["name"]
 
 
 def test_a_damaged_head_costs_the_attempts_alone(path: Path) -> None:

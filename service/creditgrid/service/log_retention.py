@@ -1,7 +1,7 @@
 """Keeps the logs of calls small: each of them, and all together, whatever tasks print.
 
 A call's worker bounds its log itself. What it cannot bound (a process that prints after the call's end, C code that
-holds the interpreter) is bounded here. The logs of running calls are never removed.
+holds the interpreter) is bounded here. The logs of open calls are never removed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import sqlalchemy as sa
 import structlog
 
-from creditgrid.core.states import State
+from creditgrid.core.states import OPEN
 from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.tables import calls
-from creditgrid.workers.call_log import BOUND, HEAD, call_logs, trim_log
+from creditgrid.service.ledger.tables import calls, chunks, one_of
+from creditgrid.workers.call_log import BOUND, HEAD, call_logs, compact_log, trim_log
 
 MOST_BYTES = 2**31
 MOST_FILES = 20_000
@@ -26,6 +26,8 @@ MOST_FILES = 20_000
 ROOM = 0.9
 """The share of these that is left full, so that not every look removes a few."""
 TOO_LONG = HEAD + 2 * BOUND
+HOLLOW_KEPT_S = 60.0
+"""A log with a hole is written again so long after its last text, when its call has ended."""
 EMPTY_KEPT_S = 3600.0
 """A log without text was left by a worker that was killed, or belongs to a call that runs."""
 
@@ -42,16 +44,18 @@ class LogRetention:
         """Bound each log and all together; returns how many were removed.
 
         Raises:
-            OSError: one cannot be trimmed or removed.
+            OSError: one cannot be trimmed, written or removed.
         """
-        found = list(self._logs())
+        found, now = list(self._logs()), time.time()
         for path, stat in found:
             if stat.st_blocks * 512 > TOO_LONG:
                 trim_log(path)
-        now = time.time()
+        hollow = [path for path, stat in found if stat.st_size > TOO_LONG and now - stat.st_mtime > HOLLOW_KEPT_S]
+        for path in self._without_open(hollow):
+            compact_log(path)
         empty = [path for path, stat in found if stat.st_size <= HEAD and now - stat.st_mtime > EMPTY_KEPT_S]
         sizes = {path: min(stat.st_blocks * 512, TOO_LONG) for path, stat in sorted(found, key=_age)}
-        gone = self._removable([*empty, *self._surplus(sizes)])
+        gone = self._without_open([*empty, *self._surplus(sizes)])
         for path in gone:
             path.unlink(missing_ok=True)
         if len(gone) > len(empty):
@@ -59,9 +63,9 @@ class LogRetention:
         return len(gone)
 
     def older_than(self, seconds: float) -> list[Path]:
-        """Logs that nobody has written for so long, without those of running calls."""
+        """Logs that nobody has written for so long, without those of open calls."""
         now = time.time()
-        return self._removable([path for path, stat in self._logs() if now - stat.st_mtime > seconds])
+        return self._without_open([path for path, stat in self._logs() if now - stat.st_mtime > seconds])
 
     def _logs(self) -> Iterator[tuple[Path, os.stat_result]]:
         for entry in call_logs(self._root):
@@ -79,12 +83,13 @@ class LogRetention:
             left, total = left - 1, total - size
             yield path
 
-    def _removable(self, paths: list[Path]) -> list[Path]:
-        if not paths:
-            return []
-        running = sa.select(calls.c.log).where(calls.c.state.in_((State.QUEUED, State.RUNNING)))
+    def _without_open(self, paths: list[Path]) -> list[Path]:
+        """Those that no call writes, or will write."""
+        kept = set[str]()
         with self._ledger.read() as connection:
-            kept = set(connection.scalars(running))
+            for piece in chunks(path.name for path in paths):
+                mine = sa.select(calls.c.log).where(calls.c.log.in_(piece), one_of(calls.c.state, OPEN))
+                kept.update(connection.scalars(mine))
         return [path for path in paths if path.name not in kept]
 
 

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from creditgrid.core.files import atomic_file
 from creditgrid.workers.provenance import host
 from creditgrid.workers.temporary_names import GRACE_S, is_abandoned, temporary_name
 
@@ -245,6 +246,26 @@ def trim_log(path: Path) -> None:
             _trim(path, descriptor, HEAD)
         finally:
             os.close(descriptor)
+
+
+def compact_log(path: Path) -> None:
+    """Write what is kept of a log that nobody writes any more to a file without a hole; positions stay.
+
+    Programs that know no holes, such as those that make archives, would read all the text that was dropped.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    with path.open("rb") as old:
+        stat, head = os.fstat(old.fileno()), _Head.read(old.fileno())
+        old.seek(max(HEAD, stat.st_size - BOUND))
+        text = old.read(BOUND)
+        base = head.base + stat.st_size - HEAD - len(text)
+        with atomic_file(path, temporary_name(".compact", "")) as new:
+            os.fchmod(new.fileno(), 0o600)
+            new.write(_Head(base, head.attempts).packed() + text)
+            new.flush()
+            os.utime(new.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def log_path(root: Path, name: str) -> Path:
