@@ -61,6 +61,11 @@ class CurveCommits:
         return bool(self._waiting)
 
     @property
+    def awaited(self) -> bool:
+        """Whether a call that has finished waits for its points."""
+        return bool(self._finished)
+
+    @property
     def full(self) -> bool:
         """Whether so many points wait that no new call should run."""
         return self._size >= POINTS_KEPT
@@ -82,11 +87,16 @@ class CurveCommits:
         """The call has finished and has no rows: it succeeds when its points are written."""
         self._finished.append(message)
 
-    def due(self, *, idle: bool) -> bool:
-        """Whether it is time for an append; ``idle``: no call runs."""
+    def due(self, *, idle: bool, hungry: bool = True) -> bool:
+        """Whether it is time for an append.
+
+        Args:
+            idle: no call runs.
+            hungry: a core has nothing to do, so what waits for a finished call may be urgent.
+        """
         since = time.monotonic() - self._last
         if self._finished:
-            return since >= (0.0 if idle else self._wait_s)
+            return since >= (0.0 if hungry else self._wait_s)
         return bool(self._waiting) and since >= (0.0 if idle else LIVE_EVERY_S)
 
     def commit(self) -> bool:

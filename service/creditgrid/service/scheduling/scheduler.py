@@ -42,6 +42,8 @@ from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.runner import Advanced, Call, Capacity, Failed, Finished, Lost, Message, Runner, Started
 
 POLL_S = 0.2
+SHORT_POLL_S = 0.02
+"""While a finished call waits for its points."""
 LEDGER_PAUSE_S = 2.0
 """Between two tries to use the ledger again."""
 CANCEL_WAIT_S = 30.0
@@ -160,12 +162,12 @@ class Scheduler:
         # With nothing in flight only a wake-up can bring work, apart from calls that wait out their backoff.
         if idle and not submitted and not (self.commits.due(idle=True) or self.curves.due(idle=True)):
             self._wake.wait(POLL_S)
-        self._inbox.extend(self._runner.poll(0.0 if idle else POLL_S))
+        self._inbox.extend(self._runner.poll(0.0 if idle else SHORT_POLL_S if self.curves.awaited else POLL_S))
         while self._inbox:
             self._handle(self._inbox[0])
             self._inbox.popleft()
         idle = not len(self.in_flight)
-        if self.curves.due(idle=idle):
+        if self.curves.due(idle=idle, hungry=len(self.in_flight) < self._runner.capacity().cpu):
             self.curves.commit()
         if self.commits.due(idle=idle) and (not self.curves.owes(self.commits.calls()) or self.curves.commit()):
             self.commits.commit()
