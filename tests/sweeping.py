@@ -263,7 +263,33 @@ class House:
             for sweep in connection.scalars(sa.select(tables.sweeps.c.id)).all():
                 counts.recount_sweep(connection, sweep)
             assert before == kept(), "the counts are not those of the cells and stages"
+            self._check_backlogs(connection)
             undone.rollback()
+
+    @staticmethod
+    def _check_backlogs(connection: sa.Connection) -> None:
+        """Assert that the backlog of each open sweep is that of its open calls."""
+        opened = sa.select(tables.sweeps.c.id).where(tables.sweeps.c.state.in_(OPEN))
+        for sweep in connection.scalars(opened).all():
+
+            def kept(sweep: str = sweep) -> list[tuple[Any, ...]]:
+                rows = counts.backlogs(connection, [sweep]).get(sweep, [])
+                found = [
+                    (
+                        row.kind,
+                        row.level,
+                        row.scale,
+                        row.open,
+                        *(pytest.approx(part, rel=1e-6, abs=1) for part in row[6:]),
+                    )
+                    for row in rows
+                    if row.open
+                ]
+                return sorted(found, key=lambda item: item[:4])
+
+            before = kept()
+            counts.recount_backlog(connection, sweep)
+            assert before == kept(), "the backlog of a sweep is not that of its open calls"
 
     def close(self) -> None:
         self.ledger.close()

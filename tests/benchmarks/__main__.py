@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from tests.benchmarks import science, service, sql
+from tests.benchmarks import predictions, science, service, sql
 
 from creditgrid.core.datasets import resolve
 from creditgrid.core.science.data import ImageData
@@ -85,6 +85,7 @@ def main() -> int:
     if again.seconds >= RESTART_S:
         missed.append("restart")
     missed += sql_missed(console)
+    missed += predictions.predictions_missed(console)
     seconds = service.ray_tune(TRIALS)
     console.print(
         f"Ray Tune: {TRIALS} no-op trials in {seconds:.1f} s: {TRIALS / seconds:.1f} trials/s; "

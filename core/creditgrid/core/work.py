@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self, TypeAlias
 
-LARGEST = 1e30
+LARGEST = 1e24
 """No work or size is larger: a cost model that says so is wrong."""
 
 

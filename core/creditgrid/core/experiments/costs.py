@@ -366,6 +366,8 @@ def fit_cost(task: Task, given: Given) -> Cost | None:
 # -- measurements ----------------------------------------------------------------------------------------------------
 
 GAMMA_BATCHES, RHO_DIRECTIONS, NUDGES = 10, 32, 3  # as in science.credit_quality, which imports torch
+LOADED = Work(launches=1000.0)
+"""The network, the probe and the sources of a call, made from their artifacts."""
 SEARCH_BYTES, ROLLOUT_BYTES = 32 * 2**20, 64 * 2**20
 """Memory for the networks that a line search, and a rollout, computes side by side."""
 
@@ -433,7 +435,7 @@ def moved_parameters(shape: Shape, blocks: int, *, with_head: bool) -> float:
 def candidate(shape: Shape, samples: int, blocks: int, *, with_head: bool) -> Work:
     """One step size of a line search: the stepped parameters, and both batches of so many samples through them."""
     d = shape.d
-    together = max(1, min(7, SEARCH_BYTES // (4 * (2 * d * d + 4 * samples * d))))
+    together = max(1, min(4, SEARCH_BYTES // (4 * (2 * d * d + 4 * samples * d))))
     passed = branches(shape, samples, blocks).plus(head(shape, samples))
     elements = passed.elements + 3 * moved_parameters(shape, blocks, with_head=with_head)
     return Work((24.0 * blocks + 40) / together, passed.flops, elements)

@@ -109,7 +109,7 @@ def cost(task: Task, given: Given) -> Cost | None:
     own = costs.source_quality(method, shape, batch, test, params["cb_source"]).plus(costs.nudged(shape, batch, test))
     if method == "state_bridge":
         own = own.plus(costs.prediction_error(shape, batch, test))
-    return Cost(shared=(("", costs.quality(shape, batch, test)), (costs.source_part(task), own)))
+    return Cost(shared=(("", costs.quality(shape, batch, test).plus(costs.LOADED)), (costs.source_part(task), own)))
 
 
 def summarise(rows: Sequence[Row]) -> Summary:

@@ -144,7 +144,7 @@ def cost(task: Task, given: Given) -> Cost | None:
     passed = costs.forward(shape, images).plus(costs.credit("oracle_bp", shape, images, shape.blocks))
     once = costs.double(passed).plus(Work(300.0, 0.0, costs.checkpoint_bytes(shape) * 2.0))
     epochs = sum(role.startswith("epoch_") for role in task.parents)
-    return Cost(once.times(epochs))
+    return Cost(once.times(epochs).plus(costs.LOADED))
 
 
 def summarise(rows: Sequence[Row]) -> Summary:

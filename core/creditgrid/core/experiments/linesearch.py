@@ -118,7 +118,7 @@ def cost(task: Task, given: Given) -> Cost | None:
         drawn = costs.moved_parameters(shape, shape.blocks, with_head=True) * costs.RANDN
         direction = direction.plus(Work(elements=drawn))
     shared = (
-        ("forward", costs.forward(shape, 3 * batch)),
+        ("forward", costs.forward(shape, 3 * batch).plus(costs.LOADED)),
         (source, costs.credit(params["method"], shape, batch, shape.blocks, params["cb_source"])),
         (f"{source}/{params['norm_mode']}", direction),
     )

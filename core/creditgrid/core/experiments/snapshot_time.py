@@ -207,7 +207,7 @@ def cost(task: Task, given: Given) -> Cost | None:
     spread = costs.credit(params["method"], shape, batch, blocks, params["cb_source"])
     spread = spread.plus(costs.local_gradients(shape, batch, blocks, with_head=True))
     shared = (
-        ("accuracy", costs.evaluation(shape, dataset.num_test)),
+        ("accuracy", costs.evaluation(shape, dataset.num_test).plus(costs.LOADED)),
         ("forward", costs.forward(shape, (3 + STEPS + params["extra_batches"]) * batch)),
         (costs.source_part(task), costs.credit(params["method"], shape, batch, shape.blocks, params["cb_source"])),
     )
