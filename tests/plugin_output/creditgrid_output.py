@@ -96,6 +96,12 @@ def _close(_: int) -> None:
     print("on stderr", file=sys.stderr)
 
 
+def _close_all(_: int) -> None:
+    print("before the close")
+    os.closerange(3, 1000)
+    print("on the descriptors that are left")
+
+
 def _replace(_: int) -> None:
     sys.stdout = io.StringIO()
     print("to nobody")
@@ -138,6 +144,7 @@ PRINTS: Mapping[str, Callable[[int], None]] = {
     "line": _line,
     "flood": _flood,
     "close": _close,
+    "close all": _close_all,
     "replace": _replace,
     "slow": _slow,
     "raise": _raise,

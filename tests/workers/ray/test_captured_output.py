@@ -130,6 +130,13 @@ def test_a_thread_that_outlives_its_call_does_no_harm(tmp_path: Path) -> None:
     assert text_of(tmp_path, "call1")[-1] == "line 4"
 
 
+def test_a_task_that_closes_all_descriptors_harms_itself_alone(tmp_path: Path) -> None:
+    run(tmp_path, "close all:0", "text:0", "quiet:0", "child:0")
+    assert text_of(tmp_path)[:2] == ["before the close", "on the descriptors that are left"]
+    assert text_of(tmp_path, "call1")[0] == "to stdout"
+    assert text_of(tmp_path, "call3")[0] == "from a child"
+
+
 def test_a_full_disk_does_not_fail_the_call(tmp_path: Path) -> None:
     """/dev/full takes no byte; the log is written to it."""
     (tmp_path / "logs").mkdir()

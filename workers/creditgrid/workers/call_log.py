@@ -166,10 +166,11 @@ class CallLog:
             self.trim()
             if os.fstat(self.descriptor).st_size <= HEAD:
                 self.path.unlink(missing_ok=True)
-        except OSError:  # it is on a disk that is gone: it stays as it is
+        except OSError:  # it is on a disk that is gone, or the task has closed it: it stays as it is
             pass
         finally:
-            os.close(self.descriptor)
+            with contextlib.suppress(OSError):
+                os.close(self.descriptor)
 
 
 @dataclass(frozen=True, slots=True)

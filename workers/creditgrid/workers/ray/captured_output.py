@@ -107,8 +107,11 @@ class ProcessOutput:
     def _give_back(self, found: CallLog) -> None:
         _flush(sys.stdout, sys.stderr, *self._streams)
         self._libc.fflush(None)
-        for usual, descriptor in zip(self._usual, (1, 2), strict=True):
-            os.dup2(usual, descriptor)
+        try:
+            self._restore()
+        except OSError:  # the task has closed all descriptors: where output went is lost
+            self._usual = [os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)] * 2
+            self._restore()
         sys.stdout, sys.stderr = self._usual_streams
         with self._lock:
             self._log = None
@@ -117,6 +120,10 @@ class ProcessOutput:
                 self._spare = found
             else:
                 found.close()
+
+    def _restore(self) -> None:
+        for usual, descriptor in zip(self._usual, (1, 2), strict=True):
+            os.dup2(usual, descriptor)
 
     def _line_buffer_c(self) -> None:
         """Let C write each line at once, so that it is not lost with the process."""
@@ -136,12 +143,10 @@ class ProcessOutput:
                     self._called.wait()
                 self._asleep, idle = False, 0
             time.sleep(pause)
-            dropped = 0
             with self._lock:
                 idle = idle + 1 if self._log is None else 0
-                if self._log is not None:
-                    dropped = self._log.trim()
-                    _flush(*self._streams)
+                dropped = 0 if self._log is None else self._log.trim()
+            _flush(*self._streams)
             pause = max(SHORTEST_LOOK_S, pause / 4) if dropped > FLOOD else min(LOOK_S, pause * 2)
 
     def _drop_spare(self) -> None:
