@@ -77,8 +77,9 @@ def test_openapi_describes_bodies_and_responses(client: AppClient) -> None:
     document = client.get("/openapi.json").json()
     submit = document["paths"]["/v1/sweeps"]["post"]
     assert set(submit["requestBody"]["content"]) == {"application/json", "application/yaml"}
-    results = document["paths"]["/v1/sweeps/{sweep}/results"]["get"]
-    assert "text/csv" in results["responses"]["200"]["content"]
-    assert "application/problem+json" in results["responses"]["default"]["content"]
+    for rows in ("results", "curves"):
+        described = document["paths"][f"/v1/sweeps/{{sweep}}/{rows}"]["get"]
+        assert "text/csv" in described["responses"]["200"]["content"]
+        assert "application/problem+json" in described["responses"]["default"]["content"]
     assert "HTTPBearer" in document["components"]["securitySchemes"]
     assert "422" not in submit["responses"] or "HTTPValidationError" not in json.dumps(submit["responses"])

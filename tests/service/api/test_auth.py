@@ -21,6 +21,7 @@ PROTECTED = [
     ("GET", "/v1/sweeps/s0001"),
     ("GET", "/v1/sweeps/s0001/events"),
     ("GET", "/v1/sweeps/s0001/results"),
+    ("GET", "/v1/sweeps/s0001/curves"),
     ("POST", "/v1/sweeps/s0001/cancel"),
     ("GET", f"/v1/artifacts/{'a' * 64}"),
     ("GET", "/v1/nothing"),

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from creditgrid.client.plots.labels import COLOURS, Values, is_number
-from creditgrid.client.plots.scales import along, colour, scaled
+from creditgrid.client.plots.scales import SHORT, along, colour, scaled
 
 if TYPE_CHECKING:
     import altair as alt
@@ -155,9 +155,12 @@ def _panel(curves: KindCurves, metric: str, datasets: dict[str, list[dict[str, A
     wide = len(positive) == len(values) > 0 and max(positive) / min(positive) > ROUND
     vertical, horizontal = scaled("log" if wide else "linear", values), along("linear", _epochs(curves))
     ticks: dict[str, Any] = {} if horizontal.ticks is None else {"values": horizontal.ticks}
+    marks: dict[str, Any] = {"tickCount": 6} if vertical.ticks is None else {"values": vertical.ticks}
+    if vertical.short:
+        marks["labelExpr"] = SHORT
     encoding: dict[str, Any] = {
         "x": alt.X("epoch:Q", scale=horizontal.scale, axis=alt.Axis(title="epoch", grid=False, **ticks)),
-        "y": alt.Y("y:Q", scale=vertical.scale, axis=alt.Axis(title=metric, tickCount=6)),
+        "y": alt.Y("y:Q", scale=vertical.scale, axis=alt.Axis(title=metric, **marks)),
     }
     if curves.series.columns:
         encoding["color"] = colour(curves.series, line=True)
@@ -175,9 +178,8 @@ def _panel(curves: KindCurves, metric: str, datasets: dict[str, list[dict[str, A
 
 
 def _epochs(curves: KindCurves) -> list[float]:
-    """The first and last epoch, or all where they are few: panels of a kind have one scale."""
-    distinct = sorted({float(row["epoch"]) for own in curves.rows.values() for row in own})
-    return distinct if len(distinct) <= FEW_POINTS else [distinct[0], distinct[-1]]
+    """The epochs of all runs: panels of a kind have one scale."""
+    return sorted({float(row["epoch"]) for own in curves.rows.values() for row in own})
 
 
 def _lines(curves: KindCurves, metric: str) -> Iterator[dict[str, Any]]:
