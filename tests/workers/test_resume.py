@@ -328,3 +328,34 @@ def test_saved_arrays_hold_all_that_the_run_needs(go: Go, batches: Batches, stor
     expected = 3e-3 * (1 + np.cos(np.pi * 3 / LAST)) / 2
     assert arrays["lr"] == pytest.approx(expected)
     assert TRAIN.name == wanted.kind
+
+
+def curve(items: Sequence[Any]) -> list[tuple[int, dict[str, Any]]]:
+    """The points of an attempt, without times."""
+    points = [point for item in items if isinstance(item, Advanced | Finished | Failed) for point in item.points]
+    assert all((point.metrics.keys() >= {"seconds", "images_per_s"}) == (point.epoch > 0) for point in points)
+    times = ("seconds", "images_per_s")
+    return [
+        (point.epoch, {name: value for name, value in point.metrics.items() if name not in times}) for point in points
+    ]
+
+
+def test_every_attempt_has_the_whole_curve_of_its_training(
+    go: Go, batches: Batches, store: ArtifactStore, whole: ArtifactStore
+) -> None:
+    """Epoch 0 has a point where something is measured there: at a checkpoint."""
+    wanted = checkpoints([0, 2, LAST])
+    expected = curve(go(wanted, whole))
+    assert [epoch for epoch, _ in expected] == [0, 1, 2, 3, 4, 5, 6]
+    assert expected[0][1].keys() == {"test_accuracy", "test_loss"}
+    assert expected[1][1].keys() == {"train_loss", "step_size"}
+    assert expected[2][1].keys() == {"train_loss", "step_size", "test_accuracy", "test_loss"}
+    info = whole.record(wanted[1].key)["provenance"]["info"]
+    assert {name: expected[2][1][name] for name in info} == info
+    batches.lose = 4
+    assert curve(go(wanted)) == expected[:4]
+    batches.recover()
+    assert curve(go(wanted, attempt=2)) == expected
+    assert curve(go(wanted, attempt=3)) == expected  # all checkpoints are there
+    shutil.rmtree(store.path(wanted[1].key))
+    assert curve(go(wanted, attempt=4)) == expected

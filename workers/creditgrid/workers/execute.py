@@ -81,7 +81,9 @@ def _perform(
     stored |= {key: size for key, size in sizes.items() if size is not None}
     tasks = {task.key: task for task in asked if task.key not in stored}
     measured: list[tuple[Task, Output]] = []
-    missing, earlier = set(tasks), tuple(stored)
+    missing = set(tasks)
+    for key in stored:  # what was measured until they were made
+        curve.restore(store.record(key)["provenance"].get("curve"))
     given = resume.restore(inputs) if tasks else inputs
     curve.restore(resume.curve)
     for item in run(list(tasks.values()), given, device) if tasks else ():
@@ -108,8 +110,6 @@ def _perform(
         raise TaskError(f"{call.kind} ended without a result for {len(missing)} of {len(tasks)} tasks")
     origin = provenance(call.attempt, started_at, time.perf_counter() - started, device)
     rows, diverged = (None, []) if experiment is None else _rows(experiment, call, measured, origin)
-    for key in earlier:  # what another attempt measured before it made them
-        curve.restore(store.record(key)["provenance"].get("curve"))
     resume.delete()
     seconds = time.perf_counter() - started
     yield from curve.long_rest()
