@@ -35,6 +35,8 @@ from creditgrid.workers.resume_state import abandoned_resume_states, resume_stat
 
 RESUME_STATES_KEPT_S = 24 * 3600.0
 """How long the resume state of a cancelled or failed call is kept: a retry continues from it."""
+LOGS_SHARE = 0.03
+"""The share of the time that bounding logs may take: there may be many."""
 ROWS_AT_ONCE = 10_000
 
 log = structlog.get_logger()
@@ -45,7 +47,7 @@ class Retention:
 
     def __init__(self, ledger: Ledger, store: ArtifactStore, planning: threading.Lock) -> None:
         self._ledger, self._store, self._planning = ledger, store, planning
-        self._logs = LogRetention(ledger, store.root)
+        self._logs, self._logs_due = LogRetention(ledger, store.root), 0.0
 
     def run(self, request: RetentionRequest, actor: Actor = OPERATOR) -> RetentionView:
         """Delete what the request selects; with ``dry_run`` only report it.
@@ -93,8 +95,17 @@ class Retention:
         return len(leftovers)
 
     def bound_logs(self) -> int:
-        """Bound what tasks have printed; returns how many logs were removed. Raises OSError."""
-        return self._logs.bound()
+        """Bound what tasks have printed, unless that was done a moment ago; returns how many logs were removed.
+
+        Raises:
+            OSError: one cannot be written or removed.
+        """
+        started = time.monotonic()
+        if started < self._logs_due:
+            return 0
+        removed = self._logs.bound()
+        self._logs_due = time.monotonic() + (time.monotonic() - started) / LOGS_SHARE
+        return removed
 
     def _select(self, request: RetentionRequest, stored: Iterable[Stored], needed: set[str]) -> Iterator[Stored]:
         """The unneeded artifacts that are too old or too much, the longest unused first."""
