@@ -209,7 +209,9 @@ class RetentionRequest(Request):
     """Which artifacts to remove: those unused for ``older_than_s``, then the longest unused beyond ``max_bytes``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    older_than_s: float | None = Field(None, ge=0, description="Remove artifacts unused for this many seconds.")
+    older_than_s: float | None = Field(
+        None, ge=0, description="Remove artifacts, and logs of tasks, unused for this many seconds."
+    )
     max_bytes: int | None = Field(None, ge=0, description="Then remove the longest unused until the rest fits.")
     dry_run: bool = Field(False, description="Remove nothing, and report what would be removed.")
 

@@ -86,12 +86,29 @@ class _Stream:
         for line in lines:
             self.write(line)
 
+    @property
+    def buffer(self) -> Any:
+        """Takes bytes."""
+        return self.usual.buffer if (found := _log.get()) is None else _Bytes(found)
+
     def flush(self) -> None:
         if _log.get() is None:
             self.usual.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.usual, name)
+
+
+class _Bytes:
+    def __init__(self, found: CallLog) -> None:
+        self._log = found
+
+    def write(self, data: Any) -> int:
+        self._log.write(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 class _Handler(logging.Handler):

@@ -19,7 +19,11 @@ def gc(
     *,
     older_than: Annotated[
         str | None,
-        typer.Option("--older-than", metavar="AGE", help="Remove artifacts unused for this long: 90m, 12h, 7d, 2w."),
+        typer.Option(
+            "--older-than",
+            metavar="AGE",
+            help="Remove artifacts, and logs of tasks, unused for this long: 90m, 7d, 2w.",
+        ),
     ] = None,
     max_size: Annotated[
         str | None,

@@ -5,6 +5,7 @@ call. An open task, stage or cell has the state of its call, so a step of a call
 only its end writes all its stages and cells, in one statement. Tasks have the state of their call also then
 (``task_states``). *stages* and *cells* say which sweep needs which task, and
 how it ended for that sweep. *needs*, *counts* and *backlog* are sums over them, kept by ``transitions``.
+*earlier_logs* names the logs of calls that had tasks of a call before it.
 """
 
 from __future__ import annotations
