@@ -115,10 +115,14 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_no_control_characters(connected, pauses, monkeypatch: pytest.MonkeyPatch) -> None:
     connected.add()
     connected.prints(KEYS[0], "\x1b]0;title\x07\x9b2J\tred\r 10%\r 20%\r\n\u202eevil\n")
+    connected.emit("s1", "call.failed", "\x1b[2Jgone")
     for arguments in (["--task", KEYS[0]], []):
         monkeypatch.setattr(sys, "stdout", out := Terminal())
         assert cli.main(["logs", "s1", *arguments]) == 0
-        text = "".join(line.removeprefix("train cccccccccccc | ") for line in out.getvalue().splitlines(keepends=True))
+        lines = out.getvalue().splitlines(keepends=True)
+        if not arguments:
+            assert lines.pop(0).endswith("call.failed      \\x1b[2Jgone\n")
+        text = "".join(line.removeprefix("train cccccccccccc | ") for line in lines)
         assert text.rstrip("\n") == "\\x1b]0;title\\x07\\x9b2J\tred\n 10%\n 20%\n\\u202eevil"
 
 

@@ -185,4 +185,5 @@ def _print_event(event: EventView, output: Output) -> None:
     if output == "json":
         typer.echo(event.model_dump_json())
     else:
-        typer.echo(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.type:<16} {event.data.get('message', '')}")
+        message = _shown(str(event.data.get("message", "")))  # it may hold the error of a task
+        typer.echo(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.type:<16} {message}")
