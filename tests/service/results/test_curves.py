@@ -195,6 +195,7 @@ def test_an_empty_table_has_the_columns_of_trainings(curves: Curves) -> None:
 def test_a_run_that_cannot_be_written_does_not_block_others(curves: Curves) -> None:
     assert curves.add([run([1], parameters={"text": "\ud800"}), run([1, 2], run="other")]) == 2
     assert curves.add([run([1], parameters={"text": "\ud800"})]) == 0
+    assert curves.add([run([1], kind="k" * 300)]) == 0
     assert (epochs(curves), epochs(curves, "other")) == ([], [1, 2])
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,8 @@ PROVENANCE = pa.schema(
 RESERVED = frozenset(LEADING.names) | frozenset(PROVENANCE.names)
 MAX_COLUMNS = 1000
 """Plugins may choose names at will: further ones are left out."""
+LONGEST_KIND = 200
+"""Bytes of a kind's name, which names the folder of its files."""
 RECENT_RUNS = 10_000
 """Runs whose names are remembered."""
 _INTEGERS = range(-(2**63), 2**63)
@@ -144,6 +147,8 @@ class Curves(AppendedTable):
         columns, tables = _Columns(self.columns()), []
         for curve, points in fresh:
             try:
+                if len(quote(curve.kind)) > LONGEST_KIND:
+                    raise ValueError(f"the name of its kind is longer than {LONGEST_KIND}, and would name a folder")
                 tables.append(self._of_run(columns, curve, points))
             except (pa.ArrowException, ValueError, TypeError) as error:  # no run may block the others
                 log.warning("points of a run are left out", kind=curve.kind, run=curve.run, error=str(error))
