@@ -78,12 +78,19 @@ class Costing:
             self._alike.append(-len(self._alike))
         return self._of(asked, task, ancestors, dataset)
 
+    def varies(self, task: Task) -> bool:
+        """Whether the cost of a cell's task depends on more than its parents."""
+        return self._parameters_of(task) is not None
+
+    def _parameters_of(self, task: Task) -> _Matters | None:
+        try:
+            return self._matters[task.kind]
+        except KeyError:
+            return self._matters.setdefault(task.kind, self._parameters(task))
+
     def _values(self, task: Task) -> Any:
         """The values of the parameters that matter to the cost of the task."""
-        try:
-            matters = self._matters[task.kind]
-        except KeyError:
-            matters = self._matters[task.kind] = self._parameters(task)
+        matters = self._parameters_of(task)
         try:
             return None if matters is None else matters(task.params)
         except KeyError:  # tasks of the kind have different parameters

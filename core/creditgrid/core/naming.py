@@ -86,6 +86,8 @@ def name_cells(
     parents: Sequence[int] = ()
     shared = ""
     costing = Costing(kinds)
+    cost: Cost | None = None
+    alike = False  # whether cells with one shared text have one cost
     cells = ((index, params) for index, params in enumerate(grid.cells(datasets)) if only is None or index in only)
     while some := list(itertools.islice(cells, CHUNK)):
         stages: list[NamedTask] = []
@@ -104,11 +106,14 @@ def name_cells(
                     if ancestor.key not in numbers:
                         numbers[ancestor.key] = len(numbers)
                         above = [numbers[key] for key in ancestor.parents.values()]
-                        cost = costing.of_stage(ancestor, above, ancestors, dataset)
-                        stages.append(_stage(ancestor, above, _absent(grid, kinds, ancestor), cost))
+                        of_stage = costing.of_stage(ancestor, above, ancestors, dataset)
+                        stages.append(_stage(ancestor, above, _absent(grid, kinds, ancestor), of_stage))
                 before, shared = task, shared_text(task)
                 parents = [numbers[key] for key in task.parents.values()]
-            cost = costing.of_cell(task, shared, ancestors, dataset)
+                alike = not costing.varies(task)
+                cost = costing.of_cell(task, shared, ancestors, dataset)
+            elif not alike:
+                cost = costing.of_cell(task, shared, ancestors, dataset)
             named.append(
                 NamedCell(
                     index, NamedTask(task.key, task.kind, task.group, parents, params_text(task), shared, None, cost)

@@ -64,7 +64,7 @@ class PlannedCall:
     waits_for: dict[str, None] = field(default_factory=dict)
     parents: set[tuple[int, ...]] = field(default_factory=set)  # those of its tasks, each set of parents once
     level: int = 0
-    costs: dict[int, list[Any]] = field(default_factory=dict)  # by id: a cost, and how many tasks have it
+    costs: dict[int, list[Any]] = field(default_factory=dict)  # by id: a cost, and how many tasks have it; few differ
     id: int | None = None
     written: int = 0
     counted: tuple[Work | None] | None = None

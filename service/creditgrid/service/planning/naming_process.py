@@ -187,9 +187,11 @@ def _packed(chunk: Chunk) -> list[Any]:
             found.append(cost)
         return number
 
-    cells = [
-        [number, *task[:-3], texts.setdefault(task.shared, len(texts)), number_of(task.cost)]
-        for number, task in chunk.cells
-    ]
+    cells = []
+    last, of_last = None, number_of(None)
+    for number, task in chunk.cells:
+        if task.cost is not last:  # mostly the cell before has the same
+            last, of_last = task.cost, number_of(task.cost)
+        cells.append([number, *task[:-3], texts.setdefault(task.shared, len(texts)), of_last])
     stages = [[*task[:-1], number_of(task.cost)] for task in chunk.stages]
     return [stages, cells, list(texts), found, chunk.faults]

@@ -5,6 +5,7 @@ Both come from the same parts: the work of open calls, the throughput of their k
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from creditgrid.service.prediction.throughput import Rates, Throughput
 from creditgrid.workers.runner import Capacity
 
 HANDOVER_S = 0.3
-"""Between the end of a call and the start of one that waits for it."""
+"""Between the end of calls and the start of those that wait for them."""
 COMMIT_S = 1.0
 """Until the last rows are in the table."""
 TRUSTED_PART = 0.2
@@ -74,9 +75,9 @@ class Forecasts:
         self._capacity = capacity
 
     def capacity(self) -> Capacity:
-        """Of the cluster; before it is known, of one core."""
+        """Of the cluster; before it has started, of this machine."""
         found = self._capacity()
-        return found if found.cpu > 0 else Capacity(1.0, found.gpu, found.nodes)
+        return found if found.cpu > 0 else Capacity(float(os.cpu_count() or 1), found.gpu, found.nodes)
 
     def of_plan(self, calls: Sequence[Alike], asked: Asked) -> Prediction:
         """What these calls will take, none of which has started; with the resources that the spec asks for."""
@@ -111,15 +112,16 @@ class Forecasts:
                 if alike.scale == UNKNOWN or rates is None:
                     return None
                 each = max(rates.seconds(Work(*(max(part, 0.0) for part in work)), waiting), 0.0) / waiting
-            batches.append(Batch(alike.level, alike.planned, waiting, each + HANDOVER_S, resources, len(own)))
+            batches.append(Batch(alike.level, alike.planned, waiting, each, resources, len(own)))
             for call in own:
                 left = _left(call, self._rates(call.kind, asked, call.resources))
                 if left is None:
                     return None
-                started.append(Running(number, left + HANDOVER_S, call.resources))
-        if not any(batch.open for batch in batches) and not started:
+                started.append(Running(number, left, call.resources))
+        levels = {batch.level for batch in batches if batch.open or batch.running}
+        if not levels:
             return 0.0
-        return makespan(batches, started, capacity.cpu, capacity.gpu) + COMMIT_S
+        return makespan(batches, started, capacity.cpu, capacity.gpu) + HANDOVER_S * len(levels) + COMMIT_S
 
     def _seconds(self, alike: Alike, asked: Asked) -> float | None:
         rates = self._rates(alike.kind, asked)

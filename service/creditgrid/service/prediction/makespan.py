@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from creditgrid.core.task import Resources
 
-MOST = 200
-"""Calls of one batch that are followed one by one; more are put together, several as one."""
+LEAST, ROUNDS, MOST = 64, 24, 512
+"""Calls of one batch that are followed one by one: so many rounds on all slots, within bounds. Of more, several count
+as one."""
 
 
 class Batch(NamedTuple):
@@ -89,12 +90,13 @@ def makespan(batches: Sequence[Batch], running: Sequence[Running], cpus: float, 
 
 
 def _queue(batch: Batch, cpus: float, gpus: float) -> _Queue:
-    together = max(1, math.ceil(batch.open / MOST))
+    cpu, gpu = min(batch.resources.cpu, cpus), min(batch.resources.gpu, gpus)
+    most = min(max(LEAST, math.ceil(ROUNDS * cpus / max(cpu, 0.1))), MOST)
+    together = max(1, math.ceil(batch.open / most))
     opened = math.ceil(batch.open / together)
     done = max(0, batch.planned - batch.open - batch.running)
     planned = opened + batch.running + math.ceil(done / together)
     seconds = batch.seconds * batch.open / max(opened, 1)
-    cpu, gpu = min(batch.resources.cpu, cpus), min(batch.resources.gpu, gpus)
     return _Queue(batch.level, max(planned, 1), opened, seconds, cpu, gpu, planned - opened - batch.running)
 
 
