@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -75,6 +77,22 @@ def test_a_slow_cost_model_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.perf_counter() - started < 5
     assert found[-1] is None
     assert "takes too long" in faults["k"]
+
+
+def test_a_cost_model_that_hangs_is_interrupted() -> None:
+    """In a process of its own, as plans are named: pytest's time limit uses alarms here."""
+    script = """
+import time
+from creditgrid.core import costing
+from creditgrid.core.task import TaskKind
+
+costing.LONGEST_S = 0.3
+kind = TaskKind("k", 1, None, cost=lambda task, given: time.sleep(60))
+asking = costing.Costing({"k": kind})
+print(asking.of(kind.task({}), (), None), asking.faults)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout.startswith("None {'k': 'its cost model takes too long")
 
 
 def test_an_unknown_cost_is_no_fault() -> None:

@@ -166,7 +166,9 @@ def _as_text(view: PlanView) -> str:
     counts = [
         f"{name:>12}  {k.total:>9,}  new {k.new:>9,}  cached {k.cached:>9,}  calls {k.calls:>7,}" for name, k in rows
     ]
-    return "\n".join([f"{view.name} ({view.experiment})", *counts])
+    time = "unknown" if view.estimated_seconds is None else f"{view.estimated_seconds:,.0f} s on {view.cpus:g} CPUs"
+    size = "unknown" if view.estimated_bytes is None else f"{view.estimated_bytes:,} bytes"
+    return "\n".join([f"{view.name} ({view.experiment})", *counts, f"time: {time}; new artifacts: {size}", *view.notes])
 
 
 def _exit(*_: object) -> NoReturn:

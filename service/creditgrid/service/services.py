@@ -23,7 +23,7 @@ from creditgrid.service.planning.naming_process import NamingProcesses, start_fo
 from creditgrid.service.planning.planner import Planner
 from creditgrid.service.planning.plans import Check, Plans
 from creditgrid.service.prediction.calibration import LONGEST_S as CALIBRATION_LONGEST_S
-from creditgrid.service.prediction.calibration import Calibrations
+from creditgrid.service.prediction.calibration import Calibrations, usual_file
 from creditgrid.service.prediction.forecast import Forecasts
 from creditgrid.service.prediction.throughput import Throughput
 from creditgrid.service.reading.failures import Failures
@@ -110,7 +110,7 @@ def wire_services(
         limits: those of people.
     """
     tokens, audit = Tokens(ledger, limits), Audit(ledger)
-    calibrations = Calibrations(ledger)
+    calibrations = Calibrations(usual_file())
     forecasts = Forecasts(Throughput(calibrations.of), calibrations, runner.capacity)
     planner = Planner(ledger, store, namer or _name_here, forecasts)
     scheduler = Scheduler(ledger, results, curves, store, runner)
@@ -151,7 +151,7 @@ def create_planner(settings: Settings) -> Planner:
     exists = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
     resolved = _resolve(settings)
     ledger = Ledger(url) if exists else None
-    calibrations = Calibrations(ledger, keep=False)
+    calibrations = Calibrations(usual_file())
     calibrations.start()
     here = Capacity(float(settings.cpus or os.cpu_count() or 1), float(settings.gpus or 0), 1)
     forecasts = Forecasts(Throughput(calibrations.of), calibrations, lambda: here)

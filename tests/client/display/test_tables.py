@@ -42,6 +42,10 @@ def test_plan() -> None:
             "groups": 3,
             "misses": [{"kind": "train", "reason": "never computed", "count": 3, "example": {}}],
             "estimated_seconds": 3700.0,
+            "compute_seconds": 7300.0,
+            "estimated_bytes": 258_000_000,
+            "cpus": 2.0,
+            "gpus": 0.0,
         }
     )
     text = shown(tables.plan_table(plan))
@@ -51,7 +55,11 @@ def test_plan() -> None:
     assert line_of(text, "cells") == ["cells", "504", "0", "0", "504", "0", "3"]
     assert "train: 3 × never computed" in text
     assert "504 cells, measured in 3 calls" in text
-    assert "about 1 h 01 min" in text
+    assert "about 1 h 01 min on 2 CPUs (2 h 01 min of compute), 258 MB" in text
+    unknown = {"estimated_seconds": None, "compute_seconds": None, "estimated_bytes": None, "gpus": 1.0}
+    text = shown(tables.plan_table(plan.model_copy(update={**unknown, "notes": ["fit: its cost model failed"]})))
+    assert "time unknown on 2 CPUs and 1 GPU, size unknown" in text
+    assert "note: fit: its cost model failed" in text
 
 
 def test_summary_with_intervals() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import sqlalchemy as sa
 from ledger_rows import add_call, add_task
 
@@ -12,13 +11,10 @@ from creditgrid.service.ledger import tables, transitions
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.past_calls import (
     KEPT,
-    Calibration,
     PastCall,
     newest_call,
-    read_calibration,
     read_calls,
     record_call,
-    write_calibration,
 )
 
 
@@ -59,11 +55,3 @@ def test_a_call_that_succeeds_at_once_is_kept_and_others_are_not(ledger: Ledger)
         (kept,) = read_calls(connection)
         assert kept[:7] == ("k", "cpu", None, 3, 6.0, 2, 2**40 + 10)
         assert newest_call(connection) != seen
-
-
-def test_a_calibration_is_kept_by_host_and_device(ledger: Ledger) -> None:
-    with ledger.write() as connection:
-        for price in (1.0, 2.0):
-            write_calibration(connection, "here", "cpu", Calibration(price, price, price))
-        assert read_calibration(connection, "here", "cpu") == pytest.approx((2.0, 2.0, 2.0))
-        assert read_calibration(connection, "there", "cpu") is read_calibration(connection, "here", "cuda") is None

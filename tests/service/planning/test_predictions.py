@@ -14,7 +14,7 @@ from creditgrid.core.costing import Given
 from creditgrid.core.states import State
 from creditgrid.core.task import Task, TaskKind
 from creditgrid.core.work import Cost, CostModel, Work
-from creditgrid.service.ledger.past_calls import Calibration
+from creditgrid.service.prediction.calibration import Calibration
 from creditgrid.service.prediction.forecast import COMMIT_S, HANDOVER_S
 from creditgrid.service.prediction.throughput import CALL_S
 
@@ -106,7 +106,6 @@ def test_a_declared_cost_is_used_before_anything_ran(house: House, declare: Any)
 def test_a_dry_run_waits_a_moment_for_the_measurement_of_the_machine(house: House) -> None:
     calibrations = house.services.calibrations
     calibrations._command = ("sleep", "30")
-    calibrations._keep = False
     calibrations.start()
     started = time.monotonic()
     spec = {**NOOP, "experiment": "linesearch", "axes": {"eta": [0.1]}, "fixed": {"dataset": "digits", "method": "dfa"}}

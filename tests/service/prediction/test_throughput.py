@@ -7,7 +7,8 @@ import random
 import pytest
 
 from creditgrid.core.work import Work
-from creditgrid.service.ledger.past_calls import Calibration, PastCall
+from creditgrid.service.ledger.past_calls import PastCall
+from creditgrid.service.prediction.calibration import Calibration
 from creditgrid.service.prediction.throughput import CALL_S, Rates, alike, fitted
 
 PRIOR = Calibration(5e-6, 1.2e-11, 1e-10)

@@ -1,15 +1,14 @@
-"""What the last calls of each kind took on each device, and how fast devices were before: to predict other calls."""
+"""What the last calls of each kind took on each device: to predict others."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from creditgrid.core.work import Work
-from creditgrid.service.ledger.tables import calibrations, past_calls
+from creditgrid.service.ledger.tables import past_calls
 
 NOTHING = (0, None, None)
 """What ``newest_call`` says of an empty ledger."""
@@ -28,14 +27,6 @@ class PastCall(NamedTuple):
     artifacts: int
     bytes: int
     at: float
-
-
-class Calibration(NamedTuple):
-    """How long one unit of each component of work takes on a device, in seconds."""
-
-    launch_s: float
-    flop_s: float
-    element_s: float
 
 
 # Text, because SQLAlchemy has no INSERT … ON CONFLICT for both databases. The slot is the oldest, or one more.
@@ -89,18 +80,3 @@ def read_calls(connection: sa.Connection) -> list[PastCall]:
         )
         for row in found
     ]
-
-
-def read_calibration(connection: sa.Connection, host: str, device: str) -> Calibration | None:
-    """How fast a device was."""
-    c = calibrations.c
-    query = sa.select(c.launch_s, c.flop_s, c.element_s).where(c.host == host, c.device == device)
-    row = connection.execute(query).one_or_none()
-    return None if row is None else Calibration(*row)
-
-
-def write_calibration(connection: sa.Connection, host: str, device: str, found: Calibration) -> None:
-    """Keep how fast a device is."""
-    connection.execute(calibrations.delete().where(calibrations.c.host == host, calibrations.c.device == device))
-    row = {"host": host, "device": device, **found._asdict(), "at": time.time()}
-    connection.execute(calibrations.insert().values(**row))

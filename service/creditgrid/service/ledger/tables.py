@@ -212,17 +212,6 @@ past_calls = sa.Table(  # what the last calls of each kind took on each device, 
     sa.Column("at", sa.Float, nullable=False),
 )
 
-calibrations = sa.Table(  # how fast a device was before anything ran on it: seconds for each unit of work
-    "calibrations",
-    metadata,
-    sa.Column("host", sa.String, primary_key=True),
-    sa.Column("device", sa.String, primary_key=True),
-    sa.Column("launch_s", sa.Float, nullable=False),
-    sa.Column("flop_s", sa.Float, nullable=False),
-    sa.Column("element_s", sa.Float, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-)
-
 events = sa.Table(
     "events",
     metadata,

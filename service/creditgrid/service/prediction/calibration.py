@@ -1,4 +1,4 @@
-"""How fast this machine is, before anything ran: measured once by a child process, and kept in the ledger.
+"""How fast this machine is, before anything ran: measured once by a child process, and kept in a file for a month.
 
 The measurement takes some seconds, most of them for loading torch, so no request waits for its end: until then, times
 of kinds that never ran are unknown. It starts once the runner is ready, not to measure the start of a cluster.
@@ -6,44 +6,50 @@ of kinds that never ran are unknown. It starts once the runner is ready, not to 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import socket
+import platform
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import sqlalchemy as sa
-import structlog
-
+from creditgrid.core.files import atomic_file
 from creditgrid.core.work import LARGEST
-from creditgrid.service.ledger.ledger import Ledger
-from creditgrid.service.ledger.past_calls import Calibration, read_calibration, write_calibration
 
 COMMAND = (sys.executable, "-P", "-m", "creditgrid.workers.calibrate")
 LONGEST_S = 180.0
 """A machine that is busy loads torch slowly."""
 RUNNER_WAIT_S = 120.0
+KEPT_S = 30 * 86400.0
 POLL_S = 0.2
 SECRETS = ("CREDITGRID_TOKEN", "CREDITGRID_DATABASE_URL")
 
-log = structlog.get_logger()
+
+class Calibration(NamedTuple):
+    """How long one unit of each component of work takes on a device, in seconds."""
+
+    launch_s: float
+    flop_s: float
+    element_s: float
 
 
 class Calibrations:
     """Of the CPU and the GPU of this machine. May be used from any thread.
 
     Args:
-        ledger: where they are kept; None to measure each time.
-        keep: whether to write what was measured to the ledger.
+        file: where they are kept; None to measure each time.
         command: measures, and prints the result as JSON.
     """
 
-    def __init__(self, ledger: Ledger | None, *, keep: bool = True, command: tuple[str, ...] = COMMAND) -> None:
-        self._ledger, self._keep, self._command = ledger, keep, command
+    def __init__(self, file: Path | None, command: tuple[str, ...] = COMMAND) -> None:
+        self._file, self._command = file, command
         self._found: dict[str, Calibration] = {}
         self._done, self._stopping = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,12 +72,8 @@ class Calibrations:
             self._done.wait(seconds)
 
     def start(self, ready: Callable[[], bool] = lambda: True) -> None:
-        """Read what the ledger knows, or measure in the background, once ``ready``."""
-        if self._ledger is not None:
-            with self._ledger.read() as connection:
-                for device in ("cpu", "cuda"):
-                    if found := read_calibration(connection, socket.gethostname(), device):
-                        self._found[device] = found
+        """Read what an earlier process measured, or measure in the background, once ``ready``."""
+        self._found = self._kept()
         if "cpu" not in self._found:
             self._thread = threading.Thread(target=self._run, args=(ready,), name="creditgrid-calibration", daemon=True)
             self._thread.start()
@@ -105,33 +107,57 @@ class Calibrations:
                 text=True,
                 env=environment,
             )
+            if self._stopping.is_set():
+                self._process.kill()
             output, errors = self._process.communicate(timeout=LONGEST_S)
         except (OSError, subprocess.TimeoutExpired) as error:
             if self._process is not None:
                 self._process.kill()
+                self._process.wait()
             self._failed(f"{type(error).__name__}: {error}")
             return
         try:
-            self._found.update({device: _calibration(values) for device, values in json.loads(output).items()})
+            self._found = _calibrations(json.loads(output))
         except (ValueError, TypeError, KeyError, AttributeError):
             self._failed(f"{output} {errors}".strip()[-500:] or "no output")
             return
-        if self._ledger is None or not self._keep:
-            return
-        log.info("calibrated", **{device: found._asdict() for device, found in self._found.items()})
-        with suppress(sa.exc.OperationalError), self._ledger.write() as connection:  # the next start measures again
-            for device, found in self._found.items():
-                write_calibration(connection, socket.gethostname(), device, found)
+        if self._file is not None:
+            with suppress(OSError):  # the next start measures again
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(self._file) as kept:
+                    kept.write(output.encode())
+
+    def _kept(self) -> dict[str, Calibration]:
+        if self._file is None:
+            return {}
+        try:
+            if abs(time.time() - self._file.stat().st_mtime) > KEPT_S:
+                return {}
+            return _calibrations(json.loads(self._file.read_bytes()))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no file, or not what was written
+            return {}
 
     def _failed(self, why: str) -> None:
-        if self._stopping.is_set():
-            return
-        self.problem = f"the speed of this machine could not be measured ({why.splitlines()[-1]:.200})"
-        if self._keep:
-            log.warning("calibration failed", error=why)
+        if not self._stopping.is_set():
+            self.problem = f"the speed of this machine could not be measured ({why.splitlines()[-1]:.200})"
 
 
-def _calibration(values: dict[str, float]) -> Calibration:
+def usual_file() -> Path:
+    """Where calibrations of this machine are kept: another number of cores or another torch has another file."""
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = ""
+    which = f"{platform.node()} {platform.machine()} {os.cpu_count()} {torch}"
+    name = hashlib.sha256(which.encode()).hexdigest()[:16]
+    return Path("~/.cache/creditgrid").expanduser() / f"calibration-{name}.json"
+
+
+def _calibrations(measured: dict[str, Any]) -> dict[str, Calibration]:
+    return {device: _calibration(values) for device, values in measured.items()}
+
+
+def _calibration(values: dict[str, Any]) -> Calibration:
     found = Calibration(*(float(values[name]) for name in ("launches", "flops", "elements")))
     if not all(0 < price < LARGEST for price in found):
         raise ValueError(f"a price is no positive number: {values}")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from creditgrid.core.task import Resources
 
-LEAST, ROUNDS, MOST = 64, 24, 512
+LEAST, ROUNDS, MOST = 48, 16, 512
 """Calls of one batch that are followed one by one: so many rounds on all slots, within bounds. Of more, several count
 as one."""
 
@@ -39,9 +39,9 @@ class Running(NamedTuple):
     resources: Resources
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Queue:
-    """A batch in the simulation."""
+    """A batch in the simulation, and those on lower levels."""
 
     level: int
     planned: int
@@ -50,43 +50,52 @@ class _Queue:
     cpu: float
     gpu: float
     done: int
+    below: list[_Queue] = field(default_factory=list)
 
-    @property
-    def next(self) -> float:
-        """How far the next call is in its batch, in (0, 1]."""
-        return (self.planned - self.open + 1) / self.planned
+    def may_start(self, part: float) -> bool:
+        """Whether as large a part of each lower batch is done."""
+        return all(other.done >= part * other.planned - 1e-9 for other in self.below if other.done < other.planned)
 
 
 def makespan(batches: Sequence[Batch], running: Sequence[Running], cpus: float, gpus: float) -> float:
     """Seconds until all calls have ended, on a cluster that does nothing else."""
     queues = [_queue(batch, cpus, gpus) for batch in batches]
+    for queue in queues:
+        queue.below = [other for other in queues if other.level < queue.level]
     free_cpu, free_gpu, now = cpus, gpus, 0.0
-    ends: list[tuple[float, int, float, float, int]] = []
+    ends: list[tuple[float, int, float, float, _Queue]] = []
     for number, call in enumerate(running):
         cpu, gpu = min(call.resources.cpu, cpus), min(call.resources.gpu, gpus)
         free_cpu, free_gpu = free_cpu - cpu, free_gpu - gpu
-        heapq.heappush(ends, (call.seconds, number, cpu, gpu, call.batch))
+        heapq.heappush(ends, (call.seconds, number, cpu, gpu, queues[call.batch]))
     number = len(ends)
-    while True:
-        ready = [
-            queue
-            for queue in queues
-            if queue.open
-            and queue.cpu <= free_cpu + 1e-9
-            and queue.gpu <= free_gpu + 1e-9
-            and _may_start(queue, queues)
-        ]
-        if ready:
-            queue = min(ready, key=lambda queue: (queue.next, queue.level))
-            queue.open -= 1
-            free_cpu, free_gpu, number = free_cpu - queue.cpu, free_gpu - queue.gpu, number + 1
-            heapq.heappush(ends, (now + queue.seconds, number, queue.cpu, queue.gpu, queues.index(queue)))
+    opened = [queue for queue in queues if queue.open]
+    while opened or ends:
+        ready = _next(opened, free_cpu + 1e-9, free_gpu + 1e-9)
+        if ready is not None:
+            ready.open -= 1
+            free_cpu, free_gpu, number = free_cpu - ready.cpu, free_gpu - ready.gpu, number + 1
+            heapq.heappush(ends, (now + ready.seconds, number, ready.cpu, ready.gpu, ready))
+            if not ready.open:
+                opened.remove(ready)
         elif ends:
-            now, _, cpu, gpu, batch = heapq.heappop(ends)
+            now, _, cpu, gpu, ended = heapq.heappop(ends)
             free_cpu, free_gpu = free_cpu + cpu, free_gpu + gpu
-            queues[batch].done += 1
-        else:
-            return now + sum(queue.open * queue.seconds for queue in queues)  # of calls that wait for others' failures
+            ended.done += 1
+        else:  # calls that wait for what has failed
+            return now + sum(queue.open * queue.seconds for queue in opened)
+    return now
+
+
+def _next(opened: Sequence[_Queue], free_cpu: float, free_gpu: float) -> _Queue | None:
+    """Of the calls that are ready and have room, the one that is least far in its batch."""
+    found: _Queue | None = None
+    first = 2.0, 0
+    for queue in opened:
+        turn = (queue.planned - queue.open + 1) / queue.planned, queue.level
+        if turn < first and queue.cpu <= free_cpu and queue.gpu <= free_gpu and queue.may_start(turn[0]):
+            found, first = queue, turn
+    return found
 
 
 def _queue(batch: Batch, cpus: float, gpus: float) -> _Queue:
@@ -94,14 +103,6 @@ def _queue(batch: Batch, cpus: float, gpus: float) -> _Queue:
     most = min(max(LEAST, math.ceil(ROUNDS * cpus / max(cpu, 0.1))), MOST)
     together = max(1, math.ceil(batch.open / most))
     opened = math.ceil(batch.open / together)
-    done = max(0, batch.planned - batch.open - batch.running)
-    planned = opened + batch.running + math.ceil(done / together)
+    done = math.ceil(max(0, batch.planned - batch.open - batch.running) / together)
     seconds = batch.seconds * batch.open / max(opened, 1)
-    return _Queue(batch.level, max(planned, 1), opened, seconds, cpu, gpu, planned - opened - batch.running)
-
-
-def _may_start(queue: _Queue, queues: Sequence[_Queue]) -> bool:
-    """Whether so much of each lower level is done as the next call needs."""
-    return all(
-        other.done >= math.ceil(queue.next * other.planned - 1e-9) for other in queues if other.level < queue.level
-    )
+    return _Queue(batch.level, opened + batch.running + done or 1, opened, seconds, cpu, gpu, done)

@@ -21,7 +21,8 @@ import sqlalchemy as sa
 
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.work import Work
-from creditgrid.service.ledger.past_calls import NOTHING, Calibration, PastCall, newest_call, read_calls
+from creditgrid.service.ledger.past_calls import NOTHING, PastCall, newest_call, read_calls
+from creditgrid.service.prediction.calibration import Calibration
 
 USUAL = Calibration(6e-6, 1.2e-11, 1.2e-10)
 """A CPU core of recent years. Only the ratios count, and only where calls were seen and no calibration was."""

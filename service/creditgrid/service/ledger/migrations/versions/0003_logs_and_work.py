@@ -59,13 +59,4 @@ def upgrade() -> None:
         sa.Column("bytes", sa.BigInteger, nullable=False),
         sa.Column("at", sa.Float, nullable=False),
     )
-    op.create_table(
-        "calibrations",
-        sa.Column("host", sa.String, primary_key=True),
-        sa.Column("device", sa.String, primary_key=True),
-        sa.Column("launch_s", sa.Float, nullable=False),
-        sa.Column("flop_s", sa.Float, nullable=False),
-        sa.Column("element_s", sa.Float, nullable=False),
-        sa.Column("at", sa.Float, nullable=False),
-    )
     op.drop_table("kind_totals")
