@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import msgpack
+import numpy as np
 import pytest
 
 from creditgrid.core import costing
@@ -53,7 +55,9 @@ def says(answer: Any) -> CostModel:
         (says(Cost(Work(flops=True))), "which is no number"),
         (says(Cost(bytes=-5)), "its bytes are -5"),
         (says(Cost(bytes=10**40)), "its bytes are"),
-        (says(Cost(shared=((3, Work()),))), "which is no text"),  # type: ignore[arg-type]
+        (says(Cost(shared=(("a", Work()),) * 2000)), "2,000 shared parts"),
+        (lambda task, given: sys.exit(3), "SystemExit: 3"),
+        (says(Cost(shared=((3, Work()),))), "accepted: a text"),  # type: ignore[arg-type]
         (says(Cost(shared=("a",))), "ValueError"),  # type: ignore[arg-type]
     ],
 )
@@ -93,6 +97,15 @@ print(asking.of(kind.task({}), (), None), asking.faults)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=True)
     assert done.stdout.startswith("None {'k': 'its cost model takes too long")
+
+
+@pytest.mark.parametrize("number", [5, 10**20, np.int64(5), np.float32(5.0)])
+def test_numbers_of_any_type_become_plain_ones(number: Any) -> None:
+    (found,), faults = ask(says(Cost(Work(flops=number), bytes=number)), {"x": 1})
+    assert faults == {}
+    assert found is not None
+    assert found == Cost(Work(flops=float(number)), bytes=float(number))
+    msgpack.packb(found)  # as it goes to the service
 
 
 def test_an_unknown_cost_is_no_fault() -> None:

@@ -120,7 +120,7 @@ class Costing:
             return checked(self._asked(task.kind, model, task, Given(parents, dataset)))
         except _TooSlow:
             self.faults[task.kind] = f"its cost model takes too long (more than {LONGEST_S:g} s)"
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a package's code may even try to end the process
             self.faults[task.kind] = f"its cost model failed: {type(error).__name__}: {error}"[:300]
         return None
 

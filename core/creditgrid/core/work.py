@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple, Self, TypeAlias
 
 LARGEST = 1e24
 """No work or size is larger: a cost model that says so is wrong."""
+MOST_PARTS, LONGEST_NAME = 1000, 1000
+"""Shared parts of a cost, and characters of their names."""
 
 
 class Work(NamedTuple):
@@ -68,7 +71,7 @@ It must be quick, and import no torch: plans call it.
 
 
 def checked(cost: Cost | None) -> Cost | None:
-    """The cost, in floats.
+    """The cost, in plain numbers.
 
     Raises:
         ValueError, TypeError: it is no cost, or has a number that is negative, not finite or beyond ``LARGEST``.
@@ -77,30 +80,36 @@ def checked(cost: Cost | None) -> Cost | None:
         return cost
     if not isinstance(cost, Cost):
         raise TypeError(f"it returned {type(cost).__name__}, not a Cost")
+    if len(cost.shared) > MOST_PARTS:
+        raise ValueError(f"it names {len(cost.shared):,} shared parts; accepted: {MOST_PARTS}")
     shared = tuple((_text(name), _work(part)) for name, part in cost.shared)
     return Cost(_work(cost.own), shared, None if cost.bytes is None else _number("bytes", cost.bytes))
 
 
-_NUMBERS = frozenset((int, float))
-
-
 def _sound(cost: Cost) -> bool:
-    """Whether a cost is right as it is: quick, because most are."""
+    """Whether a cost is right as it is: quick, because most are. Large integers are not, nor others' number types."""
+    if len(cost.shared) > MOST_PARTS:
+        return False
     for work in (cost.own, *(part for _, part in cost.shared)):
         if type(work) is not Work:
             return False
         launches, flops, elements = work
-        if not (0 <= launches <= LARGEST and 0 <= flops <= LARGEST and 0 <= elements <= LARGEST):
+        if not (_plain(launches) and _plain(flops) and _plain(elements)):
             return False
-        if not {type(launches), type(flops), type(elements)} <= _NUMBERS:
-            return False
-    sized = cost.bytes is None or (type(cost.bytes) in _NUMBERS and 0 <= cost.bytes <= LARGEST)
-    return sized and all(type(name) is str and len(name) <= 1000 for name, _ in cost.shared)
+    return (cost.bytes is None or _plain(cost.bytes)) and all(
+        type(name) is str and len(name) <= LONGEST_NAME for name, _ in cost.shared
+    )
+
+
+def _plain(value: object) -> bool:
+    if type(value) is float:
+        return 0 <= value <= LARGEST
+    return type(value) is int and 0 <= value <= 2**53
 
 
 def _text(name: object) -> str:
-    if not isinstance(name, str) or len(name) > 1000:
-        raise TypeError(f"a shared part is named {name!r:.80}, which is no text")
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
+        raise TypeError(f"a shared part is named {name!r:.80}; accepted: a text of up to {LONGEST_NAME} characters")
     return name
 
 
@@ -111,8 +120,9 @@ def _work(work: Work) -> Work:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"its {name} are {value!r:.80}, which is no number")
-    if not 0 <= value <= LARGEST or math.isnan(value):
+    number = float(value)
+    if not 0 <= number <= LARGEST:  # nor is a NaN
         raise ValueError(f"its {name} are {value!r:.80}; accepted: 0 to {LARGEST:g}")
-    return float(value)
+    return number
