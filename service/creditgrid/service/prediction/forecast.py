@@ -142,7 +142,8 @@ def _left(call: InProgress, rates: Rates | None) -> float | None:
     predicted = None
     if call.work is not None and rates is not None:
         whole = rates.seconds(call.work)
-        predicted = max(whole * (1 - call.part) if call.part else whole - call.elapsed_s, 0.1 * whole)
+        late = call.elapsed_s - whole  # a call that is overdue is slower than predicted: it is not about to end
+        predicted = whole * (1 - call.part) if call.part else max(-late, late / 2) + 0.05 * whole
     if call.left_s is None:
         return predicted
     if predicted is None:
