@@ -105,7 +105,7 @@ def test_a_declared_cost_is_used_before_anything_ran(house: House, declare: Any)
 
 def test_a_dry_run_waits_a_moment_for_the_measurement_of_the_machine(house: House) -> None:
     calibrations = house.services.calibrations
-    calibrations._command = ("sleep", "30")
+    calibrations._file, calibrations._command = None, ("sleep", "30")
     calibrations.start()
     started = time.monotonic()
     spec = {**NOOP, "experiment": "linesearch", "axes": {"eta": [0.1]}, "fixed": {"dataset": "digits", "method": "dfa"}}
