@@ -213,3 +213,8 @@ def test_an_append_that_failed_forgets_the_columns(curves: Curves, monkeypatch: 
     monkeypatch.setattr(delta_table, "write_deltalake", original)
     assert curves.add([run([1], run="more", parameters={"size": "big"})]) == 1
     assert table(curves)["size_string"].drop_null().to_pylist() == ["big"]
+
+
+def test_points_that_come_twice_at_a_time_are_written_once(curves: Curves) -> None:
+    assert curves.add([run([1, 2, 3, 1, 2, 3, 4]), run([2, 5])]) == 5
+    assert epochs(curves) == [1, 2, 3, 4, 5]

@@ -101,7 +101,11 @@ class Curves(AppendedTable):
         highest: dict[str, int] = {}
         for curve in found:
             last = highest[curve.run] if curve.run in highest else known.highest(curve.run)
-            points = [point for point in curve.points if last is None or point.epoch > last]
+            points: list[Point] = []
+            for point in curve.points:  # an attempt after another one sends the first epochs again
+                if last is None or point.epoch > last:
+                    points.append(point)
+                    last = point.epoch
             if points:
                 fresh.append((curve, points))
                 highest[curve.run] = points[-1].epoch
