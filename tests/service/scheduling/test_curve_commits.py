@@ -72,6 +72,7 @@ def test_a_call_succeeds_after_its_points(house: House, monkeypatch: pytest.Monk
         broken.setattr(house.curves, "add", full)
         house.step()
         assert house.call_states()[call] is State.RUNNING
+        assert not house.scheduler.curves.awaited  # for some seconds nothing will be written
         assert "points cannot be written to the table of curves" in (house.scheduler.problem() or "")
     monkeypatch.setattr(house.scheduler.curves, "_last", 0.0)
     house.step()
@@ -104,6 +105,21 @@ def test_a_service_that_dies_around_the_append(house: House, monkeypatch: pytest
     again.drain()
     assert epochs(again) == [1, 2, 3]
     assert again.state(sweep) is State.SUCCEEDED
+
+
+def test_points_that_two_attempts_send_before_an_append_are_written_once(house: House) -> None:
+    _, call = started(house)
+    house.scheduler.curves._last = 1e18  # not due
+    house.runner.report(Advanced(call, 2, 9, "", points([1, 2])))
+    house.runner.lose()
+    house.step(2)
+    (call,) = house.runner.calls
+    house.runner.start_call(call)
+    house.runner.report(Advanced(call, 3, 9, "", points([1, 2, 3])))
+    house.step()
+    house.scheduler.curves._last = 0.0
+    house.step()
+    assert epochs(house) == [1, 2, 3]
 
 
 def test_points_of_a_failed_call_are_written_before_its_artifacts_count(house: House) -> None:
@@ -148,6 +164,23 @@ def test_rows_come_after_the_points_of_their_call(house: House, monkeypatch: pyt
     house.drain()
     assert order == ["points", "rows"]
     assert house.state(sweep) is State.SUCCEEDED
+
+
+def test_rows_do_not_hurry_points_that_cannot_be_written(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.submit(axes={"x": [1]})
+    house.step()
+    (call,) = house.runner.calls
+    house.runner.report(Advanced(call, 1, 1, "", points([1])))
+    house.runner.work(call)
+    tries: list[int] = []
+
+    def broken(found: Any) -> None:
+        tries.append(len(found))
+        raise DeltaError("no")
+
+    monkeypatch.setattr(house.curves, "add", broken)
+    house.step(20)
+    assert tries == [1]
 
 
 def test_points_that_cannot_be_written_do_not_pile_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,13 @@ class CurveCommits:
 
     @property
     def awaited(self) -> bool:
-        """Whether a call that has finished waits for its points."""
-        return bool(self._finished)
+        """Whether a call that has finished waits for its points, and may soon have them."""
+        return bool(self._finished) and not self.resting
+
+    @property
+    def resting(self) -> bool:
+        """Whether an append has failed a moment ago, and the next one waits."""
+        return self.trouble is not None and time.monotonic() < self._last
 
     @property
     def full(self) -> bool:

@@ -160,7 +160,7 @@ class Scheduler:
             self._runner.cancel(call)
         idle = not len(self.in_flight)
         # With nothing in flight only a wake-up can bring work, apart from calls that wait out their backoff.
-        if idle and not submitted and not (self.commits.due(idle=True) or self.curves.due(idle=True)):
+        if idle and not submitted and not (self._rows_due(idle=True) or self.curves.due(idle=True)):
             self._wake.wait(POLL_S)
         self._inbox.extend(self._runner.poll(0.0 if idle else SHORT_POLL_S if self.curves.awaited else POLL_S))
         while self._inbox:
@@ -169,8 +169,12 @@ class Scheduler:
         idle = not len(self.in_flight)
         if self.curves.due(idle=idle, hungry=len(self.in_flight) < self._runner.capacity().cpu):
             self.curves.commit()
-        if self.commits.due(idle=idle) and (not self.curves.owes(self.commits.calls()) or self.curves.commit()):
+        if self._rows_due(idle=idle) and (not self.curves.owes(self.commits.calls()) or self.curves.commit()):
             self.commits.commit()
+
+    def _rows_due(self, *, idle: bool) -> bool:
+        """Whether it is time to commit rows. The points of their calls come first, and may have to wait."""
+        return self.commits.due(idle=idle) and not (self.curves.resting and self.curves.owes(self.commits.calls()))
 
     def _submit_ready(self) -> int:
         if self.commits.full or self.curves.full:  # while the table cannot be written, rows do not pile up
