@@ -20,6 +20,9 @@ from creditgrid.service.people.actor import Actor
 from creditgrid.service.reading.sql import Sandbox
 from creditgrid.service.services import Services
 
+LOG_LISTS_LIVE_S = 1.0
+"""How old a list of logs may be."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -48,6 +51,11 @@ class Context:
     def slow_reads(self) -> SharedReads:
         """Summaries and failures."""
         return SharedReads(self.services.changes, SLOW_THREADS, SLOW_LIVE_S, SLOW_SHARE)
+
+    @cached_property
+    def log_lists(self) -> SharedReads:
+        """Lists of logs, to which tasks add without a change of the ledger."""
+        return SharedReads(self.services.changes, 1, LOG_LISTS_LIVE_S, SLOW_SHARE)
 
     @cached_property
     def listeners(self) -> Listeners:

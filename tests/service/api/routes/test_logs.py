@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from service_fakes import AppClient, Fakes, listening, problem_in
 
 from creditgrid.core.wire import LogView, Page
-from creditgrid.service.api import log_followers
+from creditgrid.service.api import log_followers, shared_reads
 from creditgrid.service.api.app import create_app
 from creditgrid.service.settings import Settings
 
@@ -58,6 +58,19 @@ def test_the_logs_of_a_sweep(client: AppClient, fakes: Fakes, sweep: str) -> Non
     assert (view.kind, view.bytes) == ("train", 4)
     problem_in(client.get("/v1/sweeps/none/logs"), 404)
     problem_in(client.get(path, params={"limit": 0}), 422)
+
+
+def test_the_list_of_logs_follows_what_is_printed(
+    client: AppClient, fakes: Fakes, sweep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is a change of the ledger."""
+    now = 1000.0
+    monkeypatch.setattr(shared_reads, "monotonic", lambda: now)
+    for text in (b"one", b"one two"):
+        fakes.logs.text = text
+        (view,) = Page[LogView].model_validate_json(client.get(f"/v1/sweeps/{sweep}/logs").text).items
+        assert view.bytes == len(text)
+        now += 3.0
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ async def sweep_logs(
         found = context.services.logs.of_sweep(sweep, limit)
         return Read(Page(items=found), 300 * len(found))
 
-    return await context.slow_reads.get(("logs", sweep, limit), read, lambda: context.services.changes.version)
+    return await context.log_lists.get(("logs", sweep, limit), read, lambda: context.services.changes.version)
 
 
 class _Followed(StreamingResponse):
