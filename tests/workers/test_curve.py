@@ -142,6 +142,38 @@ def test_done_must_be_whole_and_increase(done: Any, caplog: pytest.LogCaptureFix
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.parametrize(
+    ("done", "total", "shown"),
+    [
+        (3, 10, (3, 10)),
+        (np.int64(3), torch.tensor(10), (3, 10)),
+        (3.0, np.float32(10), (3, 10)),
+        ("3", 10, (0, 0)),
+        (3, None, (0, 0)),
+        (math.nan, 10, (0, 0)),
+        (3, math.inf, (0, 0)),
+        (3, 2**64, (0, 0)),
+        (Hostile(3), 10, (0, 0)),
+        ([3], 10, (0, 0)),
+    ],
+)
+def test_progress_is_in_whole_numbers(done: Any, total: Any, shown: Any, caplog: pytest.LogCaptureFixture) -> None:
+    made = curve()
+    made.take(Progress(done, total, "a note"))
+    for _ in range(2):
+        advanced = made.advanced()
+        assert (advanced.done, advanced.total, advanced.note) == (*shown, "a note")
+        assert type(advanced.done) is type(advanced.total) is int
+    assert len(caplog.messages) == (shown == (0, 0))
+
+
+@pytest.mark.parametrize(("note", "shown"), [("x" * 10**6, "x" * 500), ("\ud800!", "?!"), (7, ""), (None, "")])
+def test_a_note_is_bounded_text(note: Any, shown: str) -> None:
+    made = curve()
+    made.take(Progress(1, 2, note))
+    assert made.advanced().note == shown
+
+
 def test_a_type_may_change(caplog: pytest.LogCaptureFixture) -> None:
     made = curve()
     for epoch, value in enumerate([1, 2.5, "3", True, np.float16(4), None, 5], 1):
@@ -214,6 +246,7 @@ class Toy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, store: ArtifactStore) -> None:
         self.store, self.stop_after, self.saves = store, 99, True
+        self.error: BaseException = OSError("the machine went away")
         self.kind = TaskKind("toy", 1, self.run, max_group=10)
         self.tasks = [self.kind.task({"epoch": epoch}, group=("g",)) for epoch in (3, 5)]
         monkeypatch.setattr(execution, "registry", lambda: Registry({}, {"toy": self.kind}, {}))
@@ -231,7 +264,7 @@ class Toy:
             if self.saves:
                 yield Saved(lambda epoch=epoch: {"epoch": np.array(epoch)})  # type: ignore[misc]
             if epoch == self.stop_after:
-                raise OSError("the machine went away")
+                raise self.error
 
     def go(self, tasks: Sequence[Task] | None = None, attempt: int = 1) -> tuple[Finished | Failed, list[int]]:
         items = list(execute(Call(1, "toy", tasks or self.tasks, [], Resources(), attempt), {}, self.store, CPU))
@@ -258,6 +291,15 @@ def test_another_attempt_sends_the_whole_curve_again(toy: Toy, stop: int, saves:
         finished, sent = toy.go(asked, attempt=2)
         assert isinstance(finished, Finished)
         assert sent == [1, 2, 3, 4, 5]
+
+
+def test_a_task_that_exits_sends_the_points_of_what_it_stored(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    toy.stop_after, toy.error = 4, SystemExit(3)
+    failed, sent = toy.go()
+    assert isinstance(failed, Failed)
+    assert failed.stored == (toy.tasks[0].key,)
+    assert sent == [1, 2, 3, 4]
 
 
 def test_artifacts_that_are_stored_say_the_curve_again(toy: Toy) -> None:

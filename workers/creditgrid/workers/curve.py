@@ -29,6 +29,9 @@ AT_ONCE = 1000
 WARNINGS = 20
 """The most warnings of one curve."""
 
+NOTE = 500
+"""Characters of a note that are reported."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _EPOCHS = range(-(2**63), 2**63)
 
@@ -69,8 +72,11 @@ class CallCurve:
 
     def advanced(self) -> Advanced:
         """How far the call is, with the next points."""
-        done = self._progress
-        return Advanced(self._call.id, done.done, done.total, done.note, self.unsent())
+        done, total = _steps(self._progress.done), _steps(self._progress.total)
+        if done is None or total is None:
+            self._warn("progress is left out: ``done`` and ``total`` must be whole numbers of at most 64 bits")
+            done, total = 0, 0
+        return Advanced(self._call.id, done, total, _note(self._progress.note), self.unsent())
 
     def long_rest(self) -> Iterator[Advanced]:
         """What was not sent, except what the last message of the call can hold."""
@@ -154,6 +160,21 @@ class CallCurve:
         self._warnings.add(text)
         further = " (further warnings of this curve are left out)" if len(self._warnings) > WARNINGS else ""
         log.warning("curve of %s: %s%s", self._call.kind, text, further)
+
+
+def _steps(value: Any) -> int | None:
+    """A number of steps; None if the value is none."""
+    try:
+        whole = isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real)
+        steps = operator.index(value) if whole else int(float(value))
+    except Exception:  # whatever class the value has
+        return None
+    return steps if steps in _EPOCHS else None
+
+
+def _note(value: Any) -> str:
+    """The start of a note, in characters that JSON can hold; empty for what is no text."""
+    return value[:NOTE].encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
 class _NoNumber(Exception):

@@ -53,7 +53,9 @@ def execute(call: Call, inputs: Inputs, store: ArtifactStore, device: torch.devi
         yield Failed(call.id, text, trace, transient(error), host(), tuple(stored), points=curve.unsent())
     except SystemExit as error:  # the task asked to end its process
         text = f"SystemExit: the task asked its process to end with status {error.code}"
-        yield Failed(call.id, text, traceback.format_exc(), True, host(), tuple(stored), crashed=True)
+        trace = traceback.format_exc()
+        yield from curve.long_rest()
+        yield Failed(call.id, text, trace, True, host(), tuple(stored), crashed=True, points=curve.unsent())
 
 
 def _perform(
