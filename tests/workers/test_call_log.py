@@ -50,6 +50,18 @@ def test_a_log_says_where_its_text_was_written(path: Path) -> None:
     assert rest == [b"one", b"two"]
 
 
+def test_what_is_written_after_the_end_reaches_no_other_file(path: Path, tmp_path: Path) -> None:
+    log = CallLog(path, 1)
+    log.write(b"in time\n")
+    descriptor = log.descriptor
+    log.close()
+    with (tmp_path / "other").open("wb") as other:
+        assert other.fileno() == descriptor  # the lowest that is free
+        log.write(b"late\n")
+    assert (tmp_path / "other").read_bytes() == b""
+    assert lines(path)[1:] == [b"in time"]
+
+
 def test_a_call_without_output_leaves_no_file(path: Path) -> None:
     write(path)
     assert list(path.parent.iterdir()) == []

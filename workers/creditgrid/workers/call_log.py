@@ -115,7 +115,12 @@ class CallLog:
         self._written, self._hole = size, HEAD
 
     def write(self, data: bytes) -> None:
-        """Append text. A disk that is full must not fail the call, so what cannot be written is left out."""
+        """Append text. A disk that is full must not fail the call, so what cannot be written is left out.
+
+        So is what a thread writes that outlives the call: the descriptor may be another file's by then.
+        """
+        if self.descriptor < 0:
+            return
         with contextlib.suppress(OSError):
             while data:
                 written = os.write(self.descriptor, data)
@@ -169,8 +174,9 @@ class CallLog:
         except OSError:  # it is on a disk that is gone, or the task has closed it: it stays as it is
             pass
         finally:
+            descriptor, self.descriptor = self.descriptor, -1
             with contextlib.suppress(OSError):
-                os.close(self.descriptor)
+                os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
