@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -12,6 +13,8 @@ from creditgrid.client import events
 from creditgrid.client.cli import logs
 from creditgrid.client.cli import main as cli
 from creditgrid.client.display.untrusted_text import harmless
+from creditgrid.core.states import State
+from creditgrid.core.wire import LogView
 
 KEYS = ["c" * 64, "cd" + "0" * 62]
 
@@ -105,6 +108,23 @@ def test_a_failure_shows_the_end_of_the_log(connected, run) -> None:
     assert "Traceback: here" in out
     connected.failures = [failure | {"log": log, "traceback": log}]  # a process that died leaves its log
     assert run("logs", "s1")[1].count("line 49") == 1
+
+
+def test_a_line_that_never_ends_is_shown_while_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    class Reader:
+        def __init__(self) -> None:
+            self.texts = [" 0%\r 1%\r 2", "%\r 3%\r", "\n", "\r 4%\r 5%", "x" * 10_000, "end"]
+
+        def new(self, _: object) -> list[tuple[LogView, str]]:
+            state = State.SUCCEEDED if len(self.texts) == 1 else State.RUNNING
+            view = LogView(call=1, kind="fit", key=KEYS[0], state=state, bytes=1, written_at=datetime.now(UTC))
+            return [(view, self.texts.pop(0))]
+
+    printer, reader, shown = logs._Lines("json"), Reader(), []
+    while reader.texts:
+        printer.print(reader, failed=True)  # type: ignore[arg-type]
+        shown.append([json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()])
+    assert shown == [[" 0%\r 1%"], [" 2%"], [" 3%\r"], ["\r 4%"], [" 5%" + "x" * 10_000], ["end"]]
 
 
 class Terminal(io.StringIO):

@@ -45,7 +45,7 @@ def show(sweep: Sweep, console: Console, detachable: bool = True) -> SweepView:
 def finish_soon(service, sweep: str, state: State) -> threading.Thread:
     def finish() -> None:
         time.sleep(0.15)
-        service.emit(sweep, "call.failed", "fit failed: [bold]no[/bold]")
+        service.emit(sweep, "call.failed", "fit failed: [bold]no[/bold]\x1b[2J")
         service.change(sweep, state)
         service.emit(sweep, "sweep.finished")
 

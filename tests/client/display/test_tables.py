@@ -57,9 +57,9 @@ def test_plan() -> None:
     assert "504 cells, measured in 3 calls" in text
     assert "about 1 h 01 min on 2 CPUs (2 h 01 min of compute), 258 MB" in text
     unknown = {"estimated_seconds": None, "compute_seconds": None, "estimated_bytes": None, "gpus": 1.0}
-    text = shown(tables.plan_table(plan.model_copy(update={**unknown, "notes": ["fit: its cost model failed"]})))
+    text = shown(tables.plan_table(plan.model_copy(update={**unknown, "notes": ["fit: its cost model failed\x1b[2J"]})))
     assert "time unknown on 2 CPUs and 1 GPU, size unknown" in text
-    assert "note: fit: its cost model failed" in text
+    assert "note: fit: its cost model failed\\x1b[2J" in text
 
 
 def test_summary_with_intervals() -> None:
@@ -149,7 +149,7 @@ def test_rows_are_bounded() -> None:
 
 def test_failures() -> None:
     failure = FailureView(
-        cause="MemoryError",
+        cause="MemoryError\x1b[2J",
         kind="fit",
         count=2,
         skipped=9,
@@ -160,7 +160,7 @@ def test_failures() -> None:
         command="creditgrid run-task k",
     )
     text = shown(tables.failures_text([failure], tracebacks=True))
-    assert "fit: MemoryError (2 failed, 9 skipped because of it; attempt 3 on n1)" in text
+    assert "fit: MemoryError\\x1b[2J (2 failed, 9 skipped because of it; attempt 3 on n1)" in text
     assert "Traceback\n[x]\n" in text
     text = shown(tables.failures_text([failure], tracebacks=False, option=" --url http://here"))
     assert "Traceback" not in text

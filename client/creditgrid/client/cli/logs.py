@@ -27,6 +27,8 @@ SHORT = 12
 """Digits of a key that are shown before its lines."""
 LOOK_S = 1.0
 """Between two looks at the logs of a sweep."""
+LONGEST_REST = 2**13
+"""Characters without a line end that wait for the rest of their line."""
 
 
 def logs(
@@ -129,7 +131,11 @@ class _Lines:
         for view, text in reader.new(None if failed else State.FAILED):
             _, rest = self._rest.pop(view.call, (view, ""))
             *lines, rest = (rest + text).split("\n")
-            if rest and view.state.finished:
+            last = rest.rfind("\r", 1, -1)  # a progress bar returns to the start of its line, and may never end it
+            if last > 0:
+                lines.append(rest[:last])
+                rest = rest[last + 1 :]
+            if rest and (view.state.finished or len(rest) > LONGEST_REST):
                 lines.append(rest)
             elif rest:
                 self._rest[view.call] = view, rest

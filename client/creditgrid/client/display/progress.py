@@ -15,6 +15,7 @@ from rich.text import Text
 from creditgrid.client.connection import url_option
 from creditgrid.client.display.quantities import duration
 from creditgrid.client.display.tables import STYLES, counts_text, finished, state_text
+from creditgrid.client.display.untrusted_text import harmless
 from creditgrid.client.watch import Update
 from creditgrid.core.states import RESULT, State
 from creditgrid.core.wire import FailureView, SweepView
@@ -59,7 +60,7 @@ def show(
                 away = update.error is not None
                 for event in update.events:
                     if event.type in REPORTED:
-                        message = event.data.get("message", event.type)
+                        message = harmless(str(event.data.get("message", event.type)))
                         console.print(f"{event.at.astimezone():%H:%M:%S} {message}", style="red", soft_wrap=True)
                 if not away:
                     display.update(view)
@@ -86,7 +87,7 @@ def failed_text(view: SweepView, failures: Sequence[FailureView], url: str | Non
         else:
             lines.append(f"  its traceback: creditgrid logs {view.id}{url_option(url)}")
             lines.append(f"  run it here: {failure.command}{url_option(url)}")
-    return "\n".join(lines)
+    return harmless("\n".join(lines))
 
 
 def watch_command(view: SweepView, url: str) -> str:
@@ -159,7 +160,7 @@ class _Bars:
         ]
         for activity in [] if view.state.finished else view.active[:MAX_ACTIVE]:
             done = f" {activity.done:,}/{activity.total:,}" if activity.total else ""
-            lines.append(Text(f"  {activity.kind}{done} {activity.note}".rstrip(), style="dim"))
+            lines.append(Text(harmless(f"  {activity.kind}{done} {activity.note}".rstrip()), style="dim"))
         return Group(*lines)
 
 

@@ -80,7 +80,7 @@ def plan_table(plan: PlanView) -> RenderableType:
     )
     if plan.cells.new or any(kind.new for kind in plan.tasks.values()):
         lines.append(Text(_estimate(plan)))
-    lines += [Text(f"note: {note}", style="yellow") for note in plan.notes]
+    lines += [Text(f"note: {harmless(note)}", style="yellow") for note in plan.notes]
     return Group(*lines)
 
 
@@ -149,10 +149,8 @@ def sweep_view(view: SweepView) -> RenderableType:
         grid.add_row("note", Text(f"{condition.type}: {condition.message}", style="yellow"))
     for activity in view.active:
         total = f" {activity.done:,}/{activity.total:,}" if activity.total else ""
-        grid.add_row(
-            "running",
-            f"{activity.kind}, call {activity.call}, {activity.tasks:,} tasks{total} {activity.note}".rstrip(),
-        )
+        text = f"{activity.kind}, call {activity.call}, {activity.tasks:,} tasks{total} {activity.note}"
+        grid.add_row("running", harmless(text.rstrip()))
     return grid
 
 
@@ -188,7 +186,7 @@ def failures_text(failures: Sequence[FailureView], tracebacks: bool, option: str
         skipped = f", {failure.skipped:,} skipped because of it" if failure.skipped else ""
         where = f" on {failure.host}" if failure.host else ""
         head = f"{failure.kind}: {failure.cause} ({failure.count:,} failed{skipped}; attempt {failure.attempt}{where})"
-        lines.append(Text(head, style="red"))
+        lines.append(Text(harmless(head), style="red"))
         if tracebacks and failure.traceback:
             lines.append(Text(harmless(failure.traceback.rstrip())))
         lines += _log_end(failure, tracebacks=tracebacks)
