@@ -118,7 +118,10 @@ def test_a_call_is_split(ledger: Ledger) -> None:
         add_task(connection, "ended", call, SUCCEEDED)
         connection.execute(tables.waits.insert().values(call=call, key="base"))
         counts.recount_sweep(connection, "s")
+        counts.recount_backlog(connection, "s")
         made = transitions.split_call(connection, call, [keys[1 : CHUNK + 5], keys[CHUNK + 5 :]])
+        (left,) = counts.backlogs(connection, ["s"])["s"]
+        assert (left.planned, left.open) == (3, 3)
         rows = {row.id: row for row in connection.execute(sa.select(tables.calls))}
         assert [rows[number].size for number in (call, *made)] == [1, CHUNK + 4, 2]
         assert {(row.sweep, row.attempt, row.crashes, row.state) for row in rows.values()} == {("s", 3, 2, "pending")}

@@ -284,6 +284,27 @@ def test_a_repeated_key_waits_for_the_first_request(house: House) -> None:
     assert sorted(new for _, new in found) == [False, False, False, True]
 
 
+def test_a_call_that_grows_leaves_the_backlog_of_a_sweep_that_shares_it_right(house: House) -> None:
+    at_step(house, 3, lambda: house.submit(axes={"x": [0, 1]}))
+    house.submit(axes={"x": {"range": [40]}})
+    house.check()
+    house.drain()
+
+
+def test_no_backlog_is_left_of_a_plan_that_shared_a_call(house: House) -> None:
+    first = house.submit(**PART)
+
+    def end_and_refuse() -> None:
+        house.drain_sweep(first)
+        refuse()
+
+    at_step(house, 3, end_and_refuse)
+    with pytest.raises(SpecError):
+        house.submit(**LARGE)
+    with house.ledger.read() as connection:
+        assert set(connection.scalars(sa.select(tables.backlog.c.sweep))) == {first}
+
+
 def test_a_stopped_service_plans_nothing(house: House) -> None:
     house.plans.stop()
     with pytest.raises(BusyError, match="is stopping"):

@@ -51,6 +51,7 @@ _BACKLOG = (
 )
 _BACKLOG_OF_SWEEP = sa.text(_BACKLOG.format(sign="1", planned="count(*)", which="sweep = :sweep"))
 _BACKLOG_GROWS = sa.text(_BACKLOG.format(sign="1", planned="count(*)", which="call = :call"))
+_BACKLOG_WITHOUT = sa.text(_BACKLOG.format(sign="-1", planned="-count(*)", which="call = :call"))
 _BACKLOG_SHRINKS = sa.text(_BACKLOG.format(sign="-1", planned="0", which="call = :call"))
 _BACKLOG_LEFT = sa.text(_BACKLOG.format(sign="-1", planned="0", which="call = :call AND open <= 0"))
 _CELLS: sa.ColumnElement[str] = sa.literal_column(f"'{CELLS}'", sa.String)
@@ -191,8 +192,17 @@ def recount_backlog(connection: sa.Connection, sweep: str) -> None:
 
 
 def grow_backlog(connection: sa.Connection, call: int, sign: int = 1) -> None:
-    """The call is one more in the backlog of each sweep that needs it; with ``sign`` -1, one less."""
-    connection.execute(_BACKLOG_GROWS if sign > 0 else _BACKLOG_SHRINKS, {"call": call})
+    """The call is one more in the backlog of each sweep that needs it; with ``sign`` -1, it was never there."""
+    connection.execute(_BACKLOG_GROWS if sign > 0 else _BACKLOG_WITHOUT, {"call": call})
+
+
+def calls_in_backlogs(connection: sa.Connection, some: Iterable[int]) -> list[int]:
+    """Those of the calls that a sweep needs whose plan is whole."""
+    found: list[int] = []
+    needed = sa.select(needs.c.call).distinct().join(sweeps, sweeps.c.id == needs.c.sweep).where(sweeps.c.planned)
+    for piece in chunks(some):
+        found += connection.scalars(needed.where(needs.c.call.in_(piece)))
+    return found
 
 
 def recount_call(connection: sa.Connection, call: int) -> None:

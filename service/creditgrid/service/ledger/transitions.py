@@ -175,7 +175,7 @@ def adopt_plan(
     _replace_cells(connection, plan, sweep)
     _replace_stages(connection, plan, sweep)
     connection.execute(calls.update().where(calls.c.sweep == plan).values(sweep=sweep))
-    for table in (needs, counts_table):
+    for table in (needs, counts_table, backlog):
         connection.execute(table.delete().where(table.c.sweep == plan))
     connection.execute(sweeps.delete().where(sweeps.c.id == plan))
     counts.recount_sweep(connection, sweep)
@@ -244,7 +244,7 @@ def discard_plan(connection: sa.Connection, plan: str, kept: Container[str]) -> 
     ended = sweeps.update().where(sweeps.c.id == plan)
     connection.execute(ended.values(state=State.CANCELLED))  # it needs nothing any more
     _cancel_unneeded(connection, calls_needed_by(plan), stopped=plan)
-    for table in (needs, counts_table):
+    for table in (needs, counts_table, backlog):
         connection.execute(table.delete().where(table.c.sweep == plan))
     connection.execute(sweeps.delete().where(sweeps.c.id == plan))
     return True
@@ -365,9 +365,15 @@ def create_calls(
 
 def grow_calls(connection: sa.Connection, sizes: Mapping[int, tuple[int, Work | None]]) -> None:
     """Set how many tasks calls have, and their work."""
-    if sizes:
-        rows = [{"of_call": c, "tasks": n, **_work_columns(work, "new_")} for c, (n, work) in sizes.items()]
-        connection.execute(_SET_SIZE, rows)
+    if not sizes:
+        return
+    shared = counts.calls_in_backlogs(connection, sizes)  # by sweeps that were planned since
+    for call in shared:
+        counts.grow_backlog(connection, call, -1)
+    rows = [{"of_call": c, "tasks": n, **_work_columns(work, "new_")} for c, (n, work) in sizes.items()]
+    connection.execute(_SET_SIZE, rows)
+    for call in shared:
+        counts.grow_backlog(connection, call)
 
 
 def _work_columns(work: Work | None, prefix: str = "") -> dict[str, Any]:
