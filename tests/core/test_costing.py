@@ -133,6 +133,33 @@ def test_equal_questions_are_asked_once() -> None:
     assert asked == [1, 2, 1, 1, [1]]
 
 
+@pytest.mark.parametrize("cost_by", ["epochs", 5, ("epochs", 3), {"x": 1}.items()])
+def test_parameters_that_are_no_names_are_named(cost_by: Any) -> None:
+    some = kind(says(Cost(Work(1.0))), cost_by=cost_by)
+    asking = Costing({"k": some})
+    for x in (1, 2):
+        task = some.task({"x": x})
+        asking.varies(task)
+        assert asking.of_cell(task, "{}", (), None) is None
+    assert "it must be a tuple of names of parameters" in asking.faults["k"]
+
+
+def test_a_list_in_the_first_stage_is_like_no_other() -> None:
+    asked: list[Any] = []
+
+    def model(task: Task, given: Given) -> Cost:
+        asked.append(task.params["x"])
+        return Cost()
+
+    some = kind(model)
+    asking = Costing({"k": some})
+    asking.of_stage(some.task({"x": [1]}), (), (), None)
+    asking.of_stage(some.task({"x": 2}), (), (), None)
+    for parent in (0, 1):  # children of both
+        asking.of_stage(some.task({"x": 3}), (parent,), (), None)
+    assert asked == [[1], 2, 3, 3]
+
+
 def test_a_model_sees_its_parents_by_role() -> None:
     def model(task: Task, given: Given) -> Cost:
         return Cost(Work(float(given.parents["below"].params["x"])))

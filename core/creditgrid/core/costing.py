@@ -11,7 +11,7 @@ import operator
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
@@ -75,7 +75,7 @@ class Costing:
         try:
             self._alike.append(self._groups.setdefault(asked, len(self._groups)))
         except TypeError:  # a parameter that is a list is like no other
-            self._alike.append(-len(self._alike))
+            self._alike.append(-1 - len(self._alike))
         return self._of(asked, task, ancestors, dataset)
 
     def varies(self, task: Task) -> bool:
@@ -127,13 +127,21 @@ class Costing:
     def _parameters(self, task: Task) -> _Matters | None:
         """Picks the parameters that matter to the cost of tasks of this kind; None if none does."""
         kind = self._kinds[task.kind]
-        if kind.cost is None:
-            names = [name for name in SCALES if name in task.params]
-        else:
-            names = list(task.params if kind.cost_by is None else kind.cost_by)
+        names = self._named(kind, task)
         if all(name in task.params for name in names):
             return operator.itemgetter(*names) if names else None
         return lambda params: tuple([params.get(name) for name in names])
+
+    def _named(self, kind: TaskKind, task: Task) -> list[str]:
+        """The names in ``cost_by``, or those of all parameters; without a cost model, those that `similar` takes."""
+        if kind.cost is None:
+            return [name for name in SCALES if name in task.params]
+        given: Any = task.params if kind.cost_by is None else kind.cost_by
+        listed = isinstance(given, Collection) and not isinstance(given, str)
+        if listed and all(isinstance(name, str) for name in given):
+            return list(given)
+        self.faults[kind.name] = f"its cost_by is {given!r:.80}: it must be a tuple of names of parameters"
+        return []
 
     def _asked(self, kind: str, model: CostModel, task: Task, given: Given) -> Cost | None:
         """The model's answer, within what is left of the kind's time.
