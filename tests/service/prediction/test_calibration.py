@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from creditgrid.service.prediction.calibration import KEPT_S, Calibration, Calibrations
+from creditgrid.service.prediction.calibration import KEPT_S, Calibration, Calibrations, usual_file
 
 PRICES = {"launches": 5e-6, "flops": 1e-11, "elements": 1e-10}
 MEASURED = json.dumps({"cpu": PRICES})
@@ -91,3 +91,11 @@ def test_this_machine_is_measured() -> None:
     assert 1e-7 < price.launch_s < 1e-3
     assert 1e-14 < price.flop_s < 1e-8
     assert 1e-12 < price.element_s < 1e-7
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", none)
+    assert usual_file() is None

@@ -142,15 +142,21 @@ class Calibrations:
             self.problem = f"the speed of this machine could not be measured ({why.splitlines()[-1]:.200})"
 
 
-def usual_file() -> Path:
-    """Where calibrations of this machine are kept: another number of cores or another torch has another file."""
+def usual_file() -> Path | None:
+    """Where calibrations of this machine are kept: another number of cores or another torch has another file.
+
+    None for a user without a home.
+    """
     try:
         torch = version("torch")
     except PackageNotFoundError:
         torch = ""
     which = f"{platform.node()} {platform.machine()} {os.cpu_count()} {torch}"
     name = hashlib.sha256(which.encode()).hexdigest()[:16]
-    return Path("~/.cache/creditgrid").expanduser() / f"calibration-{name}.json"
+    try:
+        return Path("~/.cache/creditgrid").expanduser() / f"calibration-{name}.json"
+    except RuntimeError:
+        return None
 
 
 def _calibrations(measured: dict[str, Any]) -> dict[str, Calibration]:
