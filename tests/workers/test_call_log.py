@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from creditgrid.workers import call_log
-from creditgrid.workers.call_log import BOUND, HEAD, CallLog, abandoned_logs, call_logs, compact_log, read_log, trim_log
+from creditgrid.workers.call_log import BOUND, HEAD, CallLog, abandoned_logs, call_logs, compact_log, trim_log
+from creditgrid.workers.log_text import read_log
 
 SPACE = HEAD + BOUND + 4 * call_log.SLACK
 

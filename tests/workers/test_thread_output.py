@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from creditgrid.workers.call_log import log_path, read_log
+from creditgrid.workers.call_log import log_path
+from creditgrid.workers.log_text import read_log
 from creditgrid.workers.thread_output import ThreadOutput
 
 log = logging.getLogger("a.plugin")

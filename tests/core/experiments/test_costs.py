@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from creditgrid.core.costing import Costing
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiments import costs
+from creditgrid.core.experiments import costs, stage_costs
 from creditgrid.core.experiments.costs import Shape
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.plan import PlannedCall
@@ -112,7 +112,7 @@ def test_training_costs_its_epochs_once_and_each_checkpoint_its_evaluation(image
     counting, _ = counted(trained, made)
     work = work_of(trained, below)
     assert work.flops == pytest.approx(counting.flops, rel=0.01)
-    assert work.launches - 3 * costs.SAVED.launches == pytest.approx(counting.launches, rel=0.15)
+    assert work.launches - 3 * stage_costs.SAVED.launches == pytest.approx(counting.launches, rel=0.15)
     # By hand: forward, gradients of all weights, and of all inputs but the images.
     dim, d, blocks = 48, 24, 3
     forward = 2 * (dim * d + blocks * 2 * d * d + d * CLASSES)
@@ -129,7 +129,7 @@ def test_fits(images: ImageData, method: str) -> None:
     work = work_of([fit], below)
     # The layer of each batch of vec is drawn.
     assert work.flops == pytest.approx(counting.flops, rel=0.1 if method == "vec" else 0.01)
-    assert work.launches - costs.SAVED.launches == pytest.approx(counting.launches, rel=0.15)
+    assert work.launches - stage_costs.SAVED.launches == pytest.approx(counting.launches, rel=0.15)
 
 
 GRIDS: dict[str, tuple[list[dict[str, Any]], float]] = {

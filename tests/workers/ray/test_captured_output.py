@@ -19,7 +19,8 @@ from runner_kit import Kit
 
 from creditgrid.core.task import Task
 from creditgrid.workers.artifacts import ArtifactStore
-from creditgrid.workers.call_log import BOUND, call_logs, log_path, read_log
+from creditgrid.workers.call_log import BOUND, call_logs, log_path
+from creditgrid.workers.log_text import read_log
 from creditgrid.workers.ray.runner import RayRunner
 from creditgrid.workers.runner import Finished
 

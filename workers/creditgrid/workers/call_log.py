@@ -38,9 +38,6 @@ SPARE = ".spare"
 HEAD = 4096
 SLACK = 2**16
 """Dropped bytes are given back in pieces of at least this size."""
-LINE = 2**13
-"""Where old text was dropped, the rest of a line of at most this length is left out too."""
-_DROPPED = "=== {:,} bytes before this were dropped: a call keeps its last {:,} ===\n"
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of linux/falloc.h
 
 
@@ -62,7 +59,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class Head:
     base: int  # the position of the first byte after the head
     attempts: Sequence[Attempt]
 
@@ -76,12 +73,12 @@ class _Head:
             del attempts[0]
 
     @staticmethod
-    def read(descriptor: int) -> _Head:
+    def read(descriptor: int) -> Head:
         try:
             found = json.loads(os.pread(descriptor, HEAD, 0))
-            return _Head(int(found["base"]), [Attempt(*row) for row in found["attempts"]])
+            return Head(int(found["base"]), [Attempt(*row) for row in found["attempts"]])
         except (ValueError, TypeError, LookupError):  # it is damaged: the text can be read without it
-            return _Head(0, [])
+            return Head(0, [])
 
 
 class CallLog:
@@ -101,16 +98,16 @@ class CallLog:
         self.descriptor = _open(path)
         try:
             size = os.fstat(self.descriptor).st_size
-            self._start(_Head.read(self.descriptor) if size >= HEAD else _Head(0, []), max(size, HEAD), attempt)
+            self._start(Head.read(self.descriptor) if size >= HEAD else Head(0, []), max(size, HEAD), attempt)
         except OSError:
             os.close(self.descriptor)
             raise
 
-    def _start(self, head: _Head, size: int, attempt: int) -> None:
+    def _start(self, head: Head, size: int, attempt: int) -> None:
         """Note an attempt whose text starts at the end of the file."""
         number = head.attempts[-1].number + 1 if head.attempts else 1
         this = Attempt(number, attempt, host(), os.getpid(), time.time(), head.base + size - HEAD)
-        os.pwrite(self.descriptor, _Head(head.base, [*head.attempts, this]).packed(), 0)
+        os.pwrite(self.descriptor, Head(head.base, [*head.attempts, this]).packed(), 0)
         fcntl.fcntl(self.descriptor, fcntl.F_SETFL, os.O_APPEND)
         self._written, self._hole = size, HEAD
 
@@ -160,7 +157,7 @@ class CallLog:
             self.path.rename(path)
             self.path = path
             fcntl.fcntl(self.descriptor, fcntl.F_SETFL, 0)
-            self._start(_Head(0, []), HEAD, attempt)
+            self._start(Head(0, []), HEAD, attempt)
         except OSError:
             return False
         return True
@@ -177,68 +174,6 @@ class CallLog:
             descriptor, self.descriptor = self.descriptor, -1
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-
-
-@dataclass(frozen=True, slots=True)
-class LogText:
-    """Text of a log, with a line before that of each attempt.
-
-    ``end`` is the position after it, and ``shown`` the number of the last attempt with a line. ``dropped`` bytes of the
-    text that was asked for are not kept.
-    """
-
-    data: bytes = b""
-    end: int = 0
-    shown: int = 0
-    dropped: int = 0
-
-
-def read_log(path: Path, since: int = 0, shown: int = 0, limit: int = BOUND) -> LogText:
-    """The text of a log from a position on, at most about the last ``limit`` bytes; empty where there is no file.
-
-    Args:
-        since, shown: ``end`` and ``shown`` of what was read before.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return LogText(end=since, shown=shown)
-    try:
-        head, size = _Head.read(descriptor), os.fstat(descriptor).st_size
-        end = head.base + max(size - HEAD, 0)
-        kept = max(head.base, end - BOUND)
-        first = min(end, max(since, kept, end - limit))
-        data = os.pread(descriptor, end - first, first - head.base + HEAD)
-        before = os.pread(descriptor, 1, first - head.base + HEAD - 1) if first > head.base else b""
-    finally:
-        os.close(descriptor)
-    lost, ends_line = first == kept > since, first == 0 or before == b"\n"
-    if first > since and not ends_line:
-        data, first, ends_line = *_from_line(data, first), True
-    if not head.attempts or head.attempts[-1].start < end:  # otherwise nobody will write the rest
-        data = data[: len(data) - _incomplete(data)]
-    end = first + len(data)
-    dropped = first - since if lost else 0
-    text = bytearray(_DROPPED.format(dropped, BOUND).encode() if dropped else b"")
-    at = first
-    for attempt, after in _with_ends(head.attempts, end):
-        if attempt.number <= shown:
-            continue
-        quiet = attempt.start >= after
-        if quiet and attempt.start == 0 and attempt is head.attempts[-1]:
-            break  # it may still write something
-        shown = attempt.number
-        if attempt.start >= first if quiet else after > first:
-            here = max(attempt.start, first)
-            text += data[at - first : here - first]
-            at = here
-            if (attempt.start > 0 or not quiet) and (attempt.start >= first or lost):
-                ends_line = text.endswith(b"\n") if text else ends_line
-                text += (b"" if ends_line else b"\n") + attempt.line()
-    return LogText(bytes(text + data[at - first :]), end, shown, dropped)
 
 
 def trim_log(path: Path) -> None:
@@ -264,13 +199,13 @@ def compact_log(path: Path) -> None:
         OSError: the file cannot be read or written.
     """
     with path.open("rb") as old:
-        stat, head = os.fstat(old.fileno()), _Head.read(old.fileno())
+        stat, head = os.fstat(old.fileno()), Head.read(old.fileno())
         old.seek(max(HEAD, stat.st_size - BOUND))
         text = old.read(BOUND)
         base = head.base + stat.st_size - HEAD - len(text)
         with atomic_file(path, temporary_name(".compact", "")) as new:
             os.fchmod(new.fileno(), 0o600)
-            new.write(_Head(base, head.attempts).packed() + text)
+            new.write(Head(base, head.attempts).packed() + text)
             new.flush()
             os.utime(new.fileno(), ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -337,38 +272,12 @@ def _libc() -> Any:
 
 def _move_to_front(path: Path, descriptor: int) -> None:
     """Write the kept text again after the head. What others write meanwhile may be lost."""
-    head, size = _Head.read(descriptor), os.fstat(descriptor).st_size
+    head, size = Head.read(descriptor), os.fstat(descriptor).st_size
     text = os.pread(descriptor, BOUND, size - BOUND)
     front = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # pwrite to a descriptor with O_APPEND appends
     try:
         os.ftruncate(front, HEAD)
-        os.pwrite(front, _Head(head.base + size - HEAD - len(text), head.attempts).packed(), 0)
+        os.pwrite(front, Head(head.base + size - HEAD - len(text), head.attempts).packed(), 0)
     finally:
         os.close(front)
     os.write(descriptor, text)
-
-
-def _from_line(data: bytes, first: int) -> tuple[bytes, int]:
-    """The data from the start of a line on, or of a character where a line is long; and its position."""
-    cut = data.find(b"\n", 0, LINE) + 1
-    while not cut and data and 0x80 <= data[0] < 0xC0 and len(data) > 1:
-        data, first = data[1:], first + 1
-    return data[cut:], first + cut
-
-
-def _incomplete(data: bytes) -> int:
-    """How many bytes at the end are the start of a character in UTF-8 whose rest is missing."""
-    for length in range(1, min(4, len(data) + 1)):
-        byte = data[-length]
-        if byte >= 0xC0:
-            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return length if length < needed else 0
-        if byte < 0x80:
-            break
-    return 0
-
-
-def _with_ends(attempts: Sequence[Attempt], end: int) -> Iterator[tuple[Attempt, int]]:
-    """Each attempt with the position where its text ends."""
-    ends = [*(attempt.start for attempt in attempts[1:]), end]
-    return zip(attempts, ends, strict=True) if attempts else iter(())

@@ -16,6 +16,7 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import TrainParams
+from creditgrid.core.experiments.stage_costs import checkpoint_bytes
 from creditgrid.core.experiments.stages import data_task
 from creditgrid.core.experiments.summaries import grouped, over_seeds, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
@@ -142,7 +143,7 @@ def cost(task: Task, given: Given) -> Cost | None:
         return None
     images = min(IMAGES, dataset.num_test)
     passed = costs.forward(shape, images).plus(costs.credit("oracle_bp", shape, images, shape.blocks))
-    once = costs.double(passed).plus(Work(300.0, 0.0, costs.checkpoint_bytes(shape) * 2.0))
+    once = costs.double(passed).plus(Work(300.0, 0.0, checkpoint_bytes(shape) * 2.0))
     epochs = sum(role.startswith("epoch_") for role in task.parents)
     return Cost(once.times(epochs).plus(costs.LOADED))
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiments.costs import data_cost, feedback_cost, fit_cost, probe_cost, train_cost
+from creditgrid.core.experiments.stage_costs import data_cost, feedback_cost, fit_cost, probe_cost, train_cost
 from creditgrid.core.experiments.stage_runs import run_data, run_feedback, run_fit, run_probe, run_train
 from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import Resources, Task, TaskKind

@@ -21,7 +21,8 @@ from creditgrid.core.wire import LogView
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.tables import CHUNK, calls, cells, chunks, earlier_logs, stages, tasks
 from creditgrid.service.reading.sweeps import known_sweep, utc
-from creditgrid.workers.call_log import BOUND, HEAD, LogText, call_logs, log_path, read_log
+from creditgrid.workers.call_log import BOUND, HEAD, call_logs, log_path
+from creditgrid.workers.log_text import LogText, read_log
 
 MOST_EARLIER = 8
 """Earlier calls whose logs are shown, the latest."""
