@@ -354,9 +354,9 @@ def test_the_api_and_the_command_line_describe_it(client: Client, capsys: pytest
 def test_its_chart_is_drawn(sweep: Sweep, tmp_path: Path) -> None:
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")
-    (picture,) = sweep.plot(tmp_path, "svg")
-    assert picture.name == f"{sweep.id}-ranks.svg"
-    text = picture.read_text()
+    pictures = sweep.plot(tmp_path, "svg")
+    assert [picture.name for picture in pictures] == [f"{sweep.id}-ranks.svg", f"{sweep.id}-curves.svg"]
+    text = pictures[0].read_text()
     assert "Rank of the blocks" in text
     assert "rank (dimensions)" in text
 

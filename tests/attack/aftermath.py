@@ -83,7 +83,8 @@ def check_stop(service: ServiceProcess, tally: Tally) -> None:
         tally.fell_short("afterwards", "processes left after the stop", ", ".join(left)[:300])
     for place in NOTED_PLACES:
         for path in sorted((service.folder / place).rglob("*")):
-            if path.is_file():
+            measurement = path.match("home/.cache/creditgrid/calibration-*.json")  # of the machine: the README names it
+            if path.is_file() and not measurement:
                 tally.fell_short("afterwards", "a file outside the data directory", str(path))
     check_log(service.log, tally)
 
