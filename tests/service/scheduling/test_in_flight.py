@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from sweeping import House, both_databases, groups, one_cell_groups
 
 from creditgrid.core.states import State
+from creditgrid.service.scheduling import in_flight
 from creditgrid.workers.runner import Advanced, Failed, Finished
 
 SUCCEEDED, CANCELLED = State.SUCCEEDED, State.CANCELLED
@@ -60,3 +62,21 @@ def test_a_call_that_was_taken_back_and_lost_is_not_cancelled_when_it_runs_again
     house.drain()
     assert house.counts(sweep) == {SUCCEEDED: 1}
     assert house.runner.cancelled == []
+
+
+@pytest.mark.parametrize(
+    ("now", "left"),
+    [
+        (20.0, 80.0),  # 8 steps of 10 s
+        (25.0, 75.0),  # no report yet, and none is due
+        (30.0, 70.0),
+        (50.0, 80.0),  # the step takes longer than those before
+    ],
+)
+def test_the_time_left_follows_from_the_pace_between_reports(now: float, left: float) -> None:
+    resumed, latest = (5, 0.0), (7, 20.0)
+    assert in_flight._left(resumed, latest, 15, now) == pytest.approx(left)
+
+
+def test_reports_of_short_steps_may_be_half_a_second_apart() -> None:
+    assert in_flight._left((0, 0.0), (50, 0.5), 100, 0.95) == pytest.approx(0.05)

@@ -19,9 +19,9 @@ from creditgrid.service.prediction.makespan import Batch, Running, makespan
 from creditgrid.service.prediction.throughput import Rates, Throughput
 from creditgrid.workers.runner import Capacity
 
-HANDOVER_S = 0.3
+HANDOVER_S = 0.1
 """Between the end of calls and the start of those that wait for them."""
-COMMIT_S = 1.0
+COMMIT_S = 0.3
 """Until the last rows are in the table."""
 TRUSTED_PART = 0.2
 """From this part of a call on, its own progress alone says what is left; before, its prediction does as well."""

@@ -22,6 +22,10 @@ class Recall(enum.Enum):
     OVERDUE = enum.auto()  # it took longer than the timeout of its kind
 
 
+PATIENCE_S = 1.0
+"""Reports of short steps may be so far apart, and the call is on its way."""
+
+
 @dataclass(slots=True)
 class SubmittedCall:
     """A call that the runner has, and what the spec of its owner says about it."""
@@ -39,11 +43,18 @@ class SubmittedCall:
     level: int = 0
     scale: int = UNKNOWN
     first: tuple[int, float] | None = None  # the first progress: steps done, and when
+    latest: tuple[int, float] | None = None  # the last report of more steps
     recalled: Recall | None = None
 
     def overdue(self, now: float) -> bool:
         """Whether it has run longer than its timeout."""
         return self.started is not None and self.timeout_s is not None and now - self.started > self.timeout_s
+
+    def advanced(self, done: int) -> None:
+        """Note a report of progress, from which the time left follows."""
+        if self.latest is None or done > self.latest[0]:
+            self.latest = done, time.monotonic()
+            self.first = self.first or self.latest
 
 
 class InFlight:
@@ -112,7 +123,18 @@ def _started(item: SubmittedCall, started: float, now: float) -> InProgress:
     done, total = item.activity.done, item.activity.total
     if total > 0:
         part = min(max(done / total, 0.0), 1.0)
-        if item.first is not None and done > item.first[0]:  # a call that resumes starts late in its steps
-            left = max(total - done, 0) * (now - item.first[1]) / (done - item.first[0])
+        if item.first is not None and item.latest is not None and item.latest[0] > item.first[0]:
+            left = _left(item.first, item.latest, total, now)
     call = item.call
     return InProgress(call.kind, item.level, item.scale, item.work, call.resources, now - started, left, part)
+
+
+def _left(first: tuple[int, float], latest: tuple[int, float], total: int, now: float) -> float:
+    """The seconds left by the pace between two reports: a call that resumes starts late in its steps.
+
+    Time since the last report counts as progress, up to what a step takes. A call that is silent for longer is slower.
+    """
+    step = (latest[1] - first[1]) / (latest[0] - first[0])
+    since = now - latest[1]
+    usual = min(since, max(step, PATIENCE_S))
+    return max(max(total - latest[0], 0) * step - usual, 0.0) + (since - usual) / 2

@@ -320,8 +320,7 @@ class Scheduler:
             progress = {"done": message.done, "total": message.total, "note": message.note}
             submitted.activity = submitted.activity.model_copy(update=progress)
             self.curves.add(submitted.call, message.points)
-            if submitted.first is None:
-                submitted.first = message.done, time.monotonic()
+            submitted.advanced(message.done)
         elif isinstance(message, Started):
             submitted.started = time.monotonic()
             text = f"{len(submitted.call.tasks):,} {submitted.call.kind} started on {message.host}, {message.device}"
