@@ -104,18 +104,18 @@ def specs(seed: int) -> Iterator[Mapping[str, Any]]:
 def run(client: Client, spec: Mapping[str, Any]) -> Run:
     """Plan and run one sweep."""
     plan = client.plan(spec)
-    began = time.perf_counter()
+    started = time.perf_counter()
     sweep = client.submit(spec)
-    told: list[tuple[float, float]] = []  # when, and the time left
+    statuses: list[tuple[float, float]] = []  # when, and the time left
     while not (view := sweep.refresh()).state.finished:
         if view.remaining_s is not None:
-            told.append((time.perf_counter() - began, view.remaining_s))
+            statuses.append((time.perf_counter() - started, view.remaining_s))
         time.sleep(POLL_S)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     assert view.state in RESULT, [failure.cause for failure in sweep.failures()]
     error = None
-    if told and seconds >= LONG_S:
-        when, left = min(told, key=lambda moment: abs(moment[0] - seconds / 2))
+    if statuses and seconds >= LONG_S:
+        when, left = min(statuses, key=lambda moment: abs(moment[0] - seconds / 2))
         error = left / (seconds - when) - 1
     made = sum(task.bytes or 0 for task in sweep.tasks() if task.state == "succeeded")
     return Run(plan, seconds, made, error)

@@ -105,9 +105,8 @@ def _steps_head(params: Mapping[str, object]) -> bool:
 
 def cost(task: Task, given: Given) -> Cost | None:
     """Each credit once, each direction once over its widest range, and a forward pass for each step size."""
-    dataset = given.dataset
     params = task.params
-    shape = costs.shape_of(params, dataset)
+    shape = costs.shape_of(params, given.dataset)
     if shape is None:
         return None
     batch = params["batch_size"] if params["step_batch_size"] is None else params["step_batch_size"]
