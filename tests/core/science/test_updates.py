@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.per_sample import normalise_credit
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.updates import (
     local_direction,
     noise,
-    normalise_credit,
     output_gradient,
     update_blocks,
     updated_parameters,

@@ -22,6 +22,7 @@ from creditgrid.core.science.choices import Signal
 from creditgrid.core.science.credit import layer_times, output_error, terminal_gradient
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
+from creditgrid.core.science.forward import Forward
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.per_sample import central_differences, cross_entropy, unit_directions
 from creditgrid.core.science.random_streams import generator
@@ -41,6 +42,28 @@ class FitEpoch:
     loss: float | None
     step_size: float | None = None
     seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a method is fitted on: a frozen network, the dataset, and the settings that all fits share."""
+
+    network: ResidualMLP
+    data: ImageData
+    batch_size: int
+    seed: int
+
+    def batches(self, epoch: int) -> Iterator[Forward]:
+        """One epoch, from 1, of the augmented training stream, as the network sees it; the last may be smaller."""
+        dtype = self.network.embed.weight.dtype
+        for x, y in training_batches(self.data, self.batch_size, self.seed, epoch, stream="fit"):
+            with torch.no_grad():
+                logits, hiddens = self.network(x.to(dtype), return_hidden=True)
+            yield Forward(self.network, hiddens, logits, y)
+
+    def generator(self, stream: str, *index: int) -> torch.Generator:
+        """The named random stream ("fit/STREAM", index…) of the fit's seed, on the data's device."""
+        return generator(self.seed, f"fit/{stream}", *index, device=self.data.device)
 
 
 class FitOptions(TypedDict):

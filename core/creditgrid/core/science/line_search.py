@@ -23,11 +23,10 @@ from torch import Tensor
 from creditgrid.core.science.choices import NormMode, UpdateRange
 from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.per_sample import correct, cross_entropy, rms
+from creditgrid.core.science.per_sample import correct, cross_entropy, normalise_credit, rms
 from creditgrid.core.science.updates import (
     local_direction,
     noise,
-    normalise_credit,
     update_blocks,
 )
 

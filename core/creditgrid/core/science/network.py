@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,10 @@ class ResidualMLP(nn.Module):
     def _next(self, h: Tensor, layer: int) -> Tensor:
         branch = self.branch(layer, h)
         return h + branch if self.residual_add else branch
+
+
+ResidualNetwork: TypeAlias = ResidualMLP
+"""A network of residual blocks."""
 
 
 def linear(fan_in: int, fan_out: int, generator: torch.Generator | None) -> nn.Linear:

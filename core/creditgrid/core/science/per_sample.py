@@ -14,6 +14,11 @@ def rms(a: Tensor) -> Tensor:
     return a.square().mean(-1).sqrt() + 1e-6
 
 
+def normalise_credit(credit: Tensor) -> Tensor:
+    """a / RMS(a) per sample, RMS(a) = sqrt(mean(a², -1)) + 1e-6: (…, d) -> (…, d)."""
+    return credit / rms(credit).unsqueeze(-1)
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩/(‖a‖ ‖b‖) over the last dim: (…, d), (…, d) -> (…); 0 where one is 0."""
     return (unit(a) * unit(b)).sum(-1)

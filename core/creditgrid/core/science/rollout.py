@@ -20,11 +20,10 @@ from creditgrid.core.science.choices import NormMode, Rule
 from creditgrid.core.science.credit import CreditSource
 from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.per_sample import cross_entropy
+from creditgrid.core.science.per_sample import cross_entropy, normalise_credit
 from creditgrid.core.science.updates import (
     differentiate,
     noise,
-    normalise_credit,
     output_gradient,
     updated_parameters,
 )

@@ -16,8 +16,8 @@ from creditgrid.core.science.choices import TrainRule
 from creditgrid.core.science.credit import output_error
 from creditgrid.core.science.data import ImageData, normalise, training_batches
 from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.per_sample import normalise_credit
 from creditgrid.core.science.random_streams import generator
-from creditgrid.core.science.updates import normalise_credit
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812
 from creditgrid.core.science.choices import Rule, UpdateRange
 from creditgrid.core.science.functional import FunctionalMLP, Layers
 from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.science.per_sample import cross_entropy, rms
+from creditgrid.core.science.per_sample import cross_entropy, normalise_credit
 from creditgrid.core.science.random_streams import generator
 
 OutputGradients: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -44,11 +44,6 @@ def updated_parameters(blocks: Sequence[int], *, update_head: bool) -> list[str]
     """Names of the parameters that a local step moves, in state-dict order."""
     of_blocks = [f"blocks.{layer}.{name}" for layer in blocks for name in BLOCK_PARAMETERS]
     return [*of_blocks, *HEAD_PARAMETERS] if update_head else of_blocks
-
-
-def normalise_credit(credit: Tensor) -> Tensor:
-    """a / RMS(a) per sample, RMS(a) = sqrt(mean(a², -1)) + 1e-6: (…, d) -> (…, d)."""
-    return credit / rms(credit).unsqueeze(-1)
 
 
 def output_gradient(rule: Rule, branch: Tensor, credit: Tensor, kappa: float | None = None) -> Tensor:

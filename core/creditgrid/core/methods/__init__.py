@@ -1,0 +1,1 @@
+"""The credit methods that ship, each in one file, as a researcher would write one."""

@@ -1,0 +1,1 @@
+"""The update rules that ship, each in one file."""

@@ -1,0 +1,221 @@
+"""Choices: a parameter of an experiment whose value is the name of a unit, and the parameters that come with it.
+
+An experiment declares ``method: Annotated[str, Choice("methods")]``. ``composed`` makes the parameter model that specs
+are checked against: its values are the names of the units that exist, and it also has the parameters of all of them.
+In a cell, those of its own units have a value, and those of others are null: they are not part of its identity. So a
+method may be added without a change of any key.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from pydantic import create_model
+from pydantic.fields import FieldInfo
+
+from creditgrid.core.experiment import Params
+from creditgrid.core.units.known import Units
+from creditgrid.core.units.unit import Unit, parameters_of
+
+Conflict: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Marks a parameter whose values are the names of the units of a group."""
+
+    group: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice of a composed model: its units by name, and the parameters of each."""
+
+    group: str
+    units: Mapping[str, type[Unit]]
+    own: Mapping[str, tuple[str, ...]] = field(init=False)
+    """By unit the names of its parameters in specs."""
+    values: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = field(init=False)
+    """By unit: its values among those of a cell, in the order of ``own``."""
+    all: frozenset[str] = field(init=False)
+    """The names of the parameters of all its units."""
+
+    def __post_init__(self) -> None:
+        own = {name: tuple(parameters_of(unit)) for name, unit in self.units.items()}
+        object.__setattr__(self, "own", own)
+        object.__setattr__(self, "values", {name: _picker(names) for name, names in own.items()})
+        object.__setattr__(self, "all", frozenset().union(*own.values()))
+
+
+class Composed(Params):
+    """Base of parameter models that `composed` makes; what it adds to `Params`."""
+
+    known: ClassVar[Units]
+    choices: ClassVar[Mapping[str, Chosen]]
+    """By parameter."""
+    owned: ClassVar[frozenset[str]]
+    """The parameters of all units that may be chosen."""
+
+    @classmethod
+    def settle(cls, values: dict[str, Any], given: Iterable[str]) -> list[Conflict]:
+        """Set the parameters of a cell's own units, and clear those of others; returns what is wrong.
+
+        Args:
+            values: all values of the cell; null stands for the default. They are changed.
+            given: names of owned parameters that the cell itself gives, rather than all cells. For a unit that does not
+                have the parameter, null and the default are the only values that can be given.
+        """
+        conflicts: list[Conflict] = []
+        for parameter, chosen in cls.choices.items():
+            name = values[parameter]
+            own = chosen.own[name]
+            for other in given:
+                foreign = other in chosen.all and other not in own and values[other] is not None
+                if foreign and values[other] not in _defaults(chosen, other):
+                    conflicts.append((other, _foreign(chosen, other, parameter, name)))
+            for other in chosen.all:
+                if other not in own:
+                    values[other] = None
+            for other, default in _own_defaults(chosen.units[name]):
+                if values[other] is None:
+                    if default is _REQUIRED:
+                        conflicts.append((other, _missing(chosen, name, other)))
+                    else:
+                        values[other] = default
+        return conflicts
+
+    @classmethod
+    def unused(cls, given: Mapping[str, Any], chosen: Callable[[str], Iterable[Any]]) -> Iterable[Conflict]:
+        """Parameters that a spec gives and that belong to no unit of any cell.
+
+        Args:
+            given: the owned parameters that the spec gives.
+            chosen: the values that the spec's cells have of a choice.
+        """
+        for parameter, choice in cls.choices.items():
+            mine = [name for name in given if name in choice.all]
+            if not mine:
+                continue
+            names = list(dict.fromkeys(name for name in chosen(parameter) if name in choice.own))
+            for name in mine:
+                if not any(name in choice.own[unit] for unit in names):
+                    yield name, _foreign(choice, name, parameter, *names)
+
+    def unit(self, parameter: str) -> type[Unit]:
+        """The unit that the cell has chosen."""
+        values = self.__dict__
+        return self.choices[parameter].units[values[parameter]]
+
+    def setting(self, parameter: str) -> Unit:
+        """The chosen unit, with the cell's values of its parameters."""
+        name = self.__dict__[parameter]
+        chosen = self.choices[parameter]
+        return _setting(chosen.units[name], chosen.own[name], chosen.values[name](self.__dict__))
+
+
+def composed(params: type[Params], units: Units) -> type[Params]:
+    """The parameter model of an experiment with the units that exist; ``params`` itself if it has no choice.
+
+    Raises:
+        TypeError: a unit's parameter has the name of one of the experiment's own.
+    """
+    found = {
+        name: mark.group
+        for name, info in params.model_fields.items()
+        for mark in info.metadata
+        if isinstance(mark, Choice)
+    }
+    if not found:
+        return params
+    choices = {name: Chosen(group, dict(sorted(units.of(group).items()))) for name, group in found.items()}
+    fields: dict[str, Any] = {}
+    for name, chosen in choices.items():
+        info = params.model_fields[name]
+        fields[name] = (Literal[tuple(chosen.units)], _choosing(info, chosen))
+    for chosen in choices.values():
+        for owned in sorted(chosen.all):
+            if owned in params.model_fields:
+                raise TypeError(f"the parameter {owned!r} of a unit is one of {params.__name__} as well: rename it")
+            fields[owned] = _owned_field(chosen, owned)
+    everything = frozenset().union(*(chosen.all for chosen in choices.values()))
+    base: Any = type(params.__name__, (params, Composed), {"known": units, "choices": choices, "owned": everything})
+    made: Any = create_model
+    model: type[Params] = made(params.__name__, __base__=base, __module__=__name__, **fields)
+    return model
+
+
+def _choosing(info: FieldInfo, chosen: Chosen) -> FieldInfo:
+    titles = "; ".join(f"{name}: {unit.title()}" for name, unit in chosen.units.items())
+    merged: FieldInfo = FieldInfo(default=info.default, description=f"{info.description} {titles}")
+    return merged
+
+
+def _owned_field(chosen: Chosen, name: str) -> tuple[Any, FieldInfo]:
+    """A parameter of one unit or several, as a field of the composed model: it may be null."""
+    owners = {unit: parameters_of(chosen.units[unit])[name] for unit, own in chosen.own.items() if name in own}
+    first = next(iter(owners.values()))
+    defaults = {unit: info.default for unit, info in owners.items() if not info.is_required()}
+    same = len(set(map(repr, defaults.values()))) == 1 and len(defaults) == len(owners)
+    described = f"{', '.join(owners)}: {first.description}"
+    extra: dict[str, Any] = {f"x-{chosen.group}": list(owners)}
+    if same:
+        extra["default"] = first.default
+    elif defaults:
+        described += f" Default: {', '.join(f'{unit} {default}' for unit, default in defaults.items())}."
+    annotation: Any = first.annotation
+    # The bounds belong to the value and not to null, so they stay inside.
+    inner: Any = annotation if not first.metadata else _annotated(annotation, first.metadata)
+    return inner | None, FieldInfo(default=None, description=described, json_schema_extra=extra)
+
+
+def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
+    from typing import Annotated
+
+    return Annotated[(annotation, *metadata)]
+
+
+_REQUIRED = object()
+
+
+@lru_cache(1024)
+def _own_defaults(unit: type[Unit]) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (name, _REQUIRED if info.is_required() else info.default) for name, info in parameters_of(unit).items()
+    )
+
+
+def _defaults(chosen: Chosen, name: str) -> list[Any]:
+    return [
+        parameters_of(unit)[name].default
+        for unit in chosen.units.values()
+        if name in parameters_of(unit) and not parameters_of(unit)[name].is_required()
+    ]
+
+
+def _foreign(chosen: Chosen, name: str, parameter: str, *units: str) -> str:
+    owners = [unit for unit, own in chosen.own.items() if name in own]
+    here = " and ".join(units) or "none"
+    cells = f"this cell's {parameter} is {here}" if len(units) == 1 else f"the cells have {here}"
+    return f"{name} is a parameter of the {parameter} {' and '.join(owners)}, and {cells}: leave it out, or give null"
+
+
+def _missing(chosen: Chosen, unit: str, name: str) -> str:
+    description = parameters_of(chosen.units[unit])[name].description
+    return f"the {chosen.group[:-1]} {unit} needs its {name}: {description}"
+
+
+def _picker(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    if names:
+        return lambda values: (values[names[0]],)
+    return lambda _: ()
+
+
+@lru_cache(4096)
+def _setting(unit: type[Unit], names: tuple[str, ...], values: tuple[Any, ...]) -> Unit:
+    return unit.of(dict(zip(names, values, strict=True)))
