@@ -8,7 +8,8 @@ CreditGridError
 │   └── ArtifactCorrupt
 ├── CheckpointError  a file is not the state dict of a residual MLP
 ├── TaskError        a task cannot be computed from its inputs
-├── PluginError      an experiment cannot be used, or its own code raised
+├── PluginError      an experiment or a unit cannot be used, or its own code raised
+│   └── CodeError    files that bring units cannot be used
 ├── QueryError       a SQL query is refused, fails, or takes too long
 ├── NotFoundError    no such sweep, cell, artifact or experiment
 ├── ForbiddenError   the token's role or limits do not allow the request
@@ -72,7 +73,11 @@ class TaskError(CreditGridError):
 
 
 class PluginError(CreditGridError):
-    """An experiment cannot be used, or its own code raised; the message names it."""
+    """An experiment or a unit cannot be used, or its own code raised; the message names it."""
+
+
+class CodeError(PluginError):
+    """Files that bring units cannot be used; the message names the file and the line."""
 
 
 class QueryError(CreditGridError):
