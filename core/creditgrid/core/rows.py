@@ -44,7 +44,7 @@ def columns(experiment: Experiment) -> dict[str, ColumnType]:
     Raises:
         TypeError: for a parameter that cannot be a column.
     """
-    parameters = {name: _type(field.annotation) for name, field in experiment.params.model_fields.items()}
+    parameters = {name: column_type(field.annotation) for name, field in experiment.params.model_fields.items()}
     measured = {name: column.type for name, column in experiment.columns.items()}
     return {**LEADING, **parameters, **measured, **PROVENANCE}
 
@@ -150,7 +150,12 @@ class _Diverged:
         return column
 
 
-def _type(annotation: Any) -> ColumnType:
+def column_type(annotation: Any) -> ColumnType:
+    """The type of the column that holds a parameter of this annotation.
+
+    Raises:
+        TypeError: it cannot be a column.
+    """
     parts = {part for part in _parts(annotation) if part is not type(None)}
     names: dict[Any, ColumnType] = {float: "float64", int: "int64", str: "string", bool: "bool"}
     if len(parts) != 1 or not parts <= names.keys():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +12,7 @@ import numpy as np
 
 from creditgrid.core.datasets import labelled_images, parquet_files, parquet_fingerprint
 from creditgrid.core.errors import DatasetError
+from creditgrid.core.units.dataset import Dataset
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Images: TypeAlias = tuple[Array, Array]  # uint8 (N, C, H, W), int64 (N,)
@@ -50,6 +51,45 @@ def load(source: Mapping[str, str]) -> dict[str, Array]:
         "mean": mean.astype(np.float32),
         "std": std.astype(np.float32),
         "num_classes": np.asarray(max(train[1].max(), test[1].max()) + 1, dtype=np.int64),
+    }
+
+
+def faults_of(declared: type[Dataset], arrays: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the arrays that a dataset gives, beside what it declares."""
+    counts = {"train": declared.num_train, "test": declared.num_test}
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for split, count in counts.items():
+        wanted |= {f"x_{split}": ("uint8", (count, *declared.image_shape)), f"y_{split}": ("int64", (count,))}
+    if not isinstance(arrays, Mapping) or arrays.keys() != wanted.keys():
+        got = ", ".join(map(str, arrays)) if isinstance(arrays, Mapping) else type(arrays).__name__
+        yield f"load() gave {got or 'nothing'}, and must give {', '.join(wanted)}"
+        return
+    for name, (kind, shape) in wanted.items():
+        array = arrays[name]
+        if not isinstance(array, np.ndarray):
+            yield f"{name} is a {type(array).__name__}, and must be a NumPy array"
+        elif (str(array.dtype), array.shape) != (kind, shape):
+            yield f"{name} is {array.dtype} {array.shape}, and by the declaration it is {kind} {shape}"
+        elif name.startswith("y_") and array.size and not 0 <= array.min() <= array.max() < declared.num_classes:
+            classes = f"of {declared.num_classes} classes from 0"
+            yield f"the labels {name} go from {array.min()} to {array.max()}, and are declared to be {classes}"
+
+
+def load_unit(unit: type[Dataset]) -> dict[str, Array]:
+    """The arrays of a dataset that is a unit, as `load` gives them.
+
+    Raises:
+        DatasetError: when they are not those that it declares.
+    """
+    given = unit().load()
+    for fault in faults_of(unit, given):
+        raise DatasetError(f"the dataset {unit.name}: {fault}")
+    mean, std = _statistics(given["x_train"])
+    return {
+        **{name: np.ascontiguousarray(array) for name, array in given.items()},
+        "mean": mean.astype(np.float32),
+        "std": std.astype(np.float32),
+        "num_classes": np.asarray(unit.num_classes, dtype=np.int64),
     }
 
 

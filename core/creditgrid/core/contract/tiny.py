@@ -1,0 +1,87 @@
+"""A small dataset and small networks, on which a unit is checked in a second or two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from creditgrid.core.science.data import ImageData
+from creditgrid.core.science.forward import Forward
+from creditgrid.core.science.functional import FunctionalMLP
+from creditgrid.core.science.network import ResidualMLP, ResidualNetwork
+from creditgrid.core.science.per_sample import cross_entropy
+from creditgrid.core.science.random_streams import generator
+from creditgrid.core.units.shape import Shape
+
+IMAGE_SHAPE = (1, 8, 8)
+CLASSES, BLOCKS, WIDTH = 3, 3, 8
+TRAIN, TEST, BATCH = 40, 24, 16
+"""Images of the two splits and of a batch: the last training batch is smaller."""
+W2_STD = 0.3
+"""Large enough for branches that differ from 0."""
+
+
+def images(device: torch.device | str = "cpu") -> ImageData:
+    """Random images with three classes."""
+    draws = generator(1, "contract/images")
+    x = torch.randint(256, (TRAIN + TEST, *IMAGE_SHAPE), generator=draws, dtype=torch.uint8)
+    y = torch.arange(TRAIN + TEST) % CLASSES
+    half = torch.full((IMAGE_SHAPE[0],), 0.5)
+    return ImageData(x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:], half, half / 2, CLASSES).to(device)
+
+
+def network(device: torch.device | str = "cpu", *, residual_add: bool = True, seed: int = 1) -> ResidualNetwork:
+    """A frozen network in eval mode."""
+    pixels = IMAGE_SHAPE[0] * IMAGE_SHAPE[1] * IMAGE_SHAPE[2]
+    draws = generator(seed, "contract/network")
+    made = ResidualMLP(pixels, WIDTH, CLASSES, BLOCKS, residual_add, W2_STD, generator=draws)
+    return made.to(device).eval().requires_grad_(False)
+
+
+def batch(network: ResidualNetwork, size: int = 6) -> tuple[Tensor, Tensor]:
+    """Random inputs x (size, D) of the network's precision and device, and labels y (size,)."""
+    weight = network.embed.weight
+    x = torch.randn(size, weight.shape[1], generator=generator(2, "contract/batch"))
+    return x.to(weight), (torch.arange(size) % CLASSES).to(weight.device)
+
+
+def forward(network: ResidualNetwork, size: int = 6, first: int = 0) -> Forward:
+    """A forward pass of the network on `batch`."""
+    x, y = batch(network, size)
+    with torch.no_grad():
+        logits, hiddens = network(x, return_hidden=True)
+    return Forward(network, hiddens, logits, y, first)
+
+
+def side_by_side(networks: Sequence[ResidualNetwork], size: int = 6, first: int = 0) -> Forward:
+    """The forward passes of networks of one shape as one: each tensor has a leading dimension."""
+    parts = [forward(network, size, first) for network in networks]
+    parameters = [dict(network.named_parameters()) for network in networks]
+    stacked = {name: torch.stack([of[name] for of in parameters]) for name in parameters[0]}
+    layers = FunctionalMLP(stacked.__getitem__, networks[0].num_blocks, networks[0].residual_add)
+    hiddens = [torch.stack(list(level)) for level in zip(*(part.hiddens for part in parts), strict=True)]
+    return Forward(layers, hiddens, torch.stack([part.logits for part in parts]), parts[0].y, first)
+
+
+def gradients(forward: Forward) -> Tensor:
+    """∂CE_sum/∂h_l by backprop through the network's own layers: (L, b, n)."""
+    assert isinstance(forward.network, ResidualMLP)
+    found: list[Tensor] = []
+    for layer in range(forward.network.num_blocks):
+        with torch.enable_grad():
+            leaf = forward.hiddens[layer].detach().requires_grad_()
+            loss = cross_entropy(forward.network.forward_from_layer(leaf, layer), forward.y).sum()
+            found += torch.autograd.grad(loss, leaf)
+    return torch.stack(found)
+
+
+def shape(network: ResidualNetwork) -> Shape:
+    """The counts of the network, for costs."""
+    counts = {name: p.numel() for name, p in network.named_parameters()}
+    embed = sum(count for name, count in counts.items() if name.startswith("embed"))
+    blocks = sum(count for name, count in counts.items() if name.startswith("blocks")) // network.num_blocks
+    head = sum(count for name, count in counts.items() if name.startswith("out"))
+    inputs = network.embed.weight.shape[1]
+    return Shape(inputs, WIDTH, network.num_blocks, CLASSES, 2.0 * embed, 2.0 * blocks, 2.0 * head, embed, blocks, head)
