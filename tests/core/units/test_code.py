@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from safetensors.numpy import load, save
 
 from creditgrid.core.errors import CodeError
-from creditgrid.core.units.code import MAX_BYTES, MAX_FILES, checked, from_arrays, is_sha256, sha256_of, to_arrays
+from creditgrid.core.units.code import MAX_BYTES, MAX_FILES, checked, from_arrays, is_sha256, read, sha256_of, to_arrays
 
 
 def test_the_identity_is_that_of_paths_and_contents_in_any_order() -> None:
@@ -41,3 +43,15 @@ def test_an_artifact_holds_the_files() -> None:
 def test_what_cannot_be_sent_is_refused(files: dict[str, bytes], said: str) -> None:
     with pytest.raises(CodeError, match=said):
         checked(files)
+
+
+def test_a_file_or_a_folder_is_read(tmp_path: Path) -> None:
+    for name in ("a.py", "in/b.py", "in/__pycache__/c.py", ".venv/d.py", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}")
+    assert read(tmp_path) == {"a.py": b"# a.py", "in/b.py": b"# in/b.py"}
+    assert read(tmp_path / "in" / "b.py") == {"b.py": b"# in/b.py"}
+    with pytest.raises(CodeError, match=r"none\.py: No such file or directory: give a Python file, or a folder"):
+        read(tmp_path / "none.py")
+    with pytest.raises(CodeError, match="cannot be sent"):
+        read(tmp_path / "notes.txt")

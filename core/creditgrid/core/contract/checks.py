@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from creditgrid.core.units.brought import is_brought, shown
 from creditgrid.core.units.source import Place, place_of, place_of_error
 
 MOST = 3
@@ -116,17 +118,24 @@ def _findings(subject: S, check: Check[S]) -> Iterator[Finding]:
     except Violation as violation:
         problems.append(str(violation))
     except (Exception, SystemExit) as error:  # the unit's code may raise anything
-        files = () if place is None else (place.file,)
         part = f"{check.of}()" if check.of else "it"
         raised = f"{part} raised {type(error).__name__}: {error}".rstrip(": ")
-        where = place_of_error(error, *files) or place
+        where = place_of_error(error, *_own_files(error, place)) or place
         yield _finding(subject, check, raised, where)
     for problem in problems:
         yield _finding(subject, check, problem, place)
 
 
+def _own_files(error: BaseException, place: Place | None) -> Iterator[str]:
+    """The author's files that an error has passed through: the unit's, and others of the code that it belongs to."""
+    if place is not None:
+        yield place.file
+    yield from (frame.filename for frame in traceback.extract_tb(error.__traceback__) if is_brought(frame.filename))
+
+
 def _finding(subject: Subject, check: Check[Any], problem: str, place: Place | None) -> Finding:
-    return Finding(subject.name, subject.group, check.name, problem[:LONGEST], check.why, *(place or (None, None)))
+    file, line = (None, None) if place is None else (shown(place.file), place.line)
+    return Finding(subject.name, subject.group, check.name, problem[:LONGEST], check.why, file, line)
 
 
 def place_in(subject: Subject, part: str | None) -> Place | None:

@@ -71,6 +71,11 @@ def shown(file: str) -> str:
     return file if found is None else found[1]
 
 
+def is_brought(file: str) -> bool:
+    """Whether a frame's or a class's file is one of brought code."""
+    return _FILE.fullmatch(file) is not None
+
+
 def place_in_code(error: BaseException) -> str | None:
     """The innermost line of brought code that an error has passed through, such as ``my_method.py:31 in credit``."""
     seen: set[int] = set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeAlias
 
 from creditgrid.core.errors import CodeError
@@ -51,6 +52,28 @@ def checked(files: Files) -> Files:
             )
         text(path, content)
     return dict(sorted(files.items()))
+
+
+def read(path: Path) -> Files:
+    """A Python file, or those of a folder and of the folders in it, without hidden ones.
+
+    Raises:
+        CodeError: there is no such file or folder, it cannot be read, or it is not what `checked` takes.
+    """
+    try:
+        if not path.is_dir():
+            return checked({path.name: path.read_bytes()})
+        found = [file for file in sorted(path.rglob(f"*{SUFFIX}")) if file.is_file()]
+        own = {file: file.relative_to(path).as_posix() for file in found}
+        return checked({name: file.read_bytes() for file, name in own.items() if not _hidden(name)})
+    except OSError as error:
+        raise CodeError(
+            f"{error.filename or path}: {error.strerror}: give a Python file, or a folder with one"
+        ) from error
+
+
+def _hidden(path: str) -> bool:
+    return any(step.startswith(".") or step == "__pycache__" for step in path.split("/"))
 
 
 def text(path: str, content: bytes) -> str:
