@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any, TypeAlias
 
 import torch
 
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiment import Experiment
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.science.data import ImageData, normalise
 from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, fitted_estimator, tensors
@@ -41,7 +40,7 @@ class Grid:
         self, experiment: str, cells: Sequence[Mapping[str, Any]], data: ImageData, made: dict[str, Arrays]
     ) -> None:
         self._name, self._data, self._made = experiment, data, made
-        self._experiment: Experiment = import_module(f"creditgrid.core.experiments.{experiment}").EXPERIMENT
+        self._experiment = registry().experiments[experiment]
         channels, height, width = data.x_train.shape[1:]
         images = DatasetRef(
             "images",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from importlib import import_module, resources
+from importlib import resources
 
 import pytest
 import yaml
@@ -30,7 +30,7 @@ FOLDER = resources.files("creditgrid.client").joinpath("examples")
 )
 def test_examples_are_valid(name: str, cells: int, seeds: int) -> None:
     document = load_spec(str(FOLDER / name))
-    experiment = import_module(f"creditgrid.core.experiments.{document['experiment']}").EXPERIMENT
+    experiment = registry().experiments[document["experiment"]]
     grid = validate(parse(document), experiment, kinds=registry().kinds_of(experiment))
     found = list(grid.cells())
     assert len(found) == cells

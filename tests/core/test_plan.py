@@ -16,7 +16,7 @@ from creditgrid.core import naming
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import DatasetError, SpecError
 from creditgrid.core.experiment import Experiment, Params, Summary
-from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.naming import CHUNK, NamedTask, name_cells, resolve_datasets
 from creditgrid.core.plan import Fate, Found, Known, Plan, Planned, PlannedCall
@@ -24,6 +24,8 @@ from creditgrid.core.spec.grid import Grid
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
 from creditgrid.core.task import Task, TaskKind
+
+LINESEARCH = registry().experiments["linesearch"]
 
 DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
 ISSUE_GRID = {

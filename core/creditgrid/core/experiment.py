@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -27,6 +27,23 @@ class Params(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    owned: ClassVar[frozenset[str]] = frozenset()
+    """The parameters that belong to units (``core.units``) which a cell may choose, such as its method."""
+
+    @classmethod
+    def settle(cls, values: dict[str, Any], given: Iterable[str]) -> Sequence[tuple[str, str]]:  # noqa: ARG003
+        """Set what a cell's units own, and clear what others own; returns conflicts. See ``core.units.choice``."""
+        return ()
+
+    @classmethod
+    def unused(
+        cls,
+        given: Iterable[str],  # noqa: ARG003
+        chosen: Callable[[str], Iterable[Any]],  # noqa: ARG003
+    ) -> Iterable[tuple[str, str]]:
+        """The parameters that a spec gives and that no unit of any cell owns. See ``core.units.choice``."""
+        return ()
 
     @classmethod
     def of_valid(cls, values: dict[str, Any]) -> Self:
@@ -125,7 +142,9 @@ class Experiment:
     ``cell(params, dataset)`` names the measure task of one grid point, and all tasks that it depends on, parents before
     children. Its ``dataset`` is the DatasetRef that the parameter of that name was resolved to; None for an experiment
     without that parameter. ``measure.run`` yields one Output with rows for every cell. ``kinds`` are the experiment's
-    own task kinds, beside the shared ones. ``charts`` declare what its rows look like.
+    own task kinds, beside the shared ones. ``charts`` declare what its rows look like. ``summarise`` takes the rows; if
+    it has a parameter ``params``, it also gets the parameter model that the spec was checked against, which has the
+    parameters of all units that a cell may choose.
     """
 
     name: str
@@ -134,6 +153,6 @@ class Experiment:
     columns: Mapping[str, Column]
     measure: TaskKind
     cell: Callable[[Any, Any], tuple[Task, Sequence[Task]]]
-    summarise: Callable[[Sequence[Row]], Summary]
+    summarise: Callable[..., Summary]
     kinds: Sequence[TaskKind] = ()
     charts: Sequence[Chart] = ()

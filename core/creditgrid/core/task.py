@@ -122,8 +122,8 @@ def _group(kind: str, version: int, group: tuple[str | int, ...]) -> str:
 class TaskKind:
     """How tasks of one kind are computed.
 
-    Raise ``version`` when equal parameters give another result than before. Where that is so for some values of one
-    parameter alone, ``versions`` names the parameter, and the versions at these values: ("estimator", {"vec": 2}).
+    Raise ``version`` when equal parameters give another result than before. Where the parameters name a unit that has a
+    version of its own, ``version_by`` gives the version of a task from its parameters.
     ``max_group`` bounds the tasks in one call.
     A kind without a ``run`` is never computed: its artifacts are imported. A call that takes longer than ``timeout_s``
     seconds is stopped and retried, as after a lost worker; a spec's ``timeout_s`` takes precedence.
@@ -137,7 +137,7 @@ class TaskKind:
     timeout_s: float | None = None
     cost: CostModel | None = None
     cost_by: Sequence[str] | None = None
-    versions: tuple[str, Mapping[Any, int]] | None = field(default=None, hash=False)
+    version_by: Callable[[Mapping[str, Any]], int] | None = None
     _keys: Keys = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -145,10 +145,7 @@ class TaskKind:
 
     def version_of(self, params: Mapping[str, Any]) -> int:
         """The version of a task with these parameters."""
-        if self.versions is None:
-            return self.version
-        name, versions = self.versions
-        return versions.get(params.get(name), self.version)
+        return self.version if self.version_by is None else self.version_by(params)
 
     def check_version(self, task: Task) -> None:
         """Check that this installation computes what the task's key stands for.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from creditgrid.client import watch
 from creditgrid.client.cli import main as cli
 from creditgrid.client.reproduce.published import EXPERIMENTS, PUBLISHED, PublishedColumn
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.states import State
 
 ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -226,7 +226,7 @@ def whole(rows: list[Row]) -> list[Row]:
     new = {"kind_version": 2, "parent_versions": '{"estimator":2}', "dataset": "/data/mine"}
     found = []
     for number, made in enumerate(rows):
-        declared = import_module(f"creditgrid.core.experiments.{made['experiment']}").EXPERIMENT
+        declared = registry().experiments[made["experiment"]]
         defaults = {name: field.default for name, field in declared.params.model_fields.items()}
         defaults |= {"k": 5, "eta": 1e-3} if made["experiment"] == "exploitability" else {}
         found.append({**defaults, **new, "cell": f"c{number}", **made})

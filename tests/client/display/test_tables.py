@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 
 from creditgrid.client.display import tables
 from creditgrid.client.result import Result
-from creditgrid.core.experiments.linesearch import EXPERIMENT
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.states import State
 from creditgrid.core.wire import ExperimentView, FailureView, PlanView, SummaryView, SweepView, TaskDocument
 
@@ -188,7 +188,7 @@ def test_experiments_from_real_schemas() -> None:
     linesearch = ExperimentView(
         name="linesearch",
         title="Line search",
-        parameters=EXPERIMENT.params.model_json_schema(),
+        parameters=registry().experiments["linesearch"].params.model_json_schema(),
         columns={"delta_loss_same": {"type": "float64", "description": "nats"}},  # type: ignore[dict-item]
         kinds=["train"],
     )
@@ -197,7 +197,7 @@ def test_experiments_from_real_schemas() -> None:
     assert "delta_loss_same" in line_of(text, "linesearch")
     assert "cannot be used: ImportError" in text
     text = shown(tables.experiment_view(linesearch))
-    methods = ["oracle_bp,", "vec,", "scalar_cb,", "dfa,", "state_bridge"]
+    methods = ["dfa,", "oracle_bp,", "scalar_cb,", "state_bridge,", "vec"]
     assert line_of(text, "method ")[:7] == ["method", *methods, "required"]
     assert line_of(text, "num_blocks ")[:7] == ["num_blocks", "integer", "≥", "1", "≤", "256", "4"]
     assert line_of(text, "checkpoint_epoch ")[:7] == ["checkpoint_epoch", "integer", "≥", "0", "or", "null", "null"]

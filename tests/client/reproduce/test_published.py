@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 
 from creditgrid.client.reproduce.published import EXPERIMENTS, PUBLISHED, Claim, PublishedColumn
-from creditgrid.core.experiment import Experiment
+from creditgrid.core.experiments.registry import registry
 
 LINE_SEARCH = """
 | method | gamma | norm: best eta | norm: dL_same | norm: dL_held | raw: dL_same |
@@ -84,7 +82,7 @@ def test_nothing_beside() -> None:
 
 @pytest.mark.parametrize("column", PUBLISHED, ids=lambda column: f"{column.experiment}-{column.title}")
 def test_the_experiment_has_the_columns(column: PublishedColumn) -> None:
-    experiment: Experiment = import_module(f"creditgrid.core.experiments.{column.experiment}").EXPERIMENT
+    experiment = registry().experiments[column.experiment]
     parameters = experiment.params.model_fields
     columns = {**parameters, **experiment.columns}
     assert {column.column, *column.where} <= columns.keys()

@@ -9,10 +9,10 @@ import pytest
 from creditgrid.client.errors import BadSetting
 from creditgrid.client.reproduce.runs import Choice
 from creditgrid.client.reproduce.selection import Selection, select
-from creditgrid.core.experiments import credit_recovery, exploitability, linesearch
+from creditgrid.core.experiments.registry import registry
 
 Row = dict[str, Any]
-EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in (linesearch, exploitability, credit_recovery)}
+EXPERIMENTS = {name: registry().experiments[name] for name in ("linesearch", "exploitability", "credit_recovery")}
 ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 NEW = {"kind_version": 2, "parent_versions": '{"estimator":2}'}
 

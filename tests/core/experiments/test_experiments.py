@@ -15,6 +15,7 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import SpecError
 from creditgrid.core.experiment import Experiment, Summary, Verdict
 from creditgrid.core.experiments import credit_recovery, dynamics, exploitability, linesearch, snapshot_time
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.experiments.stages import STAGES, step_batches
 from creditgrid.core.rows import columns
 from creditgrid.core.spec.model import parse
@@ -23,7 +24,7 @@ from creditgrid.core.task import Task
 
 DATASET = DatasetRef("pictures", "d" * 64, 50_000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
 MODULES = (credit_recovery, dynamics, exploitability, linesearch, snapshot_time)
-EXPERIMENTS = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
+EXPERIMENTS = {module.EXPERIMENT.name: registry().experiments[module.EXPERIMENT.name] for module in MODULES}
 NEEDED: dict[str, Any] = {"dataset": "pictures", "method": "vec", "eta": 0.1}
 T975 = {2: 12.706, 3: 4.303, 4: 3.182}  # Student's t by the number of values
 
@@ -93,10 +94,10 @@ def test_a_summary_of_no_rows_is_empty(name: str) -> None:
         ({}, {}),
         ({"rule": "inner_product"}, {}),
         ({"rule": "target_shift", "kappa": 0.1}, {}),
-        ({"rule": "target_shift"}, {"/fixed": "the rule target_shift needs its shift kappa, such as 0.1"}),
+        ({"rule": "target_shift"}, {"/fixed": "the rule target_shift needs its kappa: The shift κ, such as 0.01"}),
         (
             {"rule": "target_shift", "kappa": None},
-            {"/fixed/kappa": "the rule target_shift needs its shift kappa, such as 0.1"},
+            {"/fixed/kappa": "the rule target_shift needs its kappa: The shift κ, such as 0.01"},
         ),
         (
             {"rule": "cosine", "kappa": 0.1},
@@ -109,8 +110,11 @@ def test_a_summary_of_no_rows_is_empty(name: str) -> None:
     ],
     ids=str,
 )
-def test_kappa_is_of_target_shift_alone(fixed: dict[str, Any], pointers: dict[str, str]) -> None:
-    assert faults("exploitability", fixed) == pointers
+@pytest.mark.parametrize("name", ["exploitability", "linesearch"])
+def test_kappa_is_of_target_shift_alone(name: str, fixed: dict[str, Any], pointers: dict[str, str]) -> None:
+    found = faults(name, fixed)
+    assert found.keys() == pointers.keys()
+    assert all(found[pointer].startswith(detail) for pointer, detail in pointers.items())
 
 
 def test_faults_of_kappa_and_rule_on_axes_name_their_place() -> None:
@@ -157,9 +161,9 @@ def test_dynamics_of_too_many_epochs_asks_to_thin_them() -> None:
 
 @pytest.mark.parametrize("text", ["none", None])
 def test_no_clamp_may_be_said_in_two_ways(text: str | None) -> None:
-    params = exploitability.ExploitabilityParams(dataset="pictures", method="dfa", clamp=text)  # type: ignore[arg-type]
+    params = EXPERIMENTS["exploitability"].params(dataset="pictures", method="dfa", clamp=text)  # type: ignore[arg-type]
     assert params.clamp is None
-    assert exploitability.ExploitabilityParams(dataset="pictures", method="dfa").clamp == 1.0
+    assert EXPERIMENTS["exploitability"].params(dataset="pictures", method="dfa").clamp == 1.0
 
 
 # -- what is shared ------------------------------------------------------------------------------------------------
@@ -273,9 +277,11 @@ def test_cells_of_one_checkpoint_and_probe_are_one_call(
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_parameter_but_the_dataset_s_name_is_in_the_cell_s_key(name: str) -> None:
+def test_every_parameter_of_its_own_but_the_dataset_s_name_is_in_the_cell_s_key(name: str) -> None:
     measure, _ = planned(name)
-    assert set(measure.params) == set(EXPERIMENTS[name].params.model_fields) - {"dataset"}
+    params = EXPERIMENTS[name].params
+    own = {"fit_epochs", "fit_lr", "vec_directions", "vec_eps"} & params.owned
+    assert set(measure.params) == (set(params.model_fields) - params.owned - {"dataset", "network"}) | own
 
 
 @pytest.mark.parametrize("name", ["linesearch", "snapshot_time", "exploitability", "credit_recovery"])

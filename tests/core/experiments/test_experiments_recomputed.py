@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from typing import Any, TypeAlias
 
 import pytest
@@ -18,6 +17,7 @@ from recompute import EXPERIMENTS, agrees, expected_rows
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Experiment
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.task import Arrays, Output, Task, TaskKind
@@ -109,7 +109,7 @@ def outputs(kind: TaskKind, tasks: Sequence[Task], made: dict[str, Arrays]) -> l
 
 def check(name: str, cells: Sequence[Cell], data: ImageData, made: dict[str, Arrays]) -> list[list[dict[str, Any]]]:
     """Hold every row against its recomputation, and give the rows of every cell."""
-    experiment: Experiment = import_module(f"creditgrid.core.experiments.{name}").EXPERIMENT
+    experiment = registry().experiments[name]
     found = measured(experiment, cells, data, made)
     failures = []
     for cell, (params, artifacts, rows) in zip(cells, found, strict=True):

@@ -17,9 +17,15 @@ import pytest
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiment import Experiment
-from creditgrid.core.experiments import credit_recovery, dynamics, exploitability, linesearch, snapshot_time
-from creditgrid.core.experiments.stages import STAGES
+from creditgrid.core.experiments.registry import registry
+from creditgrid.core.experiments.stages import STAGES, code_task
 from creditgrid.core.task import Task
+
+CREDIT_RECOVERY = registry().experiments["credit_recovery"]
+DYNAMICS = registry().experiments["dynamics"]
+EXPLOITABILITY = registry().experiments["exploitability"]
+LINESEARCH = registry().experiments["linesearch"]
+SNAPSHOT_TIME = registry().experiments["snapshot_time"]
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "keys.json"
 DATASET = DatasetRef("pictures", "0123456789abcdef" * 4, 50_000, 10_000, 10, (3, 32, 32), {"package": "parquet"})
@@ -30,23 +36,43 @@ PROBED = {"checkpoint_epoch": 20, "residual_add": False, "w2_std": 0.05, "probe_
 STEP = {"step_batch_size": 256, "step_weight_decay": 1e-3, "step_noise": 0.01}
 SHIFT = {"rule": "target_shift", "kappa": 0.1, "k": 12, "clamp": None}
 CELLS: list[tuple[Experiment, str, dict[str, Any]]] = [
-    *((linesearch.EXPERIMENT, f"{method} default", {"method": method, "eta": 1e-3}) for method in METHODS),
+    *((LINESEARCH, f"{method} default", {"method": method, "eta": 1e-3}) for method in METHODS),
     *(
-        (linesearch.EXPERIMENT, f"{method} varied", {"method": method, "eta": 1e-3, "update_head": "always", **PROBED})
+        (
+            LINESEARCH,
+            f"{method} varied",
+            {"method": method, "eta": 1e-3, "update_head": "always", **PROBED},
+        )
         for method in METHODS
     ),
-    (linesearch.EXPERIMENT, "dfa step", {"method": "dfa", "eta": 1e-3, **STEP}),
-    (linesearch.EXPERIMENT, "vec imported", {"method": "vec", "eta": 1e-3, "checkpoint": IMPORTED}),
-    (snapshot_time.EXPERIMENT, "vec default", {"method": "vec"}),
-    (snapshot_time.EXPERIMENT, "vec varied", {"method": "vec", "eta": 1e-3, "extra_batches": 12, **PROBED}),
-    (exploitability.EXPERIMENT, "dfa default", {"method": "dfa"}),
-    (exploitability.EXPERIMENT, "dfa varied", {"method": "dfa", "eval": "same", **PROBED, **STEP, **SHIFT}),
-    (credit_recovery.EXPERIMENT, "scalar_cb default", {"method": "scalar_cb"}),
-    (credit_recovery.EXPERIMENT, "scalar_cb varied", {"method": "scalar_cb", "cb_source": "delta_L", **PROBED}),
-    (dynamics.EXPERIMENT, "bp default", {"logs_every": 50}),
-    (dynamics.EXPERIMENT, "bp varied", {"train_rule": "bp", "logs_every": 10, **RUN}),
-    (dynamics.EXPERIMENT, "dfa default", {"train_rule": "dfa", "logs_every": 50}),
-    (dynamics.EXPERIMENT, "dfa varied", {"train_rule": "dfa", "random_targets": True, "logs_every": 10, **RUN}),
+    (LINESEARCH, "dfa step", {"method": "dfa", "eta": 1e-3, **STEP}),
+    (LINESEARCH, "vec imported", {"method": "vec", "eta": 1e-3, "checkpoint": IMPORTED}),
+    (SNAPSHOT_TIME, "vec default", {"method": "vec"}),
+    (
+        SNAPSHOT_TIME,
+        "vec varied",
+        {"method": "vec", "eta": 1e-3, "extra_batches": 12, **PROBED},
+    ),
+    (EXPLOITABILITY, "dfa default", {"method": "dfa"}),
+    (
+        EXPLOITABILITY,
+        "dfa varied",
+        {"method": "dfa", "eval": "same", **PROBED, **STEP, **SHIFT},
+    ),
+    (CREDIT_RECOVERY, "scalar_cb default", {"method": "scalar_cb"}),
+    (
+        CREDIT_RECOVERY,
+        "scalar_cb varied",
+        {"method": "scalar_cb", "cb_source": "delta_L", **PROBED},
+    ),
+    (DYNAMICS, "bp default", {"logs_every": 50}),
+    (DYNAMICS, "bp varied", {"train_rule": "bp", "logs_every": 10, **RUN}),
+    (DYNAMICS, "dfa default", {"train_rule": "dfa", "logs_every": 50}),
+    (
+        DYNAMICS,
+        "dfa varied",
+        {"train_rule": "dfa", "random_targets": True, "logs_every": 10, **RUN},
+    ),
 ]
 
 
@@ -64,6 +90,7 @@ def tasks() -> dict[str, Task]:
             if task is not None and task.key not in seen:
                 seen.add(task.key)
                 found[f"{task.kind} of {experiment.name} {which}"] = task
+    found["code"] = code_task("0123456789abcdef" * 4)
     return dict(sorted(found.items()))
 
 
@@ -79,7 +106,7 @@ def entry(task: Task) -> dict[str, Any]:
 def test_every_kind_has_golden_keys() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert set(golden) == set(tasks())
-    stages = {"data", "probe", "feedback", "train", "fit", "checkpoint"}
+    stages = {"data", "probe", "feedback", "train", "fit", "checkpoint", "code"}
     assert {name.split()[0] for name in golden} == stages | {experiment.name for experiment, _, _ in CELLS}
     assert {kind.name for kind in STAGES} == stages
     assert len({entry["key"] for entry in golden.values()}) == len(golden)

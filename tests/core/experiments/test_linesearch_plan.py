@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import SpecError
-from creditgrid.core.experiments.linesearch import EXPERIMENT, LinesearchParams, cell, summarise
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
 from creditgrid.core.task import Task
 
+EXPERIMENT = registry().experiments["linesearch"]
+PARAMS: Any = EXPERIMENT.params
+cell, summarise = EXPERIMENT.cell, EXPERIMENT.summarise
 DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
 BASE: dict[str, Any] = {"dataset": "pictures", "method": "vec", "eta": 0.1}
 IMPORTED = "L4-d256-D3072-C10-" + "a" * 64
@@ -25,7 +28,7 @@ IMPORTED = "L4-d256-D3072-C10-" + "a" * 64
 
 def tasks(**changes: Any) -> dict[str, Task]:
     """The tasks of one cell by kind."""
-    measure, ancestors = cell(LinesearchParams(**{**BASE, **changes}), DATASET)
+    measure, ancestors = cell(PARAMS(**{**BASE, **changes}), DATASET)
     order = {task.key: place for place, task in enumerate(ancestors)}
     for task in ancestors:  # parents come first
         assert all(order[key] < order[task.key] for key in task.parents.values())
@@ -54,7 +57,6 @@ def test_each_method_depends_on_what_it_needs() -> None:
         ({"update_range": "last1"}, set()),
         ({"norm_mode": "norm"}, set()),
         ({"update_head": "never"}, set()),
-        ({"oracle_reduction": "sum"}, set()),
         ({"step_weight_decay": 0.1}, set()),
         ({"step_noise": 0.1}, set()),
         ({"step_batch_size": 64}, {"probe"}),
@@ -77,16 +79,12 @@ def test_each_method_depends_on_what_it_needs() -> None:
         ({"weight_decay": 0.1}, {"train", "fit"}),
         ({"batch_size": 64}, {"train", "fit", "probe"}),
         ({"fit_epochs": 1}, {"fit"}),
-        ({"fit_epochs": 60}, set()),
         ({"fit_lr": 0.1}, {"fit"}),
         ({"vec_directions": 1}, {"fit"}),
         ({"vec_eps": 0.1}, {"fit"}),
-        ({"cb_lambda": 1.0}, set()),
-        ({"cb_samples": 1}, set()),
-        ({"cb_sigma": 1.0}, set()),
-        ({"cb_ema": 0.5}, set()),
-        ({"cb_term_grad_weight": 0.5}, set()),
-        ({"cb_source": "delta_L"}, set()),
+        ({"step_radius": 0.1}, set()),
+        ({"clamp": 1.0}, set()),
+        ({"rule": "cosine"}, set()),
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),  # the same in every process
 )
@@ -101,7 +99,17 @@ def test_every_parameter_is_covered_above() -> None:
         if mark.name == "parametrize"
     )
     covered = {name for change, _ in marker.args[1] for name in change}
-    assert covered == set(LinesearchParams.model_fields) - {"dataset", "method"}
+    of_others = {name for name in PARAMS.owned if name not in ("fit_epochs", "fit_lr", "vec_directions", "vec_eps")}
+    assert covered == set(PARAMS.model_fields) - of_others - {"dataset", "method", "network"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fit_epochs": 60}, {"cb_lambda": 1.0}, {"cb_source": "delta_L"}, {"oracle_reduction": "sum"}, {"kappa": 0.1}],
+    ids=str,
+)
+def test_the_default_and_what_another_unit_owns_change_no_key(change: dict[str, Any]) -> None:
+    assert changed(**change) == set()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,7 @@ def test_scalar_cb_is_fitted_by_its_own_options(change: dict[str, Any], fitted: 
 
 
 def test_the_datasets_content_is_in_every_key_and_its_place_is_in_none() -> None:
-    params = LinesearchParams(**BASE)
+    params = PARAMS(**BASE)
     moved = DatasetRef("elsewhere", DATASET.fingerprint, 5000, 100, 10, (3, 32, 32), {"path": "/q"})
     other = DatasetRef("pictures", "e" * 64, 5000, 100, 10, (3, 32, 32), {"path": "/p"})
     (here, below), (there, below_there), (else_, below_else) = (cell(params, ref) for ref in (DATASET, moved, other))
@@ -180,7 +188,7 @@ def test_a_step_size_is_a_finite_number_of_at_least_zero(eta: Any) -> None:
 def row(**values: Any) -> dict[str, Any]:
     measured = {"loss_before_same": 1.0, "loss_after_same": 0.9, "delta_acc_same": 0.0, "credit_rms": 1.0}
     return {
-        **LinesearchParams(**BASE).model_dump(),
+        **PARAMS(**BASE).model_dump(),
         **measured,
         "cell": "c",
         "diverged": False,

@@ -11,8 +11,8 @@ import pytest
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import SpecError
 from creditgrid.core.experiment import Experiment
-from creditgrid.core.experiments import credit_recovery, dynamics, exploitability, linesearch, snapshot_time
 from creditgrid.core.experiments.parameters import CreditParams, StepParams, TrainParams, enough_images, streams_seed
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.naming import NamedTask, name_cells
 from creditgrid.core.plan import Fate, Found, Known, Plan, Step
@@ -20,9 +20,15 @@ from creditgrid.core.spec.grid import Grid
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
 
+CREDIT_RECOVERY = registry().experiments["credit_recovery"]
+DYNAMICS = registry().experiments["dynamics"]
+EXPLOITABILITY = registry().experiments["exploitability"]
+LINESEARCH = registry().experiments["linesearch"]
+SNAPSHOT_TIME = registry().experiments["snapshot_time"]
+
 DATASET = DatasetRef("pictures", "d" * 64, 5000, 100, 10, (3, 32, 32), {"package": "parquet", "path": "/p"})
-PROBING = [module.EXPERIMENT for module in (credit_recovery, exploitability, linesearch, snapshot_time)]
-EXPERIMENTS = [*PROBING, dynamics.EXPERIMENT]
+PROBING = [CREDIT_RECOVERY, EXPLOITABILITY, LINESEARCH, SNAPSHOT_TIME]
+EXPERIMENTS = [*PROBING, DYNAMICS]
 
 
 def name(blocks: int = 4, width: int = 256, inputs: int = 3072, classes: int = 10, digit: str = "a") -> str:
@@ -117,16 +123,16 @@ def test_an_imported_checkpoint_fits_the_parameters_and_the_data(
 
 
 def test_a_shape_that_is_left_out_is_asked_for_where_it_may_be_given() -> None:
-    found = faults(linesearch.EXPERIMENT, {"checkpoint": name(blocks=3, width=32)})
+    found = faults(LINESEARCH, {"checkpoint": name(blocks=3, width=32)})
     assert found == {"/fixed": "num_blocks is 4, and the imported checkpoint's is 3"}
-    fine(linesearch.EXPERIMENT, {"checkpoint": name(blocks=3, width=32), "num_blocks": 3, "d_hidden": 32})
+    fine(LINESEARCH, {"checkpoint": name(blocks=3, width=32), "num_blocks": 3, "d_hidden": 32})
 
 
 def test_what_is_not_known_of_a_dataset_is_not_held_against_a_checkpoint() -> None:
     vague = DatasetRef("pictures", "d" * 64, 5000, 100, None, None, {})
-    fine(linesearch.EXPERIMENT, {"checkpoint": name(inputs=5, classes=3)}, vague)
-    fine(linesearch.EXPERIMENT, {"checkpoint": name(inputs=5, classes=3)}, None)
-    assert set(faults(linesearch.EXPERIMENT, {"checkpoint": name(blocks=3)}, None)) == {"/fixed"}
+    fine(LINESEARCH, {"checkpoint": name(inputs=5, classes=3)}, vague)
+    fine(LINESEARCH, {"checkpoint": name(inputs=5, classes=3)}, None)
+    assert set(faults(LINESEARCH, {"checkpoint": name(blocks=3)}, None)) == {"/fixed"}
 
 
 @pytest.mark.parametrize(
@@ -148,22 +154,37 @@ def sized(images: int) -> DatasetRef:
     ("experiment", "fixed", "needed", "pointer"),
     [
         # The same, the held-out and eight extra batches.
-        (credit_recovery.EXPERIMENT, {"batch_size": 20}, 200, "/fixed/batch_size"),
-        (linesearch.EXPERIMENT, {"batch_size": 20}, 200, "/fixed/batch_size"),
-        (linesearch.EXPERIMENT, {"step_batch_size": 30, "batch_size": 20}, 300, "/fixed/step_batch_size"),
-        (linesearch.EXPERIMENT, {"step_batch_size": 10, "batch_size": 600}, 100, "/fixed/step_batch_size"),
-        (snapshot_time.EXPERIMENT, {"batch_size": 20}, 200, "/fixed/batch_size"),
-        (snapshot_time.EXPERIMENT, {"batch_size": 20, "extra_batches": 8}, 200, "/fixed/batch_size"),
-        (snapshot_time.EXPERIMENT, {"batch_size": 20, "extra_batches": 9}, 220, "/fixed/extra_batches"),
-        (snapshot_time.EXPERIMENT, {"batch_size": 20, "extra_batches": 100}, 2040, "/fixed/extra_batches"),
-        (exploitability.EXPERIMENT, {"batch_size": 20}, 200, "/fixed/batch_size"),
+        (CREDIT_RECOVERY, {"batch_size": 20}, 200, "/fixed/batch_size"),
+        (LINESEARCH, {"batch_size": 20}, 200, "/fixed/batch_size"),
+        (
+            LINESEARCH,
+            {"step_batch_size": 30, "batch_size": 20},
+            300,
+            "/fixed/step_batch_size",
+        ),
+        (
+            LINESEARCH,
+            {"step_batch_size": 10, "batch_size": 600},
+            100,
+            "/fixed/step_batch_size",
+        ),
+        (SNAPSHOT_TIME, {"batch_size": 20}, 200, "/fixed/batch_size"),
+        (SNAPSHOT_TIME, {"batch_size": 20, "extra_batches": 8}, 200, "/fixed/batch_size"),
+        (SNAPSHOT_TIME, {"batch_size": 20, "extra_batches": 9}, 220, "/fixed/extra_batches"),
+        (
+            SNAPSHOT_TIME,
+            {"batch_size": 20, "extra_batches": 100},
+            2040,
+            "/fixed/extra_batches",
+        ),
+        (EXPLOITABILITY, {"batch_size": 20}, 200, "/fixed/batch_size"),
         # And k batches to step on.
-        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 5, "step_batch_size": 50}, 250, "/fixed/k"),
-        (exploitability.EXPERIMENT, {"batch_size": 20, "step_batch_size": 50}, 250, "/fixed"),
-        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 9}, 200, "/fixed/batch_size"),
-        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 11}, 220, "/fixed/k"),
-        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 17, "step_batch_size": 30}, 510, "/fixed/k"),
-        (exploitability.EXPERIMENT, {"batch_size": 20, "k": 1024}, 20480, "/fixed/k"),
+        (EXPLOITABILITY, {"batch_size": 20, "k": 5, "step_batch_size": 50}, 250, "/fixed/k"),
+        (EXPLOITABILITY, {"batch_size": 20, "step_batch_size": 50}, 250, "/fixed"),
+        (EXPLOITABILITY, {"batch_size": 20, "k": 9}, 200, "/fixed/batch_size"),
+        (EXPLOITABILITY, {"batch_size": 20, "k": 11}, 220, "/fixed/k"),
+        (EXPLOITABILITY, {"batch_size": 20, "k": 17, "step_batch_size": 30}, 510, "/fixed/k"),
+        (EXPLOITABILITY, {"batch_size": 20, "k": 1024}, 20480, "/fixed/k"),
     ],
     ids=lambda value: value.name if isinstance(value, Experiment) else None,
 )
@@ -178,7 +199,7 @@ def test_a_cell_that_needs_more_images_than_there_are_is_refused(
 
 
 def test_dynamics_takes_any_number_of_images() -> None:
-    fine(dynamics.EXPERIMENT, {"batch_size": 512}, sized(3))
+    fine(DYNAMICS, {"batch_size": 512}, sized(3))
 
 
 def test_enough_images_says_how_many_are_missing_where() -> None:
@@ -196,25 +217,25 @@ def test_enough_images_says_how_many_are_missing_where() -> None:
 @pytest.mark.parametrize(
     ("experiment", "field", "wrong"),
     [
-        (exploitability.EXPERIMENT, "k", 0),
-        (exploitability.EXPERIMENT, "k", 1025),
-        (exploitability.EXPERIMENT, "kappa", 0.0),
-        (exploitability.EXPERIMENT, "clamp", 0.0),
-        (exploitability.EXPERIMENT, "clamp", "nothing"),
-        (exploitability.EXPERIMENT, "rule", "hebb"),
-        (exploitability.EXPERIMENT, "eval", "train"),
-        (exploitability.EXPERIMENT, "step_noise", -1e-9),
-        (exploitability.EXPERIMENT, "step_weight_decay", -1e-9),
-        (exploitability.EXPERIMENT, "step_batch_size", 0),
-        (snapshot_time.EXPERIMENT, "extra_batches", 1),
-        (snapshot_time.EXPERIMENT, "eta", -1.0),
-        (dynamics.EXPERIMENT, "logs_every", 0),
-        (dynamics.EXPERIMENT, "train_rule", "hebb"),
-        (credit_recovery.EXPERIMENT, "method", "gradient"),
-        (credit_recovery.EXPERIMENT, "batch_size", 0),
-        (credit_recovery.EXPERIMENT, "cb_source", "h_L"),
-        (credit_recovery.EXPERIMENT, "seed", -1),
-        (credit_recovery.EXPERIMENT, "seed", 2**63),
+        (EXPLOITABILITY, "k", 0),
+        (EXPLOITABILITY, "k", 1025),
+        (EXPLOITABILITY, "kappa", 0.0),
+        (EXPLOITABILITY, "clamp", 0.0),
+        (EXPLOITABILITY, "clamp", "nothing"),
+        (EXPLOITABILITY, "rule", "hebb"),
+        (EXPLOITABILITY, "eval", "train"),
+        (EXPLOITABILITY, "step_noise", -1e-9),
+        (EXPLOITABILITY, "step_weight_decay", -1e-9),
+        (EXPLOITABILITY, "step_batch_size", 0),
+        (SNAPSHOT_TIME, "extra_batches", 1),
+        (SNAPSHOT_TIME, "eta", -1.0),
+        (DYNAMICS, "logs_every", 0),
+        (DYNAMICS, "train_rule", "hebb"),
+        (CREDIT_RECOVERY, "method", "gradient"),
+        (CREDIT_RECOVERY, "batch_size", 0),
+        (CREDIT_RECOVERY, "cb_source", "h_L"),
+        (CREDIT_RECOVERY, "seed", -1),
+        (CREDIT_RECOVERY, "seed", 2**63),
     ],
     ids=lambda value: value.name if isinstance(value, Experiment) else str(value),
 )
@@ -236,9 +257,11 @@ def test_a_step_takes_the_batch_it_is_given_or_the_usual_one(step: int | None, i
     assert StepParams(dataset="d", method="dfa", batch_size=20, step_batch_size=step).step_images == images
 
 
-def test_a_cells_identity_is_every_parameter_but_the_datasets_name() -> None:
-    params = CreditParams(dataset="pictures", method="dfa")
-    assert params.identity() == {k: v for k, v in params.model_dump().items() if k != "dataset"}
+def test_a_cells_identity_is_every_parameter_of_its_own_but_the_datasets_name() -> None:
+    params: Any = CREDIT_RECOVERY.params(dataset="pictures", method="vec", vec_eps=0.5)
+    own = {"fit_epochs": 60, "fit_lr": 1e-3, "vec_directions": 4, "vec_eps": 0.5}
+    shared = set(CreditParams.model_fields) - {"dataset", "network"}  # the default network is in no key
+    assert params.identity() == {name: value for name, value in params.model_dump().items() if name in shared} | own
     assert set(TrainParams.model_fields) < set(CreditParams.model_fields) < set(StepParams.model_fields)
 
 
@@ -246,7 +269,7 @@ def test_a_cells_identity_is_every_parameter_but_the_datasets_name() -> None:
 
 
 def planned(lookup: dict[str, Known], fixed: dict[str, Any], **document: Any) -> tuple[Plan, list[Step]]:
-    experiment = credit_recovery.EXPERIMENT
+    experiment = CREDIT_RECOVERY
     kinds = {kind.name: kind for kind in (*STAGES, experiment.measure)}
 
     def look_up(tasks: Any) -> dict[str, Found]:

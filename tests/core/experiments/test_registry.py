@@ -68,7 +68,7 @@ def test_a_valid_experiment_is_found_with_its_kinds(monkeypatch: pytest.MonkeyPa
     stage = TaskKind("own_stage", 1, run)
     one = experiment("one", kinds=(stage,))
     known = found(monkeypatch, Point("one", lambda: one))
-    assert known.experiment("one") is one
+    assert known.experiment("one") == one
     assert known.kinds["own_stage"] is stage
     assert known.kinds["measure_one"] is one.measure
 

@@ -22,13 +22,15 @@ from sweeping import House
 
 from creditgrid.core.errors import BusyError, QueryError
 from creditgrid.core.experiment import Experiment
-from creditgrid.core.experiments.credit_recovery import EXPERIMENT as CREDIT_RECOVERY
-from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.rows import common_schema, table
 from creditgrid.core.spec.text import SpecText
 from creditgrid.service.reading.sql import HEAVY, Query, Sandbox
 from creditgrid.service.reading.sql_tables import Snapshot
 from creditgrid.service.results.table import Results
+
+CREDIT_RECOVERY = registry().experiments["credit_recovery"]
+LINESEARCH = registry().experiments["linesearch"]
 
 TIMEOUT_S = 2.5
 METHODS = ("dfa", "vec")

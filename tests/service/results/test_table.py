@@ -14,10 +14,12 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from creditgrid.core.experiment import Experiment
-from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.rows import schema, table
 from creditgrid.service.results import delta_table as module
 from creditgrid.service.results.table import Results
+
+LINESEARCH = registry().experiments["linesearch"]
 
 
 @pytest.fixture

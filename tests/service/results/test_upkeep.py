@@ -19,12 +19,14 @@ import pytest
 from deltalake import DeltaTable
 
 from creditgrid.core.experiment import Experiment
-from creditgrid.core.experiments.linesearch import EXPERIMENT as LINESEARCH
+from creditgrid.core.experiments.registry import registry
 from creditgrid.core.rows import table
 from creditgrid.service.results import upkeep as module
 from creditgrid.service.results.delta_log import LOG, TableLog
 from creditgrid.service.results.table import Results
 from creditgrid.service.results.upkeep import Upkeep
+
+LINESEARCH = registry().experiments["linesearch"]
 
 
 @pytest.fixture

@@ -15,16 +15,22 @@ from typing import Any
 from creditgrid.client.display.quantities import number
 from creditgrid.client.errors import BadSetting
 from creditgrid.client.reproduce.comparison import Row, belongs_to
-from creditgrid.client.reproduce.published import PUBLISHED, SEED
+from creditgrid.client.reproduce.published import FIT_EPOCHS, PUBLISHED, SEED
 from creditgrid.client.reproduce.runs import Choice, example
 from creditgrid.core.experiment import Experiment
 from creditgrid.core.experiments import credit_recovery, exploitability, linesearch, snapshot_time
-from creditgrid.core.experiments.parameters import FIT_EPOCHS, FIT_OPTIONS, METHOD_PARAMETERS
+from creditgrid.core.experiments.registry import with_units
 from creditgrid.core.experiments.stages import FIT
+from creditgrid.core.units.known import installed
+from creditgrid.core.units.network import DEFAULT
+from creditgrid.core.units.unit import parameters_of
 
 _EXPERIMENTS: Mapping[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (linesearch, exploitability, credit_recovery, snapshot_time)
+    module.EXPERIMENT.name: with_units(module.EXPERIMENT, installed())
+    for module in (linesearch, exploitability, credit_recovery, snapshot_time)
 }
+_NUMBERS = {"exploitability": 2, "credit_recovery": 2}
+"""The versions that changed the numbers of a measurement last; later ones changed its keys alone."""
 _FLAGS = {"dataset": "--dataset", "train_epochs": "--epochs", "fit_epochs": "--fit-epochs"}
 
 
@@ -51,13 +57,14 @@ def select(experiment: str, rows: Iterable[Row], choice: Choice) -> Selection:
     published, axes = _published(experiment)
     notes: list[str] = []
     for name, value in published.items():
-        if name not in axes and name not in METHOD_PARAMETERS:
+        if name not in axes and name not in _EXPERIMENTS[experiment].params.owned:
             kept = _narrowed(experiment, kept, name, value, notes)
     by_method = []
     for method in dict.fromkeys(row["method"] for row in kept):
         own = [row for row in kept if row["method"] == method]
         for name in _relevant(method):
-            own = _narrowed(f"{method} in {experiment}", own, name, _effective(name, method, published[name]), notes)
+            wanted = _default(name, method) if published[name] is None else published[name]
+            own = _narrowed(f"{method} in {experiment}", own, name, wanted, notes)
         by_method += own
     kept = _newest(by_method)
     seeds = choice.seeds or sorted({row["seed"] for row in kept}) or [SEED]
@@ -71,7 +78,9 @@ def select(experiment: str, rows: Iterable[Row], choice: Choice) -> Selection:
 
 def _chosen(row: Row, choice: Choice) -> bool:
     fits = (
-        choice.fit_epochs is None or row["method"] not in FIT_EPOCHS or _value(row, "fit_epochs") == choice.fit_epochs
+        choice.fit_epochs is None
+        or "fit_epochs" not in _relevant(row["method"])
+        or _value(row, "fit_epochs") == choice.fit_epochs
     )
     return (
         fits
@@ -107,18 +116,22 @@ def _narrowed(what: str, rows: list[Row], name: str, published: Any, notes: list
 
 def _relevant(method: str) -> Sequence[str]:
     """The parameters of the method itself."""
-    if method in FIT_OPTIONS:
-        return ("fit_epochs", "fit_lr", *FIT_OPTIONS[method])
-    return ("oracle_reduction",) if method == "oracle_bp" else ()
+    known = installed().of("methods")
+    return tuple(parameters_of(known[method])) if method in known else ()
 
 
 def _value(row: Row, name: str) -> Any:
-    return _effective(name, row["method"], row.get(name))
+    """Null is the default of the method, and of a choice: rows did not always have it written out."""
+    value = row.get(name)
+    if value is not None:
+        return value
+    if name in _relevant(row["method"]):
+        return _default(name, row["method"])
+    return {"rule": "inner_product", "network": DEFAULT}.get(name)
 
 
-def _effective(name: str, method: str, value: Any) -> Any:
-    """Null means the default of the method's fit."""
-    return FIT_EPOCHS.get(method) if name == "fit_epochs" and value is None else value
+def _default(name: str, method: str) -> Any:
+    return parameters_of(installed().of("methods")[method])[name].default
 
 
 def _newest(rows: Iterable[Row]) -> list[Row]:
@@ -142,11 +155,10 @@ def _old(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         measured, fitted = _versions(row)
         experiment, method = row["experiment"], row["method"]
-        now = _EXPERIMENTS[experiment].measure.version_of(row)
-        if measured < now:
+        if measured < (now := _NUMBERS.get(experiment, 1)):
             lines.append(f"{experiment} was measured by version {measured}, which is now {now}: see the CHANGELOG")
         now = FIT.version_of({"estimator": method})
-        if method in FIT_EPOCHS and fitted < now:
+        if "fit_epochs" in _relevant(method) and fitted < now:
             lines.append(f"{method} was fitted by version {fitted}, which is now {now}: see the CHANGELOG")
     return list(dict.fromkeys(lines))
 
@@ -161,8 +173,8 @@ def _settings(experiment: str, rows: Sequence[Row], seeds: Sequence[int]) -> str
 
     fits = [
         f"{all_of(lambda row: _value(row, 'fit_epochs'), own)} for {method}"
-        for method in FIT_EPOCHS
-        if (own := [row for row in rows if row["method"] == method])
+        for method in dict.fromkeys([*FIT_EPOCHS, *sorted({row["method"] for row in rows})])
+        if "fit_epochs" in _relevant(method) and (own := [row for row in rows if row["method"] == method])
     ]
     fitting = f", of fitting {' and '.join(fits)}" if fits else ""
     dataset, epochs = all_of(lambda row: row["dataset"], rows), all_of(lambda row: row["train_epochs"], rows)

@@ -220,7 +220,7 @@ SEARCH_BYTES, ROLLOUT_BYTES = 32 * 2**20, 64 * 2**20
 
 def source_part(task: Task) -> str:
     """The name of what a call computes once for each source of credits, as ``science.credit_sources`` names it."""
-    origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params["oracle_reduction"]
+    origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params.get("oracle_reduction", "")
     return f"{task.params['method']}/{origin}"
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from creditgrid.core.costing import Given
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
+from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, Row, Summary, Verdict
 from creditgrid.core.experiments import costs
-from creditgrid.core.experiments.parameters import METHOD_PARAMETERS, CreditParams, enough_images, streams_seed
+from creditgrid.core.experiments.parameters import CreditParams, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
@@ -106,15 +106,17 @@ def cost(task: Task, given: Given) -> Cost | None:
     if shape is None or dataset is None:
         return None
     batch, test, method = params["batch_size"], dataset.num_test, params["method"]
-    own = costs.source_quality(method, shape, batch, test, params["cb_source"]).plus(costs.nudged(shape, batch, test))
+    own = costs.source_quality(method, shape, batch, test, params.get("cb_source")).plus(
+        costs.nudged(shape, batch, test)
+    )
     if method == "state_bridge":
         own = own.plus(costs.prediction_error(shape, batch, test))
     return Cost(shared=(("", costs.quality(shape, batch, test).plus(costs.LOADED)), (costs.source_part(task), own)))
 
 
-def summarise(rows: Sequence[Row]) -> Summary:
+def summarise(rows: Sequence[Row], params: type[Params] = CreditRecoveryParams) -> Summary:
     """For each method (and s of scalar_cb) the means over layers, then each layer, as means over seeds."""
-    others = varied(CreditRecoveryParams, rows, besides=GROUPED)
+    others = varied(params, rows, besides=GROUPED)
     by = [*GROUPED, *others]
     layers = grouped(over_seeds(rows, [*by, "layer"], [*PER_LAYER, *MEANS]), by)
     whole = over_seeds([row for row in rows if row["layer"] == 0], by, MEANS)
@@ -125,13 +127,12 @@ def summarise(rows: Sequence[Row]) -> Summary:
         table += [{**line, **own, "layer": None}, *layers[tuple(line[name] for name in by)]]
     shown = [*by, "layer", *PER_LAYER, "n", "diverged"]
     title = "Credit recovery, mean over layers (–) and by layer"
-    return Summary(title, shown, table, _verdicts(whole, others))
+    return Summary(title, shown, table, _verdicts(whole, [name for name in others if name not in params.owned]))
 
 
-def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
-    """One for each setting of the other axes, where both scalar_cb and dfa were measured."""
+def _verdicts(table: Sequence[Line], common: Sequence[str]) -> list[Verdict]:
+    """One for each setting of the axes that all methods have, where both scalar_cb and dfa were measured."""
     found = []
-    common = [name for name in others if name not in METHOD_PARAMETERS]
     known = [line for line in table if line["gamma_mean"] is not None and line["rho_mean"] is not None]
     for lines in grouped(known, common).values():
         dfa = [line for line in lines if line["method"] == "dfa"]
@@ -176,10 +177,8 @@ CHARTS = (
     ),
 )
 
-# 2: the directions of rho have unit length.
-MEASURE = TaskKind(
-    "credit_recovery", 2, measure, Resources(cpu=1, gpu=0.25), max_group=256, cost=cost, cost_by=("oracle_reduction",)
-)
+# 2: the directions of rho have unit length. 3: the key holds the parameters of the cell's own units alone.
+MEASURE = TaskKind("credit_recovery", 3, measure, Resources(cpu=1, gpu=0.25), max_group=256, cost=cost, cost_by=())
 
 EXPERIMENT = Experiment(
     name="credit_recovery",

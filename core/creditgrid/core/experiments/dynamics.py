@@ -13,7 +13,7 @@ from pydantic import Field
 
 from creditgrid.core.costing import Given
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary
+from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, Row, Summary
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import TrainParams
 from creditgrid.core.experiments.stage_costs import checkpoint_bytes
@@ -148,9 +148,9 @@ def cost(task: Task, given: Given) -> Cost | None:
     return Cost(once.times(epochs).plus(costs.LOADED))
 
 
-def summarise(rows: Sequence[Row]) -> Summary:
+def summarise(rows: Sequence[Row], params: type[Params] = DynamicsParams) -> Summary:
     """Each training run's first and last logged epoch, layer by layer, as means over seeds."""
-    others = varied(DynamicsParams, rows, besides=GROUPED)
+    others = varied(params, rows, besides=GROUPED)
     measured = [name for name in COLUMNS if name not in GROUPED]
     table = over_seeds(rows, [*others, *GROUPED], measured)
     kept: list[Row] = []

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from creditgrid.core.costing import Given
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
+from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, Row, Summary, Verdict
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import StepParams, enough_blocks, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
@@ -118,18 +118,18 @@ def cost(task: Task, given: Given) -> Cost | None:
         direction = direction.plus(Work(elements=drawn))
     shared = (
         ("forward", costs.forward(shape, 3 * batch).plus(costs.LOADED)),
-        (source, costs.credit(params["method"], shape, batch, shape.blocks, params["cb_source"])),
+        (source, costs.credit(params["method"], shape, batch, shape.blocks, params.get("cb_source"))),
         (f"{source}/{params['norm_mode']}", direction),
     )
     return Cost(costs.candidate(shape, 2 * batch, blocks, with_head=head), shared)
 
 
-def summarise(rows: Sequence[Row]) -> Summary:
+def summarise(rows: Sequence[Row], params: type[Params] = LinesearchParams) -> Summary:
     """For each (method, range, norm): the step size with the lowest mean delta_loss_same over seeds.
 
     Each setting of the other axes, such as checkpoint_epoch, has lines of its own. Diverged cells are never the best.
     """
-    columns = [*GROUPED, *varied(LinesearchParams, rows, besides=(*GROUPED, "eta"))]
+    columns = [*GROUPED, *varied(params, rows, besides=(*GROUPED, "eta"))]
     table = []
     for values, some in grouped(rows, columns).items():
         by_eta = {eta: of_eta for (eta,), of_eta in grouped(some, ["eta"]).items()}
@@ -179,8 +179,9 @@ CHARTS = (
     ),
 )
 
-COST_BY = ("update_range", "norm_mode", "update_head", "step_batch_size", "step_noise", "oracle_reduction")
-MEASURE = TaskKind("linesearch", 1, measure, Resources(cpu=1, gpu=0.25), max_group=8192, cost=cost, cost_by=COST_BY)
+COST_BY = ("update_range", "norm_mode", "update_head", "step_batch_size", "step_noise")
+# 2: the key holds the parameters of the cell's own units alone.
+MEASURE = TaskKind("linesearch", 2, measure, Resources(cpu=1, gpu=0.25), max_group=8192, cost=cost, cost_by=COST_BY)
 
 EXPERIMENT = Experiment(
     name="linesearch",

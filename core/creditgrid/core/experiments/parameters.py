@@ -6,55 +6,40 @@ checkpoints and estimators.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiment import Params
 from creditgrid.core.experiments.stages import (
     checkpoint_task,
+    code_task,
     data_task,
     feedback_task,
     fit_task,
     probe_task,
     train_task,
 )
-from creditgrid.core.science.choices import Method, Reduction, Signal, TrainRule
+from creditgrid.core.science.choices import TrainRule
 from creditgrid.core.science.imported import CheckpointName
 from creditgrid.core.task import Task, TaskKind
-
-FIT_EPOCHS = {"vec": 60, "scalar_cb": 100, "state_bridge": 100}
-FIT_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "vec": {"vec_directions": "num_directions", "vec_eps": "eps"},
-    "scalar_cb": {
-        "cb_lambda": "temperature",
-        "cb_samples": "num_samples",
-        "cb_sigma": "sigma",
-        "cb_ema": "ema",
-        "cb_term_grad_weight": "term_grad_weight",
-        "cb_source": "s_source",
-    },
-    "state_bridge": {},
-}
-"""For each method with an estimator: its parameters, and their names in its fit function."""
-METHOD_PARAMETERS = (
-    "oracle_reduction",
-    "fit_epochs",
-    "fit_lr",
-    *(name for names in FIT_OPTIONS.values() for name in names),
-)
-"""Parameters of one method or another; they may differ between the methods in a comparison."""
+from creditgrid.core.units.choice import Choice, ChoosingParams
+from creditgrid.core.units.method import Method, is_fitted
+from creditgrid.core.units.network import DEFAULT, Network
+from creditgrid.core.units.unit import Unit
 
 
-class TrainParams(Params):
+class TrainParams(ChoosingParams):
     """Parameters of a training run: Protocols, section 3 (Training)."""
 
     dataset: str = Field(description="A dataset's name, or the absolute path of a folder of Parquet files.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of every random stream.")
 
+    network: Annotated[str, Choice("networks")] = Field(DEFAULT, description="The network.")
     num_blocks: int = Field(4, ge=1, le=256, description="Residual blocks L.")
     d_hidden: int = Field(256, ge=2, le=16384, description="Width d of the residual stream.")
     residual_add: bool = Field(True, description="h_{l+1} = h_l + F_l(h_l); false: F_l(h_l) alone.")
@@ -74,15 +59,38 @@ class TrainParams(Params):
             yield "random_targets", f"random_targets is a flag of train_rule dfa, and train_rule is {self.train_rule}"
 
     def identity(self) -> dict[str, Any]:
-        """Every parameter for the key of a cell, except the dataset: the parents' keys hold its content."""
-        values = self.__dict__.copy()
+        """The parameters for the key of a cell: all but those of units that it does not choose, the dataset (the
+        parents' keys hold its content), and what says of the network that it is the default one."""
+        values = self.own_values()
         del values["dataset"]
+        network = self.choices["network"]
+        name = values["network"]
+        for parameter, default in network.defaults[name]:
+            if values[parameter] == default:
+                del values[parameter]
+        if name == DEFAULT and not any(parameter in values for parameter in network.own[name]):
+            del values["network"]
         return values
+
+    @property
+    def network_setting(self) -> Network:
+        """The network, with the cell's values of its parameters."""
+        network = self.setting("network")
+        assert isinstance(network, Network)
+        return network
 
     def trained(self, dataset: DatasetRef, epoch: int) -> Task:
         """The checkpoint at ``epoch`` of this training run."""
         run = tuple(zip(TRAIN_OPTIONS.values(), _training(self.__dict__), strict=True))
-        return train_task(dataset, run, epoch, **self.training_feedback(dataset))
+        parents = {**self.training_feedback(dataset), **self.code_for("network")}
+        return train_task(dataset, run, epoch, network=self.network_setting, **parents)
+
+    def code_for(self, *choices: str) -> dict[str, Task]:
+        """The code of brought units, under its role, if the cell's units of these choices are among them."""
+        if not self.known.brought or not any(self.unit(choice) in self.known.brought for choice in choices):
+            return {}
+        assert self.known.code is not None
+        return {"code": code_task(self.known.code)}
 
     def training_feedback(self, dataset: DatasetRef) -> dict[str, Task]:
         """The feedback matrices of a training run by dfa, under their role; nothing for bp."""
@@ -90,14 +98,19 @@ class TrainParams(Params):
 
     def feedback(self, dataset: DatasetRef, seed: int) -> dict[str, Task]:
         """The feedback matrices of this network's shape, under their role."""
-        return {"feedback": feedback_task(dataset, seed=seed, num_blocks=self.num_blocks, d_hidden=self.d_hidden)}
+        size = math.prod(self.network_setting.hidden_shape(self.d_hidden))
+        return {"feedback": feedback_task(dataset, seed=seed, num_blocks=self.num_blocks, d_hidden=size)}
 
     def ancestors(self, dataset: DatasetRef, parents: Mapping[str, Task]) -> tuple[Task, ...]:
         """All tasks that a cell with these parents depends on, parents before children."""
-        return (data_task(dataset), *self.training_feedback(dataset).values(), *parents.values())
+        code = {**self.code_for(*self.choices), **parents}.get("code")
+        before = () if code is None else (code,)
+        return (*before, data_task(dataset), *self.training_feedback(dataset).values(), *parents.values())
 
 
-TRAIN_OPTIONS = {name: name.removeprefix("train_") for name in TrainParams.model_fields if name != "dataset"}
+TRAIN_OPTIONS = {
+    name: name.removeprefix("train_") for name in TrainParams.model_fields if name not in ("dataset", "network")
+}
 """The parameters of a training run, and their names in the network and in the training."""
 _training = operator.itemgetter(*TRAIN_OPTIONS)
 
@@ -117,20 +130,7 @@ class CreditParams(TrainParams):
         description="Epoch of the probed checkpoint; null: the last. For an imported one: its epoch, if known.",
     )
 
-    method: Method = Field(description="The method that computes the credit.")
-    oracle_reduction: Reduction = Field("mean", description="oracle_bp: reduction of the loss before its gradient.")
-    fit_epochs: int | None = Field(
-        None, ge=0, le=100_000, description="Epochs of fitting; null: vec 60, scalar_cb and state_bridge 100."
-    )
-    fit_lr: float = Field(1e-3, gt=0, description="Adam's step size in fitting.")
-    vec_directions: int = Field(4, ge=1, le=1024, description="vec: number M of directions.")
-    vec_eps: float = Field(1e-3, gt=0, description="vec: half-width ε of the central difference.")
-    cb_lambda: float = Field(0.1, gt=0, description="scalar_cb: temperature λ of the soft minimum.")
-    cb_samples: int = Field(4, ge=1, le=1024, description="scalar_cb: number K of perturbed next states.")
-    cb_sigma: float = Field(0.05, ge=0, description="scalar_cb: scale σ of the perturbations.")
-    cb_ema: float = Field(0.995, ge=0, le=1, description="scalar_cb: decay of the averaged value net.")
-    cb_term_grad_weight: float = Field(1.0, ge=0, description="scalar_cb: weight of the terminal gradient's loss.")
-    cb_source: Signal = Field("e_T", description="scalar_cb: the signal s, an input of the value net.")
+    method: Annotated[str, Choice("methods")] = Field(description="The method that computes the credit.")
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
         yield from super().conflicts(dataset)
@@ -146,6 +146,8 @@ class CreditParams(TrainParams):
         except ValueError as error:
             yield "checkpoint", str(error)
             return
+        if self.network != DEFAULT:
+            yield "network", f"an imported checkpoint is a {DEFAULT}, and network is {self.network}"
         for field in ("num_blocks", "d_hidden"):
             here, there = getattr(self, field), getattr(found, field)
             if here != there:
@@ -169,18 +171,23 @@ class CreditParams(TrainParams):
 
     def credit_parents(self, dataset: DatasetRef, checkpoint: Task) -> dict[str, Task]:
         """What the credit depends on besides the checkpoint, by role: nothing, ``feedback`` or ``estimator``."""
-        if self.method == "dfa":
+        method = self.unit("method")
+        assert issubclass(method, Method)
+        if method.uses_feedback:
             return self.feedback(dataset, streams_seed(self.__dict__))
-        if self.method not in FIT_OPTIONS:
+        if not is_fitted(method):
             return {}
-        options = {
-            "epochs": FIT_EPOCHS[self.method] if self.fit_epochs is None else self.fit_epochs,
-            "batch_size": self.batch_size,
-            "lr": self.fit_lr,
-            "seed": self.seed,
-            **{option: self.__dict__[name] for name, option in FIT_OPTIONS[self.method].items()},
-        }
-        fit = fit_task(dataset, checkpoint, self.method, tuple(options.items()), residual_add=self.residual_add)
+        values = self.choices["method"].values[method.name](self.__dict__)
+        own = zip(_local_names(method), values, strict=True)
+        fit = fit_task(
+            dataset,
+            checkpoint,
+            method.name,
+            (("batch_size", self.batch_size), ("seed", self.seed), *own),
+            residual_add=self.residual_add,
+            network=self.network_setting,
+            **self.code_for("method", "network"),
+        )
         return {"estimator": fit}
 
     def measured(
@@ -198,24 +205,44 @@ class CreditParams(TrainParams):
         parents = {"checkpoint": checkpoint, "probe": probe, **self.credit_parents(dataset, checkpoint)}
         if data:
             parents["data"] = data_task(dataset)
-        group = (checkpoint.key, probe.key, self.residual_add)
+        # Cells that use brought code are in calls of their own: where it fails, no other cell does.
+        parents |= self.code_for(*self.choices)
+        group = (checkpoint.key, probe.key, self.residual_add, *([parents["code"].key] if "code" in parents else ()))
         task = kind.task(self.identity(), parents, group=group, source={"dataset": dataset.name})
         return task, self.ancestors(dataset, parents)
 
 
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+Clamp: TypeAlias = Annotated[float | None, BeforeValidator(_none)]
+CLAMP = "Bound of each gradient element, before weight decay; null or none: no bound."
+
+
 class StepParams(CreditParams):
-    """Parameters of a local step: its batch, and the regularisation of its gradient."""
+    """Parameters of a local step: its batch, its rule, and the regularisation of its gradient and its length."""
 
     step_batch_size: int | None = Field(
         None, ge=1, le=65_536, description="Images in the batch of a local step; null: `batch_size`."
     )
     step_weight_decay: float = Field(0.0, ge=0, description="Weight decay λ of the local step: p - η (∇ + λ p).")
     step_noise: float = Field(0.0, ge=0, description="Scale σ of the Gaussian noise added to each gradient element.")
+    step_radius: float | None = Field(
+        None, gt=0, description="Trust region: the greatest length ‖Δθ‖₂ of a local step; null: no bound."
+    )
+    clamp: Clamp = Field(None, gt=0, description=CLAMP)
+    rule: Annotated[str, Choice("rules")] = Field("inner_product", description="The local loss of each block.")
 
     @property
     def step_images(self) -> int:
         """Images in a local step's batch."""
         return self.batch_size if self.step_batch_size is None else self.step_batch_size
+
+
+@cache
+def _local_names(unit: type[Unit]) -> tuple[str, ...]:
+    return tuple(unit.model_fields)
 
 
 def streams_seed(params: Mapping[str, Any]) -> int:

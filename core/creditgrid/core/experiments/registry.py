@@ -6,9 +6,10 @@ others. They load; a request for the broken one gets an error that says what is 
 
 from __future__ import annotations
 
+import inspect
 import re
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 
 from creditgrid.core.errors import Fault, PluginError, SpecError, did_you_mean
@@ -16,19 +17,20 @@ from creditgrid.core.experiment import Experiment, Params
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.rows import RESERVED, columns
 from creditgrid.core.task import TaskKind
+from creditgrid.core.units.choice import ChoosingParams, composed
+from creditgrid.core.units.known import OWN, Units, installed, package_of
 
 ENTRY_POINTS = "creditgrid.experiments"
-OWN = "creditgrid"
-"""The package whose experiments are loaded first: a package that uses one of their names is the broken one."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Experiments by name, task kinds by name, and by name why a broken experiment cannot be used."""
+    """Experiments by name, task kinds by name, by name why a broken experiment cannot be used, and the units."""
 
     experiments: dict[str, Experiment]
     kinds: dict[str, TaskKind]
     broken: dict[str, str]
+    units: Units = field(default_factory=installed)
 
     def experiment(self, name: str, where: str = "/experiment") -> Experiment:
         """The experiment of this name.
@@ -51,10 +53,15 @@ class Registry:
 
 @lru_cache(1)
 def registry() -> Registry:
-    """All experiments of this installation; loaded once a process."""
-    found = Registry({}, {kind.name: kind for kind in STAGES}, {})
+    """All experiments of this installation, with its units; loaded once a process."""
+    return registry_with(installed())
+
+
+def registry_with(units: Units) -> Registry:
+    """All experiments of this installation, with these units."""
+    found = Registry({}, {kind.name: kind for kind in STAGES}, {}, units)
     points = entry_points(group=ENTRY_POINTS)
-    for point in sorted(points, key=lambda point: (_package(point) != OWN, point.name, point.value)):
+    for point in sorted(points, key=lambda point: (package_of(point) != OWN, point.name, point.value)):
         try:
             _add(found, point)
         except PluginError as error:
@@ -62,12 +69,24 @@ def registry() -> Registry:
     return found
 
 
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.value
+def with_units(experiment: Experiment, units: Units) -> Experiment:
+    """The experiment with the units that its cells may choose, and their parameters.
+
+    Raises:
+        TypeError: a unit's parameter has the name of one of the experiment's own.
+    """
+    params = composed(experiment.params, units)
+    summarise = experiment.summarise
+    if "params" in inspect.signature(summarise).parameters:
+        summarise = partial(summarise, params=params)
+    measure = experiment.measure
+    if measure.cost_by is not None and issubclass(params, ChoosingParams):
+        measure = replace(measure, cost_by=(*measure.cost_by, *params.choices, *sorted(params.owned)))
+    return replace(experiment, params=params, summarise=summarise, measure=measure)
 
 
 def _add(found: Registry, point: EntryPoint) -> None:
-    package = _package(point)
+    package = package_of(point)
     try:
         experiment = point.load()
     except (Exception, SystemExit) as error:  # a plugin may raise anything; the error names it, and the others load
@@ -82,6 +101,12 @@ def _add(found: Registry, point: EntryPoint) -> None:
         raise PluginError(f"package {package} registers {point.name!r}, which another package has registered")
     if why := _unfit(experiment, found):
         raise PluginError(f"package {package}: {why}")
+    try:
+        experiment = with_units(experiment, found.units)
+    except TypeError as error:
+        raise PluginError(f"package {package}: {error}") from error
+    if why := _unfit_columns(experiment, found) or _unfit_charts(experiment):
+        raise PluginError(f"package {package}: {why}")
     found.experiments[experiment.name] = experiment
     found.kinds.update({kind.name: kind for kind in (*experiment.kinds, experiment.measure)})
 
@@ -93,7 +118,7 @@ def _unfit(experiment: Experiment, found: Registry) -> str | None:
     decorators = experiment.params.__pydantic_decorators__
     if decorators.field_validators or decorators.validators or decorators.model_validators:
         return f"{experiment.params.__name__} has validators, which are not run for single values: use conflicts()"
-    return _unfit_columns(experiment, found) or _unfit_kinds(experiment, found) or _unfit_charts(experiment)
+    return _unfit_kinds(experiment, found)
 
 
 def _unfit_columns(experiment: Experiment, found: Registry) -> str | None:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from creditgrid.core.costing import Given
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Row, Summary, Verdict
+from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, Row, Summary, Verdict
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, step_batches
@@ -203,19 +203,19 @@ def cost(task: Task, given: Given) -> Cost | None:
     searched = costs.candidate(shape, 2 * batch, blocks, with_head=True).times(
         1 if params["eta"] is not None else len(ETAS)
     )
-    step = costs.rollout_step(params["method"], shape, batch, blocks, params["cb_source"], False)
-    spread = costs.credit(params["method"], shape, batch, blocks, params["cb_source"])
+    step = costs.rollout_step(params["method"], shape, batch, blocks, params.get("cb_source"), False)
+    spread = costs.credit(params["method"], shape, batch, blocks, params.get("cb_source"))
     spread = spread.plus(costs.local_gradients(shape, batch, blocks, with_head=True))
     shared = (
         ("accuracy", costs.evaluation(shape, dataset.num_test).plus(costs.LOADED)),
         ("forward", costs.forward(shape, (3 + STEPS + params["extra_batches"]) * batch)),
-        (costs.source_part(task), costs.credit(params["method"], shape, batch, shape.blocks, params["cb_source"])),
+        (costs.source_part(task), costs.credit(params["method"], shape, batch, shape.blocks, params.get("cb_source"))),
     )
     own = Work.total(searched, step.times(STEPS), spread.times(params["extra_batches"] + 1))
     return Cost(own, shared)
 
 
-def summarise(rows: Sequence[Row]) -> Summary:
+def summarise(rows: Sequence[Row], params: type[Params] = SnapshotTimeParams) -> Summary:
     """For each method and checkpoint, and each setting of the other axes, the means over seeds."""
     # Without an epoch, a trained checkpoint is the last one; of an imported one the epoch is unknown.
     dated = [
@@ -224,7 +224,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
         else row
         for row in rows
     ]
-    others = varied(SnapshotTimeParams, dated, besides=GROUPED)
+    others = varied(params, dated, besides=GROUPED)
     table = over_seeds(dated, [*GROUPED, *others], COLUMNS)
     measured = ["test_accuracy", "best_eta", "dl_same_1", "dl_held_1", "pur_1", "dl_same_5", "dl_held_5", "pur_5"]
     shown = [*GROUPED, *others, *measured, "n", "diverged"]
@@ -272,8 +272,9 @@ CHARTS = (
     ),
 )
 
-COST_BY = ("update_range", "eta", "extra_batches", "oracle_reduction")
-MEASURE = TaskKind("snapshot_time", 1, measure, Resources(cpu=1, gpu=0.25), max_group=1024, cost=cost, cost_by=COST_BY)
+COST_BY = ("update_range", "eta", "extra_batches")
+# 2: the key holds the parameters of the cell's own units alone.
+MEASURE = TaskKind("snapshot_time", 2, measure, Resources(cpu=1, gpu=0.25), max_group=1024, cost=cost, cost_by=COST_BY)
 
 EXPERIMENT = Experiment(
     name="snapshot_time",

@@ -9,11 +9,13 @@ One function a stage names its task. Names are memoised: a grid of a million cel
 ``train``      a checkpoint: a network's parameters after some epochs of one training run
 ``fit``        an estimator of the credit, fitted on a frozen checkpoint
 ``checkpoint`` a network's parameters, imported instead of trained
+``code``       the files with the units that a sweep brings
 =============  ======================================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +24,8 @@ from creditgrid.core.experiments.stage_costs import data_cost, feedback_cost, fi
 from creditgrid.core.experiments.stage_runs import run_data, run_feedback, run_fit, run_probe, run_train
 from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import Resources, Task, TaskKind
+from creditgrid.core.units.known import installed
+from creditgrid.core.units.network import Network, identity_of
 
 EXTRA_BATCHES = 8
 """Batches of a probe besides the same and the held-out one."""
@@ -39,12 +43,20 @@ FEEDBACK = TaskKind("feedback", 1, run_feedback, cost=feedback_cost, cost_by=("n
 TRAIN = TaskKind(
     "train", 1, run_train, Resources(cpu=1, gpu=0.5), max_group=1000, cost=train_cost, cost_by=TRAIN_COST_BY
 )
-# 2: the directions of vec have unit length.
+
+
+def _fit_version(params: Mapping[str, Any]) -> int:
+    """That of the method. The content of brought code is in the keys, so its version is always 1."""
+    method = installed().of("methods").get(params["estimator"])
+    return 1 if method is None else method.version
+
+
 FIT = TaskKind(
-    "fit", 1, run_fit, Resources(cpu=1, gpu=0.5), versions=("estimator", {"vec": 2}), cost=fit_cost, cost_by=FIT_COST_BY
+    "fit", 1, run_fit, Resources(cpu=1, gpu=0.5), version_by=_fit_version, cost=fit_cost, cost_by=FIT_COST_BY
 )
 CHECKPOINT = TaskKind("checkpoint", 1, None)
-STAGES = (DATA, PROBE, FEEDBACK, TRAIN, FIT, CHECKPOINT)
+CODE = TaskKind("code", 1, None)
+STAGES = (DATA, PROBE, FEEDBACK, TRAIN, FIT, CHECKPOINT, CODE)
 
 
 @lru_cache(_NAMES)
@@ -89,14 +101,25 @@ def feedback_task(dataset: DatasetRef, *, seed: int, num_blocks: int, d_hidden: 
 
 
 @lru_cache(_NAMES)
-def train_task(dataset: DatasetRef, run: tuple[tuple[str, Any], ...], epoch: int, feedback: Task | None = None) -> Task:
+def train_task(
+    dataset: DatasetRef,
+    run: tuple[tuple[str, Any], ...],
+    epoch: int,
+    *,
+    network: Network | None = None,
+    feedback: Task | None = None,
+    code: Task | None = None,
+) -> Task:
     """The checkpoint at ``epoch`` of one training run; all checkpoints of a run are one group.
 
-    ``run`` holds the arguments of the network and of its training by name. A run by ``dfa`` needs its ``feedback``.
+    ``run`` holds the arguments of the network and of its training by name. A run by ``dfa`` needs its ``feedback``, and
+    one of a brought network its ``code``.
     """
-    params, parents = dict(run), {"dataset": data_task(dataset)}
+    params, parents = {**dict(run), **_of_network(network)}, {"dataset": data_task(dataset)}
     if feedback is not None:
         parents["feedback"] = feedback
+    if code is not None:
+        parents["code"] = code
     group = (digest(params), *(parent.key for parent in parents.values()))
     return TRAIN.task(params | {"epoch": epoch}, parents, group=group)
 
@@ -108,11 +131,31 @@ def checkpoint_task(name: str) -> Task:
 
 
 @lru_cache(_NAMES)
+def code_task(sha256: str) -> Task:
+    """The files of brought code, by the SHA-256 of their content (see ``core.units.code``)."""
+    return CODE.task({"sha256": sha256})
+
+
+@lru_cache(_NAMES)
 def fit_task(
-    dataset: DatasetRef, checkpoint: Task, estimator: str, options: tuple[tuple[str, Any], ...], *, residual_add: bool
+    dataset: DatasetRef,
+    checkpoint: Task,
+    method: str,
+    options: tuple[tuple[str, Any], ...],
+    *,
+    residual_add: bool,
+    network: Network | None = None,
+    code: Task | None = None,
 ) -> Task:
-    """An estimator fitted on ``checkpoint``; ``options`` are the keyword arguments of its fit function."""
-    return FIT.task(
-        {"estimator": estimator, "residual_add": residual_add, **dict(options)},
-        {"dataset": data_task(dataset), "checkpoint": checkpoint},
-    )
+    """A method fitted on ``checkpoint``; ``options`` are the shared settings of fits and the method's parameters."""
+    params = {"estimator": method, "residual_add": residual_add, **dict(options), **_of_network(network)}
+    parents = {"dataset": data_task(dataset), "checkpoint": checkpoint}
+    if code is not None:
+        parents["code"] = code
+    return FIT.task(params, parents)
+
+
+def _of_network(network: Network | None) -> dict[str, Any]:
+    """What a task's parameters say of the network: nothing of the default one."""
+    said = None if network is None else identity_of(network)
+    return {} if said is None else {"network": said}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from creditgrid.core.units.method import Method
+from creditgrid.core.units.method import Fit, Method
+
+if TYPE_CHECKING:
+    from creditgrid.core.science.fitting import Fitting
 
 
 class ScalarCB(Method):
@@ -27,3 +30,6 @@ class ScalarCB(Method):
     s_source: Literal["e_T", "delta_L"] = Field(
         "e_T", alias="cb_source", description="The signal s, an input of the value net: e_T or δ_L."
     )
+
+    def fit(self, fitting: Fitting) -> Fit:
+        raise NotImplementedError  # stage_runs.run_fit fits it, until the formula is here

@@ -22,7 +22,7 @@ def credits_on(network: ResidualMLP, sources: Mapping[str, CreditSource], x: Ten
 
 def source_name(task: Task) -> str:
     """The name of a measure task's credit source; tasks of one group with equal names share the source."""
-    origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params["oracle_reduction"]
+    origin = task.parents.get("estimator") or task.parents.get("feedback") or task.params.get("oracle_reduction", "")
     return f"{task.params['method']}/{origin}"
 
 
@@ -43,6 +43,10 @@ def network_and_sources(
         if "estimator" in task.parents:
             estimator = fitted_estimator(inputs[task.parents["estimator"]], device)
         sources[name] = CreditSource(
-            task.params["method"], feedback, estimator, task.params["cb_source"], task.params["oracle_reduction"]
+            task.params["method"],
+            feedback,
+            estimator,
+            task.params.get("cb_source", "e_T"),
+            task.params.get("oracle_reduction", "mean"),
         )
     return network, sources

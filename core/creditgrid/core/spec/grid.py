@@ -56,13 +56,18 @@ class Grid:
         for grid in self.earlier:
             yield from grid.cells(datasets)
         of_valid, conflicts = self.experiment.params.of_valid, self._conflicts
+        settle, owned = self.experiment.params.settle, self.experiment.params.owned
+        on_axes = [name for name in self.axes if name in owned]
         faults = Faults()
         blamed: set[tuple[str | int, ...]] = set()
         searched = 0  # cells after the first fault
         count = 0
         for included, values in itertools.chain(self._product(), self._extra()):
+            given = on_axes if included is None else [name for name in self.include[included] if name in owned]
+            unsettled = settle(values, given)
             params = of_valid(values)
-            for name, detail in conflicts(params, datasets[values["dataset"]] if datasets else None):
+            found = unsettled or conflicts(params, datasets[values["dataset"]] if datasets else None)
+            for name, detail in found:
                 where = self._conflict_place(name, values, included)
                 if where not in blamed:
                     blamed.add(where)

@@ -57,6 +57,7 @@ def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> G
     faults.refuse()
     for factor in factors:
         _refuse_repeats(spec, axes, factor, faults)
+    _refuse_unused(experiment, fixed, axes, include, faults)
     faults.refuse()
     return Grid(spec, experiment, fixed, {name: axes[name] for name in spec.axes}, factors, exclude, include)
 
@@ -210,6 +211,28 @@ def _refuse_kinds(spec: SweepSpec, experiment: Experiment, known: Sequence[str],
                 close = did_you_mean(kind, known)
                 detail = f"there is no task kind {shown(kind)}{close}; {experiment.name} runs {', '.join(known)}"
                 faults.add((part, kind), detail)
+
+
+def _refuse_unused(
+    experiment: Experiment,
+    fixed: Mapping[str, Any],
+    axes: Mapping[str, Sequence[Any]],
+    include: Sequence[Mapping[str, Any]],
+    faults: Faults,
+) -> None:
+    """Note each fixed parameter and each axis that belongs to units of which no cell has one."""
+
+    def chosen(parameter: str) -> Iterable[Any]:
+        entries = [entry[parameter] for entry in include if parameter in entry]
+        if parameter in axes:
+            return [*axes[parameter], *entries]
+        field = experiment.params.model_fields[parameter]
+        return [*([fixed[parameter]] if parameter in fixed else [field.default]), *entries]
+
+    owned = experiment.params.owned
+    for part, given in (("fixed", fixed), ("axes", axes)):
+        for name, detail in experiment.params.unused([name for name in given if name in owned], chosen):
+            faults.add((part, name), detail)
 
 
 def _refuse_repeats(spec: SweepSpec, axes: Mapping[str, Sequence[Any]], factor: Sequence[str], faults: Faults) -> None:

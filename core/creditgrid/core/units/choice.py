@@ -12,13 +12,14 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from creditgrid.core.experiment import Params
 from creditgrid.core.units.known import Units
+from creditgrid.core.units.method import Method, is_fitted
 from creditgrid.core.units.unit import Unit, parameters_of
 
 Conflict: TypeAlias = tuple[str, str]
@@ -33,35 +34,44 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A choice of a composed model: its units by name, and the parameters of each."""
+    """A choice of a composed model: its units by name, and by unit what a cell needs of its parameters."""
 
     group: str
     units: Mapping[str, type[Unit]]
     own: Mapping[str, tuple[str, ...]] = field(init=False)
-    """By unit the names of its parameters in specs."""
+    """The names of its parameters in specs."""
     values: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = field(init=False)
-    """By unit: its values among those of a cell, in the order of ``own``."""
+    """Its values among those of a cell, in the order of ``own``."""
+    foreign: Mapping[str, tuple[str, ...]] = field(init=False)
+    """The parameters of the other units that it does not have."""
+    defaults: Mapping[str, tuple[tuple[str, Any], ...]] = field(init=False)
+    """Its parameters with their defaults, or with ``REQUIRED``."""
     all: frozenset[str] = field(init=False)
-    """The names of the parameters of all its units."""
+    """The names of the parameters of all units."""
 
     def __post_init__(self) -> None:
         own = {name: tuple(parameters_of(unit)) for name, unit in self.units.items()}
-        object.__setattr__(self, "own", own)
-        object.__setattr__(self, "values", {name: _picker(names) for name, names in own.items()})
-        object.__setattr__(self, "all", frozenset().union(*own.values()))
+        everything = frozenset[str]().union(*own.values())
+        found = {
+            "own": own,
+            "values": {name: _picker(names) for name, names in own.items()},
+            "foreign": {name: tuple(sorted(everything.difference(names))) for name, names in own.items()},
+            "defaults": {name: _defaults_of(unit) for name, unit in self.units.items()},
+            "all": everything,
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
 
-class Composed(Params):
-    """Base of parameter models that `composed` makes; what it adds to `Params`."""
+class ChoosingParams(Params):
+    """Base of parameter models with choices: in a composed one, a cell knows its units."""
 
     known: ClassVar[Units]
-    choices: ClassVar[Mapping[str, Chosen]]
+    choices: ClassVar[Mapping[str, Chosen]] = {}
     """By parameter."""
-    owned: ClassVar[frozenset[str]]
-    """The parameters of all units that may be chosen."""
 
     @classmethod
-    def settle(cls, values: dict[str, Any], given: Iterable[str]) -> list[Conflict]:
+    def settle(cls, values: dict[str, Any], given: Iterable[str]) -> Sequence[Conflict]:
         """Set the parameters of a cell's own units, and clear those of others; returns what is wrong.
 
         Args:
@@ -72,25 +82,25 @@ class Composed(Params):
         conflicts: list[Conflict] = []
         for parameter, chosen in cls.choices.items():
             name = values[parameter]
-            own = chosen.own[name]
+            foreign = chosen.foreign[name]
+            before = len(conflicts)
             for other in given:
-                foreign = other in chosen.all and other not in own and values[other] is not None
-                if foreign and values[other] not in _defaults(chosen, other):
+                if other in foreign and (value := values[other]) is not None and value not in _defaults(chosen, other):
                     conflicts.append((other, _foreign(chosen, other, parameter, name)))
-            for other in chosen.all:
-                if other not in own:
+            if len(conflicts) == before:  # a cell with a conflict keeps its values, so that its place can be found
+                for other in foreign:
                     values[other] = None
-            for other, default in _own_defaults(chosen.units[name]):
+            for other, default in chosen.defaults[name]:
                 if values[other] is None:
-                    if default is _REQUIRED:
+                    if default is REQUIRED:
                         conflicts.append((other, _missing(chosen, name, other)))
                     else:
                         values[other] = default
         return conflicts
 
     @classmethod
-    def unused(cls, given: Mapping[str, Any], chosen: Callable[[str], Iterable[Any]]) -> Iterable[Conflict]:
-        """Parameters that a spec gives and that belong to no unit of any cell.
+    def unused(cls, given: Iterable[str], chosen: Callable[[str], Iterable[Any]]) -> Iterable[Conflict]:
+        """Parameters that a spec gives and that no unit of any cell has.
 
         Args:
             given: the owned parameters that the spec gives.
@@ -98,12 +108,19 @@ class Composed(Params):
         """
         for parameter, choice in cls.choices.items():
             mine = [name for name in given if name in choice.all]
-            if not mine:
-                continue
-            names = list(dict.fromkeys(name for name in chosen(parameter) if name in choice.own))
+            names = [name for name in dict.fromkeys(chosen(parameter)) if name in choice.own] if mine else []
             for name in mine:
                 if not any(name in choice.own[unit] for unit in names):
                     yield name, _foreign(choice, name, parameter, *names)
+
+    def model_post_init(self, _context: Any) -> None:
+        """A cell that is made from its values, and not by a grid, is settled too: values of other units are cleared.
+
+        Raises:
+            ValueError: it lacks a value that its unit needs.
+        """
+        if self.choices and (faults := self.settle(self.__dict__, ())):
+            raise ValueError("; ".join(detail for _, detail in faults))
 
     def unit(self, parameter: str) -> type[Unit]:
         """The unit that the cell has chosen."""
@@ -112,9 +129,18 @@ class Composed(Params):
 
     def setting(self, parameter: str) -> Unit:
         """The chosen unit, with the cell's values of its parameters."""
-        name = self.__dict__[parameter]
+        values = self.__dict__
+        name = values[parameter]
         chosen = self.choices[parameter]
-        return _setting(chosen.units[name], chosen.own[name], chosen.values[name](self.__dict__))
+        return _setting(chosen.units[name], chosen.values[name](values))
+
+    def own_values(self) -> dict[str, Any]:
+        """All values besides those of other units, and the versions of the units that have one above 1.
+
+        A fitted method's version is that of its fit, which has a key of its own.
+        """
+        values = self.__dict__
+        return _own(type(self), tuple([values[name] for name in self.choices]))(values)
 
 
 def composed(params: type[Params], units: Units) -> type[Params]:
@@ -123,26 +149,21 @@ def composed(params: type[Params], units: Units) -> type[Params]:
     Raises:
         TypeError: a unit's parameter has the name of one of the experiment's own.
     """
-    found = {
-        name: mark.group
-        for name, info in params.model_fields.items()
-        for mark in info.metadata
-        if isinstance(mark, Choice)
-    }
-    if not found:
+    marks = [(name, mark) for name, info in params.model_fields.items() for mark in info.metadata]
+    found = {name: mark.group for name, mark in marks if isinstance(mark, Choice)}
+    if not found or not issubclass(params, ChoosingParams):
         return params
-    choices = {name: Chosen(group, dict(sorted(units.of(group).items()))) for name, group in found.items()}
+    choices = {name: Chosen(group, units.of(group)) for name, group in found.items()}
     fields: dict[str, Any] = {}
     for name, chosen in choices.items():
-        info = params.model_fields[name]
-        fields[name] = (Literal[tuple(chosen.units)], _choosing(info, chosen))
+        fields[name] = (Literal[tuple(chosen.units)], _choosing(params.model_fields[name], chosen))
     for chosen in choices.values():
         for owned in sorted(chosen.all):
             if owned in params.model_fields:
                 raise TypeError(f"the parameter {owned!r} of a unit is one of {params.__name__} as well: rename it")
             fields[owned] = _owned_field(chosen, owned)
-    everything = frozenset().union(*(chosen.all for chosen in choices.values()))
-    base: Any = type(params.__name__, (params, Composed), {"known": units, "choices": choices, "owned": everything})
+    everything = frozenset[str]().union(*(chosen.all for chosen in choices.values()))
+    base: Any = type(params.__name__, (params,), {"known": units, "choices": choices, "owned": everything})
     made: Any = create_model
     model: type[Params] = made(params.__name__, __base__=base, __module__=__name__, **fields)
     return model
@@ -173,19 +194,16 @@ def _owned_field(chosen: Chosen, name: str) -> tuple[Any, FieldInfo]:
 
 
 def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
-    from typing import Annotated
-
     return Annotated[(annotation, *metadata)]
 
 
-_REQUIRED = object()
+REQUIRED = object()
+"""Stands for the default of a parameter that must be given."""
 
 
-@lru_cache(1024)
-def _own_defaults(unit: type[Unit]) -> tuple[tuple[str, Any], ...]:
-    return tuple(
-        (name, _REQUIRED if info.is_required() else info.default) for name, info in parameters_of(unit).items()
-    )
+def _defaults_of(unit: type[Unit]) -> tuple[tuple[str, Any], ...]:
+    own = parameters_of(unit).items()
+    return tuple((name, REQUIRED if info.is_required() else info.default) for name, info in own)
 
 
 def _defaults(chosen: Chosen, name: str) -> list[Any]:
@@ -217,5 +235,19 @@ def _picker(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, 
 
 
 @lru_cache(4096)
-def _setting(unit: type[Unit], names: tuple[str, ...], values: tuple[Any, ...]) -> Unit:
-    return unit.of(dict(zip(names, values, strict=True)))
+def _setting(unit: type[Unit], values: tuple[Any, ...]) -> Unit:
+    return unit.of(dict(zip(parameters_of(unit), values, strict=True)))
+
+
+@lru_cache(1024)  # a grid has few combinations of units
+def _own(params: type[ChoosingParams], names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Picks the values of a cell that has chosen units of these names, and adds their versions."""
+    foreign, versions = set[str](), {}
+    for name, (parameter, chosen) in zip(names, params.choices.items(), strict=True):
+        foreign.update(chosen.foreign[name])
+        unit = chosen.units[name]
+        if unit.version > 1 and unit not in params.known.brought and not (issubclass(unit, Method) and is_fitted(unit)):
+            versions[f"{parameter}_version"] = unit.version
+    kept = tuple(name for name in params.model_fields if name not in foreign)
+    pick = operator.itemgetter(*kept)
+    return lambda values: {**dict(zip(kept, pick(values), strict=True)), **versions}

@@ -38,7 +38,7 @@ OWN = "creditgrid"
 class Units:
     """Units by group and name; and by group and name why a broken one cannot be used.
 
-    ``brought`` are those of a sweep's code, and ``code`` is the key of the artifact that holds it.
+    ``brought`` are those of a sweep's code, and ``code`` is the SHA-256 of its files.
     """
 
     groups: Mapping[str, Mapping[str, type[Unit]]]
@@ -83,7 +83,7 @@ class Units:
         return found
 
     def with_brought(self, units: Iterable[type[Unit]], code: str) -> Units:
-        """These units and those of a sweep's code.
+        """These units and those of a sweep's code, whose files have the SHA-256 ``code``.
 
         Raises:
             PluginError: a unit cannot be used beside the others.

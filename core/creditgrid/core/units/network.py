@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from creditgrid.core.units.unit import Unit
 
@@ -26,6 +26,10 @@ class Size(NamedTuple):
     d_hidden: int
     residual_add: bool
     w2_std: float
+
+
+DEFAULT = "residual_mlp"
+"""The network of a spec that names none."""
 
 
 class Network(Unit):
@@ -51,3 +55,14 @@ class Network(Unit):
     def shape(self, size: Size) -> Shape:
         """What the network costs: its counts of parameters and operations."""
         raise NotImplementedError
+
+
+def identity_of(network: Network) -> dict[str, Any] | None:
+    """What the keys of a network's tasks hold: its name, its parameters besides the defaults, and its version.
+
+    None for the default network with its defaults: keys from before there were others hold nothing of it.
+    """
+    said = network.model_dump(exclude_defaults=True)
+    if network.version > 1:
+        said["version"] = network.version
+    return {"name": network.name, **said} if said or network.name != DEFAULT else None

@@ -34,8 +34,8 @@ class Unit(BaseModel):
 
     @classmethod
     def title(cls) -> str:
-        """The first line of the docstring."""
-        return (inspect.getdoc(cls) or cls.name).splitlines()[0]
+        """The first sentence of the docstring."""
+        return (inspect.getdoc(cls) or cls.name).splitlines()[0].split(". ")[0].rstrip(".")
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Self:

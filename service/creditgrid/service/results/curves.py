@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import structlog
 
-from creditgrid.core.experiments.parameters import FIT_OPTIONS, TRAIN_OPTIONS
+from creditgrid.core.experiments.parameters import TRAIN_OPTIONS
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.experiments.stage_runs import METRICS
+from creditgrid.core.units.known import installed
 from creditgrid.service.results.delta_table import AppendedTable, data_files
 from creditgrid.workers.runner import Point
 
@@ -270,7 +271,10 @@ class _Columns:
 def _known_parameters() -> frozenset[str]:
     """Names, in lower case, that parameters of installed experiments and of stages have."""
     names = {name for experiment in registry().experiments.values() for name in experiment.params.model_fields}
-    names |= {*TRAIN_OPTIONS.values(), *(name for options in FIT_OPTIONS.values() for name in options.values())}
+    names |= {
+        *TRAIN_OPTIONS.values(),
+        *(name for unit in installed().of("methods").values() for name in unit.model_fields),
+    }
     return frozenset(name.lower() for name in names)
 
 
