@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
+KEPT = 64
+"""Objects of different names that are kept; a grid's cells have few sets of names."""
 _REFUSED = "cannot be part of an identity: only str, int, bool, null, finite floats, lists and string-keyed objects can"
 
 
@@ -59,17 +61,19 @@ class Keys:
 
 
 class ObjectText:
-    """The canonical JSON of one object after another. Each is compared with the one before, and only what changed is
-    written again. Several threads may use it: they replace what is kept as a whole."""
+    """The canonical JSON of one object after another. Each is compared with the last one that has the same names, and
+    only what changed is written again. Several threads may use it: they replace what is kept as a whole."""
 
     def __init__(self) -> None:
-        self._kept = _Kept((), (), (), (), [])
+        self._kept: dict[tuple[str, ...], _Kept] = {}
 
     def of(self, value: Mapping[str, Any]) -> str:
         """The same text as ``canonical_json(dict(value))``."""
         names, items = tuple(value), tuple(value.values())
-        kept = self._kept
-        if names != kept.names:
+        kept = self._kept.get(names)
+        if kept is None:
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
             kept = _Kept.of(names)
         changed = list(itertools.compress(range(len(items)), map(operator.is_not, items, kept.items)))
         if not changed:
@@ -82,14 +86,13 @@ class ObjectText:
             constant = constant and type(item) in _CONSTANT
         if not constant:  # a list may hold other values the next time
             items = tuple(item if type(item) in _CONSTANT else _NEVER for item in items)
-        self._kept = _Kept(names, items, kept.places, kept.starts, texts)
+        self._kept[names] = _Kept(items, kept.places, kept.starts, texts)
         return f"{{{','.join(texts)}}}"
 
 
 class _Kept(NamedTuple):
     """What is kept of an object: by member its value, its place in the sorted text, and its name as text."""
 
-    names: tuple[str, ...]
     items: tuple[Any, ...]
     places: tuple[int, ...]
     starts: tuple[str, ...]
@@ -101,7 +104,7 @@ class _Kept(NamedTuple):
         _check(dict.fromkeys(names))
         order = {name: place for place, name in enumerate(sorted(names))}
         starts = tuple(f"{canonical_json(name)}:" for name in names)
-        return cls(names, (_NEVER,) * len(names), tuple(order[name] for name in names), starts, [""] * len(names))
+        return cls((_NEVER,) * len(names), tuple(order[name] for name in names), starts, [""] * len(names))
 
 
 def _text(value: Any) -> str:

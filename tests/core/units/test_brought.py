@@ -37,7 +37,7 @@ def test_the_units_of_a_file_are_loaded_once_and_know_where_they_are_written() -
     files = {"my_rule.py": rule()}
     (unit,) = load(files)
     assert load(files)[0] is unit
-    assert (unit.name, unit.title()) == ("twice", "Twice the credit.")
+    assert (unit.name, unit.title()) == ("twice", "Twice the credit")
     assert str(place_of_unit(unit)) == "my_rule.py:6"
     assert "class Twice(Rule)" in inspect.getsource(unit)
     units = installed().with_brought([unit], sha256_of(files))

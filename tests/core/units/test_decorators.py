@@ -41,7 +41,7 @@ def test_a_rule_has_the_functions_name_title_source_and_parameters() -> None:
         "shifted",
         2,
         True,
-        "The shifted rule.",
+        "The shifted rule",
     )
     assert unfit_unit(shifted) is None
     assert list(parameters_of(shifted)) == ["shift"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, lru_cache
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
@@ -63,12 +63,12 @@ class TrainParams(ChoosingParams):
         parents' keys hold its content), and what says of the network that it is the default one."""
         values = self.own_values()
         del values["dataset"]
-        network = self.choices["network"]
         name = values["network"]
-        for parameter, default in network.defaults[name]:
+        own = self.choices["network"].defaults[name]
+        for parameter, default in own:
             if values[parameter] == default:
                 del values[parameter]
-        if name == DEFAULT and not any(parameter in values for parameter in network.own[name]):
+        if name == DEFAULT and not any(parameter in values for parameter, _ in own):
             del values["network"]
         return values
 
@@ -103,7 +103,7 @@ class TrainParams(ChoosingParams):
 
     def ancestors(self, dataset: DatasetRef, parents: Mapping[str, Task]) -> tuple[Task, ...]:
         """All tasks that a cell with these parents depends on, parents before children."""
-        code = {**self.code_for(*self.choices), **parents}.get("code")
+        code = {**self.code_for("network"), **parents}.get("code")
         before = () if code is None else (code,)
         return (*before, data_task(dataset), *self.training_feedback(dataset).values(), *parents.values())
 
@@ -199,17 +199,56 @@ class CreditParams(TrainParams):
         with ``data`` the dataset. Cells on one checkpoint and one probe are one group, so they share the seed of the
         streams.
         """
-        checkpoint = self.probed(dataset)
-        seed = streams_seed(self.__dict__)
-        probe = probe_task(dataset, **{"batch_size": self.batch_size, "seed": seed, **batches})
-        parents = {"checkpoint": checkpoint, "probe": probe, **self.credit_parents(dataset, checkpoint)}
-        if data:
-            parents["data"] = data_task(dataset)
-        # Cells that use brought code are in calls of their own: where it fails, no other cell does.
-        parents |= self.code_for(*self.choices)
-        group = (checkpoint.key, probe.key, self.residual_add, *([parents["code"].key] if "code" in parents else ()))
-        task = kind.task(self.identity(), parents, group=group, source={"dataset": dataset.name})
-        return task, self.ancestors(dataset, parents)
+        # A million cells have the same few hundred parents.
+        credit = _credit(type(self))(self.__dict__)
+        code = self.code_for(*self.choices).get("code")
+        below = _below(type(self), credit, dataset, data, tuple(batches.items()), code)
+        task = kind.task(self.identity(), below.parents, group=below.group, source={"dataset": dataset.name})
+        return task, below.ancestors
+
+
+class _Below(NamedTuple):
+    """What is below a measured cell."""
+
+    parents: Mapping[str, Task]
+    group: tuple[str | int, ...]
+    ancestors: tuple[Task, ...]
+
+
+@cache
+def _credit_parameters(params: type[CreditParams]) -> tuple[str, ...]:
+    """The parameters that name a checkpoint, its probe and a credit."""
+    owned = frozenset[str]().union(*(params.choices[name].all for name in ("network", "method")))
+    return tuple(name for name in params.model_fields if name in owned or name in CreditParams.model_fields)
+
+
+@cache
+def _credit(params: type[CreditParams]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """Picks their values."""
+    return operator.itemgetter(*_credit_parameters(params))
+
+
+@lru_cache(4096)
+def _below(  # noqa: PLR0917 (positional arguments are hashed faster)
+    kind: type[CreditParams],
+    credit: tuple[Any, ...],
+    dataset: DatasetRef,
+    data: bool,
+    batches: tuple[tuple[str, int], ...],
+    code: Task | None,
+) -> _Below:
+    params = kind.of_valid(dict(zip(_credit_parameters(kind), credit, strict=True)))
+    checkpoint = params.probed(dataset)
+    seed = streams_seed(params.__dict__)
+    probe = probe_task(dataset, **{"batch_size": params.batch_size, "seed": seed, **dict(batches)})
+    parents = {"checkpoint": checkpoint, "probe": probe, **params.credit_parents(dataset, checkpoint)}
+    if data:
+        parents["data"] = data_task(dataset)
+    group: tuple[str | int, ...] = (checkpoint.key, probe.key, params.residual_add)
+    if code is not None:  # cells that use brought code are in calls of their own: where it fails, no other cell does
+        parents["code"] = code
+        group = (*group, code.key)
+    return _Below(parents, group, params.ancestors(dataset, parents))
 
 
 def _none(value: Any) -> Any:

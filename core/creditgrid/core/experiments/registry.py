@@ -81,7 +81,7 @@ def with_units(experiment: Experiment, units: Units) -> Experiment:
         summarise = partial(summarise, params=params)
     measure = experiment.measure
     if measure.cost_by is not None and issubclass(params, ChoosingParams):
-        measure = replace(measure, cost_by=(*measure.cost_by, *params.choices, *sorted(params.owned)))
+        measure = replace(measure, cost_by=(*measure.cost_by, *(name for name in params.choices if name != "network")))
     return replace(experiment, params=params, summarise=summarise, measure=measure)
 
 

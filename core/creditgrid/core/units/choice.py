@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import create_model
 from pydantic.fields import FieldInfo
@@ -63,12 +63,44 @@ class Chosen:
             object.__setattr__(self, name, value)
 
 
+class _Scheme(NamedTuple):
+    """What follows from the units that a cell has chosen."""
+
+    foreign: Mapping[str, tuple[Chosen, str]]
+    """The parameters of other units: the choice, and the parameter that makes it."""
+    cleared: Mapping[str, None]
+    """Null for each of them."""
+    defaults: Sequence[tuple[str, Any]]
+    """The parameters of its own units, with their defaults."""
+    versions: Mapping[str, int]
+    """What the key says of the units' versions."""
+
+    @classmethod
+    def of(cls, params: type[ChoosingParams], names: Any) -> _Scheme:
+        """That of the units with these names, one for each choice."""
+        foreign: dict[str, tuple[Chosen, str]] = {}
+        defaults: list[tuple[str, Any]] = []
+        versions: dict[str, int] = {}
+        for name, (parameter, chosen) in zip(_each(names), params.choices.items(), strict=True):
+            unit = chosen.units[name]
+            foreign |= dict.fromkeys(chosen.foreign[name], (chosen, parameter))
+            defaults += chosen.defaults[name]
+            of_fit = issubclass(unit, Method) and is_fitted(unit)
+            if unit.version > 1 and unit not in params.known.brought and not of_fit:
+                versions[f"{parameter}_version"] = unit.version
+        return cls(foreign, dict.fromkeys(foreign), defaults, versions)
+
+
 class ChoosingParams(Params):
     """Base of parameter models with choices: in a composed one, a cell knows its units."""
 
     known: ClassVar[Units]
     choices: ClassVar[Mapping[str, Chosen]] = {}
     """By parameter."""
+    chosen_names: ClassVar[Callable[[Mapping[str, Any]], Any]]
+    """The names of the units that a cell has chosen, from its values."""
+    schemes: ClassVar[dict[Any, _Scheme]]
+    """By these names."""
 
     @classmethod
     def settle(cls, values: dict[str, Any], given: Iterable[str]) -> Sequence[Conflict]:
@@ -79,23 +111,23 @@ class ChoosingParams(Params):
             given: names of owned parameters that the cell itself gives, rather than all cells. For a unit that does not
                 have the parameter, null and the default are the only values that can be given.
         """
+        if not cls.choices:
+            return ()
+        scheme = cls._scheme(values)
         conflicts: list[Conflict] = []
-        for parameter, chosen in cls.choices.items():
-            name = values[parameter]
-            foreign = chosen.foreign[name]
-            before = len(conflicts)
-            for other in given:
-                if other in foreign and (value := values[other]) is not None and value not in _defaults(chosen, other):
-                    conflicts.append((other, _foreign(chosen, other, parameter, name)))
-            if len(conflicts) == before:  # a cell with a conflict keeps its values, so that its place can be found
-                for other in foreign:
-                    values[other] = None
-            for other, default in chosen.defaults[name]:
-                if values[other] is None:
-                    if default is REQUIRED:
-                        conflicts.append((other, _missing(chosen, name, other)))
-                    else:
-                        values[other] = default
+        for other in given:
+            if other in scheme.foreign and (value := values[other]) is not None:
+                chosen, parameter = scheme.foreign[other]
+                if value not in _defaults(chosen, other):
+                    conflicts.append((other, _foreign(chosen, other, parameter, values[parameter])))
+        if not conflicts:  # a cell with a conflict keeps its values, so that its place can be found
+            values.update(scheme.cleared)
+        for other, default in scheme.defaults:
+            if values[other] is None:
+                if default is REQUIRED:
+                    conflicts.append((other, _missing(cls.choices, values, other)))
+                else:
+                    values[other] = default
         return conflicts
 
     @classmethod
@@ -139,8 +171,22 @@ class ChoosingParams(Params):
 
         A fitted method's version is that of its fit, which has a key of its own.
         """
-        values = self.__dict__
-        return _own(type(self), tuple([values[name] for name in self.choices]))(values)
+        values = self.__dict__.copy()
+        scheme = self._scheme(values)
+        for name in scheme.foreign:
+            del values[name]
+        if scheme.versions:
+            values.update(scheme.versions)
+        return values
+
+    @classmethod
+    def _scheme(cls, values: Mapping[str, Any]) -> _Scheme:
+        """What follows from the units that a cell has chosen; a grid has few combinations of them."""
+        chosen = cls.chosen_names(values)
+        try:
+            return cls.schemes[chosen]
+        except KeyError:
+            return cls.schemes.setdefault(chosen, _Scheme.of(cls, chosen))
 
 
 def composed(params: type[Params], units: Units) -> type[Params]:
@@ -163,7 +209,9 @@ def composed(params: type[Params], units: Units) -> type[Params]:
                 raise TypeError(f"the parameter {owned!r} of a unit is one of {params.__name__} as well: rename it")
             fields[owned] = _owned_field(chosen, owned)
     everything = frozenset[str]().union(*(chosen.all for chosen in choices.values()))
-    base: Any = type(params.__name__, (params,), {"known": units, "choices": choices, "owned": everything})
+    pick = staticmethod(operator.itemgetter(*choices))
+    own = {"known": units, "choices": choices, "owned": everything, "chosen_names": pick, "schemes": {}}
+    base: Any = type(params.__name__, (params,), own)
     made: Any = create_model
     model: type[Params] = made(params.__name__, __base__=base, __module__=__name__, **fields)
     return model
@@ -221,7 +269,9 @@ def _foreign(chosen: Chosen, name: str, parameter: str, *units: str) -> str:
     return f"{name} is a parameter of the {parameter} {' and '.join(owners)}, and {cells}: leave it out, or give null"
 
 
-def _missing(chosen: Chosen, unit: str, name: str) -> str:
+def _missing(choices: Mapping[str, Chosen], values: Mapping[str, Any], name: str) -> str:
+    parameter, chosen = next(item for item in choices.items() if name in item[1].all)
+    unit = values[parameter]
     description = parameters_of(chosen.units[unit])[name].description
     return f"the {chosen.group[:-1]} {unit} needs its {name}: {description}"
 
@@ -239,15 +289,5 @@ def _setting(unit: type[Unit], values: tuple[Any, ...]) -> Unit:
     return unit.of(dict(zip(parameters_of(unit), values, strict=True)))
 
 
-@lru_cache(1024)  # a grid has few combinations of units
-def _own(params: type[ChoosingParams], names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Picks the values of a cell that has chosen units of these names, and adds their versions."""
-    foreign, versions = set[str](), {}
-    for name, (parameter, chosen) in zip(names, params.choices.items(), strict=True):
-        foreign.update(chosen.foreign[name])
-        unit = chosen.units[name]
-        if unit.version > 1 and unit not in params.known.brought and not (issubclass(unit, Method) and is_fitted(unit)):
-            versions[f"{parameter}_version"] = unit.version
-    kept = tuple(name for name in params.model_fields if name not in foreign)
-    pick = operator.itemgetter(*kept)
-    return lambda values: {**dict(zip(kept, pick(values), strict=True)), **versions}
+def _each(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
