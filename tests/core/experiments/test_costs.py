@@ -15,12 +15,13 @@ from torch.utils.flop_counter import flop_registry
 from creditgrid.core.costing import Costing
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiments import costs, stage_costs
-from creditgrid.core.experiments.costs import Shape
 from creditgrid.core.experiments.registry import registry
+from creditgrid.core.networks import residual_mlp as units
 from creditgrid.core.plan import PlannedCall
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.task import Arrays, Output, Task
+from creditgrid.core.units.network import Size
 from creditgrid.core.work import Cost, Work
 from creditgrid.workers.artifacts import ArtifactStore
 
@@ -202,8 +203,9 @@ def test_a_network_s_parameters_are_counted() -> None:
     from creditgrid.core.science.network import ResidualMLP
 
     network = ResidualMLP(48, 24, 5, 3)
-    assert Shape(48, 24, 3, 5).parameters == sum(p.numel() for p in network.parameters())
-    net = costs.estimator_of("vec", Shape(48, 24, 3, 5))
+    shape = units.ResidualMLP().shape(Size((3, 4, 4), 5, 3, 24, True, 0.01))
+    assert shape.parameters == sum(p.numel() for p in network.parameters())
+    net = costs.estimator_of("vec", shape)
     estimator = EstimatorNet(24, 5, 24, generator=generator(0, "e"))
     assert net.parameters == sum(p.numel() for p in estimator.parameters())
     assert (estimator.net[0].out_features, 32) == (costs.WIDTH, costs.TIME_DIMS)

@@ -15,7 +15,6 @@ from creditgrid.core.science.updates import (
     noise,
     output_gradient,
     update_blocks,
-    updated_parameters,
 )
 
 L, D, WIDTH, C, B = 3, 12, 6, 5, 4
@@ -273,4 +272,4 @@ def test_updated_parameters_are_in_state_dict_order(blocks: list[int], update_he
         for name in ORDER
         if (name.startswith("out_") and update_head) or any(name.startswith(f"blocks.{n}.") for n in blocks)
     ]
-    assert updated_parameters(blocks, update_head=update_head) == wanted
+    assert _network().parameter_names(blocks, head=update_head) == wanted

@@ -15,14 +15,20 @@ from collections.abc import Callable
 
 import torch
 
-from creditgrid.core.experiments.costs import PIXEL, Shape, train_step
+from creditgrid.core.experiments.costs import PIXEL, train_step
+from creditgrid.core.networks import residual_mlp
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.training import train
+from creditgrid.core.units.network import Size
+from creditgrid.core.units.shape import Shape
 from creditgrid.core.work import Work
 
-SMALL, LARGE = Shape(64, 16, 2, 10), Shape(3072, 256, 4, 10)
+SMALL, LARGE = (
+    residual_mlp.ResidualMLP().shape(Size(images, 10, blocks, width, True, 0.01))
+    for images, blocks, width in (((1, 8, 8), 2, 16), ((3, 32, 32), 4, 256))
+)
 SMALL_BATCH, LARGE_BATCH = 8, 128
 SMALL_STEPS, LARGE_STEPS, EPOCHS = 40, 10, 7
 POOL = 8192
@@ -57,7 +63,7 @@ def _images(shape: Shape, count: int) -> ImageData:
 def _seconds(device: torch.device, shape: Shape, batch: int, steps: int) -> float:
     """The usual time of an epoch of training."""
     data = _images(shape, batch * steps).to(device)
-    network = ResidualMLP(shape.input_dim, shape.d, shape.classes, shape.blocks, generator=generator(0, "init"))
+    network = ResidualMLP(shape.input_dim, shape.hidden, shape.classes, shape.blocks, generator=generator(0, "init"))
     options = {"epochs": EPOCHS + 1, "batch_size": batch, "lr": 1e-3, "weight_decay": 0.01, "seed": 0}
     run = train(network.to(device), data, rule="bp", **options)  # type: ignore[arg-type]
     next(run), next(run)  # the first epoch allocates

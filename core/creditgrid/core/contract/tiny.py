@@ -9,7 +9,6 @@ from torch import Tensor
 
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.forward import Forward
-from creditgrid.core.science.functional import FunctionalMLP
 from creditgrid.core.science.network import ResidualMLP, ResidualNetwork
 from creditgrid.core.science.per_sample import cross_entropy
 from creditgrid.core.science.random_streams import generator
@@ -42,9 +41,8 @@ def network(device: torch.device | str = "cpu", *, residual_add: bool = True, se
 
 def batch(network: ResidualNetwork, size: int = 6) -> tuple[Tensor, Tensor]:
     """Random inputs x (size, D) of the network's precision and device, and labels y (size,)."""
-    weight = network.embed.weight
-    x = torch.randn(size, weight.shape[1], generator=generator(2, "contract/batch"))
-    return x.to(weight), (torch.arange(size) % CLASSES).to(weight.device)
+    x = torch.randn(size, network.input_dim, generator=generator(2, "contract/batch"))
+    return x.to(network.device, network.dtype), (torch.arange(size) % network.num_classes).to(network.device)
 
 
 def forward(network: ResidualNetwork, size: int = 6, first: int = 0) -> Forward:
@@ -60,14 +58,14 @@ def side_by_side(networks: Sequence[ResidualNetwork], size: int = 6, first: int 
     parts = [forward(network, size, first) for network in networks]
     parameters = [dict(network.named_parameters()) for network in networks]
     stacked = {name: torch.stack([of[name] for of in parameters]) for name in parameters[0]}
-    layers = FunctionalMLP(stacked.__getitem__, networks[0].num_blocks, networks[0].residual_add)
+    layers = networks[0].with_parameters(stacked.__getitem__)
     hiddens = [torch.stack(list(level)) for level in zip(*(part.hiddens for part in parts), strict=True)]
     return Forward(layers, hiddens, torch.stack([part.logits for part in parts]), parts[0].y, first)
 
 
 def gradients(forward: Forward) -> Tensor:
     """∂CE_sum/∂h_l by backprop through the network's own layers: (L, b, n)."""
-    assert isinstance(forward.network, ResidualMLP)
+    assert isinstance(forward.network, ResidualNetwork)
     found: list[Tensor] = []
     for layer in range(forward.network.num_blocks):
         with torch.enable_grad():
@@ -83,5 +81,15 @@ def shape(network: ResidualNetwork) -> Shape:
     embed = sum(count for name, count in counts.items() if name.startswith("embed"))
     blocks = sum(count for name, count in counts.items() if name.startswith("blocks")) // network.num_blocks
     head = sum(count for name, count in counts.items() if name.startswith("out"))
-    inputs = network.embed.weight.shape[1]
-    return Shape(inputs, WIDTH, network.num_blocks, CLASSES, 2.0 * embed, 2.0 * blocks, 2.0 * head, embed, blocks, head)
+    return Shape(
+        network.input_dim,
+        network.hidden_size,
+        network.num_blocks,
+        CLASSES,
+        2.0 * embed,
+        2.0 * blocks,
+        2.0 * head,
+        embed,
+        blocks,
+        head,
+    )

@@ -1,9 +1,9 @@
 """What the protocols cost, from the shapes of their tensors: networks, estimators, credits and measurements.
 
 Each function returns the `Work` of what it is named after, in single precision. Notation: b samples, input dimension D,
-width d, L blocks, C classes. Matrix products are counted exactly. The counts of launches were taken from torch, and
-element-wise functions count by their time relative to a sum of two tensors. ``tests/core/experiments/test_costs`` holds
-all of them against torch.
+d elements of a hidden state, L blocks, C classes. Matrix products are counted exactly. The counts of launches were
+taken from torch for the residual MLP, and element-wise functions count by their time relative to a sum of two tensors.
+``tests/core/experiments/test_costs`` holds all of them against torch.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.errors import TaskError
 from creditgrid.core.science.imported import CheckpointName
 from creditgrid.core.task import Task
+from creditgrid.core.units.known import installed
+from creditgrid.core.units.network import Size, network_of
+from creditgrid.core.units.shape import Shape
 from creditgrid.core.work import Work
 
 WIDTH, TIME_DIMS = 256, 32  # of an estimator, as in science.estimators, which imports torch
@@ -27,43 +31,27 @@ GELU, NORM, RANDN, ADAM = 3.0, 3.0, 25.0, 5.0
 """Elements for each number: forward passes of GELU and LayerNorm (backward twice and once), a draw, and Adam's step."""
 
 
-class Shape(NamedTuple):
-    """The shape of a network."""
+def shape_of(params: Mapping[str, Any], dataset: DatasetRef | None) -> Shape | None:
+    """The shape of the network with these parameters on a dataset; None if the dataset's or the network's is unknown.
 
-    input_dim: int
-    d: int
-    blocks: int
-    classes: int
-
-    @property
-    def branch(self) -> float:
-        """Floating-point operations of one block for one sample: two matrices (d, d)."""
-        return 4.0 * self.d * self.d
-
-    @property
-    def head(self) -> float:
-        return 2.0 * self.d * self.classes
-
-    @property
-    def parameters(self) -> int:
-        d, classes = self.d, self.classes
-        return (self.input_dim + 1) * d + self.blocks * (2 * d * (d + 1) + 2 * d) + 2 * d + (d + 1) * classes
-
-
-def shape_of(params: Mapping[str, object], dataset: DatasetRef | None) -> Shape | None:
-    """The shape of the network with these parameters on a dataset; None if the dataset's is unknown."""
+    ``params`` are those of a cell, a training or a fit (see `network_of`).
+    """
     if dataset is None or dataset.image_shape is None or dataset.num_classes is None:
         return None
-    d, blocks = params["d_hidden"], params["num_blocks"]
-    assert isinstance(d, int) and isinstance(blocks, int)  # noqa: PT018 (validated parameters)
-    return Shape(math.prod(dataset.image_shape), d, blocks, dataset.num_classes)
+    size = Size(dataset.image_shape, dataset.num_classes, params["num_blocks"], params["d_hidden"], True, 0.0)
+    try:
+        network = network_of(params, installed())
+    except TaskError:  # it comes with the sweep's code
+        return None
+    return network.shape(size)
 
 
 def checkpoint_shape(checkpoint: Task, dataset: DatasetRef | None) -> Shape | None:
     """The shape of the network in a checkpoint, trained or imported."""
     if "name" in checkpoint.params:
         found = CheckpointName.parse(checkpoint.params["name"])
-        return Shape(found.input_dim, found.d_hidden, found.num_blocks, found.num_classes)
+        size = Size((1, 1, found.input_dim), found.num_classes, found.num_blocks, found.d_hidden, True, 0.0)
+        return network_of({}, installed()).shape(size)
     return shape_of(checkpoint.params, dataset)
 
 
@@ -72,34 +60,34 @@ def checkpoint_shape(checkpoint: Task, dataset: DatasetRef | None) -> Shape | No
 
 def branches(shape: Shape, samples: float, blocks: float) -> Work:
     """A forward pass of some blocks, without a gradient."""
-    elements = samples * blocks * shape.d * (NORM + GELU + 2)
-    return Work(8 * blocks, samples * blocks * shape.branch, elements)
+    elements = samples * blocks * shape.hidden * (NORM + GELU + 2)
+    return Work(8 * blocks, samples * blocks * shape.branch_flops, elements)
 
 
 def head(shape: Shape, samples: float) -> Work:
     """The head on terminal states, and its cross-entropy."""
-    return Work(12, samples * shape.head, samples * (shape.d * NORM + 6 * shape.classes))
+    return Work(12, samples * shape.head_flops, samples * (shape.hidden * NORM + 6 * shape.classes))
 
 
 @lru_cache(4096)
 def forward(shape: Shape, samples: float) -> Work:
     """Logits of images, with the hidden states."""
-    embedded = Work(4, 2.0 * samples * shape.input_dim * shape.d, samples * shape.d)
+    embedded = Work(4, samples * shape.embed_flops, samples * shape.hidden)
     return Work.total(embedded, branches(shape, samples, shape.blocks), head(shape, samples))
 
 
 def terminal_gradient(shape: Shape, samples: float) -> Work:
     """δ_L: the head forward and backward to its input."""
-    return head(shape, samples).plus(Work(15, samples * shape.head, samples * shape.d * NORM))
+    return head(shape, samples).plus(Work(15, samples * shape.head_flops, samples * shape.hidden * NORM))
 
 
 @lru_cache(4096)
 def local_gradients(shape: Shape, samples: float, blocks: float, *, with_head: bool) -> Work:
     """The gradients of each block's own loss, and of the head's, from hidden states that are known."""
-    of_blocks = Work(35 * blocks, 3 * samples * blocks * shape.branch, samples * blocks * shape.d * 22)
+    of_blocks = Work(35 * blocks, 3 * samples * blocks * shape.branch_flops, samples * blocks * shape.hidden * 22)
     if not with_head:
         return of_blocks
-    return of_blocks.plus(Work(40, 3 * samples * shape.head, samples * shape.d * 3 * NORM))
+    return of_blocks.plus(Work(40, 3 * samples * shape.head_flops, samples * shape.hidden * 3 * NORM))
 
 
 @lru_cache(4096)
@@ -109,13 +97,13 @@ def train_step(shape: Shape, batch: int, rule: str) -> Work:
     Backprop computes each weight's gradient and each layer's input gradient, but not that of the images. Direct
     feedback alignment needs the same products, and its credits.
     """
-    flops = 3 * (2.0 * shape.input_dim * shape.d + shape.blocks * shape.branch + shape.head)
-    flops -= 2.0 * shape.input_dim * shape.d
+    flops = 3 * (shape.embed_flops + shape.blocks * shape.branch_flops + shape.head_flops)
+    flops -= shape.embed_flops
     launches, each = 77.0 + 32 * shape.blocks, 20.0
     if rule == "dfa":
-        flops += 2.0 * shape.d * shape.classes * shape.blocks
+        flops += 2.0 * shape.hidden * shape.classes * shape.blocks
         launches, each = 87.0 + 49 * shape.blocks, 28.0
-    hidden = shape.d * ((shape.blocks + 1) * each)
+    hidden = shape.hidden * ((shape.blocks + 1) * each)
     elements = batch * (shape.input_dim * PIXEL + hidden) + ADAM * shape.parameters
     return Work(launches, batch * flops, elements)
 
@@ -151,8 +139,8 @@ class Net(NamedTuple):
 
 def estimator_of(which: str, shape: Shape, s_source: object = None) -> Net:
     """The net of an estimator on a network of this shape."""
-    s = shape.d if s_source == "delta_L" else shape.classes
-    return Net(shape.d, s, 1 if which == "scalar_cb" else shape.d)
+    s = shape.hidden if s_source == "delta_L" else shape.classes
+    return Net(shape.hidden, s, 1 if which == "scalar_cb" else shape.hidden)
 
 
 def estimate(net: Net, points: float, samples: float, *, backward: float = 0.0) -> Work:
@@ -173,7 +161,7 @@ def fit_step(which: str, shape: Shape, net: Net, batch: int, draws: int) -> Work
         shifted = 2.0 * draws * batch  # from layer l, which is drawn uniformly: (L + 1)/2 blocks follow on average
         slopes = branches(shape, shifted, (depth + 1) / 2).plus(head(shape, shifted))
         fitted = estimate(net, 2 * batch, batch, backward=2)
-        drawn = draws * batch * shape.d * (RANDN + 12)
+        drawn = draws * batch * shape.hidden * (RANDN + 12)
         launches = 250.0 + 13 * depth
         done = Work.total(hidden, terminal, slopes, fitted)
     elif which == "scalar_cb":
@@ -181,12 +169,12 @@ def fit_step(which: str, shape: Shape, net: Net, batch: int, draws: int) -> Work
         fitted = estimate(net, depth * batch, batch, backward=2)
         # The value at h_L, its slope, and the gradient of the slope's error: both run through the slope's graph.
         slope = estimate(net, batch, batch, backward=5)
-        drawn = depth * draws * batch * shape.d * (RANDN + 4)
+        drawn = depth * draws * batch * shape.hidden * (RANDN + 4)
         launches = 512.0 + 7 * depth
         done = Work.total(hidden, terminal, around, fitted, slope)
     else:
         fitted = estimate(net, depth * batch, batch, backward=2)
-        drawn = depth * batch * shape.d * 8.0
+        drawn = depth * batch * shape.hidden * 8.0
         launches = 178.0 + 7 * depth
         done = Work.total(hidden, fitted)
     elements = done.elements + drawn + batch * shape.input_dim * PIXEL + ADAM * net.parameters
@@ -198,10 +186,12 @@ def credit(method: str, shape: Shape, samples: float, blocks: float, s_source: o
     """The credits of the last ``blocks`` layers on samples whose hidden states are known."""
     points = samples * blocks
     if method == "oracle_bp":
-        back = branches(shape, samples, blocks).plus(Work(25 * blocks, points * shape.branch, points * shape.d * 14))
+        back = branches(shape, samples, blocks).plus(
+            Work(25 * blocks, points * shape.branch_flops, points * shape.hidden * 14)
+        )
         return terminal_gradient(shape, samples).plus(back)
     if method == "dfa":
-        return Work(10 + 3 * blocks, 2.0 * points * shape.classes * shape.d, points * shape.d)
+        return Work(10 + 3 * blocks, 2.0 * points * shape.classes * shape.hidden, points * shape.hidden)
     net = estimator_of(method, shape, s_source)
     done = estimate(net, points, samples, backward=0.0 if method == "vec" else 1.0)
     if method == "state_bridge":
@@ -242,7 +232,7 @@ def quality(shape: Shape, batch: int, test: int) -> Work:
     gradients = forward(shape, images).plus(credit("oracle_bp", shape, images, depth))
     shifted = 2.0 * RHO_DIRECTIONS * first
     slopes = branches(shape, shifted, depth * (depth + 1) / 2).plus(head(shape, shifted * depth))
-    drawn = Work(10.0 * depth, 0.0, RHO_DIRECTIONS * first * shape.d * depth * (RANDN / 4 + 6))
+    drawn = Work(10.0 * depth, 0.0, RHO_DIRECTIONS * first * shape.hidden * depth * (RANDN / 4 + 6))
     return double(Work.total(batched(gradients, batches), batched(slopes, 2), drawn))
 
 
@@ -252,7 +242,7 @@ def source_quality(method: str, shape: Shape, batch: int, test: int, s_source: o
     batches = min(GAMMA_BATCHES, math.ceil(test / batch))
     images, first = min(batches * batch, test), min(batch, test)
     credits = credit(method, shape, images + first, shape.blocks, s_source)
-    along = Work(15.0 * shape.blocks, 0.0, RHO_DIRECTIONS * first * shape.d * shape.blocks * 1.5)
+    along = Work(15.0 * shape.blocks, 0.0, RHO_DIRECTIONS * first * shape.hidden * shape.blocks * 1.5)
     return double(batched(credits, batches + 1).plus(along))
 
 
@@ -273,15 +263,14 @@ def prediction_error(shape: Shape, batch: int, test: int) -> Work:
 
 def moved_parameters(shape: Shape, blocks: int, *, with_head: bool) -> float:
     """How many parameters a local step moves."""
-    of_head = shape.d * (shape.classes + 2) + shape.classes if with_head else 0
-    return float(blocks * (2 * shape.d * (shape.d + 1) + 2 * shape.d) + of_head)
+    return float(blocks * shape.block_parameters + (shape.head_parameters if with_head else 0))
 
 
 @lru_cache(4096)
 def candidate(shape: Shape, samples: int, blocks: int, *, with_head: bool) -> Work:
     """One step size of a line search: the stepped parameters, and both batches of so many samples through them."""
-    d = shape.d
-    together = max(1, min(4, SEARCH_BYTES // (4 * (2 * d * d + 4 * samples * d))))
+    floats = shape.block_parameters + 4 * samples * shape.hidden
+    together = max(1, min(4, SEARCH_BYTES // (4 * floats)))
     passed = branches(shape, samples, blocks).plus(head(shape, samples))
     elements = passed.elements + 3 * moved_parameters(shape, blocks, with_head=with_head)
     return Work((24.0 * blocks + 40) / together, passed.flops, elements)
@@ -293,7 +282,7 @@ def rollout_step(  # noqa: PLR0917
 ) -> Work:
     """One local step of one rollout: forward, credits, gradients and the step, from the first updated block on."""
     moved = moved_parameters(shape, blocks, with_head=True)
-    floats = 2 * moved + 6 * shape.blocks * samples * shape.d
+    floats = 2 * moved + 6 * shape.blocks * samples * shape.hidden
     together = max(1, min(8, int(ROLLOUT_BYTES / (4 * floats))))
     parts = Work.total(
         branches(shape, samples, blocks).plus(head(shape, samples)),

@@ -20,13 +20,14 @@ from creditgrid.core.experiments.stage_costs import checkpoint_bytes
 from creditgrid.core.experiments.stages import data_task
 from creditgrid.core.experiments.summaries import grouped, over_seeds, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.units.network import network_of
 from creditgrid.core.work import Cost, Work
 
 if TYPE_CHECKING:
     import torch
 
     from creditgrid.core.science.data import ImageData
-    from creditgrid.core.science.network import ResidualMLP
+    from creditgrid.core.science.network import ResidualNetwork
 
 IMAGES = 1024
 """Everything is measured on the first images of the test set."""
@@ -80,10 +81,15 @@ def cell(params: DynamicsParams, dataset: DatasetRef) -> tuple[Task, Sequence[Ta
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Every logged epoch of each run, by one batched forward and backward pass each, in double precision."""
-    from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, image_data
+    from creditgrid.core.science.from_artifacts import (
+        checkpoint_network,
+        feedback_stack,
+        image_data,
+        units_of,
+    )
 
     for task in tasks:
-        data = image_data(inputs[task.parents["data"]], device)
+        data, chosen = image_data(inputs[task.parents["data"]], device), network_of(task.params, units_of(task, inputs))
         feedback = None
         if "feedback" in task.parents:
             feedback = feedback_stack(inputs[task.parents["feedback"]], device).double()
@@ -91,14 +97,14 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         rows: list[dict[str, float | None]] = []
         for number, epoch in enumerate(epochs):
             arrays = inputs[task.parents[f"epoch_{epoch}"]]
-            network = checkpoint_network(arrays, device, residual_add=task.params["residual_add"]).double()
-            rows += ({"epoch": epoch, **row} for row in measure_checkpoint(network, data, feedback))
+            network = checkpoint_network(arrays, device, residual_add=task.params["residual_add"], network=chosen)
+            rows += ({"epoch": epoch, **row} for row in measure_checkpoint(network.double(), data, feedback))
             yield Progress(number + 1, len(epochs), f"epoch {epoch} of {epochs[-1]}")
         yield Output(task.key, rows=rows)
 
 
 def measure_checkpoint(
-    network: ResidualMLP, data: ImageData, feedback: torch.Tensor | None
+    network: ResidualNetwork, data: ImageData, feedback: torch.Tensor | None
 ) -> list[dict[str, float | None]]:
     """The rows of one checkpoint, one for each layer 0…L; dfa trained it with ``feedback`` (L, d, C)."""
     import torch

@@ -29,7 +29,7 @@ from creditgrid.core.science.imported import CheckpointName
 from creditgrid.core.task import Task, TaskKind
 from creditgrid.core.units.choice import Choice, ChoosingParams
 from creditgrid.core.units.method import Method, is_fitted
-from creditgrid.core.units.network import DEFAULT, Network
+from creditgrid.core.units.network import DEFAULT, Network, identity_of
 from creditgrid.core.units.unit import Unit
 
 
@@ -54,7 +54,8 @@ class TrainParams(ChoosingParams):
     lr: float = Field(1e-3, gt=0, description="AdamW's step size in training.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay in training.")
 
-    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:  # noqa: ARG002
+    def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
+        yield from self.network_setting.conflicts(None if dataset is None else dataset.image_shape)
         if self.random_targets and self.train_rule != "dfa":
             yield "random_targets", f"random_targets is a flag of train_rule dfa, and train_rule is {self.train_rule}"
 
@@ -146,8 +147,12 @@ class CreditParams(TrainParams):
         except ValueError as error:
             yield "checkpoint", str(error)
             return
-        if self.network != DEFAULT:
-            yield "network", f"an imported checkpoint is a {DEFAULT}, and network is {self.network}"
+        if identity_of(self.network_setting) is not None:
+            here = self.network if self.network != DEFAULT else "a variant of it"
+            yield (
+                "network",
+                f"an imported checkpoint is a {DEFAULT} with its defaults, and this cell's network is {here}",
+            )
         for field in ("num_blocks", "d_hidden"):
             here, there = getattr(self, field), getattr(found, field)
             if here != there:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from creditgrid.core.science.credit import CreditSource
     from creditgrid.core.science.line_search import StepResult
-    from creditgrid.core.science.network import ResidualMLP
+    from creditgrid.core.science.network import ResidualNetwork
 
 ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Step sizes of the search."""
@@ -124,7 +124,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
 
 def _search(
     tasks: Sequence[Task],
-    network: ResidualMLP,
+    network: ResidualNetwork,
     probe: Mapping[str, torch.Tensor],
     sources: Mapping[str, CreditSource],
 ) -> dict[str, tuple[float, StepResult]]:
@@ -154,7 +154,7 @@ def _search(
 
 def _spreads(
     tasks: Sequence[Task],
-    network: ResidualMLP,
+    network: ResidualNetwork,
     probe: Mapping[str, torch.Tensor],
     sources: Mapping[str, CreditSource],
     blocks: range,

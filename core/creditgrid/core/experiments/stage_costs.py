@@ -14,7 +14,6 @@ from creditgrid.core.experiments.costs import (
     TIME_DIMS,
     WIDTH,
     Net,
-    Shape,
     checkpoint_shape,
     estimator_of,
     evaluation,
@@ -23,6 +22,7 @@ from creditgrid.core.experiments.costs import (
     train_step,
 )
 from creditgrid.core.task import Task
+from creditgrid.core.units.shape import Shape
 from creditgrid.core.work import Cost, Work
 
 DECODED = 250.0
@@ -52,7 +52,8 @@ def written(size: float) -> Work:
 
 @lru_cache(1024)
 def checkpoint_bytes(shape: Shape) -> int:
-    d = shape.d
+    """The bytes of a network's parameters; the names in the file are those of a residual MLP, or about as long."""
+    d = shape.hidden
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {
         "embed.weight": ("F32", (d, shape.input_dim)),
         "embed.bias": ("F32", (d,)),
@@ -63,7 +64,8 @@ def checkpoint_bytes(shape: Shape) -> int:
         tensors |= {f"blocks.{block}.{name}": ("F32", size) for name, size in of_block.items()}
     tensors |= {"out_ln.weight": ("F32", (d,)), "out_ln.bias": ("F32", (d,))}
     tensors |= {"out_head.weight": ("F32", (shape.classes, d)), "out_head.bias": ("F32", (shape.classes,))}
-    return stored(tensors)
+    parameters = sum(math.prod(size) for _, size in tensors.values())
+    return stored(tensors) + 4 * (shape.parameters - parameters)
 
 
 @lru_cache(1024)

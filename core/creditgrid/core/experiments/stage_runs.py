@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from creditgrid.core.errors import TaskError
 from creditgrid.core.task import Arrays, Inputs, Output, Progress, Saved, Task
+from creditgrid.core.units.network import Size, network_of
 
 if TYPE_CHECKING:
     import torch
@@ -91,20 +92,20 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
 
     An interrupted run continues after the last epoch that it saved.
     """
-    from creditgrid.core.science.from_artifacts import feedback_stack, tensors
-    from creditgrid.core.science.network import ResidualMLP
+    from creditgrid.core.science.from_artifacts import feedback_stack, tensors, units_of
     from creditgrid.core.science.random_streams import generator
     from creditgrid.core.science.training import accuracy_and_loss, resumable, train
 
     first = tasks[0]
-    options = {name: value for name, value in first.params.items() if name != "epoch"}
-    shape = {name: options.pop(name) for name in ("d_hidden", "num_blocks", "residual_add", "w2_std")}
+    options = {name: value for name, value in first.params.items() if name not in ("epoch", "network")}
+    sizes = {name: options.pop(name) for name in ("d_hidden", "num_blocks", "residual_add", "w2_std")}
     data = _data(first, inputs, device)
+    channels, height, width = data.x_train.shape[1:]
+    size = Size((channels, height, width), data.num_classes, **sizes)
     wanted = {task.params["epoch"]: task.key for task in tasks}
     last = max(wanted)
-    network = ResidualMLP(
-        data.input_dim, num_classes=data.num_classes, **shape, generator=generator(options["seed"], "init")
-    ).to(device)
+    chosen = network_of(first.params, units_of(first, inputs))
+    network = chosen.build(size, generator(options["seed"], "init")).to(device)
     feedback = None
     if "feedback" in first.parents:
         feedback = feedback_stack(inputs[first.parents["feedback"]], device)
@@ -148,16 +149,20 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     """Fit one estimator on a frozen checkpoint."""
     from creditgrid.core.science.estimators import EstimatorNet
     from creditgrid.core.science.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
-    from creditgrid.core.science.from_artifacts import checkpoint_network
+    from creditgrid.core.science.from_artifacts import checkpoint_network, units_of
     from creditgrid.core.science.random_streams import generator
 
     for task in tasks:
         data = _data(task, inputs, device)
         network = checkpoint_network(
-            inputs[task.parents["checkpoint"]], device, residual_add=task.params["residual_add"]
+            inputs[task.parents["checkpoint"]],
+            device,
+            residual_add=task.params["residual_add"],
+            network=network_of(task.params, units_of(task, inputs)),
         )
-        options = {name: value for name, value in task.params.items() if name not in ("estimator", "residual_add")}
-        which, width = task.params["estimator"], network.d_hidden
+        besides = ("estimator", "residual_add", "network")
+        options = {name: value for name, value in task.params.items() if name not in besides}
+        which, width = task.params["estimator"], network.hidden_size
         s_dim = width if options.get("s_source") == "delta_L" else data.num_classes
         estimator = EstimatorNet(
             width,

@@ -34,8 +34,8 @@ STEP_BATCHES = 8
 
 _NAMES = 4096  # memoised names a stage; a plan with more distinct checkpoints hashes some of them again
 
-TRAIN_COST_BY = ("d_hidden", "num_blocks", "batch_size", "rule", "random_targets", "epoch")
-FIT_COST_BY = ("estimator", "s_source", "num_directions", "num_samples", "batch_size", "epochs")
+TRAIN_COST_BY = ("d_hidden", "num_blocks", "batch_size", "rule", "random_targets", "epoch", "network")
+FIT_COST_BY = ("estimator", "s_source", "num_directions", "num_samples", "batch_size", "epochs", "network")
 
 DATA = TaskKind("data", 1, run_data, cost=data_cost)
 PROBE = TaskKind("probe", 1, run_probe, cost=probe_cost, cost_by=("batch_size", "extra", "steps", "step_images"))

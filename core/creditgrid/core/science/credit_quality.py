@@ -26,7 +26,7 @@ from torch import Tensor
 from creditgrid.core.science.credit import CreditSource, layer_times, output_error
 from creditgrid.core.science.data import ImageData, normalise
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import central_differences, cosine, cross_entropy, unit, unit_directions
 from creditgrid.core.science.random_streams import generator
 
@@ -38,7 +38,9 @@ CHUNK_BYTES = 4 * 2**20
 """Memory for one activation of the shifted hidden states: a CPU's caches hold a few of that size."""
 
 
-def in_double(network: ResidualMLP, sources: Mapping[str, CreditSource]) -> tuple[ResidualMLP, dict[str, CreditSource]]:
+def in_double(
+    network: ResidualNetwork, sources: Mapping[str, CreditSource]
+) -> tuple[ResidualNetwork, dict[str, CreditSource]]:
     """Copies of a network and of its credit sources, in double precision."""
     return copy.deepcopy(network).double(), {name: source.double() for name, source in sources.items()}
 
@@ -52,23 +54,23 @@ class Batch:
     y: Tensor
 
 
-def file_batches(network: ResidualMLP, data: ImageData, size: int, count: int | None = None) -> Iterator[Batch]:
+def file_batches(network: ResidualNetwork, data: ImageData, size: int, count: int | None = None) -> Iterator[Batch]:
     """The first ``count`` batches of the test set, or all: in file order, unaugmented; the last may be smaller."""
     end = len(data.y_test) if count is None else count * size
     pairs = zip(torch.split(data.x_test[:end], size), torch.split(data.y_test[:end], size), strict=True)
     for images, y in pairs:
         with torch.no_grad():
-            x = normalise(images, data.mean, data.std).to(network.embed.weight.dtype)
+            x = normalise(images, data.mean, data.std).to(network.dtype)
             logits, hiddens = network(x, return_hidden=True)
         yield Batch(hiddens, logits, y)
 
 
-def source_credits(network: ResidualMLP, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
+def source_credits(network: ResidualNetwork, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:
     """The credits of every source on a test batch, by its name: (L, b, d) each."""
     return {name: source.credits(network, batch.hiddens, batch.logits, batch.y) for name, source in sources.items()}
 
 
-def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Sequence[Batch]) -> dict[str, Tensor]:
+def gamma(network: ResidualNetwork, sources: Mapping[str, CreditSource], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """gamma_l of each source, mean over the batches of the mean over the samples: (L,)."""
     totals = {name: torch.zeros(network.num_blocks, dtype=torch.float64) for name in sources}
     oracle = CreditSource("oracle_bp", oracle_reduction="sum")  # only the direction counts, and this is far from 0
@@ -79,7 +81,7 @@ def gamma(network: ResidualMLP, sources: Mapping[str, CreditSource], batches: Se
     return {name: total / len(batches) for name, total in totals.items()}
 
 
-def rho(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
+def rho(network: ResidualNetwork, own: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
     """rho_l of each source, given its `source_credits`: (L,); NaN where one side does not vary.
 
     The directions of layer l, v (M, b, d), are drawn from N(0, I) on the CPU, from the stream ("rho", l), in single
@@ -98,7 +100,7 @@ def rho(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch, seed: int
 
 
 @torch.no_grad()
-def _slopes(network: ResidualMLP, h: Tensor, y: Tensor, layer: int, v: Tensor) -> Tensor:
+def _slopes(network: ResidualNetwork, h: Tensor, y: Tensor, layer: int, v: Tensor) -> Tensor:
     """Central differences of the per-sample loss at h_l (b, d) along v (M, b, d): (M, b)."""
     size = max(1, CHUNK_BYTES // (2 * h.numel() * h.element_size()))
     return torch.cat([central_differences(network, h, y, layer, some, eps=RHO_EPS) for some in torch.split(v, size)])
@@ -122,7 +124,7 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nudge(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+def nudge(network: ResidualNetwork, own: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """nudge_l of each source, given its `source_credits`, for each of NUDGE_ETAS: (L, 3)."""
     directions = unit(torch.stack(list(own.values())))  # (sources, L, b, d)
     etas = torch.tensor(NUDGE_ETAS).to(directions)
@@ -137,7 +139,7 @@ def nudge(network: ResidualMLP, own: Mapping[str, Tensor], batch: Batch) -> dict
 
 
 @torch.no_grad()
-def prediction_error(network: ResidualMLP, bridge: EstimatorNet, data: ImageData, size: int) -> Tensor:
+def prediction_error(network: ResidualNetwork, bridge: EstimatorNet, data: ImageData, size: int) -> Tensor:
     """mean ‖P(h_l, t_l, e_T) - h_L‖² of a state bridge over the whole test set, by layer: float64 (L,)."""
     total = torch.zeros(network.num_blocks, dtype=torch.float64, device=data.device)
     for batch in file_batches(network, data, size):

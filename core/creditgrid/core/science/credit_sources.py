@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science.credit import CreditSource
-from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, fitted_estimator
-from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.from_artifacts import (
+    checkpoint_network,
+    feedback_stack,
+    fitted_estimator,
+    units_of,
+)
+from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.task import Inputs, Task
+from creditgrid.core.units.network import network_of
 
 
-def credits_on(network: ResidualMLP, sources: Mapping[str, CreditSource], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def credits_on(
+    network: ResidualNetwork, sources: Mapping[str, CreditSource], x: Tensor, y: Tensor
+) -> dict[str, Tensor]:
     """The credits of every source on a batch x (b, D), y (b,), by the source's name: (L, b, d) each."""
     with torch.no_grad():
         logits, hiddens = network(x, return_hidden=True)
@@ -28,11 +36,12 @@ def source_name(task: Task) -> str:
 
 def network_and_sources(
     tasks: Sequence[Task], inputs: Inputs, device: torch.device
-) -> tuple[ResidualMLP, dict[str, CreditSource]]:
+) -> tuple[ResidualNetwork, dict[str, CreditSource]]:
     """The frozen network that the measure tasks of one group share, and all their credit sources by `source_name`."""
     shared = tasks[0]
     arrays = inputs[shared.parents["checkpoint"]]
-    network = checkpoint_network(arrays, device, residual_add=shared.params["residual_add"])
+    chosen = network_of(shared.params, units_of(shared, inputs))
+    network = checkpoint_network(arrays, device, residual_add=shared.params["residual_add"], network=chosen)
     sources: dict[str, CreditSource] = {}
     for task in tasks:
         if (name := source_name(task)) in sources:

@@ -23,7 +23,7 @@ from creditgrid.core.science.credit import layer_times, output_error, terminal_g
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.forward import Forward
-from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import central_differences, cross_entropy, unit_directions
 from creditgrid.core.science.random_streams import generator
 
@@ -48,14 +48,14 @@ class FitEpoch:
 class Fitting:
     """What a method is fitted on: a frozen network, the dataset, and the settings that all fits share."""
 
-    network: ResidualMLP
+    network: ResidualNetwork
     data: ImageData
     batch_size: int
     seed: int
 
     def batches(self, epoch: int) -> Iterator[Forward]:
         """One epoch, from 1, of the augmented training stream, as the network sees it; the last may be smaller."""
-        dtype = self.network.embed.weight.dtype
+        dtype = self.network.dtype
         for x, y in training_batches(self.data, self.batch_size, self.seed, epoch, stream="fit"):
             with torch.no_grad():
                 logits, hiddens = self.network(x.to(dtype), return_hidden=True)
@@ -77,7 +77,7 @@ class FitOptions(TypedDict):
 
 def _fit(
     estimator: EstimatorNet,
-    network: ResidualMLP,
+    network: ResidualNetwork,
     data: ImageData,
     loss_of: BatchLoss,
     *,
@@ -95,7 +95,7 @@ def _fit(
     """
     parameters = list(estimator.parameters())
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-    dtype = network.embed.weight.dtype
+    dtype = network.dtype
     yield FitEpoch(0, None)
     for epoch in range(1, epochs + 1):
         started, step_size = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
@@ -117,7 +117,7 @@ def _fit(
 
 def fit_vec(
     estimator: EstimatorNet,
-    network: ResidualMLP,
+    network: ResidualNetwork,
     data: ImageData,
     *,
     num_directions: int = 4,
@@ -131,7 +131,7 @@ def fit_vec(
 
     def loss_of(x: Tensor, y: Tensor, layers: torch.Generator, perturb: torch.Generator) -> Tensor:
         layer = int(torch.randint(network.num_blocks, (), generator=layers))
-        shape = (num_directions, len(y), network.d_hidden)
+        shape = (num_directions, len(y), network.hidden_size)
         drawn = torch.randn(shape, generator=perturb, dtype=x.dtype, device=x.device)
         return vec_loss(estimator, network, x, y, layer=layer, directions=unit_directions(drawn), eps=eps)
 
@@ -140,7 +140,7 @@ def fit_vec(
 
 def vec_loss(
     estimator: EstimatorNet,
-    network: ResidualMLP,
+    network: ResidualNetwork,
     x: Tensor,
     y: Tensor,
     *,
@@ -167,7 +167,7 @@ def vec_loss(
 
 def fit_scalar_cb(
     estimator: EstimatorNet,
-    network: ResidualMLP,
+    network: ResidualNetwork,
     data: ImageData,
     *,
     temperature: float = 0.1,
@@ -186,7 +186,7 @@ def fit_scalar_cb(
     average = copy.deepcopy(estimator).requires_grad_(False)
 
     def loss_of(x: Tensor, y: Tensor, _: torch.Generator, perturb: torch.Generator) -> Tensor:
-        shape = (network.num_blocks, num_samples, len(y), network.d_hidden)
+        shape = (network.num_blocks, num_samples, len(y), network.hidden_size)
         return scalar_cb_loss(
             estimator,
             average,
@@ -211,7 +211,7 @@ def fit_scalar_cb(
 def scalar_cb_loss(
     estimator: EstimatorNet,
     average: EstimatorNet,
-    network: ResidualMLP,
+    network: ResidualNetwork,
     x: Tensor,
     y: Tensor,
     *,
@@ -248,7 +248,7 @@ def scalar_cb_loss(
 
 
 def fit_state_bridge(
-    estimator: EstimatorNet, network: ResidualMLP, data: ImageData, **options: Unpack[FitOptions]
+    estimator: EstimatorNet, network: ResidualNetwork, data: ImageData, **options: Unpack[FitOptions]
 ) -> Iterator[FitEpoch]:
     """Fit a predictor P of the terminal state in place by `state_bridge_loss`, without clipping."""
 
@@ -258,7 +258,7 @@ def fit_state_bridge(
     return _fit(estimator, network, data, loss_of, clip=False, **options)
 
 
-def state_bridge_loss(estimator: EstimatorNet, network: ResidualMLP, x: Tensor, y: Tensor) -> Tensor:
+def state_bridge_loss(estimator: EstimatorNet, network: ResidualNetwork, x: Tensor, y: Tensor) -> Tensor:
     """(1/L) Σ_l mean_b ‖(P(h_l, t_l, e_T) - h_L)/max(‖h_L‖₂, 1)‖² over l = 0…L-1; x (b, D), y (b,)."""
     with torch.no_grad():
         logits, hiddens = network(x, return_hidden=True)

@@ -8,25 +8,33 @@ from torch import Tensor
 from creditgrid.core.errors import TaskError
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.estimators import TIME_DIMS, EstimatorNet
-from creditgrid.core.science.network import ResidualMLP
-from creditgrid.core.task import Arrays
+from creditgrid.core.science.network import ResidualNetwork
+from creditgrid.core.task import Arrays, Inputs, Task
+from creditgrid.core.units.known import Units, installed
+from creditgrid.core.units.network import Network, network_of
 
 
-def checkpoint_network(arrays: Arrays, device: torch.device, *, residual_add: bool) -> ResidualMLP:
-    """The frozen network of a checkpoint, in eval mode; its tensors give its shape.
+def units_of(task: Task, inputs: Inputs) -> Units:  # noqa: ARG001
+    """The units that a task chooses from."""
+    return installed()
+
+
+def checkpoint_network(
+    arrays: Arrays, device: torch.device, *, residual_add: bool, network: Network | None = None
+) -> ResidualNetwork:
+    """The frozen network of a checkpoint, in eval mode; its tensors give its size. Without ``network``: the default.
 
     Raises:
-        TaskError: when the tensors are not those of a residual MLP.
+        TaskError: when the tensors are not those of the network.
     """
-    d_hidden, input_dim = arrays["embed.weight"].shape
-    blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
-    with torch.device("meta"):  # draws nothing: the parameters are assigned below
-        network = ResidualMLP(input_dim, d_hidden, len(arrays["out_head.bias"]), len(blocks), residual_add=residual_add)
+    chosen = network_of({}, installed()) if network is None else network
     try:
-        network.load_state_dict(tensors(arrays), assign=True)
-    except RuntimeError as error:
-        raise TaskError(f"the checkpoint's tensors do not fit a residual MLP: {error}") from error
-    return network.to(device).eval().requires_grad_(False)
+        with torch.device("meta"):  # draws nothing: the parameters are assigned below
+            built = chosen.build(chosen.size_of(arrays, residual_add=residual_add), None)
+        built.load_state_dict(tensors(arrays), assign=True)
+    except (RuntimeError, KeyError) as error:
+        raise TaskError(f"the checkpoint's tensors do not fit the network {chosen.name}: {error}") from error
+    return built.to(device).eval().requires_grad_(False)
 
 
 def fitted_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from creditgrid.core.science.choices import NormMode, UpdateRange
-from creditgrid.core.science.functional import FunctionalMLP
-from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.functional import Functional
+from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import correct, cross_entropy, normalise_credit, rms
 from creditgrid.core.science.updates import (
     local_direction,
@@ -61,7 +61,7 @@ class StepResult(NamedTuple):
 
 
 def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
-    network: ResidualMLP,
+    network: ResidualNetwork,
     x_same: Tensor,
     y_same: Tensor,
     x_held: Tensor,
@@ -126,7 +126,11 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
 
 
 def _directions(
-    network: ResidualMLP, hiddens: Sequence[Tensor], y: Tensor, credits: Mapping[str, Tensor], groups: Sequence[Step]
+    network: ResidualNetwork,
+    hiddens: Sequence[Tensor],
+    y: Tensor,
+    credits: Mapping[str, Tensor],
+    groups: Sequence[Step],
 ) -> dict[tuple[str, NormMode], dict[str, Tensor]]:
     """One direction for each (credits, norm mode): over the widest range, and with the head if any group steps it."""
     wanted: dict[tuple[str, NormMode], list[Step]] = defaultdict(list)
@@ -142,7 +146,7 @@ def _directions(
 
 
 def _regularised(
-    network: ResidualMLP, direction: Mapping[str, Tensor], group: Step, drawn: Mapping[str, Tensor]
+    network: ResidualNetwork, direction: Mapping[str, Tensor], group: Step, drawn: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
     """∇ + σ ξ + λ p."""
     if group.noise:
@@ -153,17 +157,17 @@ def _regularised(
     return direction
 
 
-def _candidates(network: ResidualMLP, direction: Mapping[str, Tensor], etas: Tensor) -> FunctionalMLP:
+def _candidates(network: ResidualNetwork, direction: Mapping[str, Tensor], etas: Tensor) -> Functional:
     """The networks p - η ∇ for S step sizes η, side by side; each parameter is computed when it is used."""
 
     def stepped(name: str) -> Tensor:
         parameter = network.get_parameter(name).detach()
         return torch.addcmul(parameter, direction[name], etas.view(-1, *[1] * parameter.dim()), value=-1)
 
-    return FunctionalMLP(stepped, network.num_blocks, network.residual_add)
+    return network.with_parameters(stepped)
 
 
-def _chunk_size(network: ResidualMLP, samples: int) -> int:
-    """How many candidates fit in CHUNK_BYTES: two weight matrices and about four activations each."""
-    d = network.d_hidden
-    return max(1, CHUNK_BYTES // (network.embed.weight.element_size() * (2 * d * d + 4 * samples * d)))
+def _chunk_size(network: ResidualNetwork, samples: int) -> int:
+    """How many candidates fit in CHUNK_BYTES: the weights of a block and about four activations each."""
+    weights = max(sum(p.numel() for p in block.parameters() if p.dim() > 1) for block in network.blocks)
+    return max(1, CHUNK_BYTES // (network.dtype.itemsize * (weights + 4 * samples * network.hidden_size)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.network import ResidualNetwork
 
 
 def rms(a: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def correct(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def central_differences(
-    network: ResidualMLP, h: Tensor, y: Tensor, layer: int, directions: Tensor, *, eps: float
+    network: ResidualNetwork, h: Tensor, y: Tensor, layer: int, directions: Tensor, *, eps: float
 ) -> Tensor:
     """(CE(h + ε v) - CE(h - ε v))/2ε of each sample's loss run forward from layer l = ``layer``: (M, b).
 

@@ -18,14 +18,12 @@ from torch import Tensor
 
 from creditgrid.core.science.choices import NormMode, Rule
 from creditgrid.core.science.credit import CreditSource
-from creditgrid.core.science.functional import FunctionalMLP
-from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import cross_entropy, normalise_credit
 from creditgrid.core.science.updates import (
     differentiate,
     noise,
     output_gradient,
-    updated_parameters,
 )
 
 CHUNK_BYTES = 64 * 2**20
@@ -48,7 +46,7 @@ class Rollout(NamedTuple):
 
 
 def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
-    network: ResidualMLP,
+    network: ResidualNetwork,
     sources: Mapping[str, CreditSource],
     wanted: Sequence[Rollout],
     x_steps: Tensor,
@@ -78,7 +76,7 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
         below = torch.stack(network(x_steps, return_hidden=True)[1][: first + 1], dim=1)  # (k, first + 1, n, d)
     # Rollouts of one source are neighbours, so one call on a slice computes their credits.
     order = sorted(range(len(wanted)), key=lambda position: wanted[position].source)
-    names = updated_parameters(blocks, update_head=True)
+    names = network.parameter_names(blocks, head=True)
     for chunk in _chunks(network, names, x_steps.shape[1], order):
         stack = _Stack(network, names, [wanted[position] for position in chunk])
         for step in range(len(x_steps) + 1):
@@ -94,16 +92,16 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
 class _Stack:
     """The networks of several rollouts, side by side."""
 
-    def __init__(self, network: ResidualMLP, names: Sequence[str], wanted: Sequence[Rollout]) -> None:
+    def __init__(self, network: ResidualNetwork, names: Sequence[str], wanted: Sequence[Rollout]) -> None:
         self._wanted = wanted
         self.noisy = any(rollout.noise for rollout in wanted)
         frozen = {name: p.detach().expand(len(wanted), *p.shape) for name, p in network.named_parameters()}
         self._moved = {name: frozen[name].clone() for name in names}  # each step changes these in place
         parameters = frozen | self._moved
-        self._network = FunctionalMLP(parameters.__getitem__, network.num_blocks, network.residual_add)
+        self._network = network.with_parameters(parameters.__getitem__)
 
         def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=network.embed.weight.dtype).to(network.embed.weight.device)
+            return torch.tensor(values, dtype=network.dtype).to(network.device)
 
         self._eta = column([rollout.eta for rollout in wanted])
         self._decay = column([rollout.weight_decay for rollout in wanted])
@@ -179,10 +177,10 @@ class _Stack:
         return out
 
 
-def _chunks(network: ResidualMLP, names: Sequence[str], samples: int, order: Sequence[int]) -> Iterator[list[int]]:
+def _chunks(network: ResidualNetwork, names: Sequence[str], samples: int, order: Sequence[int]) -> Iterator[list[int]]:
     """As many rollouts at a time as fit in CHUNK_BYTES: parameters, gradients, and about six activations a block."""
     floats = 2 * sum(network.get_parameter(name).numel() for name in names)
-    floats += 6 * network.num_blocks * samples * network.d_hidden
-    size = max(1, CHUNK_BYTES // (floats * network.embed.weight.element_size()))
+    floats += 6 * network.num_blocks * samples * network.hidden_size
+    size = max(1, CHUNK_BYTES // (floats * network.dtype.itemsize))
     for start in range(0, len(order), size):
         yield list(order[start : start + size])

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from creditgrid.core.science.choices import TrainRule
 from creditgrid.core.science.credit import output_error
 from creditgrid.core.science.data import ImageData, normalise, training_batches
-from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import normalise_credit
 from creditgrid.core.science.random_streams import generator
 
@@ -39,7 +39,7 @@ class Epoch:
 
 
 def train(
-    network: ResidualMLP,
+    network: ResidualNetwork,
     data: ImageData,
     *,
     rule: TrainRule,
@@ -67,7 +67,7 @@ def train(
     """
     if rule == "dfa" and feedback is None:
         raise ValueError("training by dfa needs its feedback matrices")
-    dtype = network.embed.weight.dtype
+    dtype = network.dtype
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     last = 0
@@ -100,24 +100,24 @@ def train(
         yield epoch_at(epoch, train_loss, step_size, time.perf_counter() - started)
 
 
-def backprop(network: ResidualMLP, x: Tensor, y: Tensor) -> Tensor:
+def backprop(network: ResidualNetwork, x: Tensor, y: Tensor) -> Tensor:
     """Set each parameter's gradient to that of the mean cross-entropy, which is returned detached."""
     loss = F.cross_entropy(network(x), y)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
-def feedback_alignment(network: ResidualMLP, x: Tensor, y: Tensor, feedback: Tensor) -> Tensor:
+def feedback_alignment(network: ResidualNetwork, x: Tensor, y: Tensor, feedback: Tensor) -> Tensor:
     """Set each parameter's gradient to that of its local loss, by direct feedback alignment; returns the mean CE.
 
     With e = softmax(logits) - onehot(y), a_l = e B_lᵀ and â = a/RMS(a) per sample: the head steps on its cross-entropy
-    at h_L; block l on mean_b ⟨F_l(h_l), â_l⟩, its gradient's norm clipped to 1; ``embed`` on mean_b ⟨embed(x), â_0⟩.
+    at h_L; block l on mean_b ⟨F_l(h_l), â_l⟩, its gradient's norm clipped to 1; the embedding on mean_b ⟨h_0, â_0⟩.
     Every h is detached: no loss reaches below its own part, so one forward pass serves all.
     """
-    embedded = network.embed(x)
+    embedded = network.embedding(x)
     h, branches = embedded.detach(), []
-    for block in network.blocks:
-        branch = block(h)
+    for layer in range(network.num_blocks):
+        branch = network.branch(layer, h)
         branches.append(branch)
         h = h + branch.detach() if network.residual_add else branch.detach()
     logits = network.head(h)
@@ -130,7 +130,7 @@ def feedback_alignment(network: ResidualMLP, x: Tensor, y: Tensor, feedback: Ten
     return loss.detach()
 
 
-def resumable(network: ResidualMLP, state: Mapping[str, Tensor]) -> bool:
+def resumable(network: ResidualNetwork, state: Mapping[str, Tensor]) -> bool:
     """Whether `train` of this version can resume from `state`."""
     parameters = dict(network.named_parameters())
     wanted = {"epoch", "steps", "lr", "train_loss", *(f"network.{name}" for name in parameters)}
@@ -143,7 +143,7 @@ def resumable(network: ResidualMLP, state: Mapping[str, Tensor]) -> bool:
 
 
 def _state(
-    network: ResidualMLP, optimizer: torch.optim.AdamW, epoch: int, train_loss: float | None
+    network: ResidualNetwork, optimizer: torch.optim.AdamW, epoch: int, train_loss: float | None
 ) -> dict[str, Tensor]:
     """Parameters as `network.{name}`, AdamW's moments as `{moment}.{name}`, and how far the run is."""
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -162,7 +162,7 @@ def _state(
 
 
 def _load_state(
-    network: ResidualMLP,
+    network: ResidualNetwork,
     optimizer: torch.optim.AdamW,
     schedule: torch.optim.lr_scheduler.CosineAnnealingLR,
     state: Mapping[str, Tensor],
@@ -181,11 +181,11 @@ def _load_state(
 
 @torch.no_grad()
 def accuracy_and_loss(
-    network: ResidualMLP, data: ImageData, split: Literal["train", "test"] = "test", batch: int = 1024
+    network: ResidualNetwork, data: ImageData, split: Literal["train", "test"] = "test", batch: int = 1024
 ) -> tuple[float, float]:
     """Fraction of images classified right, and mean cross-entropy, over a whole split: unaugmented, in file order."""
     images, labels = (data.x_test, data.y_test) if split == "test" else (data.x_train, data.y_train)
-    dtype = network.embed.weight.dtype
+    dtype = network.dtype
     correct, total = torch.zeros((2,), dtype=torch.float64, device=data.device)
     for x, y in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
         logits = network(normalise(x, data.mean, data.std).to(dtype))

@@ -23,27 +23,18 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from creditgrid.core.science.choices import Rule, UpdateRange
-from creditgrid.core.science.functional import FunctionalMLP, Layers
-from creditgrid.core.science.network import ResidualMLP
+from creditgrid.core.science.functional import Layers
+from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import cross_entropy, normalise_credit
 from creditgrid.core.science.random_streams import generator
 
 OutputGradients: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-
-BLOCK_PARAMETERS = ("ln.weight", "ln.bias", "w1.weight", "w1.bias", "w2.weight", "w2.bias")
-HEAD_PARAMETERS = ("out_ln.weight", "out_ln.bias", "out_head.weight", "out_head.bias")
 
 
 def update_blocks(update_range: UpdateRange, num_blocks: int) -> range:
     """The blocks of an update range: last1 = {L-1}, last2 = {L-2, L-1}, all; at most all blocks."""
     counts = {"last1": 1, "last2": 2, "all": num_blocks}
     return range(max(0, num_blocks - counts[update_range]), num_blocks)
-
-
-def updated_parameters(blocks: Sequence[int], *, update_head: bool) -> list[str]:
-    """Names of the parameters that a local step moves, in state-dict order."""
-    of_blocks = [f"blocks.{layer}.{name}" for layer in blocks for name in BLOCK_PARAMETERS]
-    return [*of_blocks, *HEAD_PARAMETERS] if update_head else of_blocks
 
 
 def output_gradient(rule: Rule, branch: Tensor, credit: Tensor, kappa: float | None = None) -> Tensor:
@@ -71,7 +62,7 @@ def output_gradient(rule: Rule, branch: Tensor, credit: Tensor, kappa: float | N
 
 
 def local_direction(
-    network: ResidualMLP,
+    network: ResidualNetwork,
     hiddens: Sequence[Tensor],
     credits: Tensor,
     y: Tensor,
@@ -84,13 +75,13 @@ def local_direction(
     """The gradients ∇ of the local losses by parameter name ("blocks.3.w1.weight", …); a step subtracts η ∇.
 
     ``hiddens`` h_0 … h_L (b, d), ``y`` int64 (b,); ``credits`` (L, b, d), or those of the last layers alone, are used
-    as they are. The result holds the parameters of ``blocks`` and, with ``update_head``, those of ``out_ln`` and
-    ``out_head``. The network does not change; its parameters may be frozen or not.
+    as they are. The result holds the parameters of ``blocks`` and, with ``update_head``, those of the
+    head. The network does not change; its parameters may be frozen or not.
 
     Raises:
         ValueError: for an unknown rule, or target_shift without ``kappa``.
     """
-    names = updated_parameters(blocks, update_head=update_head)
+    names = network.parameter_names(blocks, head=update_head)
     parameters = {name: network.get_parameter(name).detach() for name in names}
 
     def gradients_at(branches: Sequence[Tensor]) -> list[Tensor]:
@@ -116,11 +107,11 @@ def differentiate(  # noqa: PLR0917
     gradient is that of the mean cross-entropy. Blocks are independent: each starts at its h_l.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    local = FunctionalMLP(leaves.__getitem__, network.num_blocks, network.residual_add)
+    local = network.with_parameters(leaves.__getitem__)
     with torch.enable_grad():
         outputs = [local.branch(layer, hiddens[layer].detach()) for layer in blocks]
         upstream = output_gradients([branch.detach() for branch in outputs])
-        if "out_head.weight" in leaves:
+        if any(not name.startswith("blocks.") for name in leaves):
             losses = cross_entropy(local.head(hiddens[-1].detach()), y).mean(-1)
             outputs, upstream = [*outputs, losses], [*upstream, torch.ones_like(losses)]
         # No parameter is in two losses, so each gradient is that of its own loss.
@@ -128,13 +119,13 @@ def differentiate(  # noqa: PLR0917
     return dict(zip(leaves, gradients, strict=True))
 
 
-def noise(network: ResidualMLP, seed: int, step: int) -> Iterator[tuple[str, Tensor]]:
+def noise(network: ResidualNetwork, seed: int, step: int) -> Iterator[tuple[str, Tensor]]:
     """Gaussian noise ξ of one local step for every parameter above the embedding, by name: N(0, 1) of its shape.
 
     It is drawn on the CPU from the stream ("step/noise", step), in state-dict order and for all parameters, so it
     depends neither on the device nor on the updated parameters.
     """
     draws = generator(seed, "step/noise", step)
-    for name in updated_parameters(range(network.num_blocks), update_head=True):
+    for name in network.parameter_names(range(network.num_blocks), head=True):
         parameter = network.get_parameter(name)
         yield name, torch.randn(parameter.shape, generator=draws).to(parameter)

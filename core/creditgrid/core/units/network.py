@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from creditgrid.core.errors import TaskError
+from creditgrid.core.task import Arrays
 from creditgrid.core.units.unit import Unit
 
 if TYPE_CHECKING:
@@ -52,9 +54,21 @@ class Network(Unit):
         """Why the network cannot take such images, as (parameter to blame, what is wrong)."""
         return ()
 
-    def shape(self, size: Size) -> Shape:
-        """What the network costs: its counts of parameters and operations."""
-        raise NotImplementedError
+    def size_of(self, arrays: Arrays, *, residual_add: bool) -> Size:
+        """The size of the network with these tensors, without its ``w2_std``: by default what `ModularNetwork` keeps.
+
+        Raises:
+            TaskError: they are those of another network.
+        """
+        if "size" not in arrays:
+            raise TaskError(f"the checkpoint has no tensor 'size', so it is not one of the network {self.name}")
+        channels, height, width, *numbers = arrays["size"].tolist()
+        num_classes, num_blocks, d_hidden = numbers
+        return Size((channels, height, width), num_classes, num_blocks, d_hidden, residual_add, 0.0)
+
+    def shape(self, size: Size) -> Shape | None:  # noqa: ARG002
+        """What the network costs: its counts of parameters and operations; None: nobody can know."""
+        return None
 
 
 def identity_of(network: Network) -> dict[str, Any] | None:
@@ -66,3 +80,23 @@ def identity_of(network: Network) -> dict[str, Any] | None:
     if network.version > 1:
         said["version"] = network.version
     return {"name": network.name, **said} if said or network.name != DEFAULT else None
+
+
+class _Networks(Protocol):
+    def network(self, name: str) -> type[Network]: ...
+
+
+def network_of(params: Mapping[str, Any], units: _Networks) -> Network:
+    """The network that a task's parameters choose, with its own parameters.
+
+    Those of a cell name it flat, as a spec does. Those of a training or a fit hold nothing of the default network, and
+    otherwise ``network``: its name, and its parameters besides the defaults.
+
+    Raises:
+        TaskError: the network is not known here.
+    """
+    chosen = params.get("network", DEFAULT)
+    if isinstance(chosen, str):
+        return units.network(chosen).of(params)
+    own = {name: value for name, value in chosen.items() if name not in ("name", "version")}
+    return units.network(chosen["name"])(**own)
