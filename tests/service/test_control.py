@@ -399,7 +399,7 @@ def test_what_an_older_installation_planned_is_refused_and_a_retry_computes_the_
     document = {"axes": {"x": [1, 2]}, "fixed": {"base": "ok"}}
     sweep = house.submit(**document)
     old = house.sql_tables.cell_index(sweep)["cell"].to_pylist()
-    monkeypatch.setitem(noop.BASE.__dict__, "versions", ("base", {"ok": 2}))
+    monkeypatch.setitem(noop.BASE.__dict__, "version_by", lambda params: 2 if params.get("base") == "ok" else 1)
     house.drain()
     assert house.counts(sweep) == {SKIPPED: 2}
     (failure,) = house.failures.of(sweep)

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import SpecError
-from creditgrid.core.experiments.linesearch import EXPERIMENT
+from creditgrid.core.experiments.linesearch import EXPERIMENT, LinesearchParams
 from creditgrid.core.experiments.registry import registry, registry_with
+from creditgrid.core.methods.vec import Vec
 from creditgrid.core.spec.model import parse
 from creditgrid.core.spec.validation import validate
 from creditgrid.core.task import Task
@@ -186,3 +187,10 @@ def test_settings_are_made_once_for_equal_values() -> None:
     one, two = (p.setting("method") for p in found)
     assert one is two
     assert (one.eps, one.epochs) == (0.5, 60)
+
+
+def test_a_model_that_is_not_composed_makes_cells_of_the_installed_units() -> None:
+    params = LinesearchParams(dataset="pictures", method="vec", eta=0.1)
+    assert isinstance(params, LinesearchParams)
+    assert params.setting("method") == Vec(epochs=60)
+    assert EXPERIMENT.cell(params, DATASET)[0] == named(next(cells({"method": "vec"})))[0]

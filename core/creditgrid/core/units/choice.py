@@ -11,18 +11,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from functools import cache, lru_cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from creditgrid.core.experiment import Params
-from creditgrid.core.units.known import Units
+from creditgrid.core.units.known import Units, installed
 from creditgrid.core.units.method import Method, is_fitted
 from creditgrid.core.units.unit import Unit, parameters_of
 
 Conflict: TypeAlias = tuple[str, str]
+Model = TypeVar("Model", bound=Params)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class ChoosingParams(Params):
     """The names of the units that a cell has chosen, from its values."""
     schemes: ClassVar[dict[Any, _Scheme]]
     """By these names."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """A cell of a model that is not composed chooses among the units of this installation."""
+        return super().__new__(cls if cls.choices else _with_installed(cls))
 
     @classmethod
     def settle(cls, values: dict[str, Any], given: Iterable[str]) -> Sequence[Conflict]:
@@ -189,7 +194,7 @@ class ChoosingParams(Params):
             return cls.schemes.setdefault(chosen, _Scheme.of(cls, chosen))
 
 
-def composed(params: type[Params], units: Units) -> type[Params]:
+def composed(params: type[Model], units: Units) -> type[Model]:
     """The parameter model of an experiment with the units that exist; ``params`` itself if it has no choice.
 
     Raises:
@@ -213,8 +218,13 @@ def composed(params: type[Params], units: Units) -> type[Params]:
     own = {"known": units, "choices": choices, "owned": everything, "chosen_names": pick, "schemes": {}}
     base: Any = type(params.__name__, (params,), own)
     made: Any = create_model
-    model: type[Params] = made(params.__name__, __base__=base, __module__=__name__, **fields)
+    model: type[Model] = made(params.__name__, __base__=base, __module__=__name__, **fields)
     return model
+
+
+@cache
+def _with_installed(params: type[Model]) -> type[Model]:
+    return composed(params, installed())
 
 
 def _choosing(info: FieldInfo, chosen: Chosen) -> FieldInfo:
