@@ -17,6 +17,7 @@ SUMMED_UP = (
     "client/display",
     "client/plots",
     "client/reproduce",
+    "client/skeletons",
     "service/api/routes",
     "service/ledger/migrations",
 )

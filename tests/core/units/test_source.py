@@ -25,6 +25,13 @@ def test_a_class_and_a_decorated_function_are_found() -> None:
     assert found.file == __file__
     assert place_of(3) is None
 
+    class Below(here):
+        """A subclass of a rule that is a function."""
+
+    below = place_of(Below)
+    assert below is not None
+    assert below.line > found.line
+
 
 def test_an_error_is_found_at_its_innermost_line_of_the_file() -> None:
     with pytest.raises(ValueError, match="here") as caught:

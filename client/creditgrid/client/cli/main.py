@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import typer
 
 from creditgrid.client import errors
-from creditgrid.client.cli import control, data, gc, local, logs, people, reproduce, sweeps, tasks
+from creditgrid.client.cli import control, data, gc, local, logs, people, reproduce, sweeps, tasks, units
 from creditgrid.core.errors import CreditGridError, SpecError
 
 EXIT_CODES: dict[type[CreditGridError], int] = {
@@ -61,6 +61,8 @@ for command in (
     control.cancel,
     control.retry,
     tasks.run_task,
+    units.new,
+    units.check,
     reproduce.reproduce,
     data.sql,
     data.export,

@@ -4,4 +4,18 @@ They are the same for what ships (in the tests), for the author of a unit (``cre
 for code that is sent with a sweep.
 """
 
-from creditgrid.core.contract.suite import check_units as check_units
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from creditgrid.core.contract.checks import Finding
+    from creditgrid.core.units.unit import Unit
+
+
+def check_units(units: Iterable[type[Unit]], quick: bool = True) -> list[Finding]:
+    """What is wrong with units, by the quick checks or by all. It imports torch."""
+    from creditgrid.core.contract.suite import check_units
+
+    return check_units(units, quick)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from creditgrid.core.contract.limits import Overtime
 from creditgrid.core.units.brought import is_brought, shown
 from creditgrid.core.units.source import Place, place_of, place_of_error
 
@@ -20,6 +21,10 @@ LONGEST = 1000
 
 class Violation(Exception):
     """A unit did something that makes further questions of a check meaningless; the text says what is wrong."""
+
+
+class Inapplicable(Exception):
+    """A check does not concern this unit, or cannot be done here; the text says why."""
 
 
 class Finding(NamedTuple):
@@ -39,7 +44,8 @@ class Finding(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The outcome of one check of one unit; without findings it has passed. ``skipped`` says why it was not done."""
+    """The outcome of one check of one unit; without findings it has passed. ``skipped`` says why it was
+    not done."""
 
     unit: str
     group: str
@@ -103,7 +109,11 @@ def results(
             continue
         starting(check.name)
         started = time.perf_counter()
-        findings = list(_findings(subject, check))
+        try:
+            findings = list(_findings(subject, check))
+        except Inapplicable as reason:
+            yield Result(subject.name, subject.group, check.name, 0.0, skipped=str(reason))
+            continue
         yield Result(subject.name, subject.group, check.name, time.perf_counter() - started, findings)
         if findings and check.basic:
             broken = check.name
@@ -115,11 +125,15 @@ def _findings(subject: S, check: Check[S]) -> Iterator[Finding]:
     try:
         for problem in itertools.islice(check.run(subject), MOST):
             problems.append(problem)
+    except Inapplicable:
+        raise
     except Violation as violation:
         problems.append(str(violation))
-    except (Exception, SystemExit) as error:  # the unit's code may raise anything
+    except (Exception, SystemExit, Overtime) as error:  # the unit's code may raise anything
         part = f"{check.of}()" if check.of else "it"
         raised = f"{part} raised {type(error).__name__}: {error}".rstrip(": ")
+        if isinstance(error, Overtime):
+            raised = f"{part} {error}"
         where = place_of_error(error, *_own_files(error, place)) or place
         yield _finding(subject, check, raised, where)
     for problem in problems:

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from creditgrid.core.contract import tiny
-from creditgrid.core.contract.checks import Checks, Violation
+from creditgrid.core.contract.checks import Checks, Inapplicable, Violation
 from creditgrid.core.contract.random_state import seeded, watched
 from creditgrid.core.contract.settings import choices, small
 from creditgrid.core.contract.tensors import described, difference, same_bits
@@ -126,7 +126,7 @@ CHECKS: Checks[FittedMethod] = Checks()
 )
 def fits(subject: FittedMethod) -> Iterator[str]:
     if not is_fitted(subject.written):
-        return
+        raise Inapplicable("it has no fit")
     for name, tensor in subject.tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             yield f"the fitted tensor {name!r} ({described(tensor)}) is not finite"
@@ -231,7 +231,7 @@ def last_layers(subject: FittedMethod) -> Iterator[str]:
 )
 def one_by_one(subject: FittedMethod) -> Iterator[str]:
     if not subject.written.side_by_side:
-        return
+        raise Inapplicable("it is called once for each network")
     networks = [tiny.network(subject.device, seed=seed) for seed in (1, 2, 3)]
     for first in (0, 1):
         together = subject.credits(tiny.side_by_side(networks, first=first))
@@ -258,7 +258,7 @@ def double(subject: FittedMethod) -> Iterator[str]:
 )
 def stored(subject: FittedMethod) -> Iterator[str]:
     if not subject.tensors:
-        return
+        raise Inapplicable("it has no tensors")
     packed = save({name: tensor.contiguous().cpu() for name, tensor in subject.tensors.items()})
     again = {name: tensor.to(subject.device) for name, tensor in load(packed).items()}
     forward = tiny.forward(subject.network)
@@ -272,7 +272,7 @@ def stored(subject: FittedMethod) -> Iterator[str]:
 @CHECKS.add("epochs of the fit are told in order", why="They are the points of its curve.", of="fit")
 def epochs(subject: FittedMethod) -> Iterator[str]:
     if not is_fitted(subject.written):
-        return
+        raise Inapplicable("it has no fit")
     fit = subject.setting.fit(Fitting(subject.network, tiny.images(subject.device), tiny.BATCH, SEED))
     found, _ = finished(fit)
     numbers = [epoch.epoch for epoch in found]
@@ -288,7 +288,7 @@ def epochs(subject: FittedMethod) -> Iterator[str]:
 )
 def exact(subject: FittedMethod) -> Iterator[str]:
     if not subject.written.exact:
-        return
+        raise Inapplicable("it does not say that it is exact")
     forward = tiny.forward(subject.network)
     found, gradient = subject.credits(forward), tiny.gradients(forward)
     agreement = cosine(found, gradient).min().item()
@@ -326,7 +326,7 @@ def costs(subject: FittedMethod) -> Iterator[str]:
 @CHECKS.add("a GPU agrees with the CPU", why="A cluster may have GPUs.", of="credit")
 def on_gpu(subject: FittedMethod) -> Iterator[str]:
     if not torch.cuda.is_available():
-        return
+        raise Inapplicable("there is no GPU here")
     gpu = FittedMethod(subject.written, "cuda")
     here = subject.credits(tiny.forward(subject.network))
     tensors = {name: tensor.to("cuda") for name, tensor in subject.tensors.items()}

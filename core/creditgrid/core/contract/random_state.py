@@ -38,8 +38,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def watched(changed: list[str]) -> Iterator[None]:
-    """Adds to ``changed`` the libraries whose global random state is another after the block."""
-    before = states()
-    yield
-    after = states()
+    """Adds to ``changed`` the libraries whose global random state is another after the block.
+
+    The states start at a seed that nobody else uses, so that a block which seeds them by itself changes them too.
+    """
+    with seeded(0x5EED_C0DE):
+        before = states()
+        yield
+        after = states()
     changed += [library for library, state in before.items() if after[library] != state]

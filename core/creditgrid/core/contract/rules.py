@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from creditgrid.core.contract.checks import Checks, Violation
+from creditgrid.core.contract.checks import Checks, Inapplicable, Violation
 from creditgrid.core.contract.random_state import seeded, watched
 from creditgrid.core.contract.settings import choices, small
 from creditgrid.core.contract.tensors import described, difference, same_bits
@@ -140,7 +140,7 @@ def double(subject: AppliedRule) -> Iterator[str]:
 )
 def normalised(subject: AppliedRule) -> Iterator[str]:
     if not subject.written.normalises:
-        return
+        raise Inapplicable("it does not say that it normalises")
     once = subject.gradient(subject.branches, subject.credits)
     if (apart := difference(subject.gradient(subject.branches, 3 * subject.credits), once)) > 1e-3:
         yield f"three times the credit changes the gradient by {apart:.2g} of the largest"
@@ -149,7 +149,7 @@ def normalised(subject: AppliedRule) -> Iterator[str]:
 @CHECKS.add("a GPU agrees with the CPU", why="A cluster may have GPUs.", of=OF)
 def on_gpu(subject: AppliedRule) -> Iterator[str]:
     if not torch.cuda.is_available():
-        return
+        raise Inapplicable("there is no GPU here")
     here = subject.gradient(subject.branches, subject.credits)
     there = subject.gradient(subject.branches.to("cuda"), subject.credits.to("cuda")).cpu()
     if (apart := difference(here, there)) > CLOSE * 10:

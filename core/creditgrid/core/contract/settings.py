@@ -48,15 +48,19 @@ def valid(field: FieldInfo, value: Any) -> bool:
     return True
 
 
+def sample(field: FieldInfo) -> Any:
+    """A value that a parameter may have; None if none of those tried is one."""
+    tried = (*_alternatives(field.annotation), *_TRIED)
+    return next((value for value in tried if valid(field, value)), None)
+
+
 def _small(unit: type[Unit]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in parameters_of(unit).items():
         if field.annotation is int and any(word in name for word in LONG) and valid(field, FEW):
             values[name] = FEW
-        elif field.is_required():
-            tried = (*_alternatives(field.annotation), *_TRIED)
-            if found := [value for value in tried if valid(field, value)]:
-                values[name] = found[0]
+        elif field.is_required() and (found := sample(field)) is not None:
+            values[name] = found
     return values
 
 

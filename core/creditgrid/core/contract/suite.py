@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from creditgrid.core.contract import datasets, declaration, measurements, methods, rules
+from creditgrid.core.contract import datasets, declaration, experiments, measurements, methods, networks, rules
 from creditgrid.core.contract.checks import Checks, Finding, Result, results
+from creditgrid.core.experiment import Experiment
 from creditgrid.core.units.known import group_of
 from creditgrid.core.units.unit import Unit
 
@@ -16,6 +17,7 @@ Starting: TypeAlias = Callable[[str], None]
 SUITES: Mapping[str, tuple[Callable[[Any], Any], Checks[Any]]] = {
     "methods": (methods.FittedMethod, methods.CHECKS),
     "rules": (rules.AppliedRule, rules.CHECKS),
+    "networks": (networks.BuiltNetwork, networks.CHECKS),
     "datasets": (datasets.LoadedDataset, datasets.CHECKS),
     "measurements": (measurements.AppliedMeasurement, measurements.CHECKS),
 }
@@ -35,6 +37,11 @@ def check_unit(unit: type[Unit], *, quick: bool, starting: Starting = lambda _: 
     for check in checks:
         if check.quick or not quick:
             yield Result(unit.__name__, group_of(unit), check.name, 0.0, skipped=f"because of: {broken}")
+
+
+def check_experiment(experiment: Experiment, *, quick: bool, starting: Starting = lambda _: None) -> Iterator[Result]:
+    """The results of all checks of an experiment, or of the quick ones."""
+    return results(experiments.TriedExperiment(experiment), experiments.CHECKS, quick=quick, starting=starting)
 
 
 def check_units(units: Iterable[type[Unit]], quick: bool = True) -> list[Finding]:

@@ -78,18 +78,9 @@ def gradients(forward: Forward) -> Tensor:
 def shape(network: ResidualNetwork) -> Shape:
     """The counts of the network, for costs."""
     counts = {name: p.numel() for name, p in network.named_parameters()}
-    embed = sum(count for name, count in counts.items() if name.startswith("embed"))
-    blocks = sum(count for name, count in counts.items() if name.startswith("blocks")) // network.num_blocks
-    head = sum(count for name, count in counts.items() if name.startswith("out"))
-    return Shape(
-        network.input_dim,
-        network.hidden_size,
-        network.num_blocks,
-        CLASSES,
-        2.0 * embed,
-        2.0 * blocks,
-        2.0 * head,
-        embed,
-        blocks,
-        head,
-    )
+    first = sum(counts[name] for name in network.parameter_names([0]))
+    head = sum(counts[name] for name in network.parameter_names(head=True))
+    embed = sum(counts.values()) - first * network.num_blocks - head
+    size = network.hidden_size
+    flops = 2.0 * embed, 2.0 * first, 2.0 * head
+    return Shape(network.input_dim, size, network.num_blocks, CLASSES, *flops, embed, first, head)

@@ -85,6 +85,23 @@ def with_units(experiment: Experiment, units: Units) -> Experiment:
     return replace(experiment, params=params, summarise=summarise, measure=measure)
 
 
+def usable(experiment: Experiment, found: Registry) -> Experiment:
+    """The experiment with the units that exist, if it can be used beside the others.
+
+    Raises:
+        PluginError: it cannot; the text says why.
+    """
+    if why := _unfit(experiment, found):
+        raise PluginError(why)
+    try:
+        experiment = with_units(experiment, found.units)
+    except TypeError as error:
+        raise PluginError(str(error)) from error
+    if why := _unfit_columns(experiment, found) or _unfit_charts(experiment):
+        raise PluginError(why)
+    return experiment
+
+
 def _add(found: Registry, point: EntryPoint) -> None:
     package = package_of(point)
     try:
@@ -99,14 +116,10 @@ def _add(found: Registry, point: EntryPoint) -> None:
         raise PluginError(f"package {package} registers {point.name!r} and declares {experiment.name!r}: use one name")
     if experiment.name in found.experiments:
         raise PluginError(f"package {package} registers {point.name!r}, which another package has registered")
-    if why := _unfit(experiment, found):
-        raise PluginError(f"package {package}: {why}")
     try:
-        experiment = with_units(experiment, found.units)
-    except TypeError as error:
+        experiment = usable(experiment, found)
+    except PluginError as error:
         raise PluginError(f"package {package}: {error}") from error
-    if why := _unfit_columns(experiment, found) or _unfit_charts(experiment):
-        raise PluginError(f"package {package}: {why}")
     found.experiments[experiment.name] = experiment
     found.kinds.update({kind.name: kind for kind in (*experiment.kinds, experiment.measure)})
 

@@ -21,6 +21,7 @@ from importlib.util import spec_from_loader
 from types import CodeType, ModuleType
 
 from creditgrid.core.errors import CodeError, PluginError
+from creditgrid.core.experiment import Experiment
 from creditgrid.core.units.code import Files, checked, sha256_of, text
 from creditgrid.core.units.known import group_of
 from creditgrid.core.units.source import Place, place_of, place_of_error
@@ -34,6 +35,10 @@ _FILE = re.compile(r"code-[0-9a-f]{16}/(.+)")
 
 _loaded: OrderedDict[str, tuple[_Modules, Sequence[type[Unit]]]] = OrderedDict()
 _lock = threading.RLock()
+
+
+class NoUnit(CodeError):
+    """The code defines no unit."""
 
 
 def load(files: Files, sha256: str | None = None) -> Sequence[type[Unit]]:
@@ -63,6 +68,17 @@ def load(files: Files, sha256: str | None = None) -> Sequence[type[Unit]]:
             _, (oldest, _) = _loaded.popitem(last=False)
             oldest.forget()
         return _loaded[sha256][1]
+
+
+def experiments(files: Files) -> Sequence[Experiment]:
+    """The experiments that the files define, for their check. A sweep cannot bring one: it is part of a package.
+
+    Raises:
+        CodeError: a file cannot be imported.
+    """
+    modules = _Modules(checked(files), sha256_of(files))
+    sys.meta_path.append(modules)
+    return modules.experiments()
 
 
 def shown(file: str) -> str:
@@ -162,7 +178,7 @@ class _Modules(MetaPathFinder, Loader):
             if why := unfit_unit(unit):
                 raise CodeError(f"{self._place(unit)}: {why}")
         if not named:
-            raise CodeError(
+            raise NoUnit(
                 f"{next(iter(self._texts.values()))[0]}:1: the code defines no unit: write a subclass of Method, Rule, "
                 "Network, Dataset or Measurement at the top level of a file"
             )
@@ -176,6 +192,14 @@ class _Modules(MetaPathFinder, Loader):
                     "rename one of them"
                 )
         return named
+
+    def experiments(self) -> Sequence[Experiment]:
+        """See `experiments`."""
+        for name in sorted(self._texts):
+            self._import(name)
+        values = [value for name in self._texts for value in vars(sys.modules[name]).values()]
+        found = [value for value in values if isinstance(value, Experiment)]
+        return [value for number, value in enumerate(found) if value not in found[:number]]
 
     def _import(self, name: str) -> None:
         try:

@@ -19,12 +19,16 @@ class Place(NamedTuple):
 
 def place_of(written: type | Any) -> Place | None:
     """Where a class, a function or the function below a decorator starts; None if its source is not there."""
+    if isinstance(written, type):  # a subclass inherits the function that its base was made from
+        written = written.__dict__["__wrapped__"].__func__ if "__wrapped__" in vars(written) else written
+    else:
+        written = inspect.unwrap(written)
     try:
-        file = inspect.getsourcefile(inspect.unwrap(written))
-        _, line = inspect.getsourcelines(written)
+        file = inspect.getsourcefile(written)
+        _, line = inspect.findsource(written)
     except (OSError, TypeError):
         return None
-    return None if file is None else Place(file, max(line, 1))
+    return None if file is None else Place(file, line + 1)
 
 
 def place_of_error(error: BaseException, *files: str) -> Place | None:

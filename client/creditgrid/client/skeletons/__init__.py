@@ -1,0 +1,1 @@
+"""What ``creditgrid new`` writes: real files, which pass ``creditgrid check``."""
