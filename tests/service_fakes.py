@@ -40,9 +40,11 @@ from creditgrid.core.wire import (
     TaskDocument,
     TaskView,
 )
+from creditgrid.service.codes import Codes
 from creditgrid.service.connections import Connections
 from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.people.actor import OPERATOR, Actor
+from creditgrid.service.planning.admission import Admission
 from creditgrid.service.reading.logs import TaskLog
 from creditgrid.service.reading.rows import Rows
 from creditgrid.service.results.delta_table import TableFiles
@@ -487,6 +489,8 @@ class Fakes:
         self.results = FakeResults(directory / "results")
         self.sql_tables = FakeSqlTables(self.ledger, self.results)
         self.store = ArtifactStore(directory / "artifacts")
+        self.codes = Codes(self.store, allowed=True)
+        self.admission = Admission(self.codes, self.store)
         self.retention = FakeRetention()
         self.maintenance = FakeMaintenance()
         self.plans = FakePlans()
@@ -496,7 +500,7 @@ class Fakes:
     def services(self) -> Services:
         parts: dict[str, Any] = dict(vars(self))
         parts["changes"] = parts.pop("ledger").changes
-        rows = Rows(parts["sweeps"], parts["sql_tables"], parts.pop("results"))
+        rows = Rows(parts["sweeps"], parts["sql_tables"], parts.pop("results"), parts["codes"])
         return Services(rows=rows, **parts)
 
 

@@ -116,7 +116,7 @@ async def _measure(house: House, sweep: str) -> tuple[list[Beside], list[Stream]
         await _read(sandbox, Query("SELECT 1", "arrow"))
         await anyio.sleep(5)  # its processes start one by one
         beside = [await _beside(sandbox, house, name, sql) for name, sql in QUERIES.items()]
-        rows = Rows(house.sweeps, house.sql_tables, house.results).query(sweep, "arrow")
+        rows = Rows(house.sweeps, house.sql_tables, house.results, house.services.codes).query(sweep, "arrow")
         asked = {f"SQL, {STREAMED:,} rows": Query(f"FROM results LIMIT {STREAMED}", "arrow"), "rows of a sweep": rows}
         return beside, [await _stream(sandbox, name, query) for name, query in asked.items()]
     finally:

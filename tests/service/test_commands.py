@@ -50,7 +50,7 @@ def command(*arguments: str) -> list[str]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs a command in this process, and keeps the process's logging and signals."""
-    monkeypatch.setattr(services, "create_planner", lambda settings: FakePlans())
+    monkeypatch.setattr(services, "create_planner", lambda settings, code: FakePlans())
     monkeypatch.setattr("creditgrid.service.commands.configure_logging", lambda form: None)
     before = signal.getsignal(signal.SIGTERM)
 

@@ -21,6 +21,8 @@ from creditgrid.core.spec.grid import Grid
 from creditgrid.core.task import Task, TaskKind
 from creditgrid.core.work import Cost
 
+CODE = "code"
+"""The kind of the artifact that holds brought code."""
 CHUNK = 1000
 """Cells in a chunk."""
 MAX_DATASETS = 100
@@ -174,7 +176,7 @@ def _stage(task: Task, parents: Sequence[int], absent: Sequence[str] | None, cos
 
 def _absent(grid: Grid, kinds: Mapping[str, TaskKind], task: Task) -> Sequence[str] | None:
     """The fault if nothing computes the task and its artifact does not exist."""
-    if kinds[task.kind].run is not None:
+    if kinds[task.kind].run is not None or task.kind == CODE:  # the code was loaded to name the cells
         return None
     (name,) = task.params.values()  # of the artifact; a spec gives it in the parameter named after the kind
     detail = f"there is no {task.kind} {name}: import it first (creditgrid import-{task.kind} FILE)"

@@ -31,7 +31,7 @@ class Role(StrEnum):
     """What the holder of a token may do; each role may do what the roles before it may."""
 
     READ = "read"  # read everything, plan, query
-    SUBMIT = "submit"  # submit sweeps, change one's own, import checkpoints
+    SUBMIT = "submit"  # submit sweeps, change one's own, import checkpoints, send code
     ADMIN = "admin"  # change every sweep, remove artifacts, manage tokens, read the audit log
 
     def allows(self, needed: Role) -> bool:
@@ -83,6 +83,15 @@ class Activity(Wire):
     note: str = ""
 
 
+class SweepCode(Wire):
+    """The code that a sweep brings."""
+
+    sha256: str
+    key: str
+    file: str = Field(description="Where its first unit is.")
+    units: list[str]
+
+
 class SweepView(Wire):
     """A sweep and its progress; ``counts`` are cells by state and add up to ``cells``."""
 
@@ -103,6 +112,7 @@ class SweepView(Wire):
     )
     conditions: list[Condition] = []
     active: list[Activity] = []
+    code: SweepCode | None = Field(None, description="The code that it brings; left out of lists.")
     spec: dict[str, Any] | None = Field(None, description="The spec with its extensions; left out of lists.")
 
 
@@ -308,6 +318,37 @@ class ExperimentView(Wire):
     kinds: list[str]
     charts: list[Chart] = []
     problem: str | None = None
+
+
+class CodeRequest(Request):
+    """Files of Python with units in them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    files: dict[str, str] = Field(max_length=100, description="The text of each file, by its relative path with `/`.")
+
+
+class UnitView(Wire):
+    """A unit of brought code: a method, a rule, a network, a dataset or a measurement."""
+
+    group: str = Field(description="methods, rules, networks, datasets or measurements.")
+    name: str = Field(description="What a spec writes.")
+    title: str
+    file: str
+    line: int
+    parameters: dict[str, dict[str, Any]] = Field(description="By name in specs, as JSON Schema.")
+    columns: dict[str, Column] = Field(default={}, description="What a measurement adds to rows.")
+
+
+class CodeView(Wire):
+    """Code that was sent: a spec names it by ``code: <sha256>``, and may then choose its units."""
+
+    sha256: str = Field(description="Of the paths and contents of its files.")
+    key: str = Field(description="Of the artifact that holds the files.")
+    files: dict[str, int] = Field(description="The bytes of each file.")
+    bytes: int
+    units: list[UnitView]
+    created_at: datetime
+    owner: str | None = Field(description="Who sent it first; null without tokens.")
 
 
 class CheckpointView(Wire):

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from creditgrid.core.errors import ConflictError, CreditGridError
 from creditgrid.core.files import atomic_file
 from creditgrid.core.spec.text import SpecText
+from creditgrid.core.units.code import read as read_code
 from creditgrid.core.wire import MAX_SPEC_BYTES, PlanView
 from creditgrid.service import server, services
 from creditgrid.service.api.problems import problem, problem_from_error
@@ -69,6 +70,10 @@ def serve(
         list[Path] | None,
         typer.Option(help="A folder that dataset paths must be in; may be repeated. Default: any on loopback."),
     ] = None,
+    allow_code: Annotated[
+        bool | None,
+        typer.Option("--allow-code", help="Take methods, rules, … as code with sweeps; it runs as your user."),
+    ] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs of this machine to use. Default: all.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of this machine to use. Default: all.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console. Default: auto.")] = None,
@@ -84,6 +89,7 @@ def serve(
         max_open_cells=max_open_cells,
         max_priority=max_priority,
         dataset_roots=dataset_root or None,
+        allow_code=allow_code,
         cpus=cpus,
         gpus=gpus,
         log_format=log_format,
@@ -115,12 +121,16 @@ def plan(
     spec_file: Annotated[str, typer.Argument(metavar="SPEC_FILE", help="YAML or JSON; - reads standard input.")],
     output: Annotated[PlanFormat, typer.Option("--output", "-o", help="Format of the plan.")] = PlanFormat.JSON,
     data_dir: DataDir = None,
+    code: Annotated[
+        Path | None, typer.Option(help="A file or folder with the code that the spec names by its SHA-256.")
+    ] = None,
 ) -> None:
     """Print what a sweep would run, and write nothing. For a bad spec: a problem document and exit status 2."""
     settings = _settings(data_dir=data_dir)
     try:
         text = SpecText(_read(spec_file), yaml=True)
-        view = services.create_planner(settings).plan(text, nobody_stops, lambda _: None)
+        files = None if code is None else read_code(code)
+        view = services.create_planner(settings, files).plan(text, nobody_stops, lambda _: None)
     except CreditGridError as error:
         found = problem_from_error(error)
         typer.echo(found.model_dump_json(indent=2, exclude_none=True))

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 import structlog
 
 from creditgrid.core.errors import ConflictError, Fault, NotFoundError, SpecError
-from creditgrid.core.experiments.registry import registry
 from creditgrid.core.rows import schema
 from creditgrid.core.spec.text import SpecText
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Extension, Role
+from creditgrid.service.codes import Codes
 from creditgrid.service.ledger import transitions
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.ledger.queries import cells_in, replayed, sweep_row
@@ -40,8 +40,8 @@ class Control:
     Each request has an actor; it raises ForbiddenError where the actor's role or limits do not allow it.
     """
 
-    def __init__(self, ledger: Ledger, plans: Plans, results: Results, scheduler: Scheduler) -> None:
-        self._ledger, self._plans, self._results = ledger, plans, results
+    def __init__(self, ledger: Ledger, plans: Plans, results: Results, scheduler: Scheduler, codes: Codes) -> None:
+        self._ledger, self._plans, self._results, self._codes = ledger, plans, results, codes
         self._in_flight, self._completion, self._wake = scheduler.in_flight, scheduler.completion, scheduler.wake
 
     def submit(
@@ -247,7 +247,7 @@ class Control:
         return limited
 
     def _refuse_misfit(self, header: Header) -> None:
-        experiment = registry().experiment(header.experiment)
+        experiment = self._codes.registry(header.code).experiment(header.experiment)
         if why := self._results.misfit(schema(experiment)):
             raise SpecError([Fault(f"the experiment {experiment.name!r} cannot be used: {why}", "/experiment")])
 

@@ -10,6 +10,10 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from creditgrid.core.datasets import resolve
+from creditgrid.core.experiments.code_registry import registry_of
+from creditgrid.core.experiments.registry import Registry
+from creditgrid.core.units.code import Files, sha256_of
+from creditgrid.service.codes import Codes, read_code
 from creditgrid.service.control import Control
 from creditgrid.service.ledger.changes import Changes
 from creditgrid.service.ledger.engine import parse_url
@@ -18,6 +22,7 @@ from creditgrid.service.maintenance import Maintenance
 from creditgrid.service.people.actor import UNLIMITED, Limits
 from creditgrid.service.people.audit import Audit
 from creditgrid.service.people.tokens import Tokens
+from creditgrid.service.planning.admission import Admission
 from creditgrid.service.planning.naming import Namer, Naming, NamingRequest, Resolve, name
 from creditgrid.service.planning.naming_process import NamingProcesses, start_fork_server
 from creditgrid.service.planning.planner import Planner
@@ -66,6 +71,8 @@ class Services:
     tokens: Tokens
     audit: Audit
     calibrations: Calibrations
+    codes: Codes
+    admission: Admission
 
 
 def create_services(settings: Settings) -> Services:
@@ -84,10 +91,11 @@ def create_services(settings: Settings) -> Services:
         check_ledger(results, ledger)
         curves = Curves(settings.data_dir.absolute() / "curves", ledger.identity())
         curves.repair()
-        start_fork_server()
-        names = NamingProcesses(_resolve(settings)).name
+        start_fork_server(with_torch=settings.allow_code)
+        codes = Codes(store, allowed=settings.allow_code)
+        names = NamingProcesses(_resolve(settings), partial(read_code, store.root, allowed=settings.allow_code)).name
         runner = _runner(settings, store)
-        return wire_services(ledger, results, curves, store, runner, namer=names, limits=_limits(settings))
+        return wire_services(ledger, results, curves, store, runner, namer=names, limits=_limits(settings), codes=codes)
     except BaseException:
         ledger.close()
         raise
@@ -102,23 +110,26 @@ def wire_services(
     *,
     namer: Namer | None = None,
     limits: Limits = UNLIMITED,
+    codes: Codes | None = None,
 ) -> Services:
     """The parts of a service over a ledger, results, curves, artifacts and a runner.
 
     Args:
         namer: names the cells of specs; the default does it in the calling thread.
         limits: those of people.
+        codes: the code that the service has; the default takes no more.
     """
+    codes = codes or Codes(store, allowed=False)
     tokens, audit = Tokens(ledger, limits), Audit(ledger)
     calibrations = Calibrations(usual_file())
     forecasts = Forecasts(Throughput(calibrations.of), calibrations, runner.capacity)
-    planner = Planner(ledger, store, namer or _name_here, forecasts)
+    planner = Planner(ledger, store, namer or _names_here(codes), forecasts)
     scheduler = Scheduler(ledger, results, curves, store, runner)
     plans = Plans(ledger, planner)
-    control = Control(ledger, plans, results, scheduler)
+    control = Control(ledger, plans, results, scheduler, codes)
     retention = Retention(ledger, store, plans.writing)
-    sweeps, sql_tables = Sweeps(ledger, scheduler, forecasts), SqlTables(ledger, results, curves)
-    rows, logs = Rows(sweeps, sql_tables, results), Logs(ledger, store.root)
+    sweeps, sql_tables = Sweeps(ledger, scheduler, forecasts, codes), SqlTables(ledger, results, curves)
+    rows, logs = Rows(sweeps, sql_tables, results, codes), Logs(ledger, store.root)
     return Services(
         changes=ledger.changes,
         scheduler=scheduler,
@@ -130,7 +141,7 @@ def wire_services(
         failures=Failures(ledger, logs),
         logs=logs,
         rows=rows,
-        summaries=Summaries(sweeps, rows),
+        summaries=Summaries(sweeps, rows, codes),
         sql_tables=sql_tables,
         store=store,
         retention=retention,
@@ -142,11 +153,17 @@ def wire_services(
         tokens=tokens,
         audit=audit,
         calibrations=calibrations,
+        codes=codes,
+        admission=Admission(codes, store),
     )
 
 
-def create_planner(settings: Settings) -> Planner:
-    """A planner without a service. A missing data directory is not created; it counts as empty."""
+def create_planner(settings: Settings, code: Files | None = None) -> Planner:
+    """A planner without a service. A missing data directory is not created; it counts as empty.
+
+    Args:
+        code: files that the spec may bring besides those of the data directory.
+    """
     url = _ledger_url(settings)
     exists = url.get_backend_name() != "sqlite" or (url.database is not None and Path(url.database).exists())
     resolved = _resolve(settings)
@@ -155,13 +172,29 @@ def create_planner(settings: Settings) -> Planner:
     calibrations.start()
     here = Capacity(float(settings.cpus or os.cpu_count() or 1), float(settings.gpus or 0), 1)
     forecasts = Forecasts(Throughput(calibrations.of), calibrations, lambda: here)
+    store = _store(settings)
+    codes = Codes(store, allowed=True)  # whoever plans here executes their own code
+    own = {} if code is None else {sha256_of(code): code}
+
+    def bring(sha256: str) -> Registry:
+        return registry_of(own.get(sha256) or codes.read(sha256), sha256)
+
     return Planner(
-        ledger, _store(settings), lambda request, _: name(request, resolved), forecasts, wait_s=CALIBRATION_LONGEST_S
+        ledger,
+        store,
+        lambda request, _: name(request, resolved, bring),
+        forecasts,
+        wait_s=CALIBRATION_LONGEST_S,
     )
 
 
-def _name_here(request: NamingRequest, _: Check) -> Naming:
-    return name(request, resolve)
+def _names_here(codes: Codes) -> Namer:
+    """Names cells in the calling thread."""
+
+    def names(request: NamingRequest, _: Check) -> Naming:
+        return name(request, resolve, lambda sha256: registry_of(codes.read(sha256), sha256))
+
+    return names
 
 
 def _resolve(settings: Settings) -> Resolve:

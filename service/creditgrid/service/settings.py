@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     dataset_roots: Annotated[tuple[Path, ...] | None, NoDecode] = Field(
         None, description="Folders that dataset paths must be in. Default: any on loopback, none on other addresses."
     )
+    allow_code: bool = Field(
+        False,
+        description="Take code from those who may submit; it runs as the user of this service.",
+    )
     query_timeout_s: float = Field(30.0, gt=0, le=3600, description="Time limit of a SQL query.")
     query_memory: ByteSize = Field(ByteSize(512 * 10**6), description="Memory of one SQL query, such as 512MB or 2GB.")
     query_max_rows: int = Field(1_000_000, ge=1, description="A SQL query that yields more rows is refused.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ from sweeping import wait_until
 
 from creditgrid.core import datasets
 from creditgrid.core.datasets import DatasetRef, resolve
-from creditgrid.core.errors import DatasetError, PluginError, SpecError
+from creditgrid.core.errors import DatasetError, ForbiddenError, PluginError, SpecError
+from creditgrid.core.experiments.stages import code_task
 from creditgrid.core.spec.text import SpecText
+from creditgrid.core.units.code import sha256_of, to_arrays
+from creditgrid.service.codes import read_code
 from creditgrid.service.planning import naming_process
 from creditgrid.service.planning.naming import NamingRequest, name
 from creditgrid.service.planning.naming_process import NamingProcesses, PlanningError
+from creditgrid.workers.artifacts import ArtifactStore
 
 pytestmark = pytest.mark.slow  # each test waits for the fork server once
 
@@ -160,6 +166,77 @@ def test_it_ends_when_nobody_wants_the_answer(tmp_path: Path) -> None:
     with pytest.raises(Gone):
         list(NamingProcesses(hang).name(NamingRequest(SpecText.of(DIGITS)), gone))
     wait_until(lambda: not children())
+
+
+HALF = """from creditgrid.core.units.rule import Rule
+
+
+class Half(Rule):
+    \"\"\"Half the credit.\"\"\"
+
+    name = "half"
+
+    def output_gradient(self, branch, credit):
+        return credit / 2 / credit.shape[-2]
+"""
+RULES: dict[str, Any] = {
+    "name": "n",
+    "experiment": "exploitability",
+    "fixed": {"dataset": "digits", "train_epochs": 1, "method": "dfa"},
+    "axes": {"rule": ["inner_product", "half"]},
+}
+
+
+def with_code(text: str, tmp_path: Path, **changes: Any) -> list[Any]:
+    """What is named of a sweep of rules that brings this text."""
+    files = {"half.py": text.encode()}
+    store, task = ArtifactStore(tmp_path), code_task(sha256_of(files))
+    store.save(task.key, task.payload(), to_arrays(files), {})
+    document = {**RULES, "code": task.params["sha256"], **changes}
+    names = NamingProcesses(resolve, partial(read_code, store.root, allowed=True)).name
+    return list(names(NamingRequest(SpecText.of(document)), nobody_stops))
+
+
+def test_cells_of_brought_units_have_its_content_in_their_keys_and_the_others_have_not(tmp_path: Path) -> None:
+    def keys(text: str) -> list[str]:
+        header, chunk = with_code(text, tmp_path)
+        assert header.code == sha256_of({"half.py": text.encode()})
+        assert header.code == json.loads(header.document)["code"]
+        return [cell.task.key for cell in chunk.cells]
+
+    plain = dict(RULES, axes={"rule": ["inner_product"]})
+    (inner,) = [cell.task.key for cell in named(NamingRequest(SpecText.of(plain)))[1].cells]
+    first, again, changed = keys(HALF), keys(HALF), keys(HALF.replace("/ 2 /", "/ 3 /"))
+    assert first == again
+    assert first[0] == changed[0] == inner
+    assert first[1] != changed[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HALF + "\nraise ValueError('no')\n", "half.py:12: ValueError: no"),
+        (HALF.replace('"half"', '"cosine"'), "half.py:4: the rule 'cosine' exists already: choose another name"),
+        (HALF + "\nimport os\nos.kill(os.getppid(), 9)\n", "half.py:13: PermissionError: code may not signal"),
+        (HALF + "\nimport ctypes\nctypes.string_at(0)\n", "half.py:13: the process that loads the code was ended"),
+    ],
+)
+def test_code_that_cannot_be_loaded_is_a_fault_of_the_spec(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        with_code(text, tmp_path)
+    (fault,) = caught.value.faults
+    assert fault.pointer == "/code"
+    assert fault.detail.startswith(said)
+
+
+def test_code_that_is_not_there_or_not_allowed_is_named(tmp_path: Path) -> None:
+    request = NamingRequest(SpecText.of({**RULES, "code": "0" * 64}))
+    with pytest.raises(SpecError, match=r"/code: there is no code '0000.*send the files again"):
+        list(NamingProcesses(resolve, partial(read_code, tmp_path, allowed=True)).name(request, nobody_stops))
+    with pytest.raises(ForbiddenError, match="creditgrid serve --allow-code"):
+        list(NamingProcesses(resolve, partial(read_code, tmp_path, allowed=False)).name(request, nobody_stops))
+    with pytest.raises(SpecError, match="/code: "):
+        named(NamingRequest(SpecText.of({**RULES, "code": "mine.py"})))
 
 
 def children() -> list[psutil.Process]:

@@ -18,12 +18,15 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import torch
 
-from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, TaskError
+from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, CodeError, TaskError
 from creditgrid.core.experiment import Experiment
+from creditgrid.core.experiments.code_registry import registry_of
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.fingerprint import canonical_json
 from creditgrid.core.rows import table
 from creditgrid.core.task import Arrays, Inputs, Output, Progress, Saved, Task, TaskKind
+from creditgrid.core.units.brought import place_in_code
+from creditgrid.core.units.code import from_arrays
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.curve import CallCurve
 from creditgrid.workers.provenance import device_name, host, provenance
@@ -52,7 +55,9 @@ def execute(call: Call, inputs: Inputs, store: ArtifactStore, device: torch.devi
         yield from curve.long_rest()
         yield Failed(call.id, text, trace, transient(error), host(), tuple(stored), points=curve.unsent())
     except SystemExit as error:  # the task asked to end its process
-        text = f"SystemExit: the task asked its process to end with status {error.code}"
+        place = place_in_code(error)
+        said = f"SystemExit: the task asked its process to end with status {error.code}"
+        text = said if place is None else f"{place}: {said}"
         trace = traceback.format_exc()
         yield from curve.long_rest()
         yield Failed(call.id, text, trace, True, host(), tuple(stored), crashed=True, points=curve.unsent())
@@ -72,7 +77,7 @@ def _perform(
     """What ``execute`` does when nothing fails; ``stored`` gets the bytes of each artifact that is in the store."""
     started, started_at, reported = time.perf_counter(), datetime.now(UTC), 0.0
     _configure_torch(call, device)
-    kind, experiment = _kind_of(call)
+    kind, experiment = _kind_of(call, asked, inputs)
     run = kind.run
     if run is None:
         raise TaskError(f"a {call.kind} is imported and cannot be computed here")
@@ -143,9 +148,15 @@ def _check(call: Call, item: Output, missing: set[str], *, measures: bool) -> No
 
 
 def describe(error: BaseException) -> str:
-    """One line that says what happened; running out of memory is named so on either device."""
+    """One line that says what happened; running out of memory is named so on either device.
+
+    It starts with the line of brought code that the error has passed through, if there is one.
+    """
+    if isinstance(error, CodeError):  # it names file and line itself
+        return str(error).splitlines()[0]
     name = "out of memory" if _out_of_memory(error) else type(error).__name__
-    return f"{name}: {error}".strip().splitlines()[0]
+    place = place_in_code(error)
+    return f"{'' if place is None else f'{place}: '}{name}: {error}".strip().splitlines()[0]
 
 
 def transient(error: BaseException) -> bool:
@@ -160,9 +171,10 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(allocator)
 
 
-def _kind_of(call: Call) -> tuple[TaskKind, Experiment | None]:
-    """The call's kind, and the experiment that measures with it, if there is one."""
-    found = registry()
+def _kind_of(call: Call, tasks: Sequence[Task], inputs: Inputs) -> tuple[TaskKind, Experiment | None]:
+    """The call's kind, and the experiment that measures with it, if there is one, with the units of its code."""
+    code = next((task.parents["code"] for task in tasks if "code" in task.parents), None)
+    found = registry() if code is None else registry_of(from_arrays(inputs[code]))
     if call.kind not in found.kinds:
         broken = "".join(f"; {name} cannot be used: {why}" for name, why in sorted(found.broken.items()))
         raise TaskError(f"this worker knows no task kind {call.kind!r}: is its package installed here?{broken}")

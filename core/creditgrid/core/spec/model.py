@@ -56,6 +56,11 @@ class SweepSpec(BaseModel):
 
     name: str = Field(min_length=1, max_length=200, description="The name of the sweep; need not be unique.")
     experiment: str = Field(max_length=200, description="The kind of sweep, such as linesearch.")
+    code: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of code that was sent before (`POST /v1/code`): its units may be chosen.",
+    )
     fixed: Parameters = Field(default_factory=dict, description="Parameters that are the same in every cell.")
     axes: Parameters = Field(default_factory=dict, description="Parameters that vary: a list, or a generator.")
     zip: list[Group] = Field(

@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -22,8 +23,9 @@ from types import CodeType, ModuleType
 
 from creditgrid.core.errors import CodeError, PluginError
 from creditgrid.core.experiment import Experiment
-from creditgrid.core.units.code import Files, checked, sha256_of, text
-from creditgrid.core.units.known import group_of
+from creditgrid.core.task import Inputs, Task
+from creditgrid.core.units.code import Files, checked, from_arrays, sha256_of, text
+from creditgrid.core.units.known import Units, group_of, installed
 from creditgrid.core.units.source import Place, place_of, place_of_error
 from creditgrid.core.units.unit import Unit, unfit_unit
 
@@ -79,6 +81,28 @@ def experiments(files: Files) -> Sequence[Experiment]:
     modules = _Modules(checked(files), sha256_of(files))
     sys.meta_path.append(modules)
     return modules.experiments()
+
+
+def units_of(task: Task, inputs: Inputs) -> Units:
+    """The units that a task may choose: those installed, and those of the code that it depends on.
+
+    Raises:
+        CodeError: the code cannot be used here.
+    """
+    key = task.parents.get("code")
+    if key is None:
+        return installed()
+    files = from_arrays(inputs[key])
+    sha256 = sha256_of(files)
+    try:
+        return _with_installed(sha256, tuple(load(files, sha256)))
+    except PluginError as error:
+        raise error if isinstance(error, CodeError) else CodeError(str(error)) from error
+
+
+@lru_cache(MOST_LOADED)
+def _with_installed(sha256: str, units: tuple[type[Unit], ...]) -> Units:
+    return installed().with_brought(units, sha256)
 
 
 def shown(file: str) -> str:

@@ -50,6 +50,9 @@ ROUTES: Mapping[tuple[str, str], Access] = {
     ("POST", "/v1/sweeps/{sweep}/retry"): Access(SUBMIT, "retry"),
     ("POST", "/v1/sweeps/{sweep}/extend"): Access(SUBMIT, "extend"),
     ("POST", "/v1/checkpoints"): Access(SUBMIT, "import"),
+    ("POST", "/v1/code"): Access(SUBMIT, "code"),
+    ("GET", "/v1/code/{sha256}"): Access(READ),
+    ("GET", "/v1/code/{sha256}/files/{path:path}"): Access(READ),
     ("POST", "/v1/gc"): Access(ADMIN, "gc"),
     ("GET", "/v1/tokens"): Access(ADMIN),
     ("POST", "/v1/tokens"): Access(ADMIN, "token create"),
@@ -72,6 +75,6 @@ def find_access(method: str, path: str) -> tuple[Access, str] | None:
 def describe_roles(document: dict[str, Any]) -> None:
     """Say in an OpenAPI document which role each operation needs: in its text, and as ``x-role``."""
     for (method, path), access in ROUTES.items():
-        operation = document["paths"][path][method.lower()]
+        operation = document["paths"][path.replace(":path}", "}")][method.lower()]
         operation["x-role"] = str(access.role)
         operation["description"] += f"\n\nWith tokens it needs the role `{access.role}`."

@@ -25,6 +25,7 @@ from creditgrid.service.api.routes import (
     artifacts,
     audit,
     checkpoints,
+    code,
     events,
     experiments,
     health,
@@ -45,7 +46,7 @@ DESCRIPTION = """Grids of credit-assignment experiments: submit a sweep, watch i
 Errors are `application/problem+json` (RFC 9457). Lists have pages: pass `next` of a page as `cursor`.
 
 A service with tokens needs `Authorization: Bearer …`. The holder of a token of role `read` may read, plan and query;
-`submit` may also submit sweeps, change their own, and import checkpoints; `admin` may do everything."""
+`submit` may also submit sweeps, change their own, import checkpoints, and send code; `admin` may do everything."""
 
 
 def _problem_schema() -> dict[str, Any]:
@@ -131,6 +132,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         experiments,
         artifacts,
         checkpoints,
+        code,
         tokens,
         audit,
     ):

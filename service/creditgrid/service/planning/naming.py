@@ -11,17 +11,19 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.errors import SpecError
-from creditgrid.core.experiments.registry import registry
+from creditgrid.core.errors import Fault, ForbiddenError, PluginError, SpecError
+from creditgrid.core.experiments.registry import Registry, registry
 from creditgrid.core.naming import Chunk, name_cells, resolve_datasets
 from creditgrid.core.spec.extension import extended, forms, in_extension
 from creditgrid.core.spec.grid import Grid
-from creditgrid.core.spec.model import MEASURE, parse
+from creditgrid.core.spec.model import MEASURE, SweepSpec, parse
 from creditgrid.core.spec.text import SpecText
 from creditgrid.core.spec.validation import validate
 from creditgrid.core.wire import Extension
 
 Resolve: TypeAlias = Callable[[str], DatasetRef]
+Bring: TypeAlias = Callable[[str], Registry]
+"""The experiments with the units of the code that has this SHA-256; it is imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,17 @@ class NamingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of a spec once it is validated; ``cells`` is the most cells it can have, ``document`` its JSON."""
+    """What is known of a spec once it is validated.
+
+    ``cells`` is the most cells that it can have, ``document`` its JSON, ``code`` the SHA-256 of its code.
+    """
 
     name: str
     experiment: str
     priority: int
     cells: int
     document: str
+    code: str | None = None
 
 
 Naming: TypeAlias = Generator[Header | Chunk]
@@ -58,39 +64,60 @@ Namer: TypeAlias = Callable[[NamingRequest, Callable[[], None]], Naming]
 """Names what a request asks for. The second argument raises when nobody wants the answer any more."""
 
 
-def name(request: NamingRequest, resolve: Resolve) -> Naming:
+def no_code(sha256: str) -> Any:
+    """Refuse the code of a spec.
+
+    Raises:
+        ForbiddenError: always.
+    """
+    raise ForbiddenError(f"the spec brings the code {sha256[:12]}, and no code is taken here")
+
+
+def name(request: NamingRequest, resolve: Resolve, bring: Bring = no_code) -> Naming:
     """The header and the chunks.
 
     Raises:
         SpecError: with a pointer to each fault, into the extension if there is one.
+        ForbiddenError: the spec brings code, and the service takes none.
         PluginError: the experiment's own code raises.
     """
     document = json.loads(request.text) if isinstance(request.text, str) else request.text.parse()
     found: list[Any] = forms(document, request.extensions) if request.extensions else [document]
     if request.extension is None:
-        yield from _name(request, found, resolve)
+        yield from _name(request, found, resolve, bring)
         return
     extension = Extension.model_validate(request.extension)
     found.append(extended(found[-1], extension))
     try:
-        yield from _name(request, found, resolve)
+        yield from _name(request, found, resolve, bring)
     except SpecError as error:
         raise in_extension(error, found[-2], extension) from error
 
 
-def _name(request: NamingRequest, found: Sequence[Any], resolve: Resolve) -> Naming:
-    *earlier, grid = [_grid(form) for form in found]
+def _name(request: NamingRequest, found: Sequence[Any], resolve: Resolve, bring: Bring) -> Naming:
+    specs = [parse(form) for form in found]
+    known = _known(specs[-1].code, bring)
+    *earlier, grid = [_grid(spec, known) for spec in specs]
     whole = replace(grid, earlier=tuple(earlier))
     datasets = resolve_datasets(whole, resolve)
     spec = grid.spec
-    yield Header(spec.name, spec.experiment, spec.priority, grid.size(), json.dumps(found[0]))
+    yield Header(spec.name, spec.experiment, spec.priority, grid.size(), json.dumps(found[0]), spec.code)
     first = sum(sum(1 for _ in form.cells()) for form in earlier) if request.extension is not None else 0
-    kinds = registry().kinds_of(grid.experiment)
+    kinds = known.kinds_of(grid.experiment)
     yield from name_cells(whole, kinds, datasets, only=request.only, first=first)
 
 
-def _grid(document: Any) -> Grid:
-    spec = parse(document)
-    experiment = registry().experiment(spec.experiment)
-    kinds = registry().kinds_of(experiment)
+def _known(code: str | None, bring: Bring) -> Registry:
+    """The experiments, with the units of a spec's code."""
+    if code is None:
+        return registry()
+    try:
+        return bring(code)
+    except PluginError as error:
+        raise SpecError([Fault(str(error), "/code")]) from error
+
+
+def _grid(spec: SweepSpec, known: Registry) -> Grid:
+    experiment = known.experiment(spec.experiment)
+    kinds = known.kinds_of(experiment)
     return validate(spec, experiment, (kinds.keys() - {experiment.measure.name}) | {MEASURE})

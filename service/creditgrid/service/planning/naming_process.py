@@ -7,13 +7,11 @@ MessagePack, so the service unpickles nothing.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgpack
 import structlog
@@ -21,19 +19,28 @@ import structlog
 from creditgrid.core import errors
 from creditgrid.core.datasets import Tables, known_tables, remember_tables
 from creditgrid.core.errors import CreditGridError, Fault, SpecError
+from creditgrid.core.experiments.code_registry import registry_of
+from creditgrid.core.experiments.registry import Registry
 from creditgrid.core.naming import Chunk, NamedCell, NamedTask
+from creditgrid.core.units.code import Files
 from creditgrid.core.work import Cost, Work
-from creditgrid.service.planning.naming import Header, Naming, NamingRequest, Resolve, name
+from creditgrid.service.planning.confined_process import CONTEXT, Inside, Outside, confined_process
+from creditgrid.service.planning.confinement import death
+from creditgrid.service.planning.naming import Header, Naming, NamingRequest, Resolve, name, no_code
 
 FIRST_ANSWER_S = 30.0
 """Seconds until a spec is read and validated, and its datasets are opened; a stalled file system takes longer."""
 CHUNK_S = 30.0
 """Seconds until the next chunk; one takes some milliseconds."""
+LOAD_S = 15.0
+"""Seconds that the code of a spec may take to load."""
 POLL_S = 0.1
 SECRETS = ("CREDITGRID_TOKEN", "CREDITGRID_DATABASE_URL")
 """Environment variables that the process forgets: an experiment's own code runs in it."""
 PRELOADED = "creditgrid.service.planning.preloaded"
-_CONTEXT = multiprocessing.get_context("forkserver")
+TORCH = "torch"
+ReadCode: TypeAlias = Callable[[str], Files]
+"""The files of code by its SHA-256; raises where there are none, or the service takes no code."""
 
 log = structlog.get_logger()
 
@@ -42,9 +49,13 @@ class PlanningError(CreditGridError):
     """The process that names cells has ended, or does not answer."""
 
 
-def start_fork_server() -> None:
-    """Start the fork server, which takes about a second, so that no plan waits for it."""
-    _CONTEXT.set_forkserver_preload([__name__, PRELOADED])
+def start_fork_server(*, with_torch: bool = False) -> None:
+    """Start the fork server, which takes about a second, so that no plan waits for it.
+
+    Args:
+        with_torch: import torch there, for code that imports it.
+    """
+    CONTEXT.set_forkserver_preload([__name__, PRELOADED, *([TORCH] if with_torch else [])])
     from multiprocessing.forkserver import ensure_running
 
     ensure_running()
@@ -54,11 +65,12 @@ class NamingProcesses:
     """Names each request in a process of its own.
 
     Args:
-        resolve: opens a dataset; it is pickled.
+        resolve: opens a dataset.
+        read_code: reads the code that a spec brings. Both are pickled.
     """
 
-    def __init__(self, resolve: Resolve) -> None:
-        self._resolve = resolve
+    def __init__(self, resolve: Resolve, read_code: ReadCode = no_code) -> None:
+        self._resolve, self._read_code = resolve, read_code
 
     def name(self, request: NamingRequest, check: Callable[[], None]) -> Naming:
         """As ``naming.name``, whose errors it raises.
@@ -70,43 +82,38 @@ class NamingProcesses:
             PlanningError: the process died.
             SpecError: reading the spec and its datasets, or one chunk, takes too long.
         """
-        ours, theirs = _CONTEXT.Pipe()
-        arguments = (theirs, request, self._resolve, known_tables())
-        process = _CONTEXT.Process(target=_work, args=arguments, daemon=True)
-        with ours:
-            process.start()
-            theirs.close()
-            try:
-                limit = FIRST_ANSWER_S
-                while True:
-                    tag, content = _receive(ours, limit, check)
-                    limit = CHUNK_S
-                    if tag == "header":
-                        header, tables = content
-                        remember_tables(tables)
-                        yield Header(*header)
-                    elif tag == "chunk":
-                        yield _chunk(*content)
-                    elif tag == "end":
-                        return
-                    else:
-                        raise _error(tag, content)
-            finally:
-                process.kill()
+        with confined_process(_work, request, self._resolve, self._read_code, known_tables()) as process:
+            limit = FIRST_ANSWER_S
+            while True:
+                tag, content = _receive(process, limit, check)
+                limit = CHUNK_S
+                if tag == "header":
+                    header, tables = content
+                    remember_tables(tables)
+                    yield Header(*header)
+                elif tag == "chunk":
+                    yield _chunk(*content)
+                elif tag == "end":
+                    return
+                else:
+                    raise _error(tag, content)
 
 
-def _receive(connection: Connection, limit_s: float, check: Callable[[], None]) -> tuple[str, Any]:
+def _receive(process: Outside, limit_s: float, check: Callable[[], None]) -> tuple[str, Any]:
     deadline = time.monotonic() + limit_s
     while True:
         check()
-        if connection.poll(POLL_S):
+        if process.answers.poll(POLL_S):
             break
         if time.monotonic() > deadline:
             detail = f"planning stopped: no answer within {limit_s:g} s; is the file system of a dataset slow or away?"
             raise SpecError([Fault(detail, "")])
     try:
-        message = connection.recv_bytes()
+        message = process.answers.recv_bytes()
     except EOFError:
+        trace, status = process.end()
+        if trace:  # it had confined itself to load code
+            raise SpecError([Fault(death(trace, status, LOAD_S), "/code")]) from None
         text = "the process that plans has died; it may have run out of memory: try a smaller grid"
         raise PlanningError(text) from None
     tag, content = msgpack.unpackb(message, use_list=False, strict_map_key=False)
@@ -144,8 +151,10 @@ def _error(tag: str, content: Any) -> CreditGridError:
 # -- in the process --------------------------------------------------------------------------------------------------
 
 
-def _work(connection: Connection, request: NamingRequest, resolve: Resolve, known: Sequence[Tables]) -> None:
-    """Send the header, the chunks and an end, or an error instead.
+def _work(
+    inside: Inside, request: NamingRequest, resolve: Resolve, read_code: ReadCode, known: Sequence[Tables]
+) -> None:
+    """Send the header, the chunks and an end, or an error instead. The code of a spec is loaded within limits.
 
     Args:
         known: tables that need not be read again; those that were read go with the header.
@@ -155,12 +164,17 @@ def _work(connection: Connection, request: NamingRequest, resolve: Resolve, know
         os.environ.pop(secret, None)
 
     def send(tag: str, content: Any) -> None:
-        connection.send_bytes(msgpack.packb([tag, content]))
+        inside.answers.send_bytes(msgpack.packb([tag, content]))
+
+    def bring(sha256: str) -> Registry:
+        files = read_code(sha256)
+        with inside.confined(LOAD_S):
+            return registry_of(files, sha256)
 
     try:
-        for item in name(request, resolve):
+        for item in name(request, resolve, bring):
             if isinstance(item, Header):
-                header = [item.name, item.experiment, item.priority, item.cells, item.document]
+                header = [item.name, item.experiment, item.priority, item.cells, item.document, item.code]
                 send("header", [header, [tables for tables in known_tables() if tables not in known]])
             else:
                 send("chunk", _packed(item))

@@ -9,12 +9,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from creditgrid.core.experiments.registry import registry
+from creditgrid.core.errors import CreditGridError
 from creditgrid.core.rows import schema as experiment_schema
+from creditgrid.service.codes import Codes
 from creditgrid.service.reading.formats import BATCH_ROWS
 from creditgrid.service.reading.sql import Query
 from creditgrid.service.reading.sql_tables import SqlTables
-from creditgrid.service.reading.sweeps import Sweeps
+from creditgrid.service.reading.sweeps import Sweeps, code_of
 from creditgrid.service.results.table import Results
 
 MEMORY = "512MB"
@@ -33,8 +34,8 @@ INNER = ("layer", "epoch")
 class Rows:
     """Reads from any thread."""
 
-    def __init__(self, sweeps: Sweeps, sql_tables: SqlTables, results: Results) -> None:
-        self._sweeps, self._tables, self._results = sweeps, sql_tables, results
+    def __init__(self, sweeps: Sweeps, sql_tables: SqlTables, results: Results, codes: Codes) -> None:
+        self._sweeps, self._tables, self._results, self._codes = sweeps, sql_tables, results, codes
 
     def of(self, sweep: str, only: Collection[str] | None = None) -> pa.RecordBatchReader:
         """The rows of the sweep's cells, whichever sweep computed them.
@@ -82,8 +83,12 @@ class Rows:
 
     def _columns(self, sweep: str, stored: pa.Schema, only: Collection[str] | None) -> tuple[str, pa.Schema]:
         """The sweep's experiment, and the columns of its rows."""
-        experiment = self._sweeps.get(sweep).experiment
-        installed = registry().experiments.get(experiment)
+        view = self._sweeps.get(sweep)
+        experiment = view.experiment
+        try:
+            installed = self._codes.registry(code_of(view)).experiments.get(experiment)
+        except CreditGridError:  # the code is gone, or does not fit to what is installed now: the rows are still there
+            installed = None
         schema = stored if installed is None else experiment_schema(installed)
         return experiment, pa.schema([field for field in schema if only is None or field.name in only])
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from creditgrid.core.errors import PluginError
-from creditgrid.core.experiments.registry import registry
 from creditgrid.core.states import State
 from creditgrid.core.wire import SummaryView
+from creditgrid.service.codes import Codes
 from creditgrid.service.reading.rows import Rows
-from creditgrid.service.reading.sweeps import Sweeps
+from creditgrid.service.reading.sweeps import Sweeps, code_of
 
 
 class Summaries:
     """Reads from any thread."""
 
-    def __init__(self, sweeps: Sweeps, rows: Rows) -> None:
-        self._sweeps, self._rows = sweeps, rows
+    def __init__(self, sweeps: Sweeps, rows: Rows, codes: Codes) -> None:
+        self._sweeps, self._rows, self._codes = sweeps, rows, codes
 
     def of(self, sweep: str) -> SummaryView:
         """The summary of the rows that the sweep has so far.
 
         Raises:
             NotFoundError: for an unknown sweep.
-            PluginError: the experiment is not installed, or its ``summarise`` raises.
+            PluginError: the experiment is not installed, its ``summarise`` raises, or the sweep's code is gone.
         """
         view = self._sweeps.get(sweep)
-        experiment = registry().experiment(view.experiment)
+        experiment = self._codes.registry(code_of(view)).experiment(view.experiment)
         columns = [*experiment.params.model_fields, *experiment.columns, "cell", "diverged"]
         rows = [row for batch in self._rows.of(sweep, columns) for row in batch.to_pylist()]
         try:

@@ -10,11 +10,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from creditgrid.core.errors import NotFoundError
+from creditgrid.core.errors import ArtifactError, NotFoundError
 from creditgrid.core.spec.extension import forms
 from creditgrid.core.states import OPEN, State
-from creditgrid.core.wire import Activity, Condition, EventView, SweepView
+from creditgrid.core.wire import Activity, Condition, EventView, SweepCode, SweepView
 from creditgrid.service.call_settings import parsed_resources
+from creditgrid.service.codes import Codes
 from creditgrid.service.ledger import tables
 from creditgrid.service.ledger.counts import backlogs, count_all, count_open, open_needs
 from creditgrid.service.ledger.ledger import Ledger
@@ -42,8 +43,8 @@ class _Now:
 class Sweeps:
     """Reads from any thread."""
 
-    def __init__(self, ledger: Ledger, scheduler: Scheduler, forecasts: Forecasts) -> None:
-        self._ledger, self._scheduler, self._forecasts = ledger, scheduler, forecasts
+    def __init__(self, ledger: Ledger, scheduler: Scheduler, forecasts: Forecasts, codes: Codes) -> None:
+        self._ledger, self._scheduler, self._forecasts, self._codes = ledger, scheduler, forecasts, codes
 
     def page(
         self, state: State | None, after: int | None, limit: int, owner: str | None = None
@@ -73,7 +74,15 @@ class Sweeps:
             now = self._now(connection, [sweep])
         view = self._view(row, now)
         spec = forms(json.loads(row.spec), json.loads(row.extensions or "[]"))[-1]
-        return view.model_copy(update={"spec": spec})
+        return view.model_copy(update={"spec": spec, "code": self._code(spec.get("code"))})
+
+    def _code(self, sha256: str | None) -> SweepCode | None:
+        if sha256 is None:
+            return None
+        try:
+            return self._codes.of_sweep(sha256)
+        except (NotFoundError, ArtifactError):  # its artifact is gone; the sweep itself is still there
+            return SweepCode(sha256=sha256, key="", file="", units=[])
 
     def is_settled(self, sweep: str) -> bool:
         """Whether nothing of the sweep changes until it is retried or extended: it has ended, and so have its tasks.
@@ -131,6 +140,11 @@ class Sweeps:
         running = [now.running[call] for call in needed if call in now.running]
         alike = [alike_of(found) for found in now.backlogs.get(row.id, ())]
         return self._forecasts.left(alike, running, parsed_resources(row.resources))
+
+
+def code_of(view: SweepView) -> str | None:
+    """The SHA-256 of the code that the sweep brings."""
+    return None if view.code is None else view.code.sha256
 
 
 def is_settled(view: SweepView) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from creditgrid.core.errors import NotFoundError
 from creditgrid.core.experiments.registry import Registry, registry
 from creditgrid.core.wire import ExperimentView, Page
 from creditgrid.service.api.auth import PROTECTED
+from creditgrid.service.api.dependencies import ServicesDep
 
 router = APIRouter(prefix=PROTECTED, tags=["experiments"])
 
@@ -20,9 +23,15 @@ def experiments() -> Page[ExperimentView]:
 
 
 @router.get("/experiments/{name}")
-def experiment(name: str) -> ExperimentView:
+def experiment(
+    services: ServicesDep,
+    name: str,
+    code: Annotated[
+        str | None, Query(max_length=64, description="SHA-256 of code: with its units and their parameters.")
+    ] = None,
+) -> ExperimentView:
     """One experiment."""
-    known = registry()
+    known = registry() if code is None else services.codes.registry(code)
     if name not in known.experiments and name not in known.broken:
         names = ", ".join(sorted(known.experiments))
         raise NotFoundError(f"there is no experiment {name!r}; the experiments are {names}")
