@@ -48,7 +48,7 @@ class Params(BaseModel):
     @classmethod
     def of_valid(cls, values: dict[str, Any]) -> Self:
         """The parameters with these values, one for each field, each already validated alone."""
-        params = cls.__new__(cls)
+        params = object.__new__(cls)
         # As BaseModel.model_construct does, without its search for defaults and aliases.
         object.__setattr__(params, "__dict__", values)
         object.__setattr__(params, "__pydantic_fields_set__", _all_fields(cls))

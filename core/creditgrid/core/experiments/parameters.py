@@ -55,7 +55,8 @@ class TrainParams(ChoosingParams):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay in training.")
 
     def conflicts(self, dataset: DatasetRef | None) -> Iterable[tuple[str, str]]:
-        yield from self.network_setting.conflicts(None if dataset is None else dataset.image_shape)
+        if self.network != DEFAULT:  # which takes any images
+            yield from self.network_setting.conflicts(None if dataset is None else dataset.image_shape)
         if self.random_targets and self.train_rule != "dfa":
             yield "random_targets", f"random_targets is a flag of train_rule dfa, and train_rule is {self.train_rule}"
 
@@ -64,14 +65,15 @@ class TrainParams(ChoosingParams):
         parents' keys hold its content), and what says of the network that it is the default one."""
         values = self.own_values()
         del values["dataset"]
-        name = values["network"]
-        own = self.choices["network"].defaults[name]
-        for parameter, default in own:
-            if values[parameter] == default:
+        name, network = values["network"], self.choices["network"]
+        own, defaults = network.own[name], network.default_values[name]
+        if network.values[name](values) == defaults:  # as in most cells
+            for parameter in own:
                 del values[parameter]
-        if name == DEFAULT and not any(parameter in values for parameter, _ in own):
-            del values["network"]
-        return values
+            if name == DEFAULT:
+                del values["network"]
+            return values
+        return {n: value for n, value in values.items() if n not in own or value != defaults[own.index(n)]}
 
     @property
     def network_setting(self) -> Network:

@@ -47,6 +47,8 @@ class Chosen:
     """The parameters of the other units that it does not have."""
     defaults: Mapping[str, tuple[tuple[str, Any], ...]] = field(init=False)
     """Its parameters with their defaults, or with ``REQUIRED``."""
+    default_values: Mapping[str, tuple[Any, ...]] = field(init=False)
+    """The defaults alone."""
     all: frozenset[str] = field(init=False)
     """The names of the parameters of all units."""
 
@@ -58,6 +60,9 @@ class Chosen:
             "values": {name: _picker(names) for name, names in own.items()},
             "foreign": {name: tuple(sorted(everything.difference(names))) for name, names in own.items()},
             "defaults": {name: _defaults_of(unit) for name, unit in self.units.items()},
+            "default_values": {
+                name: tuple(default for _, default in _defaults_of(unit)) for name, unit in self.units.items()
+            },
             "all": everything,
         }
         for name, value in found.items():
