@@ -51,6 +51,7 @@ class DatasetRef:
     num_classes: int | None
     image_shape: tuple[int, int, int] | None  # (C, H, W); None if the first image does not say
     source: Mapping[str, str] = field(compare=False)  # not part of equality or hash either
+    code: str | None = None  # SHA-256 of the code that gives its arrays, if a sweep brings it
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)  # of the whole content; stages are looked up by dataset for each cell

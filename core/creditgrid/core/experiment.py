@@ -8,14 +8,15 @@ machines without torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.errors import did_you_mean
 from creditgrid.core.task import Task, TaskKind
 
 
@@ -28,6 +29,10 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    measurements: ClassVar[Mapping[str, int]] = {}
+    """The measurements that the sweep asks for, with their versions: part of the identity of its cells."""
+    added_columns: ClassVar[Mapping[str, Column]] = {}
+    """The columns that these measurements add to the rows."""
     owned: ClassVar[frozenset[str]] = frozenset()
     """The parameters that belong to units (``core.units``) which a cell may choose, such as its method."""
 
@@ -101,6 +106,15 @@ class Summary:
 
 
 Row: TypeAlias = Mapping[str, Any]
+Measurable: TypeAlias = Literal["checkpoint", "step"]
+
+
+class KnownMeasurement(NamedTuple):
+    """A measurement (``core.units.measurement``) as a plan knows it."""
+
+    version: int
+    columns: Mapping[str, Column]
+    after_step: bool
 
 
 @pydantic_dataclass(frozen=True, slots=True)
@@ -145,6 +159,9 @@ class Experiment:
     own task kinds, beside the shared ones. ``charts`` declare what its rows look like. ``summarise`` takes the rows; if
     it has a parameter ``params``, it also gets the parameter model that the spec was checked against, which has the
     parameters of all units that a cell may choose.
+
+    ``measurable`` says what measurements of a sweep see: a checkpoint, or also the update of a step; None: it takes
+    none. ``datasets`` and ``measurements`` are those of the units that exist, by name; the registry sets them.
     """
 
     name: str
@@ -156,3 +173,37 @@ class Experiment:
     summarise: Callable[..., Summary]
     kinds: Sequence[TaskKind] = ()
     charts: Sequence[Chart] = ()
+    measurable: Measurable | None = None
+    datasets: Mapping[str, DatasetRef] = field(default_factory=dict)
+    measurements: Mapping[str, KnownMeasurement] = field(default_factory=dict)
+
+    def measuring(self, names: Iterable[str]) -> Experiment:
+        """The experiment with the columns of measurements.
+
+        Raises:
+            ValueError: one cannot be measured here; the text says why.
+        """
+        names = list(dict.fromkeys(names))
+        if not names:
+            return self
+        if self.measurable is None:
+            raise ValueError(f"the experiment {self.name} takes no measurements")
+        added: dict[str, Column] = {}
+        for name in names:
+            known = self.measurements.get(name)
+            if known is None:
+                hint = did_you_mean(name, self.measurements) or "; there are " + (
+                    ", ".join(self.measurements) or "none"
+                )
+                raise ValueError(f"there is no measurement {name!r}{hint}")
+            if known.after_step and self.measurable == "checkpoint":
+                raise ValueError(f"{name} measures the update of a local step, and {self.name} takes none")
+            if taken := sorted(known.columns.keys() & (self.columns.keys() | self.params.model_fields.keys())):
+                raise ValueError(f"{name} adds {', '.join(taken)}, which {self.name} has already: rename the column")
+            added |= known.columns
+        versions = {name: self.measurements[name].version for name in sorted(names)}
+        params = type(self.params.__name__, (self.params,), {"measurements": versions, "added_columns": added})
+        summarise = self.summarise
+        if isinstance(summarise, partial):
+            summarise = partial(summarise.func, **{**summarise.keywords, "params": params})
+        return replace(self, params=params, columns={**self.columns, **added}, summarise=summarise)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from creditgrid.core.costing import Costing
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError
+from creditgrid.core.errors import DatasetError, Fault, PluginError, SpecError, did_you_mean
 from creditgrid.core.experiment import Params
 from creditgrid.core.packed_tasks import params_text, shared_text
 from creditgrid.core.spec.grid import Grid
@@ -147,11 +147,13 @@ def resolve_datasets(grid: Grid, resolve: Callable[[str], DatasetRef]) -> dict[s
         detail = f"{len(distinct):,} datasets are more than the {MAX_DATASETS} that a sweep may name: split it"
         raise SpecError([Fault(detail, grid.pointer_to("dataset", distinct[MAX_DATASETS]))])
     found, faults = {}, []
+    own = grid.experiment.datasets
     for name in distinct:
         try:
-            found[name] = resolve(name)
+            found[name] = own[name] if name in own else resolve(name)
         except DatasetError as error:
-            faults.append(Fault(str(error), grid.pointer_to("dataset", name)))
+            hint = did_you_mean(name, own, "; or did you mean {!r}?")
+            faults.append(Fault(f"{error}{hint}", grid.pointer_to("dataset", name)))
     if faults:
         raise SpecError(faults)
     return found

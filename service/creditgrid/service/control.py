@@ -247,7 +247,7 @@ class Control:
         return limited
 
     def _refuse_misfit(self, header: Header) -> None:
-        experiment = self._codes.registry(header.code).experiment(header.experiment)
+        experiment = self._codes.registry(header.code).experiment(header.experiment).measuring(header.measurements)
         if why := self._results.misfit(schema(experiment)):
             raise SpecError([Fault(f"the experiment {experiment.name!r} cannot be used: {why}", "/experiment")])
 

@@ -6,6 +6,7 @@ The science sees tasks, arrays and a device alone. Caching, provenance and failu
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 import time
@@ -179,7 +180,18 @@ def _kind_of(call: Call, tasks: Sequence[Task], inputs: Inputs) -> tuple[TaskKin
         broken = "".join(f"; {name} cannot be used: {why}" for name, why in sorted(found.broken.items()))
         raise TaskError(f"this worker knows no task kind {call.kind!r}: is its package installed here?{broken}")
     measured_by = {experiment.measure.name: experiment for experiment in found.experiments.values()}
-    return found.kinds[call.kind], measured_by.get(call.kind)
+    experiment = measured_by.get(call.kind)
+    if experiment is not None:
+        try:
+            experiment = experiment.measuring(dict.fromkeys(itertools.chain(*map(_measurements, tasks))))
+        except ValueError as error:
+            raise TaskError(f"this worker cannot measure what the sweep asks for: {error}") from error
+    return found.kinds[call.kind], experiment
+
+
+def _measurements(task: Task) -> Mapping[str, int]:
+    found: Mapping[str, int] = task.params.get("measurements", {})
+    return found
 
 
 def _configure_torch(call: Call, device: torch.device) -> None:
@@ -224,6 +236,7 @@ def _task_columns(tasks: Sequence[Task]) -> dict[str, list[Any]]:
     }
     names = set[str]().union(*(task.params for task in tasks))
     both = {name for task in tasks for name in task.source}
+    names = {name for name in names if name != "measurements" and not name.endswith("_version")}  # identity alone
     for name in names - both:
         found[name] = [task.params.get(name) for task in tasks]
     for name in both:

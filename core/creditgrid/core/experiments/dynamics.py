@@ -74,7 +74,7 @@ def cell(params: DynamicsParams, dataset: DatasetRef) -> tuple[Task, Sequence[Ta
     One call trains all of them, and other experiments share them.
     """
     parents = {f"epoch_{epoch}": params.trained(dataset, epoch) for epoch in params.logged()}
-    parents |= {"data": data_task(dataset), **params.training_feedback(dataset)}
+    parents |= {"data": data_task(dataset), **params.training_feedback(dataset), **params.measure_code()}
     task = MEASURE.task(params.identity(), parents, source={"dataset": dataset.name})
     return task, params.ancestors(dataset, parents)
 

@@ -65,6 +65,8 @@ class TrainParams(ChoosingParams):
         parents' keys hold its content), and what says of the network that it is the default one."""
         values = self.own_values()
         del values["dataset"]
+        if self.measurements:
+            values["measurements"] = dict(self.measurements)
         name, network = values["network"], self.choices["network"]
         own, defaults = network.own[name], network.default_values[name]
         if network.values[name](values) == defaults:  # as in most cells
@@ -95,6 +97,15 @@ class TrainParams(ChoosingParams):
         assert self.known.code is not None
         return {"code": code_task(self.known.code)}
 
+    def measure_code(self) -> dict[str, Task]:
+        """The code of brought units, under its role, if a unit of the cell or a measurement is among them."""
+        if not self.known.brought:
+            return {}
+        if any(self.known.measurement(name) in self.known.brought for name in self.measurements):
+            assert self.known.code is not None
+            return {"code": code_task(self.known.code)}
+        return self.code_for(*self.choices)
+
     def training_feedback(self, dataset: DatasetRef) -> dict[str, Task]:
         """The feedback matrices of a training run by dfa, under their role; nothing for bp."""
         return self.feedback(dataset, self.seed) if self.train_rule == "dfa" else {}
@@ -107,6 +118,8 @@ class TrainParams(ChoosingParams):
     def ancestors(self, dataset: DatasetRef, parents: Mapping[str, Task]) -> tuple[Task, ...]:
         """All tasks that a cell with these parents depends on, parents before children."""
         code = {**self.code_for("network"), **parents}.get("code")
+        if dataset.code is not None:
+            code = code_task(dataset.code)
         before = () if code is None else (code,)
         return (*before, data_task(dataset), *self.training_feedback(dataset).values(), *parents.values())
 
@@ -208,7 +221,7 @@ class CreditParams(TrainParams):
         """
         # A million cells have the same few hundred parents.
         credit = _credit(type(self))(self.__dict__)
-        code = self.code_for(*self.choices).get("code")
+        code = self.measure_code().get("code")
         below = _below(type(self), credit, dataset, data, tuple(batches.items()), code)
         task = kind.task(self.identity(), below.parents, group=below.group, source={"dataset": dataset.name})
         return task, below.ancestors
@@ -255,6 +268,8 @@ def _below(  # noqa: PLR0917 (positional arguments are hashed faster)
     if code is not None:  # cells that use brought code are in calls of their own: where it fails, no other cell does
         parents["code"] = code
         group = (*group, code.key)
+    if kind.measurements:
+        group = (*group, *kind.measurements)
     return _Below(parents, group, params.ancestors(dataset, parents))
 
 

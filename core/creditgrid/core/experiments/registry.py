@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 
+from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import Fault, PluginError, SpecError, did_you_mean
-from creditgrid.core.experiment import Experiment, Params
+from creditgrid.core.experiment import Experiment, KnownMeasurement, Params
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.rows import RESERVED, columns
 from creditgrid.core.task import TaskKind
 from creditgrid.core.units.choice import ChoosingParams, composed
+from creditgrid.core.units.dataset import reference
 from creditgrid.core.units.known import OWN, Units, installed, package_of
 
 ENTRY_POINTS = "creditgrid.experiments"
@@ -82,7 +85,28 @@ def with_units(experiment: Experiment, units: Units) -> Experiment:
     measure = experiment.measure
     if measure.cost_by is not None and issubclass(params, ChoosingParams):
         measure = replace(measure, cost_by=(*measure.cost_by, *(name for name in params.choices if name != "network")))
-    return replace(experiment, params=params, summarise=summarise, measure=measure)
+    return replace(
+        experiment,
+        params=params,
+        summarise=summarise,
+        measure=measure,
+        datasets=_datasets(units) if "dataset" in params.model_fields else {},
+        measurements=_measurements(units) if experiment.measurable is not None else {},
+    )
+
+
+def _datasets(units: Units) -> Mapping[str, DatasetRef]:
+    found = ((unit.name, unit in units.brought, units.dataset(unit.name)) for unit in units.of("datasets").values())
+    return {name: reference(unit, units.code if brought else None) for name, brought, unit in found}
+
+
+def _measurements(units: Units) -> Mapping[str, KnownMeasurement]:
+    """By name. The content of brought code is in the keys, so its version is always 1."""
+    found = [units.measurement(name) for name in units.of("measurements")]
+    return {
+        unit.name: KnownMeasurement(1 if unit in units.brought else unit.version, unit.columns, unit.after_step)
+        for unit in found
+    }
 
 
 def usable(experiment: Experiment, found: Registry) -> Experiment:

@@ -27,10 +27,15 @@ METRICS = ("train_loss", "test_accuracy", "test_loss", "fit_loss", "step_size", 
 
 def run_data(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Decode each dataset from its task's ``source``."""
-    from creditgrid.core.science.loading import load
+    from creditgrid.core.science.from_artifacts import units_of
+    from creditgrid.core.science.loading import UNIT, load, load_unit
 
     for task in tasks:
-        yield Output(task.key, arrays=load(task.source))
+        if task.source["package"] == UNIT:
+            arrays = load_unit(units_of(task, inputs).dataset(task.source["name"]))
+        else:
+            arrays = load(task.source)
+        yield Output(task.key, arrays=arrays)
 
 
 def run_probe(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:

@@ -62,7 +62,8 @@ STAGES = (DATA, PROBE, FEEDBACK, TRAIN, FIT, CHECKPOINT, CODE)
 @lru_cache(_NAMES)
 def data_task(dataset: DatasetRef) -> Task:
     """The decoded dataset."""
-    return DATA.task({"fingerprint": dataset.fingerprint}, source=dict(dataset.source))
+    code = {} if dataset.code is None else {"code": code_task(dataset.code)}
+    return DATA.task({"fingerprint": dataset.fingerprint}, code, source=dict(dataset.source))
 
 
 @lru_cache(_NAMES)

@@ -10,13 +10,19 @@ from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.estimators import TIME_DIMS, EstimatorNet
 from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.task import Arrays, Inputs, Task
+from creditgrid.core.units.brought import load
+from creditgrid.core.units.code import from_arrays, sha256_of
 from creditgrid.core.units.known import Units, installed
 from creditgrid.core.units.network import Network, network_of
 
 
-def units_of(task: Task, inputs: Inputs) -> Units:  # noqa: ARG001
-    """The units that a task chooses from."""
-    return installed()
+def units_of(task: Task, inputs: Inputs) -> Units:
+    """The units that a task chooses from: those of this installation, and those of its code."""
+    if "code" not in task.parents:
+        return installed()
+    files = from_arrays(inputs[task.parents["code"]])
+    sha256 = sha256_of(files)
+    return installed().with_brought(load(files, sha256), sha256)
 
 
 def checkpoint_network(

@@ -17,6 +17,8 @@ from creditgrid.core.units.dataset import Dataset
 Array: TypeAlias = np.ndarray[Any, Any]
 Images: TypeAlias = tuple[Array, Array]  # uint8 (N, C, H, W), int64 (N,)
 
+UNIT = "unit"
+"""The package of a dataset that is a unit, see `load_unit`."""
 # Protocols, section 2 (Data); every other set is normalised by its own statistics.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)

@@ -85,6 +85,9 @@ class SweepSpec(BaseModel):
     )
     max_failed: int | None = Field(None, ge=0, description="Stop the sweep when more cells than this have failed.")
     fail_fast: bool = Field(False, description="Stop the sweep at the first failure.")
+    measurements: list[str] = Field(
+        default_factory=list, max_length=20, description="Measurements whose columns are added to the rows."
+    )
     priority: int = Field(0, ge=-1000, le=1000, description="A sweep with a higher priority runs first.")
 
     def axis_place(self, name: str, index: int) -> tuple[str | int, ...]:

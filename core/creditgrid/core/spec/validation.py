@@ -33,6 +33,7 @@ def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> G
         SpecError: with a pointer to each fault.
     """
     faults = Faults()
+    experiment = _measuring(spec, experiment, faults)
     fields = _Fields(experiment, faults)
     fixed = fields.values(spec.fixed, "fixed")
     for name in sorted(spec.axes.keys() & spec.fixed.keys()):
@@ -60,6 +61,19 @@ def validate(spec: SweepSpec, experiment: Experiment, kinds: Iterable[str]) -> G
     _refuse_unused(experiment, fixed, axes, include, faults)
     faults.refuse()
     return Grid(spec, experiment, fixed, {name: axes[name] for name in spec.axes}, factors, exclude, include)
+
+
+def _measuring(spec: SweepSpec, experiment: Experiment, faults: Faults) -> Experiment:
+    """The experiment with the measurements that the spec asks for; each that cannot be measured is a fault."""
+    measured: list[str] = []
+    for index, name in enumerate(spec.measurements):
+        try:
+            experiment.measuring([*measured, name])
+        except ValueError as error:
+            faults.add(("measurements", index), str(error))
+        else:
+            measured.append(name)
+    return experiment.measuring(measured)
 
 
 class _Fields:

@@ -13,8 +13,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from creditgrid.core.errors import PluginError, TaskError
-from creditgrid.core.units.dataset import Dataset
-from creditgrid.core.units.measurement import Measurement
+from creditgrid.core.units.dataset import Dataset, unfit_dataset
+from creditgrid.core.units.measurement import Measurement, unfit_measurement
 from creditgrid.core.units.method import Method, is_fitted
 from creditgrid.core.units.network import Network
 from creditgrid.core.units.rule import Rule
@@ -111,6 +111,10 @@ def unfit(unit: type[Unit], groups: Mapping[str, Mapping[str, type[Unit]]]) -> s
         return why
     if issubclass(unit, Method) and is_fitted(unit) and unit.uses_feedback:
         return f"{unit.name} has a fit and uses feedback matrices: one of them"
+    if issubclass(unit, Dataset) and (why := unfit_dataset(unit)):
+        return why
+    if issubclass(unit, Measurement) and (why := unfit_measurement(unit, groups["measurements"].values())):
+        return why
     own = parameters_of(unit)
     for group, known in groups.items():
         for other in known.values():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from creditgrid.core.experiment import Column
-from creditgrid.core.units.unit import Unit
+from creditgrid.core.rows import RESERVED
+from creditgrid.core.units.unit import NAME, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,3 +43,21 @@ class Measurement(Unit):
     def measure(self, measured: Measured) -> Mapping[str, float | int | str | bool | None]:
         """The value of each column; null where there is none."""
         raise NotImplementedError
+
+
+def unfit_measurement(unit: type[Measurement], others: Iterable[type[Unit]]) -> str | None:
+    """Why the columns of a measurement cannot be used beside those of others; None if they can."""
+    columns = getattr(unit, "columns", None)
+    if not isinstance(columns, Mapping) or not columns:
+        return f"the measurement {unit.name} declares no columns"
+    for name, column in columns.items():
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            return f"the column {name!r} of {unit.name} is not lower_case_with_underscores"
+        if name in RESERVED:
+            return f"the column {name!r} of {unit.name} is one of every row: rename it"
+        if not isinstance(column, Column) or not column.description:
+            return f"the column {name!r} of {unit.name} needs a description, with its unit"
+        for other in others:
+            if issubclass(other, Measurement) and name in other.columns:
+                return f"the column {name!r} of {unit.name} is one of {other.name} as well: rename it"
+    return None

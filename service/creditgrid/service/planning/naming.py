@@ -47,7 +47,8 @@ class NamingRequest:
 class Header:
     """What is known of a spec once it is validated.
 
-    ``cells`` is the most cells that it can have, ``document`` its JSON, ``code`` the SHA-256 of its code.
+    ``cells`` is the most cells that it can have, ``document`` its JSON, ``code`` the SHA-256 of its code,
+    ``measurements`` what it measures besides.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Header:
     cells: int
     document: str
     code: str | None = None
+    measurements: Sequence[str] = ()
 
 
 Naming: TypeAlias = Generator[Header | Chunk]
@@ -101,7 +103,9 @@ def _name(request: NamingRequest, found: Sequence[Any], resolve: Resolve, bring:
     whole = replace(grid, earlier=tuple(earlier))
     datasets = resolve_datasets(whole, resolve)
     spec = grid.spec
-    yield Header(spec.name, spec.experiment, spec.priority, grid.size(), json.dumps(found[0]), spec.code)
+    yield Header(
+        spec.name, spec.experiment, spec.priority, grid.size(), json.dumps(found[0]), spec.code, spec.measurements
+    )
     first = sum(sum(1 for _ in form.cells()) for form in earlier) if request.extension is not None else 0
     kinds = known.kinds_of(grid.experiment)
     yield from name_cells(whole, kinds, datasets, only=request.only, first=first)

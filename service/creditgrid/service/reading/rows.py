@@ -15,7 +15,7 @@ from creditgrid.service.codes import Codes
 from creditgrid.service.reading.formats import BATCH_ROWS
 from creditgrid.service.reading.sql import Query
 from creditgrid.service.reading.sql_tables import SqlTables
-from creditgrid.service.reading.sweeps import Sweeps, code_of
+from creditgrid.service.reading.sweeps import Sweeps, measuring
 from creditgrid.service.results.table import Results
 
 MEMORY = "512MB"
@@ -86,8 +86,8 @@ class Rows:
         view = self._sweeps.get(sweep)
         experiment = view.experiment
         try:
-            installed = self._codes.registry(code_of(view)).experiments.get(experiment)
-        except CreditGridError:  # the code is gone, or does not fit to what is installed now: the rows are still there
+            installed = measuring(self._codes, view)
+        except (CreditGridError, ValueError):  # it is gone, or does not fit to what is installed: the rows are there
             installed = None
         schema = stored if installed is None else experiment_schema(installed)
         return experiment, pa.schema([field for field in schema if only is None or field.name in only])

@@ -7,7 +7,7 @@ from creditgrid.core.states import State
 from creditgrid.core.wire import SummaryView
 from creditgrid.service.codes import Codes
 from creditgrid.service.reading.rows import Rows
-from creditgrid.service.reading.sweeps import Sweeps, code_of
+from creditgrid.service.reading.sweeps import Sweeps, measuring
 
 
 class Summaries:
@@ -21,10 +21,14 @@ class Summaries:
 
         Raises:
             NotFoundError: for an unknown sweep.
-            PluginError: the experiment is not installed, its ``summarise`` raises, or the sweep's code is gone.
+            PluginError: the experiment or a measurement is not installed, its ``summarise`` raises, or the sweep's code
+                is gone.
         """
         view = self._sweeps.get(sweep)
-        experiment = self._codes.registry(code_of(view)).experiment(view.experiment)
+        try:
+            experiment = measuring(self._codes, view)
+        except ValueError as error:
+            raise PluginError(str(error)) from error
         columns = [*experiment.params.model_fields, *experiment.columns, "cell", "diverged"]
         rows = [row for batch in self._rows.of(sweep, columns) for row in batch.to_pylist()]
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from creditgrid.core.errors import ArtifactError, NotFoundError
+from creditgrid.core.experiment import Experiment
 from creditgrid.core.spec.extension import forms
 from creditgrid.core.states import OPEN, State
 from creditgrid.core.wire import Activity, Condition, EventView, SweepCode, SweepView
@@ -145,6 +146,17 @@ class Sweeps:
 def code_of(view: SweepView) -> str | None:
     """The SHA-256 of the code that the sweep brings."""
     return None if view.code is None else view.code.sha256
+
+
+def measuring(codes: Codes, view: SweepView) -> Experiment:
+    """The sweep's experiment, with the units of its code and the columns of its measurements.
+
+    Raises:
+        CreditGridError: the experiment is not installed, or the code is gone.
+        ValueError: a measurement is not there.
+    """
+    asked = (view.spec or {}).get("measurements") or ()
+    return codes.registry(code_of(view)).experiment(view.experiment).measuring(asked)
 
 
 def is_settled(view: SweepView) -> bool:

@@ -1,0 +1,1 @@
+"""The measurements that ship, each in one file."""
