@@ -46,8 +46,10 @@ def linesearch_rows(params: Params, artifacts: Artifacts) -> list[Row]:
         blocks,
         update_head=choice == "always" or (choice == "auto" and params["update_range"] != "last1"),
         normalised=params["norm_mode"] == "norm",
+        rule=params["rule"],
+        kappa=params["kappa"],
     )
-    stepped = take_step(params, p, gradients, params["eta"])
+    stepped = take_step(params, p, gradients, params["eta"], clamp=_bound(params))
     sizes = [rms(credit(params, p, block, x, y, extra)).mean().item() for block in blocks]
     before, after = loss(p, x, y, add), loss(stepped, x, y, add)
     return [
@@ -119,8 +121,7 @@ def exploitability_rows(params: Params, artifacts: Artifacts) -> list[Row]:
             rule=params["rule"],
             kappa=params["kappa"],
         )
-        clamp = None if params["clamp"] in (None, "none") else params["clamp"]
-        now = take_step(params, now, gradients, params["eta"], step=step, clamp=clamp)
+        now = take_step(params, now, gradients, params["eta"], step=step, clamp=_bound(params))
     before, after = loss(p, x, y, add), loss(now, x, y, add)
     on_first = probe["x_test"], probe["y_test"]
     return [
@@ -180,6 +181,10 @@ def dynamics_rows(params: Params, artifacts: Artifacts) -> list[Row]:
                 }
             )
     return rows
+
+
+def _bound(params: Params) -> float | None:
+    return None if params["clamp"] in (None, "none") else float(params["clamp"])
 
 
 def _extra(artifacts: Artifacts) -> dict[str, Tensor]:

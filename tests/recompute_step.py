@@ -71,14 +71,20 @@ def step_noise(p: Tensors, seed: int, step: int) -> dict[str, Tensor]:
 def take_step(
     params: Mapping[str, Any], p: Tensors, gradients: Tensors, eta: float, *, step: int = 0, clamp: float | None = None
 ) -> dict[str, Tensor]:
-    """p - η (clamp(∇ + σ ξ) + λ p) of the parameters that have a gradient; the others as they are."""
+    """p - η g with g = clamp(∇ + σ ξ) + λ p, of the parameters that have a gradient; the others as they are.
+
+    With ``step_radius`` in ``params``, a longer step is scaled to that length.
+    """
     seed = params["seed"] if params["probe_seed"] is None else params["probe_seed"]
     sigma, decay = params.get("step_noise", 0.0), params.get("step_weight_decay", 0.0)
     xi = step_noise(p, seed, step)
-    stepped = dict(p)
+    change: dict[str, Tensor] = {}
     for name, gradient in gradients.items():
         g = gradient + sigma * xi[name]
         if clamp is not None:
             g = g.clamp(-clamp, clamp)
-        stepped[name] = p[name] - eta * (g + decay * p[name])
-    return stepped
+        change[name] = -eta * (g + decay * p[name])
+    radius = params.get("step_radius")
+    length = torch.cat([part.flatten() for part in change.values()]).norm().item()
+    shortened = radius / length if radius is not None and length > radius else 1.0
+    return {**p, **{name: p[name] + shortened * part for name, part in change.items()}}

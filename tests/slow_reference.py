@@ -159,8 +159,11 @@ def local_gradients(
     return found
 
 
-def step(network: SlowNetwork, gradients: Parameters, eta: float) -> SlowNetwork:
-    """A copy of the network after p <- p - η ∇."""
+def step(network: SlowNetwork, gradients: Parameters, eta: float, radius: float | None = None) -> SlowNetwork:
+    """A copy of the network after p <- p - η ∇, which is shortened if it is longer than the radius."""
+    if radius is not None:
+        length = eta * math.sqrt(sum((g**2).sum().item() for g in gradients.values()))
+        eta *= min(1.0, radius / length) if length > 0 else 1.0
     stepped = {name: p.detach() - eta * gradients[name] if name in gradients else p for name, p in network.p.items()}
     return SlowNetwork(stepped, network.residual_add)
 

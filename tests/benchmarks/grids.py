@@ -12,7 +12,8 @@ from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.experiments.stages import STAGES
 from creditgrid.core.science.data import ImageData, normalise
-from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, fitted_estimator, tensors
+from creditgrid.core.science.estimators import loaded_estimator
+from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, tensors
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.task import Arrays, Output, Task
 
@@ -83,7 +84,7 @@ class Grid:
         return Source(
             task.params["method"],
             () if feedback is None else tuple(feedback_stack(self._made[feedback], CPU)),
-            None if estimator is None else fitted_estimator(self._made[estimator], CPU),
+            None if estimator is None else loaded_estimator(tensors(self._made[estimator], CPU)),
             task.params["cb_source"] if task.params["method"] == "scalar_cb" else "e_T",
         )
 

@@ -12,15 +12,19 @@ from typing import Any, NamedTuple
 
 import torch
 
+from creditgrid.core.methods.scalar_cb import ScalarCB
+from creditgrid.core.methods.state_bridge import StateBridge
+from creditgrid.core.methods.vec import Vec
 from creditgrid.core.science.choices import TrainRule
 from creditgrid.core.science.credit import feedback_matrices
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
+from creditgrid.core.science.fitting import Fitting
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.training import train
 from creditgrid.core.task import Arrays
+from creditgrid.core.units.method import Method
 
 from . import plain_training
 from .grids import Grid
@@ -121,17 +125,17 @@ def training(rule: TrainRule, data: ImageData, network: ResidualMLP) -> Comparis
 
 
 def fitting_vec(data: ImageData, network: ResidualMLP) -> Comparison:
-    estimator, plain = estimators(network, network.d_hidden)
+    plain = estimator(network, network.d_hidden)
     optimizer, batches = torch.optim.Adam(plain.parameters(), lr=1e-3), plain_training.loader(data, BATCH)
-    ours = fit_vec(estimator, network, data, epochs=1 + ROUNDS, batch_size=BATCH, seed=0)
+    ours = fits(Vec(epochs=1 + ROUNDS), network, data)
     return by_epochs("fitting, vec", ours, lambda: plain_training.fit_vec_epoch(plain, optimizer, network, batches))
 
 
 def fitting_scalar_cb(data: ImageData, network: ResidualMLP) -> Comparison:
-    estimator, plain = estimators(network, 1)
+    plain = estimator(network, 1)
     average = copy.deepcopy(plain).requires_grad_(False)
     optimizer, batches = torch.optim.Adam(plain.parameters(), lr=1e-3), plain_training.loader(data, BATCH)
-    ours = fit_scalar_cb(estimator, network, data, epochs=1 + ROUNDS, batch_size=BATCH, seed=0)
+    ours = fits(ScalarCB(epochs=1 + ROUNDS), network, data)
     return by_epochs(
         "fitting, scalar_cb",
         ours,
@@ -140,9 +144,9 @@ def fitting_scalar_cb(data: ImageData, network: ResidualMLP) -> Comparison:
 
 
 def fitting_state_bridge(data: ImageData, network: ResidualMLP) -> Comparison:
-    estimator, plain = estimators(network, network.d_hidden)
+    plain = estimator(network, network.d_hidden)
     optimizer, batches = torch.optim.Adam(plain.parameters(), lr=1e-3), plain_training.loader(data, BATCH)
-    ours = fit_state_bridge(estimator, network, data, epochs=1 + ROUNDS, batch_size=BATCH, seed=0)
+    ours = fits(StateBridge(epochs=1 + ROUNDS), network, data)
     return by_epochs(
         "fitting, state_bridge",
         ours,
@@ -150,10 +154,13 @@ def fitting_state_bridge(data: ImageData, network: ResidualMLP) -> Comparison:
     )
 
 
-def estimators(network: ResidualMLP, out_dim: int) -> tuple[EstimatorNet, EstimatorNet]:
-    """Two alike."""
-    one = EstimatorNet(network.d_hidden, network.num_classes, out_dim, generator=generator(0, "bench"))
-    return one, copy.deepcopy(one)
+def estimator(network: ResidualMLP, out_dim: int) -> EstimatorNet:
+    return EstimatorNet(network.d_hidden, network.num_classes, out_dim, generator=generator(0, "bench"))
+
+
+def fits(method: Method, network: ResidualMLP, data: ImageData) -> Iterator[Any]:
+    """The epochs of a method's fit."""
+    return iter(method.fit(Fitting(network, data, BATCH, 0)))
 
 
 def by_epochs(name: str, ours: Iterator[Any], plain: Callable[[], Any]) -> Comparison:

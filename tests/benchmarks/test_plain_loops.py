@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,10 +13,11 @@ from benchmarks import plain_training
 from benchmarks.grids import Grid
 from torch import Tensor
 
+from creditgrid.core.methods.state_bridge import StateBridge
 from creditgrid.core.science.credit import feedback_matrices
 from creditgrid.core.science.data import ImageData, training_batches
-from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.fitting import fit_state_bridge
+from creditgrid.core.science.estimators import EstimatorNet, loaded_estimator
+from creditgrid.core.science.fitting import FitEpoch, Fitting, fitted
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.training import train
@@ -105,11 +106,16 @@ def test_training(rule: Any, tiny_data: ImageData) -> None:
 
 def test_fitting_state_bridge(tiny_data: ImageData) -> None:
     network = _network(tiny_data).requires_grad_(False)
-    ours = EstimatorNet(16, tiny_data.num_classes, 16, generator=generator(3, "fit")).double()
-    plain = copy.deepcopy(ours)
-    losses = [state.loss for state in fit_state_bridge(ours, network, tiny_data, epochs=1, batch_size=BATCH, seed=3)]
+    plain = EstimatorNet(16, tiny_data.num_classes, 16, generator=generator(3, "fit/state_bridge/init")).double()
+    tensors: dict[str, torch.Tensor] = {}
+
+    def epochs() -> Iterator[FitEpoch]:
+        tensors.update((yield from fitted(StateBridge(epochs=1), Fitting(network, tiny_data, BATCH, 3))))
+
+    losses = [state.loss for state in epochs()]
     assert losses[1] is not None
     assert math.isfinite(losses[1])
+    ours = loaded_estimator(tensors)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
     plain_training.fit_state_bridge_epoch(plain, optimizer, network, _batches(tiny_data, "fit"))
     _same(ours, plain)

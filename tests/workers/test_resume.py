@@ -19,6 +19,8 @@ from creditgrid.core.experiments.stages import TRAIN, data_task, feedback_task
 from creditgrid.core.science import training
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.task import Arrays, Inputs, Output, Resources, Saved, Task
+from creditgrid.core.units.choice import composed
+from creditgrid.core.units.known import installed
 from creditgrid.workers import resume_state
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.execute import execute
@@ -87,7 +89,7 @@ def checkpoints(epochs: Sequence[int], **changes: Any) -> list[Task]:
         "lr": 3e-3,
         "weight_decay": 0.1,
     }
-    params = TrainParams(**run | changes)
+    params = composed(TrainParams, installed())(**run | changes)
     return [params.trained(TINY, epoch) for epoch in epochs]
 
 

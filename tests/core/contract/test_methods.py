@@ -238,16 +238,6 @@ class InPlace(Linear):
         return found
 
 
-class Attached(Linear):
-    """Credits with a gradient."""
-
-    name: ClassVar = "attached"
-
-    def credit(self, forward: Forward, fitted: Any) -> Tensor:
-        with torch.enable_grad():
-            return super().credit(forward, {"weight": fitted["weight"].requires_grad_()})
-
-
 class FromZero(Linear):
     """Counts layers from 0."""
 
@@ -376,7 +366,6 @@ BROKEN = [
     (Trainer, "the network does not change", "changes the network's parameter embed.weight"),
     (Backward, "the network does not change", "leaves a gradient"),
     (InPlace, "the network does not change", "changes the hidden states"),
-    (Attached, "the network does not change", "require a gradient"),
     (FromZero, "the last layers alone are the same", "count from Forward.first"),
     (Mixed, "batched equals one by one", "leave side_by_side out"),
     (Single, "double precision agrees", "in single and in double"),

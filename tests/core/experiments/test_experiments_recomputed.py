@@ -52,6 +52,8 @@ REGULARISED: list[Cell] = [
     {"step_noise": 0.02, "step_weight_decay": 0.3, "probe_seed": 9},
 ]
 
+RULES: list[Cell] = [{"rule": "inner_product"}, {"rule": "cosine"}, {"rule": "target_shift", "kappa": 0.3}]
+
 
 def product(*axes: Iterable[Cell], **more: Sequence[Any]) -> list[Cell]:
     """Every combination of one setting of each axis."""
@@ -135,6 +137,10 @@ def test_linesearch(tiny_data: ImageData, made: dict[str, Arrays]) -> None:
     cells += product(every(CREDITS[2:4]), REGULARISED, update_range=["last1", "all"], eta=[0.03, 0.1])
     cells += product(every(CREDITS, residual_add=False), norm_mode=["norm"], eta=[0.03])
     cells += product(every(CREDITS[3:4]), update_head=["always", "never"], update_range=["last1", "all"], eta=[0.1])
+    cells += product(every(CREDITS[1:4]), RULES, norm_mode=["raw", "norm"], clamp=[None, 1e-3], eta=[0.1])
+    cells += product(
+        every(CREDITS[2:4]), RULES, REGULARISED[3:], step_radius=[1e-3, 1.0], clamp=["none", 0.01], eta=[0.1]
+    )
     check("linesearch", cells, tiny_data, made)
 
 
@@ -148,11 +154,13 @@ def test_snapshot_time(tiny_data: ImageData, made: dict[str, Arrays]) -> None:
 
 
 def test_exploitability(tiny_data: ImageData, made: dict[str, Arrays]) -> None:
-    rules: list[Cell] = [{"rule": "inner_product"}, {"rule": "cosine"}, {"rule": "target_shift", "kappa": 0.3}]
-    cells = product(every(CREDITS), rules, norm_mode=["raw", "norm"], eta=[0.03])
-    cells += product(every(CREDITS[1:2]), rules, clamp=["none", 1e-3], k=[1, 4], eta=[0.1])
+    cells = product(every(CREDITS), RULES, norm_mode=["raw", "norm"], eta=[0.03])
+    cells += product(every(CREDITS[1:2]), RULES, clamp=["none", 1e-3], k=[1, 4], eta=[0.1])
     cells += product(every(CREDITS[2:4]), REGULARISED, eval=["held", "same"], k=[3], eta=[0.05])
-    cells += product(every(CREDITS, residual_add=False), rules[2:], k=[2])
+    cells += product(every(CREDITS, residual_add=False), RULES[2:], k=[2])
+    cells += product(
+        every(CREDITS[1:4]), RULES, step_radius=[0.01, 1.0], k=[3], step_weight_decay=[0.0, 0.1], eta=[0.3]
+    )
     check("exploitability", cells, tiny_data, made)
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import slow_reference as slow
 import torch
+from credit_kit import slow_credit, source
 from torch import Tensor
 
 from creditgrid.core.science import credit_quality
-from creditgrid.core.science.credit import CreditSource, feedback_matrices
+from creditgrid.core.science.credit import feedback_matrices
 from creditgrid.core.science.credit_quality import NUDGE_ETAS, RHO_DIRECTIONS, RHO_EPS, Batch, file_batches
+from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualMLP
@@ -50,12 +52,12 @@ def _estimator(out_dim: int, s_dim: int = C) -> EstimatorNet:
 
 def _sources() -> dict[str, CreditSource]:
     return {
-        "oracle": CreditSource("oracle_bp"),
-        "oracle sum": CreditSource("oracle_bp", oracle_reduction="sum"),
-        "dfa": CreditSource("dfa", feedback=feedback_matrices(7, L, WIDTH, C).double()),
-        "vec": CreditSource("vec", estimator=_estimator(WIDTH)),
-        "scalar": CreditSource("scalar_cb", estimator=_estimator(1, WIDTH), s_source="delta_L"),
-        "bridge": CreditSource("state_bridge", estimator=_estimator(WIDTH)),
+        "oracle": source("oracle_bp"),
+        "oracle sum": source("oracle_bp", oracle_reduction="sum"),
+        "dfa": source("dfa", feedback=feedback_matrices(7, L, WIDTH, C).double()),
+        "vec": source("vec", estimator=_estimator(WIDTH)),
+        "scalar": source("scalar_cb", estimator=_estimator(1, WIDTH), s_source="delta_L"),
+        "bridge": source("state_bridge", estimator=_estimator(WIDTH)),
     }
 
 
@@ -69,11 +71,8 @@ def _slow(network: ResidualMLP) -> slow.SlowNetwork:
     return slow.SlowNetwork(slow.parameters_of(network), network.residual_add)
 
 
-def _credit(source: CreditSource, reference: slow.SlowNetwork, x: Tensor, label: int, layer: int) -> Tensor:
-    options: dict[str, Any] = {"feedback": source.feedback, "s_source": source.s_source}
-    if source.estimator is not None:
-        options["estimator"] = slow.parameters_of(source.estimator)
-    return slow.credit(source.method, reference, x, label, layer, **options)
+def _credit(of: CreditSource, reference: slow.SlowNetwork, x: Tensor, label: int, layer: int) -> Tensor:
+    return slow_credit(of, reference, x, label, layer)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -116,10 +115,10 @@ def test_gamma_is_the_mean_over_batches_of_the_mean_over_samples(few: ImageData,
     batches = list(file_batches(network, few, 4))
     found = credit_quality.gamma(network, sources, batches)
     reference, (xs, labels) = _slow(network), _images(few)
-    for name, source in sources.items():
+    for name, of in sources.items():
         for layer in range(L):
             cosines = [
-                _cosine(_credit(source, reference, x, label, layer), reference.loss_gradient(x, label, layer))
+                _cosine(_credit(of, reference, x, label, layer), reference.loss_gradient(x, label, layer))
                 for x, label in zip(xs, labels, strict=True)
             ]
             means = [sum(cosines[a:b]) / (b - a) for a, b in ((0, 4), (4, 8), (8, 11))]
@@ -138,9 +137,7 @@ def test_the_last_smaller_batch_weighs_as_much_as_a_full_one(few: ImageData) -> 
 
 def test_an_opposite_credit_has_gamma_of_minus_one_and_a_zero_one_of_zero(few: ImageData) -> None:
     network, batch = _network(), _batch(_network(), few)
-    stack = credit_quality.gamma(
-        network, {"zero": CreditSource("dfa", feedback=torch.zeros(L, WIDTH, C).double())}, [batch]
-    )
+    stack = credit_quality.gamma(network, {"zero": source("dfa", feedback=torch.zeros(L, WIDTH, C).double())}, [batch])
     assert stack["zero"].tolist() == [0.0] * L
     opposite: Any = _Opposite()
     assert credit_quality.gamma(network, {"o": opposite}, [batch])["o"].tolist() == pytest.approx([-1.0] * L)
@@ -148,7 +145,7 @@ def test_an_opposite_credit_has_gamma_of_minus_one_and_a_zero_one_of_zero(few: I
 
 class _Opposite:
     def credits(self, *of: Any) -> Tensor:
-        return -CreditSource("oracle_bp").credits(*of)
+        return -source("oracle_bp").credits(*of)
 
 
 # -- rho -----------------------------------------------------------------------------------------------------------
@@ -181,8 +178,8 @@ def test_rho_is_the_correlation_over_all_samples_and_directions(few: ImageData, 
         drawn = torch.randn(32, 4, WIDTH, generator=generator(13, "rho", layer)).double()
         pooled = [(i, slow.unit(gaussian[i])) for gaussian in drawn for i in range(4)]
         slopes = [slow.slope_along(reference, xs[i], labels[i], layer, v, 1e-3) for i, v in pooled]
-        for name, source in sources.items():
-            own = [_credit(source, reference, xs[i], labels[i], layer) for i in range(4)]
+        for name, of in sources.items():
+            own = [_credit(of, reference, xs[i], labels[i], layer) for i in range(4)]
             pairs = [(float(torch.dot(own[i], v)), slope) for (i, v), slope in zip(pooled, slopes, strict=True)]
             assert found[name][layer].item() == pytest.approx(_pearson(pairs), rel=1e-6, abs=1e-7), (name, layer)
     assert found["oracle"].tolist() == pytest.approx([1.0] * L, abs=1e-4)
@@ -207,8 +204,8 @@ def test_rho_is_nan_where_one_side_does_not_vary(few: ImageData) -> None:
     network = _network()
     batch = _batch(network, few)
     nothing = {
-        "zero": CreditSource("dfa", feedback=torch.zeros(L, WIDTH, C).double()),
-        "oracle": CreditSource("oracle_bp"),
+        "zero": source("dfa", feedback=torch.zeros(L, WIDTH, C).double()),
+        "oracle": source("oracle_bp"),
     }
     found = rho_of(network, nothing, batch, 1)
     assert found["zero"].isnan().all()
@@ -228,13 +225,13 @@ def test_nudge_against_one_sample_at_a_time(few: ImageData, residual_add: bool) 
     network, sources = _network(residual_add), _sources()
     found = nudge_of(network, sources, _batch(network, few))
     reference, (xs, labels) = _slow(network), _images(few)
-    for name, source in sources.items():
+    for name, of in sources.items():
         assert found[name].shape == (L, 3)
         for layer in range(L):
             for place, eta in enumerate(NUDGE_ETAS):
                 changes = []
                 for x, label in zip(xs[:4], labels[:4], strict=True):
-                    h, a = reference.hiddens(x)[layer].detach(), _credit(source, reference, x, label, layer)
+                    h, a = reference.hiddens(x)[layer].detach(), _credit(of, reference, x, label, layer)
                     after = slow.cross_entropy(reference.from_layer(h - eta * a / a.norm(), layer), label)
                     before = slow.cross_entropy(reference.from_layer(h, layer), label)
                     changes.append((after - before).item())
@@ -246,7 +243,7 @@ def test_nudge_against_one_sample_at_a_time(few: ImageData, residual_add: bool) 
 
 def test_a_zero_credit_nudges_nothing(few: ImageData) -> None:
     network = _network()
-    zero = {"zero": CreditSource("dfa", feedback=torch.zeros(L, WIDTH, C).double())}
+    zero = {"zero": source("dfa", feedback=torch.zeros(L, WIDTH, C).double())}
     assert nudge_of(network, zero, _batch(network, few))["zero"].abs().max() < 1e-14
 
 
@@ -257,7 +254,7 @@ def test_a_zero_credit_nudges_nothing(few: ImageData) -> None:
 @pytest.mark.parametrize("size", [4, 11, 20])
 def test_prediction_error_counts_every_test_image_once(few: ImageData, residual_add: bool, size: int) -> None:
     network, bridge = _network(residual_add), _estimator(WIDTH)
-    found = credit_quality.prediction_error(network, bridge, few, size)
+    found = credit_quality.prediction_error(network, source("state_bridge", estimator=bridge), few, size)
     reference, (xs, labels), p = _slow(network), _images(few), slow.parameters_of(bridge)
     for layer in range(L):
         misses = []
@@ -271,31 +268,22 @@ def test_prediction_error_counts_every_test_image_once(few: ImageData, residual_
 
 
 def test_in_double_copies_and_leaves_the_originals_alone() -> None:
-    network, sources = _network().float(), _sources()
+    network = _network().float()
     sources = {
-        name: replace(
-            source,
-            feedback=None if source.feedback is None else source.feedback.float(),
-            estimator=None if source.estimator is None else source.estimator.float(),
-        )
-        for name, source in sources.items()
+        name: CreditSource(of.method, {key: tensor.float() for key, tensor in of.tensors.items()})
+        for name, of in _sources().items()
     }
     precise, doubled = credit_quality.in_double(network, sources)
     assert precise.embed.weight.dtype == torch.float64
     assert torch.equal(precise.embed.weight.float(), network.embed.weight)
     assert network.embed.weight.dtype == torch.float32
     assert doubled.keys() == sources.keys()
-    for name, source in doubled.items():
+    for name, found in doubled.items():
         before = sources[name]
-        assert (source.method, source.s_source, source.oracle_reduction) == (
-            before.method,
-            before.s_source,
-            before.oracle_reduction,
-        )
-        if before.feedback is not None:
-            assert source.feedback is not None
-            assert torch.equal(source.feedback, before.feedback.double())
-        if before.estimator is not None:
-            assert source.estimator is not None
-            assert before.estimator.net[0].weight.dtype == torch.float32
-            assert source.estimator.net[0].weight.dtype == torch.float64
+        assert found.method == before.method
+        assert found.tensors.keys() == before.tensors.keys()
+        for key, tensor in found.tensors.items():
+            assert before.tensors[key].dtype == torch.float32
+            assert torch.equal(tensor, before.tensors[key].double())
+        if isinstance(found.fitted, EstimatorNet):
+            assert found.fitted.net[0].weight.dtype == torch.float64

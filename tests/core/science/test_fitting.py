@@ -8,19 +8,15 @@ from typing import Any, TypeAlias
 import pytest
 import slow_reference as slow
 import torch
+from credit_kit import fit_into, forward_of
 from torch import Tensor
 
+from creditgrid.core.methods.scalar_cb import ScalarCB
+from creditgrid.core.methods.state_bridge import StateBridge
+from creditgrid.core.methods.vec import Vec
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.fitting import (
-    FitEpoch,
-    fit_scalar_cb,
-    fit_state_bridge,
-    fit_vec,
-    scalar_cb_loss,
-    state_bridge_loss,
-    vec_loss,
-)
+from creditgrid.core.science.fitting import FitEpoch
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.per_sample import unit_directions
 from creditgrid.core.science.random_streams import generator
@@ -100,7 +96,7 @@ def _assert_same_history(run: Iterator[FitEpoch], estimator: EstimatorNet, histo
 def test_vec_loss_against_one_sample_at_a_time(residual_add: bool, layer: int) -> None:
     network, estimator = _network(residual_add), _estimator(WIDTH)
     x, y, drawn = _draw(5, 18), torch.tensor([0, 2, 1, 1, 2]), _draw(4, 5, WIDTH, index=3)
-    found = vec_loss(estimator, network, x, y, layer=layer, directions=unit_directions(drawn), eps=1e-2)
+    found = Vec(eps=1e-2).loss(estimator, forward_of(network, x, y), layer, unit_directions(drawn))
     reference = slow.SlowNetwork(slow.parameters_of(network), residual_add)
     expected = slow.vec_loss(
         slow.parameters_of(estimator), reference, x, y.tolist(), layer=layer, gaussians=drawn, eps=1e-2
@@ -115,7 +111,7 @@ def test_scalar_cb_loss_against_one_sample_at_a_time(residual_add: bool, s_sourc
     _randomise(average, 0.01)
     x, y, noise = _draw(5, 18), torch.tensor([0, 2, 1, 1, 2]), _draw(L, 4, 5, WIDTH, index=3)
     options: Any = {"sigma": 0.3, "temperature": 0.1, "term_grad_weight": 0.7, "s_source": s_source}
-    found = scalar_cb_loss(estimator, average, network, x, y, noise=noise, **options)
+    found = ScalarCB(**options).loss(estimator, average, forward_of(network, x, y), noise)
     reference = slow.SlowNetwork(slow.parameters_of(network), residual_add)
     parameters = slow.parameters_of(estimator), slow.parameters_of(average)
     expected = slow.scalar_cb_loss(parameters, reference, x, y.tolist(), noise, **options)
@@ -144,9 +140,8 @@ def test_fitting_vec_against_plain_loops(images: ImageData) -> None:
     history, norms = _slow_fit(p, images, 3e-3, loss_of)
     assert len(set(layers)) > 1
     assert max(norms) > 1  # so clipping was needed
-    run = fit_vec(
-        estimator, network, images, epochs=EPOCHS, batch_size=BATCH, lr=3e-3, num_directions=2, eps=1e-3, seed=SEED
-    )
+    vec = Vec(epochs=EPOCHS, lr=3e-3, num_directions=2, eps=1e-3)
+    run = fit_into(estimator, vec, network, images, batch_size=BATCH, seed=SEED)
     _assert_same_history(run, estimator, history)
 
 
@@ -167,18 +162,8 @@ def test_fitting_scalar_cb_against_plain_loops(images: ImageData, s_source: Any,
             average[name] = (0.9 * average[name] + 0.1 * tensor).detach()
 
     history, _ = _slow_fit(p, images, 3e-3, loss_of, after_step)
-    run = fit_scalar_cb(
-        estimator,
-        network,
-        images,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        lr=3e-3,
-        num_samples=3,
-        ema=0.9,
-        seed=SEED,
-        **options,
-    )
+    scalar_cb = ScalarCB(epochs=EPOCHS, lr=3e-3, num_samples=3, ema=0.9, **options)
+    run = fit_into(estimator, scalar_cb, network, images, batch_size=BATCH, seed=SEED)
     _assert_same_history(run, estimator, history)
 
 
@@ -193,7 +178,7 @@ def test_state_bridge_loss_against_one_sample_at_a_time(residual_add: bool, scal
     x, y = _draw(5, 18), torch.tensor([0, 2, 1, 1, 2])
     lengths = network(x, return_hidden=True)[1][-1].norm(dim=-1)
     assert lengths.max() < 1 if scale < 1 else lengths.min() > 1
-    found = state_bridge_loss(estimator, network, x, y)
+    found = StateBridge().loss(estimator, forward_of(network, x, y))
     p = slow.parameters_of(estimator)
     expected = slow.state_bridge_loss(p, slow.SlowNetwork(slow.parameters_of(network), residual_add), x, y.tolist())
     assert found.item() == pytest.approx(expected.item(), rel=1e-10)
@@ -214,19 +199,23 @@ def test_fitting_a_state_bridge_against_plain_loops(images: ImageData) -> None:
 
     history, norms = _slow_fit(p, images, 3e-3, loss_of, clip=False)
     assert min(norms) > 1.5
-    run = fit_state_bridge(estimator, network, images, epochs=EPOCHS, batch_size=BATCH, lr=3e-3, seed=SEED)
+    bridge = StateBridge(epochs=EPOCHS, lr=3e-3)
+    run = fit_into(estimator, bridge, network, images, batch_size=BATCH, seed=SEED)
     _assert_same_history(run, estimator, history)
 
 
-def _fits(network: ResidualMLP, images: ImageData, **options: Any) -> list[tuple[EstimatorNet, Iterator[FitEpoch]]]:
+def _fits(network: ResidualMLP, images: ImageData, seed: int = SEED) -> list[tuple[EstimatorNet, Iterator[FitEpoch]]]:
     every = (_estimator(WIDTH), _estimator(1), _estimator(1, WIDTH), _estimator(WIDTH))
     estimators = [estimator.to(network.embed.weight.dtype) for estimator in every]
-    common: Any = {"batch_size": BATCH, "seed": SEED, "epochs": EPOCHS} | options
+    methods = (
+        Vec(epochs=EPOCHS),
+        ScalarCB(epochs=EPOCHS),
+        ScalarCB(epochs=EPOCHS, s_source="delta_L"),
+        StateBridge(epochs=EPOCHS),
+    )
     runs = [
-        fit_vec(estimators[0], network, images, **common),
-        fit_scalar_cb(estimators[1], network, images, **common),
-        fit_scalar_cb(estimators[2], network, images, s_source="delta_L", **common),
-        fit_state_bridge(estimators[3], network, images, **common),
+        fit_into(estimator, method, network, images, batch_size=BATCH, seed=seed)
+        for estimator, method in zip(estimators, methods, strict=True)
     ]
     return list(zip(estimators, runs, strict=True))
 
@@ -252,15 +241,14 @@ def test_float32_losses_are_float64_s_to_rounding() -> None:
     directions, noise = unit_directions(_draw(4, 5, WIDTH, index=3)), _draw(L, 4, 5, WIDTH, index=3)
     options: Any = {"sigma": 0.05, "temperature": 0.1, "term_grad_weight": 1.0, "s_source": "delta_L"}
     exact = (
-        vec_loss(vec, network, x, y, layer=1, directions=directions, eps=1e-3).item(),
-        scalar_cb_loss(scalar, copy.deepcopy(scalar), network, x, y, noise=noise, **options).item(),
+        Vec().loss(vec, forward_of(network, x, y), 1, directions).item(),
+        ScalarCB(**options).loss(scalar, copy.deepcopy(scalar), forward_of(network, x, y), noise).item(),
     )
     network, vec, scalar, x = network.float(), vec.float(), scalar.float(), x.float()
     # A central difference of half-width 1e-3 turns float32's 1e-7 into 1e-4.
-    assert vec_loss(vec, network, x, y, layer=1, directions=directions.float(), eps=1e-3).item() == pytest.approx(
-        exact[0], rel=2e-3
-    )
-    found = scalar_cb_loss(scalar, copy.deepcopy(scalar), network, x, y, noise=noise.float(), **options).item()
+    forward = forward_of(network, x, y)
+    assert Vec().loss(vec, forward, 1, directions.float()).item() == pytest.approx(exact[0], rel=2e-3)
+    found = ScalarCB(**options).loss(scalar, copy.deepcopy(scalar), forward, noise.float()).item()
     assert found == pytest.approx(exact[1], rel=1e-4)
 
 
@@ -292,9 +280,9 @@ def test_fitting_finds_the_credit(tiny_data: ImageData) -> None:
     scalar = EstimatorNet(16, 5, 1, generator=generator(0, "estimator"))
     bridge = EstimatorNet(16, 5, 16, generator=generator(0, "estimator"))
     runs = (
-        fit_state_bridge(bridge, network, tiny_data, epochs=15, batch_size=20, seed=0),
-        fit_vec(vec, network, tiny_data, epochs=15, batch_size=20, seed=0),
-        fit_scalar_cb(scalar, network, tiny_data, epochs=15, batch_size=20, seed=0),
+        fit_into(bridge, StateBridge(epochs=15), network, tiny_data, batch_size=20, seed=0),
+        fit_into(vec, Vec(epochs=15), network, tiny_data, batch_size=20, seed=0),
+        fit_into(scalar, ScalarCB(epochs=15), network, tiny_data, batch_size=20, seed=0),
     )
     for run in runs:
         losses = [state.loss for state in run][1:]

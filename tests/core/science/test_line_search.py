@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import slow_reference as slow
 import torch
+from credit_kit import COSINE, INNER, RULES, kappa_of, source
 from torch import Tensor
 
 from creditgrid.core.science import line_search as module
-from creditgrid.core.science.credit import CreditSource
 from creditgrid.core.science.line_search import Step, StepResult, line_search
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator
@@ -43,7 +43,7 @@ def _sources(num_blocks: int = L) -> dict[str, Tensor]:
 
 
 def _grid(etas: tuple[float, ...] = ETAS) -> list[Step]:
-    axes: Any = (("one", "two"), ("last1", "last2", "all"), ("raw", "norm"), etas, (True, False))
+    axes: Any = (("one", "two"), ("last1", "last2", "all"), ("raw", "norm"), etas, (True, False), (INNER,))
     return list(itertools.starmap(Step, itertools.product(*axes)))
 
 
@@ -66,8 +66,13 @@ def _expected(network: ResidualMLP, sources: dict[str, Tensor], step: Step) -> S
         blocks,
         update_head=step.update_head,
         normalise=step.norm_mode == "norm",
+        rule=step.rule.name,
+        kappa=kappa_of(step.rule),
     )
-    after = slow.step(before, gradients, step.eta)
+    for name, gradient in gradients.items():
+        bounded = gradient if step.clamp is None else gradient.clamp(-step.clamp, step.clamp)
+        gradients[name] = bounded + step.weight_decay * before.p[name].detach()
+    after = slow.step(before, gradients, step.eta, step.radius)
     (same_0, hits_0), (same_1, hits_1) = (slow.loss_and_accuracy(n, X_SAME, labels_same) for n in (before, after))
     (held_0, _), (held_1, _) = (slow.loss_and_accuracy(n, X_HELD, labels_held) for n in (before, after))
     sizes = [slow.rms(a).item() for layer in blocks for a in credit[layer]]
@@ -97,9 +102,40 @@ def test_every_step_against_one_at_a_time(residual_add: bool) -> None:
             _assert_close(found, wanted, rel=1e-5, floor=1e-6)
 
 
+@pytest.mark.parametrize("residual_add", [True, False])
+def test_rules_clamp_and_trust_region_against_one_step_at_a_time(residual_add: bool) -> None:
+    network, sources = _network(residual_add), _sources()
+    axes: Any = ("one",), ("last1", "all"), ("raw", "norm"), (1e-3, 1.0), (True,), RULES
+    settings: Any = (0.0, 0.3), (0.0,), (None, 0.05), (None, 0.01, 1.0)
+    steps = list(itertools.starmap(Step, itertools.product(*axes, *settings)))
+    found = _search(network, sources, steps)
+    for step, result in zip(steps, found, strict=True):
+        _assert_close(result, _expected(network, sources, step), rel=1e-9, floor=1e-12)
+    assert len({round(result.loss_after_same, 9) for result in found}) > len(found) / 3
+
+
+def test_a_step_in_a_trust_region_has_its_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, sources = _network(), _sources()
+    step = Step("one", "last2", "raw", 10.0, False, COSINE, weight_decay=0.1, radius=0.02)
+    seen: list[Tensor] = []
+    candidates = module._candidates
+
+    def looked_at(*of: Any) -> Any:
+        moved = [name for name in of[1] if name.startswith(("blocks.1.", "blocks.2."))]
+        lengths = torch.stack([of[1][name].norm() for name in moved]).norm()
+        seen.append(lengths * of[2])
+        return candidates(*of)
+
+    monkeypatch.setattr(module, "_candidates", looked_at)
+    _search(network, sources, [step, step._replace(eta=1e-9)])
+    (lengths,) = seen
+    assert lengths[0].item() == pytest.approx(0.02)
+    assert lengths[1].item() < 1e-6
+
+
 def test_against_sgd_on_a_copy() -> None:
     network, sources = _network(), _sources()
-    step = Step("one", "last2", "raw", 0.03, True)
+    step = Step("one", "last2", "raw", 0.03, True, INNER)
     copied = copy.deepcopy(network).requires_grad_(True)
     _, hiddens = copied(X_SAME, return_hidden=True)
     loss = torch.nn.functional.cross_entropy(copied.head(hiddens[-1].detach()), Y_SAME)
@@ -129,8 +165,8 @@ def test_a_step_s_numbers_do_not_depend_on_its_company(dtype: torch.dtype, monke
 
 def test_a_step_that_blows_up_is_returned_as_it_is_and_spoils_no_other() -> None:
     network, sources = _network().float(), _sources()
-    sane = [Step("one", "all", "raw", eta, True) for eta in ETAS]
-    wild = Step("one", "all", "raw", 1e38, True)
+    sane = [Step("one", "all", "raw", eta, True, INNER) for eta in ETAS]
+    wild = Step("one", "all", "raw", 1e38, True, INNER)
     *found, blown = _search(network, sources, [*sane, wild])
     assert not math.isfinite(blown.loss_after_same)
     assert not math.isfinite(blown.delta_loss_same)
@@ -142,7 +178,7 @@ def test_a_step_that_blows_up_is_returned_as_it_is_and_spoils_no_other() -> None
 def test_credits_that_are_not_finite_reach_their_own_results_only() -> None:
     network, sources = _network(), _sources()
     sources["bad"] = torch.full_like(sources["one"], math.nan)
-    good, bad = Step("one", "last1", "norm", 0.01, False), Step("bad", "last1", "norm", 0.01, False)
+    good, bad = Step("one", "last1", "norm", 0.01, False, INNER), Step("bad", "last1", "norm", 0.01, False, INNER)
     results = _search(network, sources, [bad, good, bad])
     assert all(math.isnan(results[i].delta_loss_same) and math.isnan(results[i].credit_rms) for i in (0, 2))
     _assert_close(results[1], _search(network, sources, [good])[0], 1e-12, 1e-13)
@@ -164,18 +200,18 @@ def test_results_are_repeated_bit_for_bit() -> None:
 def test_the_oracle_descends_and_its_opposite_climbs() -> None:
     network = _network(perturbed=0.0)
     logits, hiddens = network(X_SAME, return_hidden=True)
-    oracle = CreditSource("oracle_bp").credits(network, hiddens, logits, Y_SAME)
+    oracle = source("oracle_bp").credits(network, hiddens, logits, Y_SAME)
     ranges: tuple[Any, ...] = ("last1", "last2", "all")
     for update_range, norm_mode in itertools.product(ranges, ("raw", "norm")):
         mode: Any = norm_mode
         down, up = _search(
             network,
             {"oracle": oracle, "opposite": -oracle},
-            [Step(name, update_range, mode, 1e-3, False) for name in ("oracle", "opposite")],
+            [Step(name, update_range, mode, 1e-3, False, INNER) for name in ("oracle", "opposite")],
         )
         assert down.delta_loss_same < 0 < up.delta_loss_same
         assert down.loss_after_same < down.loss_before_same == up.loss_before_same
-    (head,) = _search(network, {"nothing": 0 * oracle}, [Step("nothing", "last1", "raw", 1e-3, True)])
+    (head,) = _search(network, {"nothing": 0 * oracle}, [Step("nothing", "last1", "raw", 1e-3, True, INNER)])
     assert head.delta_loss_same < 0
 
 
@@ -200,7 +236,7 @@ def test_no_steps_give_no_results() -> None:
 
 def test_credits_that_are_not_given_are_named() -> None:
     with pytest.raises(KeyError, match="missing"):
-        _search(_network(), _sources(), [Step("missing", "last1", "raw", 0.1, False)])
+        _search(_network(), _sources(), [Step("missing", "last1", "raw", 0.1, False, INNER)])
 
 
 def _finite(result: StepResult) -> bool:
@@ -235,7 +271,7 @@ def _regularised(network: ResidualMLP, sources: dict[str, Tensor], step: Step, s
 @pytest.mark.parametrize("residual_add", [True, False])
 def test_weight_decay_and_noise_against_one_step_at_a_time(residual_add: bool) -> None:
     network, sources, seed = _network(residual_add), _sources(), 8
-    axes: Any = (("one",), ("last1", "all"), ("raw", "norm"), (3e-2,), (True, False), (0.0, 0.7), (0.0, 0.4))
+    axes: Any = (("one",), ("last1", "all"), ("raw", "norm"), (3e-2,), (True, False), (INNER,), (0.0, 0.7), (0.0, 0.4))
     steps = list(itertools.starmap(Step, itertools.product(*axes)))
     found = line_search(network, X_SAME, Y_SAME, X_HELD, Y_HELD, sources, steps, seed)
     changes = set()
@@ -250,8 +286,14 @@ def test_the_noise_is_the_same_for_every_credit_and_step_size_and_follows_its_se
     sources["nothing"] = 0 * sources["one"]
 
     def change(seed: int, **values: Any) -> float:
-        options: dict[str, Any] = {"update_range": "all", "norm_mode": "raw", "eta": 0.01, "update_head": False}
-        step = Step("nothing", **{**options, "noise": 0.1, **values})
+        options: dict[str, Any] = {
+            "update_range": "all",
+            "norm_mode": "raw",
+            "eta": 0.01,
+            "update_head": False,
+            "rule": INNER,
+        }
+        step = Step("nothing", **{**options, "rule": INNER, "noise": 0.1, **values})
         return line_search(network, X_SAME, Y_SAME, X_HELD, Y_HELD, sources, [step], seed)[0].delta_loss_same
 
     assert change(0) == change(0) != change(1)
@@ -262,7 +304,7 @@ def test_the_noise_is_the_same_for_every_credit_and_step_size_and_follows_its_se
 
 def test_weight_decay_alone_shrinks_what_is_updated() -> None:
     network, sources = _network(), {"nothing": torch.zeros(L, 5, WIDTH, dtype=torch.float64)}
-    step = Step("nothing", "last1", "raw", 0.1, update_head=False, weight_decay=0.5)
+    step = Step("nothing", "last1", "raw", 0.1, update_head=False, rule=INNER, weight_decay=0.5)
     shrunk = copy.deepcopy(network)
     with torch.no_grad():
         for parameter in shrunk.blocks[-1].parameters():

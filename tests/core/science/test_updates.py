@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import slow_reference as slow
 import torch
+from credit_kit import COSINE, INNER, RULES, SHIFT, kappa_of
 from torch import Tensor
 
+from creditgrid.core.errors import TaskError
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.per_sample import normalise_credit
 from creditgrid.core.science.random_streams import generator
@@ -16,7 +18,10 @@ from creditgrid.core.science.updates import (
     output_gradient,
     update_blocks,
 )
+from creditgrid.core.units.known import installed
+from creditgrid.core.units.rule import Rule
 
+SMALL_SHIFT = installed().rule("target_shift").of({"kappa": 1e-3})
 L, D, WIDTH, C, B = 3, 12, 6, 5, 4
 Y = torch.tensor([0, 4, 2, 2])
 
@@ -68,7 +73,7 @@ def test_directions_against_one_sample_at_a_time(residual_add: bool, blocks: lis
     network, x, credits = _network(residual_add), _draw(B, D), _draw(L, B, WIDTH, index=3)
     _, hiddens = network(x, return_hidden=True)
 
-    found = local_direction(network, hiddens, credits, Y, blocks, update_head=update_head)
+    found = local_direction(network, hiddens, credits, Y, blocks, update_head=update_head, rule=INNER)
 
     reference = slow.SlowNetwork(slow.parameters_of(network), residual_add)
     expected = slow.local_gradients(reference, x, Y.tolist(), credits, blocks, update_head=update_head)
@@ -83,7 +88,9 @@ def test_the_network_is_left_as_it_was(frozen: bool) -> None:
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     with torch.no_grad():  # directions are wanted by callers that run everything else without a graph
         _, hiddens = network(_draw(B, D), return_hidden=True)
-        direction = local_direction(network, hiddens, _draw(L, B, WIDTH, index=3), Y, [1, 2], update_head=True)
+        direction = local_direction(
+            network, hiddens, _draw(L, B, WIDTH, index=3), Y, [1, 2], update_head=True, rule=INNER
+        )
     assert not any(gradient.requires_grad for gradient in direction.values())
     for name, parameter in network.named_parameters():
         assert torch.equal(parameter, before[name])
@@ -91,31 +98,19 @@ def test_the_network_is_left_as_it_was(frozen: bool) -> None:
         assert parameter.requires_grad is not frozen
 
 
-def test_an_unknown_rule_is_refused() -> None:
-    network = _network()
-    _, hiddens = network(_draw(B, D), return_hidden=True)
-    with pytest.raises(ValueError, match="unknown update rule 'nonsense'"):
-        local_direction(network, hiddens, _draw(L, B, WIDTH), Y, [2], update_head=False, rule="nonsense")
-
-
 # -- rules ---------------------------------------------------------------------------------------------------------
-
-RULES: list[tuple[Any, float | None]] = [("inner_product", None), ("cosine", None), ("target_shift", 0.1),
-                                         ("target_shift", 1.0)]  # fmt: skip
 
 
 @pytest.mark.parametrize("residual_add", [True, False])
-@pytest.mark.parametrize(("rule", "kappa"), RULES)
-def test_each_rule_s_directions_against_autograd_of_its_loss(
-    residual_add: bool, rule: Any, kappa: float | None
-) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_each_rule_s_directions_against_autograd_of_its_loss(residual_add: bool, rule: Rule) -> None:
     network, x, credits = _network(residual_add), _draw(B, D), _draw(L, B, WIDTH, index=3)
     credits[1, 2] *= 1e-3
     _, hiddens = network(x, return_hidden=True)
-    found = local_direction(network, hiddens, credits, Y, range(L), update_head=True, rule=rule, kappa=kappa)
+    found = local_direction(network, hiddens, credits, Y, range(L), update_head=True, rule=rule)
     reference = slow.SlowNetwork(slow.parameters_of(network), residual_add)
     expected = slow.local_gradients(
-        reference, x, Y.tolist(), credits, range(L), update_head=True, rule=rule, kappa=kappa
+        reference, x, Y.tolist(), credits, range(L), update_head=True, rule=rule.name, kappa=kappa_of(rule)
     )
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
@@ -123,33 +118,31 @@ def test_each_rule_s_directions_against_autograd_of_its_loss(
 
 
 @pytest.mark.parametrize("residual_add", [True, False])
-@pytest.mark.parametrize(("rule", "kappa"), RULES)
-def test_output_gradient_against_autograd_of_the_literal_loss(
-    residual_add: bool, rule: Any, kappa: float | None
-) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_output_gradient_against_autograd_of_the_literal_loss(residual_add: bool, rule: Rule) -> None:
     h, branch, credit = _draw(B, WIDTH, index=5), _draw(B, WIDTH), 0.1 * _draw(B, WIDTH, index=3)
     credit[0] *= 1e-6
     # What the network computed is what is predicted, before any step.
     following = h + branch if residual_add else branch
     leaf = branch.clone().requires_grad_()
-    if rule == "inner_product":
+    if rule == INNER:
         loss = (leaf * credit).sum(-1).mean()
-    elif rule == "cosine":
+    elif rule == COSINE:
         loss = torch.nn.functional.cosine_similarity(leaf, credit, dim=-1, eps=1e-12).mean()
     else:
         unit = credit / (credit.square().mean(-1, keepdim=True).sqrt() + 1e-6)
         prediction = h + leaf if residual_add else leaf
-        loss = 0.5 * (prediction - (following - kappa * unit).detach()).square().sum(-1).mean()
+        loss = 0.5 * (prediction - (following - kappa_of(rule) * unit).detach()).square().sum(-1).mean()
     (expected,) = torch.autograd.grad(loss, leaf)
-    torch.testing.assert_close(output_gradient(rule, branch, credit, kappa), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(output_gradient(rule, branch, credit), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("rule", "kappa"), RULES)
-def test_output_gradients_of_networks_side_by_side_are_each_one_s_own(rule: Any, kappa: float | None) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_output_gradients_of_networks_side_by_side_are_each_one_s_own(rule: Rule) -> None:
     branch, credit = _draw(3, B, WIDTH), _draw(3, B, WIDTH, index=3)
-    together = output_gradient(rule, branch, credit, kappa)
+    together = output_gradient(rule, branch, credit)
     for i in range(3):
-        torch.testing.assert_close(together[i], output_gradient(rule, branch[i], credit[i], kappa))
+        torch.testing.assert_close(together[i], output_gradient(rule, branch[i], credit[i]))
 
 
 @pytest.mark.parametrize("zero", ["branch", "credit", "both"])
@@ -162,7 +155,7 @@ def test_the_cosine_of_a_zero_vector_is_that_of_floored_lengths(zero: str) -> No
     leaf = branch.clone().requires_grad_()
     lengths = [v.norm(dim=-1, keepdim=True).clamp_min(1e-12) for v in (leaf, credit)]
     (expected,) = torch.autograd.grad(((leaf / lengths[0]) * (credit / lengths[1])).sum(-1).mean(), leaf)
-    found = output_gradient("cosine", branch, credit)
+    found = output_gradient(COSINE, branch, credit)
     assert found.isfinite().all()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert found[1].abs().sum() > 0
@@ -177,7 +170,7 @@ def test_a_fresh_network_s_cosine_direction_is_finite_in_single_precision() -> N
     network = ResidualMLP(D, WIDTH, C, L, w2_std=0.0, generator=generator(0, "test"))
     _, hiddens = network(_draw(B, D).float(), return_hidden=True)
     found = local_direction(
-        network, hiddens, _draw(L, B, WIDTH, index=3).float(), Y, range(L), update_head=True, rule="cosine"
+        network, hiddens, _draw(L, B, WIDTH, index=3).float(), Y, range(L), update_head=True, rule=COSINE
     )
     assert all(gradient.isfinite().all() for gradient in found.values())
 
@@ -189,9 +182,7 @@ def test_target_shift_keeps_its_digits_in_single_precision() -> None:
         typed = network.to(dtype)
         _, hiddens = typed(x.to(dtype), return_hidden=True)
         directions.append(
-            local_direction(
-                typed, hiddens, credits.to(dtype), Y, range(L), update_head=False, rule="target_shift", kappa=1e-3
-            )
+            local_direction(typed, hiddens, credits.to(dtype), Y, range(L), update_head=False, rule=SMALL_SHIFT)
         )
     for name, exact in directions[0].items():
         torch.testing.assert_close(directions[1][name].double(), exact, rtol=1e-4, atol=1e-8)
@@ -200,8 +191,8 @@ def test_target_shift_keeps_its_digits_in_single_precision() -> None:
 def test_target_shift_is_kappa_times_the_normalised_inner_product() -> None:
     network, x, credits = _network(False), _draw(B, D), _draw(L, B, WIDTH, index=3)
     _, hiddens = network(x, return_hidden=True)
-    shifted = local_direction(network, hiddens, credits, Y, [0, 2], update_head=False, rule="target_shift", kappa=0.3)
-    inner = local_direction(network, hiddens, normalise_credit(credits), Y, [0, 2], update_head=False)
+    shifted = local_direction(network, hiddens, credits, Y, [0, 2], update_head=False, rule=SHIFT)
+    inner = local_direction(network, hiddens, normalise_credit(credits), Y, [0, 2], update_head=False, rule=INNER)
     for name, gradient in shifted.items():
         torch.testing.assert_close(gradient, 0.3 * inner[name])
 
@@ -210,17 +201,21 @@ def test_target_shift_is_kappa_times_the_normalised_inner_product() -> None:
 def test_credits_of_the_last_layers_are_enough_for_directions_there(blocks: list[int]) -> None:
     network, x, credits = _network(), _draw(B, D), _draw(L, B, WIDTH, index=3)
     _, hiddens = network(x, return_hidden=True)
-    every = local_direction(network, hiddens, credits, Y, blocks, update_head=True)
-    some = local_direction(network, hiddens, credits[blocks[0] :], Y, blocks, update_head=True)
+    every = local_direction(network, hiddens, credits, Y, blocks, update_head=True, rule=INNER)
+    some = local_direction(network, hiddens, credits[blocks[0] :], Y, blocks, update_head=True, rule=INNER)
     assert every.keys() == some.keys()
     assert all(torch.equal(gradient, every[name]) for name, gradient in some.items())
 
 
-def test_target_shift_without_its_kappa_is_refused() -> None:
-    network = _network()
-    _, hiddens = network(_draw(B, D), return_hidden=True)
-    with pytest.raises(ValueError, match="kappa"):
-        local_direction(network, hiddens, _draw(L, B, WIDTH), Y, [2], update_head=False, rule="target_shift")
+def test_a_rule_that_returns_another_shape_is_named() -> None:
+    class Flat(Rule):
+        name: ClassVar = "flat"
+
+        def output_gradient(self, branch: Tensor, credit: Tensor) -> Tensor:
+            return credit.flatten()
+
+    with pytest.raises(TaskError, match=r"the output gradient of flat is \(24,\): return a tensor \(4, 6\)"):
+        output_gradient(Flat(), _draw(B, WIDTH), _draw(B, WIDTH))
 
 
 # -- noise ---------------------------------------------------------------------------------------------------------

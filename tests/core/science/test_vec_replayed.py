@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import slow_reference as slow
 import torch
+from credit_kit import fit_into
 from recompute_credit import cosine
 from recompute_network import (
     depth,
@@ -22,9 +23,9 @@ from recompute_network import (
 from torch import Tensor
 
 from creditgrid.core.datasets import resolve
+from creditgrid.core.methods.vec import Vec
 from creditgrid.core.science.data import ImageData, normalise, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.fitting import fit_vec
 from creditgrid.core.science.from_artifacts import image_data
 from creditgrid.core.science.loading import load
 from creditgrid.core.science.network import ResidualMLP
@@ -107,7 +108,8 @@ def test_two_epochs_follow_the_procedure_with_directions_of_unit_length_alone(
     digits: ImageData, network: ResidualMLP
 ) -> None:
     ours = estimator()
-    run = fit_vec(ours, network, digits, epochs=EPOCHS, batch_size=BATCH, num_directions=DIRECTIONS, eps=EPS, seed=SEED)
+    vec = Vec(epochs=EPOCHS, num_directions=DIRECTIONS, eps=EPS)
+    run = fit_into(ours, vec, network, digits, batch_size=BATCH, seed=SEED)
     losses = [epoch.loss for epoch in run][1:]
     p, found = slow.parameters_of(network), slow.parameters_of(ours)
     with_division, without = slow.parameters_of(estimator()), slow.parameters_of(estimator())

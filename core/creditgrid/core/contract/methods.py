@@ -77,8 +77,7 @@ class FittedMethod:
         """
         setting = self.setting if setting is None else setting
         fitted = setting.load(self.tensors if tensors is None else tensors)
-        with torch.no_grad():
-            found = setting.credit(forward, fitted)
+        found = setting.credit(forward, fitted)
         if not isinstance(found, Tensor):
             raise Violation(f"credit() gave a {type(found).__name__}, and must give a tensor")
         wanted = forward.states
@@ -91,7 +90,7 @@ class FittedMethod:
                 f"credit() gave {found.dtype} on {found.device}, and the hidden states are {wanted.dtype} on "
                 f"{wanted.device}"
             )
-        return found
+        return found.detach()
 
 
 def finished(fit: Any) -> tuple[list[FitEpoch], Mapping[str, Tensor]]:
@@ -199,7 +198,7 @@ def frozen(subject: FittedMethod) -> Iterator[str]:
     tensors = subject.fitted(subject.setting, network)
     forward = tiny.forward(network)
     hiddens = [h.clone() for h in forward.hiddens]
-    found = subject.credits(forward, tensors=tensors)
+    subject.credits(forward, tensors=tensors)
     for name, parameter in network.named_parameters():
         if not same_bits(parameter, before[name]):
             yield f"it changes the network's parameter {name}"
@@ -207,8 +206,6 @@ def frozen(subject: FittedMethod) -> Iterator[str]:
             yield f"it leaves a gradient at the network's parameter {name}: use torch.autograd.grad"
     if any(not same_bits(h, was) for h, was in zip(forward.hiddens, hiddens, strict=True)):
         yield "it changes the hidden states that it is given"
-    if found.requires_grad:
-        yield "its credits require a gradient: detach them"
 
 
 @CHECKS.add(

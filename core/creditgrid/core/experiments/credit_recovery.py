@@ -18,6 +18,7 @@ from creditgrid.core.experiments.parameters import CreditParams, enough_images, 
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.units.method import predicts_states
 from creditgrid.core.work import Cost
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ PER_LAYER: Mapping[str, Column] = {
         name: Column("float64", f"Loss change when h_l moves by {eta:g} against a_l/‖a_l‖, nats; negative is descent.")
         for name, eta in NUDGES.items()
     },
-    "pred_error": Column("float64", "state_bridge: mean ‖P(h_l, t_l, e_T) - h_L‖² over the test set."),
+    "pred_error": Column("float64", "Methods that predict h_L: mean ‖P(h_l, t_l, e_T) - h_L‖² over the test set."),
 }
 MEANS: Mapping[str, Column] = {
     f"{name}_mean": Column("float64", f"{name}, mean over the layers (the same on every row of a cell).")
@@ -74,12 +75,12 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     rhos = credit_quality.rho(network, own, batches[0], streams_seed(shared.params))
     nudges = credit_quality.nudge(network, own, batches[0])
     errors = {
-        name: credit_quality.prediction_error(network, source.estimator, data, size).tolist()
+        name: credit_quality.prediction_error(network, source, data, size).tolist()
         for name, source in sources.items()
-        if source.method == "state_bridge" and source.estimator is not None
+        if predicts_states(type(source.method))
     }
     for task in tasks:
-        name = source_name(task)
+        name = source_name(task, inputs)
         by_eta = nudges[name].T.tolist()
         columns: dict[str, list[float | None]] = {
             "gamma": gammas[name].tolist(),

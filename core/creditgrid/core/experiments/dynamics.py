@@ -109,21 +109,21 @@ def measure_checkpoint(
     """The rows of one checkpoint, one for each layer 0…L; dfa trained it with ``feedback`` (L, d, C)."""
     import torch
 
-    from creditgrid.core.science.credit import CreditSource, terminal_gradient
+    from creditgrid.core.science.credit import backprop, feedback_credits, output_error, terminal_gradient
     from creditgrid.core.science.credit_quality import file_batches
     from creditgrid.core.science.per_sample import correct, cosine, cross_entropy
 
     batch = next(file_batches(network, data, IMAGES))
     hiddens, y = torch.stack(list(batch.hiddens)), batch.y
     # The gradient of the sum is that of each image; the gradient of the mean is 1/n of it.
-    oracle = CreditSource("oracle_bp", oracle_reduction="sum")
-    below = oracle.credits(network, batch.hiddens, batch.logits, y)
-    gradients = torch.cat((below, terminal_gradient(network, batch.hiddens[-1], y).unsqueeze(0)))
+    terminal = terminal_gradient(network, batch.hiddens[-1], y)
+    below = backprop(network, batch.hiddens, terminal)
+    gradients = torch.cat((below, terminal.unsqueeze(0)))
     h_norms = hiddens.norm(dim=-1)
     grad_norms = gradients.norm(dim=-1) / len(y)
     gamma = None
     if feedback is not None:
-        own = CreditSource("dfa", feedback).credits(network, batch.hiddens, batch.logits, y)
+        own = feedback_credits(list(feedback), output_error(batch.logits, y))
         gamma = cosine(own, below).mean().item()
     whole = {
         "gamma_dfa": gamma,

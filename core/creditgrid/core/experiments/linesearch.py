@@ -75,6 +75,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     from creditgrid.core.science.credit_sources import credits_on, network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import tensors
     from creditgrid.core.science.line_search import Step, line_search
+    from creditgrid.core.science.task_units import rule_of
 
     network, sources = network_and_sources(tasks, inputs, device)
     probe = tensors(inputs[tasks[0].parents["probe"]], device)
@@ -82,13 +83,16 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     credits = credits_on(network, sources, x_same, y_same)
     steps = [
         Step(
-            source_name(task),
+            source_name(task, inputs),
             task.params["update_range"],
             task.params["norm_mode"],
             task.params["eta"],
             _steps_head(task.params),
+            rule_of(task, inputs),
             task.params["step_weight_decay"],
             task.params["step_noise"],
+            task.params["clamp"],
+            task.params["step_radius"],
         )
         for task in tasks
     ]

@@ -22,6 +22,7 @@ from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, step_batches
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
+from creditgrid.core.rules.inner_product import InnerProduct
 from creditgrid.core.science.choices import UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 from creditgrid.core.work import Cost, Work
@@ -29,7 +30,7 @@ from creditgrid.core.work import Cost, Work
 if TYPE_CHECKING:
     import torch
 
-    from creditgrid.core.science.credit import CreditSource
+    from creditgrid.core.science.credit_sources import CreditSource
     from creditgrid.core.science.line_search import StepResult
     from creditgrid.core.science.network import ResidualNetwork
 
@@ -89,20 +90,21 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     network, sources = network_and_sources(tasks, inputs, device)
     probe = tensors(inputs[shared.parents["probe"]], device)
     accuracy, _ = accuracy_and_loss(network, image_data(inputs[shared.parents["data"]], device))
-    best = _search(tasks, network, probe, sources)
+    names = {task.key: source_name(task, inputs) for task in tasks}
+    best = _search(tasks, names, network, probe, sources)
     measured = {name: (probe[f"x_{name}"], probe[f"y_{name}"]) for name in ("same", "held")}
 
     x_steps, y_steps = probe["x_steps"][:STEPS], probe["y_steps"][:STEPS]
     for update_range in dict.fromkeys(task.params["update_range"] for task in tasks):
         alike = [task for task in tasks if task.params["update_range"] == update_range]
         blocks = update_blocks(update_range, network.num_blocks)
-        stepped = [Rollout(source_name(task), "inner_product", None, "raw", best[task.key][0]) for task in alike]
+        stepped = [Rollout(names[task.key], InnerProduct(), "raw", best[task.key][0]) for task in alike]
         losses = rollouts(network, sources, stepped, x_steps, y_steps, measured, blocks, measured_after=(0, STEPS))
-        spreads = _spreads(alike, network, probe, sources, blocks)
+        spreads = _spreads(alike, names, network, probe, sources, blocks)
         for place, task in enumerate(alike):
             eta, one = best[task.key]
             same, held = ((losses[name][place, -1] - losses[name][place, 0]).item() for name in ("same", "held"))
-            cosine, variance = spreads[source_name(task), task.params["extra_batches"]]
+            cosine, variance = spreads[names[task.key], task.params["extra_batches"]]
             yield Output(
                 task.key,
                 rows=[
@@ -124,12 +126,16 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
 
 def _search(
     tasks: Sequence[Task],
+    names: Mapping[str, str],
     network: ResidualNetwork,
     probe: Mapping[str, torch.Tensor],
     sources: Mapping[str, CreditSource],
 ) -> dict[str, tuple[float, StepResult]]:
-    """For each task the step size with the lowest loss on the same batch, and the result of one step."""
-    from creditgrid.core.science.credit_sources import credits_on, source_name
+    """By task's key: the step size with the lowest loss on the same batch, and the result of one step.
+
+    ``names`` are those of the tasks' credit sources, by key.
+    """
+    from creditgrid.core.science.credit_sources import credits_on
     from creditgrid.core.science.line_search import Step, line_search
 
     x_same, y_same = probe["x_same"], probe["y_same"]
@@ -138,7 +144,8 @@ def _search(
     for task in tasks:
         etas = ETAS if task.params["eta"] is None else (task.params["eta"],)
         tried[task.key] = [
-            Step(source_name(task), task.params["update_range"], "raw", eta, update_head=True) for eta in etas
+            Step(names[task.key], task.params["update_range"], "raw", eta, update_head=True, rule=InnerProduct())
+            for eta in etas
         ]
     steps = list(dict.fromkeys(itertools.chain.from_iterable(tried.values())))
     results = line_search(network, x_same, y_same, probe["x_held"], probe["y_held"], credits, steps)
@@ -152,8 +159,9 @@ def _search(
     return {key: (step.eta, found[step]) for key, step in chosen.items()}
 
 
-def _spreads(
+def _spreads(  # noqa: PLR0917
     tasks: Sequence[Task],
+    names: Mapping[str, str],
     network: ResidualNetwork,
     probe: Mapping[str, torch.Tensor],
     sources: Mapping[str, CreditSource],
@@ -162,10 +170,9 @@ def _spreads(
     """The `_spread` of the update directions of head and ``blocks``, by credit source and number of extra batches."""
     import torch
 
-    from creditgrid.core.science.credit_sources import source_name
     from creditgrid.core.science.updates import local_direction
 
-    wanted = {(source_name(task), task.params["extra_batches"]) for task in tasks}
+    wanted = {(names[task.key], task.params["extra_batches"]) for task in tasks}
     widest = max(extra for _, extra in wanted)
     directions: dict[str, list[torch.Tensor]] = {name: [] for name, _ in wanted}
     for x, y in zip(probe["x_extra"][:widest], probe["y_extra"][:widest], strict=True):
@@ -173,7 +180,7 @@ def _spreads(
             logits, hiddens = network(x, return_hidden=True)
         for name, of_batches in directions.items():
             credit = sources[name].credits(network, hiddens, logits, y, blocks.start)
-            parts = local_direction(network, hiddens, credit, y, blocks, update_head=True)
+            parts = local_direction(network, hiddens, credit, y, blocks, update_head=True, rule=InnerProduct())
             of_batches.append(torch.cat([part.flatten() for part in parts.values()]))
     return {(name, extra): _spread(torch.stack(directions[name][:extra]).double()) for name, extra in wanted}
 

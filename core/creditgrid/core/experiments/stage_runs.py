@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from creditgrid.core.science.data import ImageData
     from creditgrid.core.science.fitting import FitEpoch
     from creditgrid.core.science.training import Epoch
+    from creditgrid.core.units.method import Method
 
 METRICS = ("train_loss", "test_accuracy", "test_loss", "fit_loss", "step_size", "images_per_s", "seconds")
 """What the curves of trainings and fits measure. Losses are mean cross-entropies or fitting losses over the epoch."""
@@ -135,7 +136,7 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
         if at.epoch == last:
             return
         if number:
-            yield _saved(at)
+            yield _saved(at.state)
 
 
 def _metrics(at: Epoch | FitEpoch, loss: float | None, name: str, data: ImageData) -> dict[str, float]:
@@ -146,16 +147,21 @@ def _metrics(at: Epoch | FitEpoch, loss: float | None, name: str, data: ImageDat
     return {name: loss, "step_size": at.step_size, "images_per_s": rate, "seconds": at.seconds}
 
 
-def _saved(at: Epoch) -> Saved:
-    return Saved(lambda: _arrays(at.state()))
+def _saved(state: Callable[[], Mapping[str, torch.Tensor]]) -> Saved:
+    return Saved(lambda: _arrays(state()))
 
 
-def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
-    """Fit one estimator on a frozen checkpoint."""
-    from creditgrid.core.science.estimators import EstimatorNet
-    from creditgrid.core.science.fitting import fit_scalar_cb, fit_state_bridge, fit_vec
-    from creditgrid.core.science.from_artifacts import checkpoint_network, units_of
-    from creditgrid.core.science.random_streams import generator
+def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output | Saved]:
+    """Fit one method on a frozen checkpoint.
+
+    An interrupted fit continues after the last epoch that it saved, if its epochs have a state.
+
+    Raises:
+        TaskError: a method's own fit yields or returns something else than it must.
+    """
+    from creditgrid.core.science.fitting import Fitting, fitted
+    from creditgrid.core.science.from_artifacts import checkpoint_network, tensors, units_of
+    from creditgrid.core.science.task_units import fit_method_of
 
     for task in tasks:
         data = _data(task, inputs, device)
@@ -165,28 +171,26 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
             residual_add=task.params["residual_add"],
             network=network_of(task.params, units_of(task, inputs)),
         )
-        besides = ("estimator", "residual_add", "network")
-        options = {name: value for name, value in task.params.items() if name not in besides}
-        which, width = task.params["estimator"], network.hidden_size
-        s_dim = width if options.get("s_source") == "delta_L" else data.num_classes
-        estimator = EstimatorNet(
-            width,
-            s_dim,
-            1 if which == "scalar_cb" else width,
-            generator=generator(options["seed"], f"fit/{which}/init"),
-        ).to(device)
-        fits: dict[str, Callable[..., Iterator[FitEpoch]]] = {
-            "vec": fit_vec,
-            "scalar_cb": fit_scalar_cb,
-            "state_bridge": fit_state_bridge,
-        }
-        loss = None
-        for at in fits[which](estimator, network, data, **options):
+        saved = tensors(inputs[task.group], device) if task.group in inputs else None
+        fitting = Fitting(network, data, task.params["batch_size"], task.params["seed"], saved)
+        method = fit_method_of(task, inputs)
+        found: dict[str, torch.Tensor] = {}
+        last, loss = task.params.get("epochs", 0), None
+
+        def epochs(
+            method: Method = method, fitting: Fitting = fitting, found: dict[str, torch.Tensor] = found
+        ) -> Iterator[FitEpoch]:
+            found |= yield from fitted(method, fitting)
+
+        for number, at in enumerate(epochs()):
+            resumed = saved is not None and not number and at.epoch > 0 and at.seconds is None
             loss = at.loss
-            note = f"epoch {at.epoch} of {options['epochs']}"
+            note = f"{'resumed at ' if resumed else ''}epoch {at.epoch}{f' of {last}' if last else ''}"
             note = note if loss is None else f"{note}, fitting loss {loss:.4g}"
-            yield Progress(at.epoch, options["epochs"], note, _metrics(at, loss, "fit_loss", data))
-        yield Output(task.key, arrays=_arrays(estimator.state_dict()), info={"fit_loss": loss})
+            yield Progress(at.epoch, max(last, at.epoch), note, _metrics(at, loss, "fit_loss", data))
+            if at.state is not None and number and at.epoch != last:
+                yield _saved(at.state)
+        yield Output(task.key, arrays=_arrays(found), info={"fit_loss": loss})
 
 
 def _data(task: Task, inputs: Inputs, device: torch.device) -> ImageData:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from creditgrid.core.units.method import Method
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from creditgrid.core.science.forward import Forward
+
 
 class DFA(Method):
-    """e_T B_lᵀ with fixed random matrices B_l (n, C). Protocols, section 4 (Credit sources)."""
+    """e_T B_lᵀ with fixed random matrices B_l (n, C). Protocols, section 4 (Credit sources).
+
+    The method is Nøkland's (2016, Direct Feedback Alignment Provides Learning in Deep Neural Networks).
+    """
 
     name: ClassVar = "dfa"
     uses_feedback: ClassVar = True
     baseline: ClassVar = True
     side_by_side: ClassVar = True
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        return [tensors[f"B.{layer}"] for layer in range(len(tensors))]
+
+    def credit(self, forward: Forward, fitted: Sequence[Tensor]) -> Tensor:
+        from creditgrid.core.science.credit import feedback_credits
+
+        return feedback_credits(fitted, forward.error, forward.first)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from creditgrid.core.units.method import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from creditgrid.core.science.forward import Forward
 
 
 class OracleBP(Method):
@@ -20,3 +25,9 @@ class OracleBP(Method):
         "mean",
         description="Reduction of the loss before its gradient: mean over the batch (1/b of a sample's own), or sum.",
     )
+
+    def credit(self, forward: Forward, fitted: Any) -> Tensor:  # noqa: ARG002
+        from creditgrid.core.science.credit import backprop
+
+        samples = len(forward.y) if self.oracle_reduction == "mean" else 1
+        return backprop(forward.network, forward.hiddens, forward.terminal_gradient / samples, forward.first)

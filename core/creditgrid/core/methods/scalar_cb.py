@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from creditgrid.core.units.method import Fit, Method
+from creditgrid.core.units.method import Method
 
 if TYPE_CHECKING:
-    from creditgrid.core.science.fitting import Fitting
+    from torch import Tensor
+
+    from creditgrid.core.science.estimators import EstimatorNet
+    from creditgrid.core.science.fitting import Draws, FitEpoch, Fitting
+    from creditgrid.core.science.forward import Forward
 
 
 class ScalarCB(Method):
@@ -31,5 +38,85 @@ class ScalarCB(Method):
         "e_T", alias="cb_source", description="The signal s, an input of the value net: e_T or δ_L."
     )
 
-    def fit(self, fitting: Fitting) -> Fit:
-        raise NotImplementedError  # stage_runs.run_fit fits it, until the formula is here
+    def fit(self, fitting: Fitting) -> Generator[FitEpoch, None, Mapping[str, Tensor]]:
+        """Fit V by `loss`, with K noise draws for each state.
+
+        The targets come from an exponential moving average of V, which starts as a copy and after every step becomes
+        ema · average + (1 - ema) · V.
+        """
+        import torch
+
+        from creditgrid.core.science.estimators import EstimatorNet
+        from creditgrid.core.science.fitting import fit_by_adam
+
+        width, blocks = fitting.hidden_size, fitting.network.num_blocks
+        signal = fitting.num_classes if self.s_source == "e_T" else width
+        start = fitting.generator("scalar_cb/init", device="cpu")
+        value = EstimatorNet(width, signal, 1, generator=start).to(fitting.device, fitting.dtype)
+        average = copy.deepcopy(value).requires_grad_(False)
+
+        def loss_of(forward: Forward, draws: Draws) -> Tensor:
+            shape, like = (blocks, self.num_samples, len(forward.y), width), forward.logits
+            noise = torch.randn(shape, generator=draws("perturb"), dtype=like.dtype, device=like.device)
+            return self.loss(value, average, forward, noise)
+
+        @torch.no_grad()
+        def update_average() -> None:
+            for slow, fast in zip(average.parameters(), value.parameters(), strict=True):
+                slow.lerp_(fast, 1 - self.ema)
+
+        yield from fit_by_adam(
+            fitting,
+            value,
+            loss_of,
+            epochs=self.epochs,
+            lr=self.lr,
+            after_step=update_average,
+            kept={"average": average},
+        )
+        return value.state_dict()
+
+    def loss(self, value: EstimatorNet, average: EstimatorNet, forward: Forward, noise: Tensor) -> Tensor:
+        """The three terms that make V a value of the loss, consistent between layers:
+
+        mean_b (V(h_L, 1, s) - CE)² + (1/L) Σ_l mean_b (V(h_l, t_l, s) - V*_l)²
+        + term_grad_weight · mean_b ‖∂V(h_L, 1, s)/∂h_L - δ_L‖²,
+        V*_l = -λ (logsumexp_k(-V_average(h_{l+1} + σ ξ_lk, t_{l+1}, s)/λ) - ln K), without a gradient.
+
+        Noise ξ is (L, K, b, n); s = e_T or δ_L; λ is ``temperature``.
+        """
+        import torch
+
+        from creditgrid.core.science.per_sample import cross_entropy
+
+        s, terminal = self._signal(forward), forward.terminal_gradient
+        with torch.no_grad():
+            value_last = cross_entropy(forward.logits, forward.y)
+            h = torch.stack(list(forward.hiddens))
+            depths = torch.arange(len(h), dtype=h.dtype, device=h.device).unsqueeze(-1) / forward.network.num_blocks
+            around = average(torch.add(h[1:].unsqueeze(1), noise, alpha=self.sigma), depths[1:].unsqueeze(-1), s)
+            soft_minimum = torch.logsumexp(around / -self.temperature, 1) - math.log(noise.shape[1])
+            targets = -self.temperature * soft_minimum
+        values: Tensor = value(h[:-1], depths[:-1], s)
+        consistency = (values - targets).square().mean()
+        h_last = h[-1].requires_grad_()
+        at_end: Tensor = value(h_last, 1.0, s)
+        (slope,) = torch.autograd.grad(at_end.sum(), h_last, create_graph=True)
+        slope_error = (slope - terminal).square().sum(-1).mean()
+        return (at_end - value_last).square().mean() + consistency + self.term_grad_weight * slope_error
+
+    def load(self, tensors: Mapping[str, Tensor]) -> EstimatorNet:
+        from creditgrid.core.science.estimators import loaded_estimator
+
+        return loaded_estimator(tensors)
+
+    def credit(self, forward: Forward, fitted: EstimatorNet) -> Tensor:
+        import torch
+
+        h = forward.states.detach().requires_grad_()
+        # Each value depends on its own h alone, so the gradient of the sum holds the gradient of each value.
+        (gradient,) = torch.autograd.grad(fitted(h, forward.depths, self._signal(forward)).sum(), h)
+        return gradient
+
+    def _signal(self, forward: Forward) -> Tensor:
+        return forward.error if self.s_source == "e_T" else forward.terminal_gradient

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from creditgrid.core.units.method import Fit, Method
+from creditgrid.core.units.method import Method
 
 if TYPE_CHECKING:
-    from creditgrid.core.science.fitting import Fitting
+    from torch import Tensor
+
+    from creditgrid.core.science.estimators import EstimatorNet
+    from creditgrid.core.science.fitting import Draws, FitEpoch, Fitting
+    from creditgrid.core.science.forward import Forward
 
 
 class StateBridge(Method):
@@ -21,5 +26,53 @@ class StateBridge(Method):
     epochs: int = Field(100, alias="fit_epochs", ge=0, le=100_000, description="Epochs of fitting.")
     lr: float = Field(1e-3, alias="fit_lr", gt=0, description="Adam's step size in fitting.")
 
-    def fit(self, fitting: Fitting) -> Fit:
-        raise NotImplementedError  # stage_runs.run_fit fits it, until the formula is here
+    def fit(self, fitting: Fitting) -> Generator[FitEpoch, None, Mapping[str, Tensor]]:
+        """Fit P by `loss`, without clipping."""
+        from creditgrid.core.science.estimators import EstimatorNet
+        from creditgrid.core.science.fitting import fit_by_adam
+
+        start = fitting.generator("state_bridge/init", device="cpu")
+        width, classes = fitting.hidden_size, fitting.num_classes
+        predictor = EstimatorNet(width, classes, width, generator=start).to(fitting.device, fitting.dtype)
+
+        def loss_of(forward: Forward, _: Draws) -> Tensor:
+            return self.loss(predictor, forward)
+
+        yield from fit_by_adam(fitting, predictor, loss_of, epochs=self.epochs, lr=self.lr, clip=None)
+        return predictor.state_dict()
+
+    def loss(self, predictor: EstimatorNet, forward: Forward) -> Tensor:
+        """(1/L) Σ_l mean_b ‖(P(h_l, t_l, e_T) - h_L)/max(‖h_L‖₂, 1)‖² over l = 0…L-1."""
+        h_last = forward.hiddens[-1]
+        scale = h_last.norm(dim=-1, keepdim=True).clamp_min(1)
+        distance: Tensor = (predictor(forward.states, forward.depths, forward.error) - h_last) / scale
+        return distance.square().sum(-1).mean()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> EstimatorNet:
+        from creditgrid.core.science.estimators import loaded_estimator
+
+        return loaded_estimator(tensors)
+
+    def predicted_states(self, forward: Forward, fitted: EstimatorNet) -> Tensor:
+        found: Tensor = fitted(forward.states, forward.depths, forward.error)
+        return found
+
+    def credit(self, forward: Forward, fitted: EstimatorNet) -> Tensor:
+        import torch
+
+        h = forward.states.detach().requires_grad_()
+        predicted = fitted(h, forward.depths, forward.error)
+        # Each loss depends on its own h alone, so the gradient of the sum holds the gradient of each loss.
+        (gradient,) = torch.autograd.grad(_head_losses(forward, predicted).sum(), h)
+        return gradient
+
+
+def _head_losses(forward: Forward, terminal: Tensor) -> Tensor:
+    """CE of the head on predicted terminal states (L, b, n) or (L, S, b, n), per sample, in any order."""
+    from creditgrid.core.science.per_sample import cross_entropy
+
+    if terminal.dim() == 3:
+        return cross_entropy(forward.network.head(terminal), forward.y)
+    # Each of S networks has a head of its own for its samples of every layer: (S, L b, n).
+    logits = forward.network.head(terminal.transpose(0, 1).flatten(1, 2))
+    return cross_entropy(logits, forward.y.repeat(len(terminal)))

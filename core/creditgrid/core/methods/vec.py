@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from creditgrid.core.units.method import Fit, Method
+from creditgrid.core.units.method import Method
 
 if TYPE_CHECKING:
-    from creditgrid.core.science.fitting import Fitting
+    from torch import Tensor
+
+    from creditgrid.core.science.estimators import EstimatorNet
+    from creditgrid.core.science.fitting import Draws, FitEpoch, Fitting
+    from creditgrid.core.science.forward import Forward
 
 
 class Vec(Method):
@@ -24,5 +29,52 @@ class Vec(Method):
     num_directions: int = Field(4, alias="vec_directions", ge=1, le=1024, description="Number M of directions.")
     eps: float = Field(1e-3, alias="vec_eps", gt=0, description="Half-width ε of the central difference.")
 
-    def fit(self, fitting: Fitting) -> Fit:
-        raise NotImplementedError  # stage_runs.run_fit fits it, until the formula is here
+    def fit(self, fitting: Fitting) -> Generator[FitEpoch, None, Mapping[str, Tensor]]:
+        """Fit A by `loss`, for one block drawn uniformly for each batch, and with M directions for each sample."""
+        import torch
+
+        from creditgrid.core.science.estimators import EstimatorNet
+        from creditgrid.core.science.fitting import fit_by_adam
+        from creditgrid.core.science.per_sample import unit_directions
+
+        width, blocks = fitting.hidden_size, fitting.network.num_blocks
+        start = fitting.generator("vec/init", device="cpu")
+        field = EstimatorNet(width, fitting.num_classes, width, generator=start).to(fitting.device, fitting.dtype)
+
+        def loss_of(forward: Forward, draws: Draws) -> Tensor:
+            # Drawn on the CPU: a layer drawn on a GPU would have to be waited for.
+            layer = int(torch.randint(blocks, (), generator=draws("layer", "cpu")))
+            shape, like = (self.num_directions, len(forward.y), width), forward.logits
+            drawn = torch.randn(shape, generator=draws("perturb"), dtype=like.dtype, device=like.device)
+            return self.loss(field, forward, layer, unit_directions(drawn))
+
+        yield from fit_by_adam(fitting, field, loss_of, epochs=self.epochs, lr=self.lr)
+        return field.state_dict()
+
+    def loss(self, field: EstimatorNet, forward: Forward, layer: int, directions: Tensor) -> Tensor:
+        """mean_b ‖A(h_L, 1, e_T) - δ_L‖² + (1/M) Σ_j mean_b (⟨A(h_l, t_l, e_T), v_j⟩ - g_j)² for block l = ``layer``.
+
+        Directions v (M, b, n) have unit length. g_j is the central difference (CE(h_l + ε v_j) - CE(h_l - ε v_j)) / 2ε
+        of the per-sample loss run forward from layer l.
+        """
+        import torch
+
+        from creditgrid.core.science.per_sample import central_differences
+
+        h, h_last = forward.hiddens[layer], forward.hiddens[-1]
+        with torch.no_grad():
+            slopes = central_differences(forward.network, h, forward.y, layer, directions, eps=self.eps)
+            depths = torch.full((2, 1), 1.0, dtype=h.dtype, device=h.device)
+            depths[1] = layer / forward.network.num_blocks
+        fields: Tensor = field(torch.stack((h_last, h)), depths, forward.error)
+        along = (fields[1] * directions).sum(-1)
+        return (fields[0] - forward.terminal_gradient).square().sum(-1).mean() + (along - slopes).square().mean()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> EstimatorNet:
+        from creditgrid.core.science.estimators import loaded_estimator
+
+        return loaded_estimator(tensors)
+
+    def credit(self, forward: Forward, fitted: EstimatorNet) -> Tensor:
+        found: Tensor = fitted(forward.states, forward.depths, forward.error)
+        return found

@@ -1,32 +1,19 @@
-"""Protocols, section 4 (Credit sources): a credit a_l (b, d) takes the place of the gradient of the loss at h_l.
+"""What credits are made of: Protocols, section 4 (Credit sources).
 
-h_l is the input of block l, l = 0…L-1.
-
-================  =============================================================================================
-``oracle_bp``     ∂CE/∂h_l by backprop
-``dfa``           e_T B_lᵀ with fixed random matrices B_l (d, C)
-``vec``           A(h_l, t_l, e_T), a fitted vector field
-``scalar_cb``     ∂V(h_l, t_l, s)/∂h_l of a fitted scalar value V, with s = e_T or s = δ_L
-``state_bridge``  ∂CE_sum(head(P(h_l, t_l, e_T)), y)/∂h_l of a fitted predictor P of the terminal state h_L
-================  =============================================================================================
-
-e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L per sample, t_l = l/L.
+A credit a_l (b, n) takes the place of the gradient of the loss at h_l, the input of block l = 0…L-1. A credit method
+(``core.methods``) combines e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L per sample, t_l = l/L, the gradient
+itself, and the matrices B_l of feedback alignment.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from creditgrid.core.science.choices import Method, Reduction, Signal
-from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.functional import Layers
-from creditgrid.core.science.per_sample import cross_entropy
 from creditgrid.core.science.random_streams import generator
 
 
@@ -40,6 +27,11 @@ def feedback_matrices(seed: int, num_blocks: int, d_hidden: int, num_classes: in
         torch.randn(d_hidden, num_classes, generator=generator(seed, "feedback", layer)) for layer in range(num_blocks)
     ]
     return torch.stack(draws) / math.sqrt(num_classes)
+
+
+def feedback_credits(feedback: Sequence[Tensor], error: Tensor, first: int = 0) -> Tensor:
+    """e_T B_lᵀ for l = first…L-1, with e_T (…, b, C) and B_0 … B_{L-1}, each (n, C): (L - first, …, b, n)."""
+    return torch.stack([error @ matrix.mT for matrix in feedback[first:]])
 
 
 def output_error(logits: Tensor, y: Tensor) -> Tensor:
@@ -62,70 +54,6 @@ def terminal_gradient(network: Layers, h_last: Tensor, y: Tensor) -> Tensor:
     return gradient
 
 
-@dataclass(frozen=True)
-class CreditSource:
-    """A method, and what it needs to compute the credits of any batch.
-
-    ``dfa`` needs ``feedback`` (L, d, C); ``vec``, ``scalar_cb`` and ``state_bridge`` need their fitted ``estimator``,
-    and ``scalar_cb`` the ``s_source`` it was fitted with. ``oracle_reduction`` reduces the loss that ``oracle_bp``
-    differentiates: ``mean`` over the batch (1/b of a per-sample gradient) or ``sum``, the scale at which the learned
-    estimators work.
-    """
-
-    method: Method
-    feedback: Tensor | None = None
-    estimator: EstimatorNet | None = None
-    s_source: Signal = "e_T"
-    oracle_reduction: Reduction = "mean"
-
-    def credits(self, network: Layers, hiddens: Sequence[Tensor], logits: Tensor, y: Tensor, first: int = 0) -> Tensor:
-        """The credits a_0 … a_{L-1} of a batch, detached, (L, b, d); or (L, S, b, d) of S networks side by side.
-
-        With ``first`` only a_first … a_{L-1}, (L - first, …): no credit needs the layers below it.
-
-        ``hiddens`` h_0 … h_L, each (…, b, d), and ``logits`` (…, b, C) are those of ``network`` on the batch, ``y``
-        int64 (b,) its labels.
-
-        Raises:
-            ValueError: for an unknown method, or one whose feedback or estimator is missing.
-        """
-        if self.method == "oracle_bp":
-            scale = len(y) if self.oracle_reduction == "mean" else 1
-            return _backprop(network, hiddens, terminal_gradient(network, hiddens[-1], y) / scale, first)
-        error = output_error(logits, y)
-        if self.method == "dfa":
-            if self.feedback is None:
-                raise ValueError("the credit dfa needs its feedback matrices")
-            return torch.stack([error @ matrix.mT for matrix in self.feedback[first:]])
-        if self.method not in ("vec", "scalar_cb", "state_bridge"):
-            raise ValueError(
-                f"unknown credit method {self.method!r}: one of oracle_bp, dfa, vec, scalar_cb, state_bridge"
-            )
-        if self.estimator is None:
-            raise ValueError(f"the credit {self.method} needs its fitted estimator")
-        h = torch.stack(list(hiddens[first:-1])).detach()
-        t = layer_times(h, first)
-        if self.method == "vec":
-            with torch.no_grad():
-                return self.estimator(h, t, error)  # type: ignore[no-any-return]
-        with torch.enable_grad():
-            leaf = h.requires_grad_()
-            if self.method == "state_bridge":
-                values = _head_loss(network, self.estimator(leaf, t, error), y)
-            else:
-                s = error if self.s_source == "e_T" else terminal_gradient(network, hiddens[-1], y)
-                values = self.estimator(leaf, t, s)
-            # Each value depends on its own h alone, so the gradient of the sum holds the gradient of each value.
-            (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        return gradient
-
-    def double(self) -> CreditSource:
-        """A copy in double precision."""
-        feedback = None if self.feedback is None else self.feedback.double()
-        estimator = None if self.estimator is None else copy.deepcopy(self.estimator).double()
-        return replace(self, feedback=feedback, estimator=estimator)
-
-
 def layer_times(h: Tensor, first: int = 0) -> Tensor:
     """The depths t_l = l/L of stacked hidden states h_first … h_{L-1} (n, …, b, d), to broadcast against (n, …, b)."""
     depth = first + len(h)
@@ -133,17 +61,8 @@ def layer_times(h: Tensor, first: int = 0) -> Tensor:
     return times.view(-1, *[1] * (h.dim() - 2))
 
 
-def _head_loss(network: Layers, terminal: Tensor, y: Tensor) -> Tensor:
-    """CE of the head on predicted terminal states (L, b, d) or (L, S, b, d), per sample, in any order."""
-    if terminal.dim() == 3:
-        return cross_entropy(network.head(terminal), y)
-    # Each of S networks has a head of its own for its samples of every layer: (S, L b, d).
-    logits = network.head(terminal.transpose(0, 1).flatten(1, 2))
-    return cross_entropy(logits, y.repeat(len(terminal)))
-
-
-def _backprop(network: Layers, hiddens: Sequence[Tensor], terminal: Tensor, first: int) -> Tensor:
-    """∂CE/∂h_l for l = first…L-1 by backprop of ``terminal``, ∂CE/∂h_L (…, b, d): (L - first, …, b, d)."""
+def backprop(network: Layers, hiddens: Sequence[Tensor], terminal: Tensor, first: int = 0) -> Tensor:
+    """∂CE/∂h_l for l = first…L-1 by backprop of ``terminal``, ∂CE/∂h_L (…, b, n): (L - first, …, b, n), detached."""
     gradients = [terminal]
     for layer in reversed(range(first, network.num_blocks)):
         with torch.enable_grad():

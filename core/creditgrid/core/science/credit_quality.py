@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from creditgrid.core.science.credit import CreditSource, layer_times, output_error
+from creditgrid.core.science.credit import backprop, terminal_gradient
+from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.data import ImageData, normalise
-from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import central_differences, cosine, cross_entropy, unit, unit_directions
 from creditgrid.core.science.random_streams import generator
@@ -73,9 +73,9 @@ def source_credits(network: ResidualNetwork, sources: Mapping[str, CreditSource]
 def gamma(network: ResidualNetwork, sources: Mapping[str, CreditSource], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """gamma_l of each source, mean over the batches of the mean over the samples: (L,)."""
     totals = {name: torch.zeros(network.num_blocks, dtype=torch.float64) for name in sources}
-    oracle = CreditSource("oracle_bp", oracle_reduction="sum")  # only the direction counts, and this is far from 0
     for batch in batches:
-        truth = oracle.credits(network, batch.hiddens, batch.logits, batch.y)
+        # Of the sum of the losses: only the direction counts, and this is far from 0.
+        truth = backprop(network, batch.hiddens, terminal_gradient(network, batch.hiddens[-1], batch.y))
         for name, own in source_credits(network, sources, batch).items():
             totals[name] += cosine(own, truth).mean(-1).cpu()
     return {name: total / len(batches) for name, total in totals.items()}
@@ -139,11 +139,10 @@ def nudge(network: ResidualNetwork, own: Mapping[str, Tensor], batch: Batch) -> 
 
 
 @torch.no_grad()
-def prediction_error(network: ResidualNetwork, bridge: EstimatorNet, data: ImageData, size: int) -> Tensor:
-    """mean ‖P(h_l, t_l, e_T) - h_L‖² of a state bridge over the whole test set, by layer: float64 (L,)."""
+def prediction_error(network: ResidualNetwork, source: CreditSource, data: ImageData, size: int) -> Tensor:
+    """mean ‖P_l - h_L‖² of a method's predicted states P_l over the whole test set, by layer: float64 (L,)."""
     total = torch.zeros(network.num_blocks, dtype=torch.float64, device=data.device)
     for batch in file_batches(network, data, size):
-        h = torch.stack(list(batch.hiddens[:-1]))
-        predicted = bridge(h, layer_times(h), output_error(batch.logits, batch.y))
+        predicted = source.predicted_states(network, batch.hiddens, batch.logits, batch.y)
         total += (predicted - batch.hiddens[-1]).square().sum((-2, -1))
     return (total / len(data.y_test)).cpu()

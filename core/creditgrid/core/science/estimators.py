@@ -1,8 +1,9 @@
-"""The network that all fitted credit estimators share: Protocols, section 5 (Estimators)."""
+"""The network that the shipped credit estimators share: Protocols, section 5 (Estimators)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,15 @@ class EstimatorNet(nn.Module):
         shared = F.linear(time_embedding(t), of_t, first.bias) + F.linear(s, of_s)
         out: Tensor = self.net[1:](F.linear(self.ln(h), of_h) + shared)
         return out.squeeze(-1) if self.scalar else out
+
+
+def loaded_estimator(tensors: Mapping[str, Tensor]) -> EstimatorNet:
+    """The frozen net with these parameters, which give its shape, on their device and in their precision."""
+    d_hidden, out_dim = len(tensors["ln.weight"]), len(tensors["net.6.bias"])
+    s_dim = tensors["net.0.weight"].shape[1] - d_hidden - TIME_DIMS
+    estimator = EstimatorNet(d_hidden, s_dim, out_dim, generator=torch.Generator())
+    estimator.load_state_dict(tensors, assign=True)
+    return estimator.eval().requires_grad_(False)
 
 
 def time_embedding(t: Tensor) -> Tensor:

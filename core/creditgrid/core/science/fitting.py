@@ -1,33 +1,30 @@
-"""Fitting credit estimators on a frozen network: Protocols, section 5 (Estimators).
+"""Fitting credit methods on a frozen network: Protocols, section 5 (Estimators).
 
-A fit is a generator that yields each finished epoch; it takes one Adam step a batch of the augmented training stream.
-All that a batch needs is evaluated at once: the layers, the directions v_j and the noise draws ξ_k are dimensions of
-one tensor, (L, K, b, d) or (2, M, b, d), which passes through a net in one call. Notation: hidden states h_0 … h_L of
-the network, depths t_l = l/L, e_T = softmax(logits) - onehot(y), δ_L = ∂CE_sum/∂h_L, CE per sample.
+A method's fit gets a `Fitting`: the network, and the augmented training stream as the network sees it. It yields each
+finished epoch. `fit_by_adam` is the loop that most fits need: one step a batch on the method's own loss, and a state
+after each epoch, from which an interrupted fit continues bit for bit.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NotRequired, TypeAlias, TypedDict, Unpack
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from creditgrid.core.science.choices import Signal
-from creditgrid.core.science.credit import layer_times, output_error, terminal_gradient
+from creditgrid.core.errors import TaskError
 from creditgrid.core.science.data import ImageData, training_batches
-from creditgrid.core.science.estimators import EstimatorNet
 from creditgrid.core.science.forward import Forward
+from creditgrid.core.science.moments import load_moments, moments_fit, moments_of
 from creditgrid.core.science.network import ResidualNetwork
-from creditgrid.core.science.per_sample import central_differences, cross_entropy, unit_directions
 from creditgrid.core.science.random_streams import generator
+from creditgrid.core.units.method import Method
 
-BatchLoss: TypeAlias = Callable[[Tensor, Tensor, torch.Generator, torch.Generator], Tensor]
+State: TypeAlias = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,236 +32,197 @@ class FitEpoch:
     """A finished epoch of a fit; epoch 0 is the initialisation, which has no loss.
 
     ``loss`` is the mean over the epoch's samples of the fitting loss, each taken just before its batch's step.
-    ``step_size`` is Adam's in this epoch, and ``seconds`` what the epoch took.
+    ``step_size`` is Adam's in this epoch, and ``seconds`` what the epoch took; a fit that continues an interrupted one
+    first yields the epoch at which it continues, without them. ``state`` copies all that the fit needs to continue from
+    here; None for a fit that starts again.
     """
 
     epoch: int
     loss: float | None
     step_size: float | None = None
     seconds: float | None = None
+    state: State | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a method is fitted on: a frozen network, the dataset, and the settings that all fits share."""
+    """What a method is fitted on: a frozen network, the dataset, and the settings that all fits share.
+
+    ``resume`` is the last kept ``state`` of an earlier attempt that was interrupted; None if there is none.
+    """
 
     network: ResidualNetwork
     data: ImageData
     batch_size: int
     seed: int
+    resume: Mapping[str, Tensor] | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """The number n of elements of a hidden state."""
+        return self.network.hidden_size
+
+    @property
+    def num_classes(self) -> int:
+        return self.data.num_classes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's precision."""
+        return self.network.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
 
     def batches(self, epoch: int) -> Iterator[Forward]:
         """One epoch, from 1, of the augmented training stream, as the network sees it; the last may be smaller."""
-        dtype = self.network.dtype
+        dtype = self.dtype
         for x, y in training_batches(self.data, self.batch_size, self.seed, epoch, stream="fit"):
             with torch.no_grad():
                 logits, hiddens = self.network(x.to(dtype), return_hidden=True)
             yield Forward(self.network, hiddens, logits, y)
 
-    def generator(self, stream: str, *index: int) -> torch.Generator:
-        """The named random stream ("fit/STREAM", index…) of the fit's seed, on the data's device."""
-        return generator(self.seed, f"fit/{stream}", *index, device=self.data.device)
+    def generator(self, stream: str, *index: int, device: torch.device | str | None = None) -> torch.Generator:
+        """The named random stream ("fit/STREAM", index…) of the fit's seed, on the data's device unless one is given.
+
+        Draw from such streams alone: then a fit is repeated bit for bit.
+        """
+        return generator(self.seed, f"fit/{stream}", *index, device=self.device if device is None else device)
 
 
-class FitOptions(TypedDict):
-    """The options of every fit; see `_fit`."""
+def fitted(method: Method, fitting: Fitting) -> Generator[FitEpoch, None, Mapping[str, Tensor]]:
+    """The finished epochs of a method's fit; returns the tensors. A method may be a researcher's own, so it is checked.
 
-    epochs: int
-    batch_size: int
-    lr: NotRequired[float]
-    seed: int
+    Raises:
+        TaskError: it yields something else than epochs, or returns something else than finite tensors by name.
+    """
+    found: Any = method.fit(fitting)
+    if isinstance(found, Generator):
+        found = yield from _checked_epochs(method.name, found)
+    if not isinstance(found, Mapping) or not found:
+        raise TaskError(f"the fit of {method.name} returned {found!r:.80}: return its tensors by name")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise TaskError(f"the fit of {method.name} returned a {type(tensor).__name__} as {name!r}: return tensors")
+        if not tensor.isfinite().all():
+            raise TaskError(f"the fit of {method.name} diverged: its tensor {name!r} is not finite")
+    return found
 
 
-def _fit(
-    estimator: EstimatorNet,
-    network: ResidualNetwork,
-    data: ImageData,
+def _checked_epochs(name: str, run: Generator[Any, None, Any]) -> Generator[FitEpoch, None, Any]:
+    while True:
+        try:
+            at = next(run)
+        except StopIteration as end:
+            return end.value
+        if not isinstance(at, FitEpoch):
+            raise TaskError(f"the fit of {name} yielded a {type(at).__name__}: yield a FitEpoch after each epoch")
+        yield at
+
+
+class Draws:
+    """The random streams of one epoch of a fit: each starts when it is first used in the epoch, and then continues."""
+
+    def __init__(self, fitting: Fitting, epoch: int) -> None:
+        self._fitting, self._epoch = fitting, epoch
+        self._streams: dict[str, torch.Generator] = {}
+
+    def __call__(self, stream: str, device: torch.device | str | None = None) -> torch.Generator:
+        """The stream ("fit/STREAM", epoch), on the data's device unless one is given."""
+        if stream not in self._streams:
+            self._streams[stream] = self._fitting.generator(stream, self._epoch, device=device)
+        return self._streams[stream]
+
+
+BatchLoss: TypeAlias = Callable[[Forward, Draws], Tensor]
+
+
+def fit_by_adam(
+    fitting: Fitting,
+    module: nn.Module,
     loss_of: BatchLoss,
     *,
     epochs: int,
-    batch_size: int,
-    lr: float = 1e-3,
-    seed: int,
-    clip: bool = True,
+    lr: float,
+    clip: float | None = 1.0,
     after_step: Callable[[], None] = lambda: None,
+    kept: Mapping[str, nn.Module] | None = None,
 ) -> Iterator[FitEpoch]:
-    """Fit ``estimator`` in place by Adam; yields epoch 0, then each finished epoch.
+    """Fit ``module`` in place, one Adam step a batch; yields epoch 0, then each finished epoch.
 
-    The batches are those of `training_batches` in the stream "fit". ``loss_of`` is given a batch x (b, D), y (b,), and
-    the streams "fit/layer" and "fit/perturb" of the epoch. With ``clip``, gradient norms are clipped to 1.
+    With ``fitting.resume`` it first yields the epoch at which it continues.
+
+    Args:
+        fitting: the network, the batches and the random streams.
+        module: has the parameters that are fitted, on the data's device.
+        loss_of: the loss of a batch; called with the batch and the epoch's random streams.
+        epochs: passes over the training set.
+        lr: Adam's step size.
+        clip: the greatest norm of the gradient of all parameters; None: it is not clipped.
+        after_step: called after each step.
+        kept: further modules by name that ``after_step`` changes; they are part of the state.
     """
-    parameters = list(estimator.parameters())
+    modules = {"fitted": module, **{f"kept.{name}": other for name, other in (kept or {}).items()}}
+    parameters = list(module.parameters())
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-    dtype = network.dtype
-    yield FitEpoch(0, None)
-    for epoch in range(1, epochs + 1):
+    last = 0
+    if fitting.resume is not None and _resumable(modules, fitting.resume):
+        last = _continue_from(fitting.resume, modules, optimizer)
+
+    def epoch_at(
+        number: int, loss: float | None, step_size: float | None = None, seconds: float | None = None
+    ) -> FitEpoch:
+        return FitEpoch(number, loss, step_size, seconds, lambda: _state(modules, optimizer, number, loss))
+
+    yield epoch_at(last, fitting.resume["loss"].item() if last and fitting.resume is not None else None)
+    for epoch in range(last + 1, epochs + 1):
         started, step_size = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
-        layers = generator(seed, "fit/layer", epoch)  # on the CPU: a layer drawn on a GPU would have to be waited for
-        perturb = generator(seed, "fit/perturb", epoch, device=data.device)
-        total = torch.zeros((), dtype=torch.float64, device=data.device)
-        for x, y in training_batches(data, batch_size, seed, epoch, stream="fit"):
-            loss = loss_of(x.to(dtype), y, layers, perturb)
+        draws = Draws(fitting, epoch)
+        total = torch.zeros((), dtype=torch.float64, device=fitting.device)
+        for forward in fitting.batches(epoch):
+            loss = loss_of(forward, draws)
             optimizer.zero_grad()
             loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-            if clip:
-                nn.utils.clip_grad_norm_(parameters, 1.0)
+            if clip is not None:
+                nn.utils.clip_grad_norm_(parameters, clip)
             optimizer.step()
             after_step()
-            total += loss.detach() * len(y)
-        loss_mean = total.item() / len(data.y_train)  # waits for the device
-        yield FitEpoch(epoch, loss_mean, step_size, time.perf_counter() - started)
+            total += loss.detach() * len(forward.y)
+        loss_mean = total.item() / len(fitting.data.y_train)  # waits for the device
+        yield epoch_at(epoch, loss_mean, step_size, time.perf_counter() - started)
 
 
-def fit_vec(
-    estimator: EstimatorNet,
-    network: ResidualNetwork,
-    data: ImageData,
-    *,
-    num_directions: int = 4,
-    eps: float = 1e-3,
-    **options: Unpack[FitOptions],
-) -> Iterator[FitEpoch]:
-    """Fit a vector field A in place by `vec_loss`, with M = ``num_directions`` directions for each sample.
-
-    They are drawn from N(0, I) and divided by their length (`unit_directions`), both in the network's dtype.
-    """
-
-    def loss_of(x: Tensor, y: Tensor, layers: torch.Generator, perturb: torch.Generator) -> Tensor:
-        layer = int(torch.randint(network.num_blocks, (), generator=layers))
-        shape = (num_directions, len(y), network.hidden_size)
-        drawn = torch.randn(shape, generator=perturb, dtype=x.dtype, device=x.device)
-        return vec_loss(estimator, network, x, y, layer=layer, directions=unit_directions(drawn), eps=eps)
-
-    return _fit(estimator, network, data, loss_of, **options)
+def _state(
+    modules: Mapping[str, nn.Module], optimizer: torch.optim.Adam, epoch: int, loss: float | None
+) -> dict[str, Tensor]:
+    """A copy of all that the fit needs to continue after an epoch."""
+    state = _tensors(modules) | moments_of(modules["fitted"], optimizer)
+    return {name: tensor.detach().clone() for name, tensor in state.items()} | {
+        "epoch": torch.tensor(epoch),
+        "loss": torch.tensor(math.nan if loss is None else loss, dtype=torch.float64),
+    }
 
 
-def vec_loss(
-    estimator: EstimatorNet,
-    network: ResidualNetwork,
-    x: Tensor,
-    y: Tensor,
-    *,
-    layer: int,
-    directions: Tensor,
-    eps: float,
-) -> Tensor:
-    """mean_b ‖A(h_L, 1, e_T) - δ_L‖² + (1/M) Σ_j mean_b (⟨A(h_l, t_l, e_T), v_j⟩ - g_j)² for block l = ``layer``.
+def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{which}.{name}": tensor for which, it in modules.items() for name, tensor in it.state_dict().items()}
 
-    x (b, D), y (b,), directions v (M, b, d) of unit length. g_j is the central difference (CE(h_l + ε v_j) -
-    CE(h_l - ε v_j)) / 2ε of the per-sample loss run forward from layer l.
-    """
+
+def _resumable(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> bool:
+    """Whether the state is one of this fit, and of this version."""
+    wanted = _tensors(modules)
+    if not {"epoch", "loss", *wanted} <= state.keys():
+        return False
+    fits = all(state[name].shape == tensor.shape for name, tensor in wanted.items())
+    return fits and (not state["epoch"] or moments_fit(modules["fitted"], state))
+
+
+def _continue_from(state: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Adam) -> int:
+    """Load the state; returns its epoch."""
     with torch.no_grad():
-        logits, hiddens = network(x, return_hidden=True)
-        h, h_last = hiddens[layer], hiddens[-1]
-        slopes = central_differences(network, h, y, layer, directions, eps=eps)
-        depths = torch.full((2, 1), 1.0, dtype=h.dtype, device=h.device)
-        depths[1] = layer / network.num_blocks
-    terminal = terminal_gradient(network, h_last, y)
-    fields: Tensor = estimator(torch.stack((h_last, h)), depths, output_error(logits, y))
-    along = (fields[1] * directions).sum(-1)
-    return (fields[0] - terminal).square().sum(-1).mean() + (along - slopes).square().mean()
-
-
-def fit_scalar_cb(
-    estimator: EstimatorNet,
-    network: ResidualNetwork,
-    data: ImageData,
-    *,
-    temperature: float = 0.1,
-    num_samples: int = 4,
-    sigma: float = 0.05,
-    ema: float = 0.995,
-    term_grad_weight: float = 1.0,
-    s_source: Signal = "e_T",
-    **options: Unpack[FitOptions],
-) -> Iterator[FitEpoch]:
-    """Fit a scalar value V in place by `scalar_cb_loss`, with K = ``num_samples`` noise draws for each state.
-
-    The targets come from an exponential moving average of V, which starts as a copy and after every step becomes
-    ema · average + (1 - ema) · V.
-    """
-    average = copy.deepcopy(estimator).requires_grad_(False)
-
-    def loss_of(x: Tensor, y: Tensor, _: torch.Generator, perturb: torch.Generator) -> Tensor:
-        shape = (network.num_blocks, num_samples, len(y), network.hidden_size)
-        return scalar_cb_loss(
-            estimator,
-            average,
-            network,
-            x,
-            y,
-            noise=torch.randn(shape, generator=perturb, dtype=x.dtype, device=x.device),
-            sigma=sigma,
-            temperature=temperature,
-            term_grad_weight=term_grad_weight,
-            s_source=s_source,
-        )
-
-    @torch.no_grad()
-    def update_average() -> None:
-        for slow, fast in zip(average.parameters(), estimator.parameters(), strict=True):
-            slow.lerp_(fast, 1 - ema)
-
-    return _fit(estimator, network, data, loss_of, after_step=update_average, **options)
-
-
-def scalar_cb_loss(
-    estimator: EstimatorNet,
-    average: EstimatorNet,
-    network: ResidualNetwork,
-    x: Tensor,
-    y: Tensor,
-    *,
-    noise: Tensor,
-    sigma: float,
-    temperature: float,
-    term_grad_weight: float,
-    s_source: Signal,
-) -> Tensor:
-    """The three terms that make V a value of the loss, consistent between layers:
-
-    mean_b (V(h_L, 1, s) - CE)² + (1/L) Σ_l mean_b (V(h_l, t_l, s) - V*_l)²
-    + term_grad_weight · mean_b ‖∂V(h_L, 1, s)/∂h_L - δ_L‖²,
-    V*_l = -λ (logsumexp_k(-V_average(h_{l+1} + σ ξ_lk, t_{l+1}, s)/λ) - ln K), without a gradient.
-
-    x (b, D), y (b,), noise ξ (L, K, b, d); s = e_T or δ_L; λ is ``temperature``.
-    """
-    with torch.no_grad():
-        logits, hiddens = network(x, return_hidden=True)
-        value_last = cross_entropy(logits, y)
-        terminal = terminal_gradient(network, hiddens[-1], y)
-        s = output_error(logits, y) if s_source == "e_T" else terminal
-        h = torch.stack(hiddens)
-        depths = torch.arange(len(h), dtype=h.dtype, device=h.device).unsqueeze(-1) / network.num_blocks
-        around = average(torch.add(h[1:].unsqueeze(1), noise, alpha=sigma), depths[1:].unsqueeze(-1), s)
-        targets = -temperature * (torch.logsumexp(around / -temperature, 1) - math.log(noise.shape[1]))
-    values: Tensor = estimator(h[:-1], depths[:-1], s)
-    consistency = (values - targets).square().mean()
-    h_last = h[-1].requires_grad_()
-    value: Tensor = estimator(h_last, 1.0, s)
-    (slope,) = torch.autograd.grad(value.sum(), h_last, create_graph=True)
-    slope_error = (slope - terminal).square().sum(-1).mean()
-    return (value - value_last).square().mean() + consistency + term_grad_weight * slope_error
-
-
-def fit_state_bridge(
-    estimator: EstimatorNet, network: ResidualNetwork, data: ImageData, **options: Unpack[FitOptions]
-) -> Iterator[FitEpoch]:
-    """Fit a predictor P of the terminal state in place by `state_bridge_loss`, without clipping."""
-
-    def loss_of(x: Tensor, y: Tensor, *_: torch.Generator) -> Tensor:
-        return state_bridge_loss(estimator, network, x, y)
-
-    return _fit(estimator, network, data, loss_of, clip=False, **options)
-
-
-def state_bridge_loss(estimator: EstimatorNet, network: ResidualNetwork, x: Tensor, y: Tensor) -> Tensor:
-    """(1/L) Σ_l mean_b ‖(P(h_l, t_l, e_T) - h_L)/max(‖h_L‖₂, 1)‖² over l = 0…L-1; x (b, D), y (b,)."""
-    with torch.no_grad():
-        logits, hiddens = network(x, return_hidden=True)
-        error = output_error(logits, y)
-        h, h_last = torch.stack(hiddens[:-1]), hiddens[-1]
-        scale = h_last.norm(dim=-1, keepdim=True).clamp_min(1)
-    predicted: Tensor = estimator(h, layer_times(h), error)
-    distance: Tensor = (predicted - h_last) / scale
-    return distance.square().sum(-1).mean()
+        for name, tensor in _tensors(modules).items():
+            tensor.copy_(state[name])
+    epoch = int(state["epoch"])
+    if epoch:
+        load_moments(modules["fitted"], optimizer, state)
+    return epoch

@@ -1,4 +1,4 @@
-"""Networks, estimators, feedback and data on a device, made from the arrays of their artifacts."""
+"""Networks, feedback and data on a device, made from the arrays of their artifacts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from torch import Tensor
 
 from creditgrid.core.errors import TaskError
 from creditgrid.core.science.data import ImageData
-from creditgrid.core.science.estimators import TIME_DIMS, EstimatorNet
 from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.task import Arrays, Inputs, Task
 from creditgrid.core.units.brought import load
@@ -41,15 +40,6 @@ def checkpoint_network(
     except (RuntimeError, KeyError) as error:
         raise TaskError(f"the checkpoint's tensors do not fit the network {chosen.name}: {error}") from error
     return built.to(device).eval().requires_grad_(False)
-
-
-def fitted_estimator(arrays: Arrays, device: torch.device) -> EstimatorNet:
-    """The frozen estimator of a fit; its tensors give its shape."""
-    d_hidden, out_dim = len(arrays["ln.weight"]), len(arrays["net.6.bias"])
-    s_dim = arrays["net.0.weight"].shape[1] - d_hidden - TIME_DIMS
-    estimator = EstimatorNet(d_hidden, s_dim, out_dim, generator=torch.Generator())
-    estimator.load_state_dict(tensors(arrays))
-    return estimator.to(device).eval().requires_grad_(False)
 
 
 def feedback_stack(arrays: Arrays, device: torch.device) -> Tensor:

@@ -40,6 +40,9 @@ class Layers(Protocol):
     def head(self, h: Tensor) -> Tensor:
         """Logits (…, b, C) of terminal hidden states (…, b, n)."""
 
+    def forward_from_layer(self, h: Tensor, layer: int) -> Tensor:
+        """Logits (…, b, C) of h_layer (…, b, n), run through the blocks from ``layer`` on."""
+
     def with_parameters(self, parameter: Parameters) -> Functional:
         """The network with other parameters: each of its plain shape, or each (S, *shape) of networks side by side."""
 
@@ -71,6 +74,10 @@ class Functional:
         """Some of the networks that are side by side."""
         return self.with_parameters(lambda name: self.parameter(name)[which])
 
+    def alone(self, index: int) -> Self:
+        """One of the networks that are side by side, as a network of its own."""
+        return self.with_parameters(lambda name: self.parameter(name)[index])
+
     def next(self, layer: int, h: Tensor) -> Tensor:
         """h_{l+1} of h_l."""
         branch = self.branch(layer, h)
@@ -82,6 +89,10 @@ class Functional:
         for layer in range(first, self.num_blocks):
             found.append(self.next(layer, found[-1]))
         return found
+
+    def forward_from_layer(self, h: Tensor, layer: int) -> Tensor:
+        """Logits (…, b, C) of h_layer (…, b, n)."""
+        return self.head(self.hiddens(h, layer)[-1])
 
 
 class FunctionalNetwork(Functional):

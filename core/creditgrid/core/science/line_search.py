@@ -5,7 +5,7 @@ takes one step and runs two batches. Here
 
 - hidden states and losses before the step are computed once, on the same and the held-out batch together;
 - a direction depends neither on the step size nor, in block l, on the other blocks of the range, so each (credit, norm
-  mode) is differentiated once for all ranges;
+  mode, rule) is differentiated once for all ranges;
 - blocks below the update range do not change, so a candidate starts from the hidden states that enter the range;
 - the candidates p - η ∇ of a direction are stacked over η, one block at a time, and batched matrix products run both
   batches through all of them.
@@ -28,24 +28,30 @@ from creditgrid.core.science.updates import (
     local_direction,
     noise,
     update_blocks,
+    update_length,
 )
+from creditgrid.core.units.rule import Rule
 
 CHUNK_BYTES = 32 * 2**20
 """Memory for the weights and activations of a chunk of candidates: within a CPU's caches, and enough for a GPU."""
 
 
 class Step(NamedTuple):
-    """One candidate: p - η (∇ + σ ξ + λ p), where ∇ is the local direction given by the credits named ``credits``."""
+    """One candidate: p - η g with g = clamp(∇ + σ ξ, ±clamp) + λ p, where ∇ is the local direction that the rule gives
+    for the credits named ``credits``. If the step is longer than the radius, it is shortened to it."""
 
     credits: str
     update_range: UpdateRange
     norm_mode: NormMode
     eta: float
     update_head: bool
+    rule: Rule
     weight_decay: float = 0.0
     """λ"""
     noise: float = 0.0
     """σ"""
+    clamp: float | None = None
+    radius: float | None = None
 
 
 class StepResult(NamedTuple):
@@ -100,9 +106,12 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
     for group, positions in groups.items():
         order += positions
         blocks = update_blocks(group.update_range, network.num_blocks)
-        direction = _regularised(network, directions[group.credits, group.norm_mode], group, drawn)
+        direction = _regularised(network, directions[group.credits, group.norm_mode, group.rule], group, drawn)
         size = rms(credits[group.credits][blocks.start :]).mean(dtype=torch.float64)
         etas = torch.tensor([steps[position].eta for position in positions], dtype=logits.dtype).to(y.device)
+        if group.radius is not None:
+            moved = network.parameter_names(blocks, head=group.update_head)
+            etas = etas.clamp(max=(group.radius / update_length(direction[name] for name in moved)).to(etas))
         for chunk in torch.split(etas, _chunk_size(network, len(y))):
             candidates = _candidates(network, direction, chunk)
             with torch.no_grad():
@@ -131,26 +140,32 @@ def _directions(
     y: Tensor,
     credits: Mapping[str, Tensor],
     groups: Sequence[Step],
-) -> dict[tuple[str, NormMode], dict[str, Tensor]]:
-    """One direction for each (credits, norm mode): over the widest range, and with the head if any group steps it."""
-    wanted: dict[tuple[str, NormMode], list[Step]] = defaultdict(list)
+) -> dict[tuple[str, NormMode, Rule], dict[str, Tensor]]:
+    """One direction for each (credits, norm mode, rule): over the widest range, with the head if any group steps it."""
+    wanted: dict[tuple[str, NormMode, Rule], list[Step]] = defaultdict(list)
     for group in groups:
-        wanted[group.credits, group.norm_mode].append(group)
+        wanted[group.credits, group.norm_mode, group.rule].append(group)
     directions = {}
-    for (name, norm_mode), sharing in wanted.items():
-        credit = normalise_credit(credits[name]) if norm_mode == "norm" else credits[name]
+    for (name, norm_mode, rule), sharing in wanted.items():
+        credit = credits[name]
+        if norm_mode == "norm" and not rule.normalises:  # twice differs from once
+            credit = normalise_credit(credit)
         blocks = max((update_blocks(group.update_range, network.num_blocks) for group in sharing), key=len)
         update_head = any(group.update_head for group in sharing)
-        directions[name, norm_mode] = local_direction(network, hiddens, credit, y, blocks, update_head=update_head)
+        directions[name, norm_mode, rule] = local_direction(
+            network, hiddens, credit, y, blocks, update_head=update_head, rule=rule
+        )
     return directions
 
 
 def _regularised(
     network: ResidualNetwork, direction: Mapping[str, Tensor], group: Step, drawn: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
-    """∇ + σ ξ + λ p."""
+    """clamp(∇ + σ ξ) + λ p."""
     if group.noise:
         direction = {name: torch.add(g, drawn[name], alpha=group.noise) for name, g in direction.items()}
+    if group.clamp is not None:
+        direction = {name: g.clamp(-group.clamp, group.clamp) for name, g in direction.items()}
     if group.weight_decay:
         decayed = ((name, g, network.get_parameter(name).detach()) for name, g in direction.items())
         direction = {name: torch.add(g, p, alpha=group.weight_decay) for name, g, p in decayed}

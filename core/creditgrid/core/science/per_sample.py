@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from creditgrid.core.science.network import ResidualNetwork
+from creditgrid.core.science.functional import Layers
 
 
 def rms(a: Tensor) -> Tensor:
@@ -47,9 +47,7 @@ def correct(logits: Tensor, y: Tensor) -> Tensor:
     return logits.argmax(-1) == y
 
 
-def central_differences(
-    network: ResidualNetwork, h: Tensor, y: Tensor, layer: int, directions: Tensor, *, eps: float
-) -> Tensor:
+def central_differences(network: Layers, h: Tensor, y: Tensor, layer: int, directions: Tensor, *, eps: float) -> Tensor:
     """(CE(h + ε v) - CE(h - ε v))/2ε of each sample's loss run forward from layer l = ``layer``: (M, b).
 
     ``h`` are h_l (b, d), ``directions`` v (M, b, d), ``y`` int64 (b,).

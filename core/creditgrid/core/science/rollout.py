@@ -16,26 +16,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from creditgrid.core.science.choices import NormMode, Rule
-from creditgrid.core.science.credit import CreditSource
+from creditgrid.core.science.choices import NormMode
+from creditgrid.core.science.credit_sources import CreditSource
 from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import cross_entropy, normalise_credit
 from creditgrid.core.science.updates import (
     differentiate,
     noise,
     output_gradient,
+    update_length,
 )
+from creditgrid.core.units.rule import Rule
 
 CHUNK_BYTES = 64 * 2**20
 """Memory for the parameters and gradients of a chunk of rollouts."""
 
 
 class Rollout(NamedTuple):
-    """How one rollout steps: g = clamp(∇ + σ ξ, ±clamp) + λ p, then p <- p - η g, for each updated parameter p."""
+    """How one rollout steps: g = clamp(∇ + σ ξ, ±clamp) + λ p, then p <- p - η g, for each updated parameter p.
+
+    If a step is longer than the radius, it is shortened to it.
+    """
 
     source: str
     rule: Rule
-    kappa: float | None
     norm_mode: NormMode
     eta: float
     clamp: float | None = None
@@ -43,6 +47,7 @@ class Rollout(NamedTuple):
     """λ"""
     noise: float = 0.0
     """σ"""
+    radius: float | None = None
 
 
 def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
@@ -66,7 +71,7 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
 
     Raises:
         KeyError: when ``sources`` lacks the source of a rollout.
-        ValueError: for an unknown rule, or target_shift without its kappa.
+        TaskError: a method or a rule returns another shape.
     """
     after = range(len(x_steps) + 1) if measured_after is None else measured_after
     losses = {name: torch.empty(len(wanted), len(after), dtype=torch.float64) for name in measured_on}
@@ -108,6 +113,8 @@ class _Stack:
         self._noise = column([rollout.noise for rollout in wanted])
         bounds = [math.inf if rollout.clamp is None else rollout.clamp for rollout in wanted]
         self._clamp = column(bounds) if min(bounds) < math.inf else None
+        radii = [math.inf if rollout.radius is None else rollout.radius for rollout in wanted]
+        self._radius = column(radii) if min(radii) < math.inf else None
 
     @torch.no_grad()
     def losses(self, h: Tensor, y: Tensor, first: int) -> Tensor:
@@ -152,7 +159,12 @@ class _Stack:
                 bound = self._clamp.view(shape)
                 gradient.clamp_(-bound, bound)
             gradient.addcmul_(parameter, self._decay.view(shape))
-            parameter.addcmul_(gradient, self._eta.view(shape), value=-1)
+        eta = self._eta
+        if self._radius is not None:
+            eta = eta.minimum((self._radius / update_length(gradients.values(), side_by_side=True)).to(eta))
+        for name, gradient in gradients.items():
+            parameter = self._moved[name]
+            parameter.addcmul_(gradient, eta.view(-1, *[1] * (parameter.dim() - 1)), value=-1)
 
     def _runs(self) -> Iterator[tuple[str, slice]]:
         """The sources in order, each with the networks that step by its credits."""
@@ -166,14 +178,14 @@ class _Stack:
     def _upstream(self, branch: Tensor, credit: Tensor) -> Tensor:
         """∂loss_l/∂F_l of each rollout by its rule: (S, b, d)."""
         out = torch.empty_like(branch)
-        alike: dict[tuple[Rule, float | None, NormMode], list[int]] = defaultdict(list)
+        alike: dict[tuple[Rule, NormMode], list[int]] = defaultdict(list)
         for position, rollout in enumerate(self._wanted):
-            alike[rollout.rule, rollout.kappa, rollout.norm_mode].append(position)
-        for (rule, kappa, norm_mode), positions in alike.items():
+            alike[rollout.rule, rollout.norm_mode].append(position)
+        for (rule, norm_mode), positions in alike.items():
             own = credit[positions]
-            if norm_mode == "norm" and rule != "target_shift":  # which normalises by itself; twice differs from once
+            if norm_mode == "norm" and not rule.normalises:  # twice differs from once
                 own = normalise_credit(own)
-            out[positions] = output_gradient(rule, branch[positions], own, kappa)
+            out[positions] = output_gradient(rule, branch[positions], own)
         return out
 
 

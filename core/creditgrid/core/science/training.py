@@ -15,11 +15,10 @@ from torch.nn import functional as F  # noqa: N812
 from creditgrid.core.science.choices import TrainRule
 from creditgrid.core.science.credit import output_error
 from creditgrid.core.science.data import ImageData, normalise, training_batches
+from creditgrid.core.science.moments import load_moments, moments_fit, moments_of
 from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import normalise_credit
 from creditgrid.core.science.random_streams import generator
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,8 @@ def resumable(network: ResidualNetwork, state: Mapping[str, Tensor]) -> bool:
     wanted = {"epoch", "steps", "lr", "train_loss", *(f"network.{name}" for name in parameters)}
     if not wanted <= state.keys():
         return False
-    if state["epoch"]:
-        wanted |= {f"{moment}.{name}" for moment in MOMENTS for name in parameters}
     fits = all(state[f"network.{name}"].shape == parameter.shape for name, parameter in parameters.items())
-    return wanted <= state.keys() and fits
+    return fits and (not state["epoch"] or moments_fit(network, state))
 
 
 def _state(
@@ -147,15 +144,9 @@ def _state(
 ) -> dict[str, Tensor]:
     """Parameters as `network.{name}`, AdamW's moments as `{moment}.{name}`, and how far the run is."""
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    steps = torch.zeros(())
-    for name, parameter in network.named_parameters():
-        moments = optimizer.state[parameter]
-        if moments:  # none before the first step
-            steps = moments["step"]
-            state |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
+    state |= moments_of(network, optimizer)
     return {name: tensor.detach().clone() for name, tensor in state.items()} | {
         "epoch": torch.tensor(epoch),
-        "steps": steps.clone(),
         "lr": torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64),
         "train_loss": torch.tensor(math.nan if train_loss is None else train_loss, dtype=torch.float64),
     }
@@ -171,9 +162,8 @@ def _load_state(
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(state[f"network.{name}"])
-            if epoch:
-                moments = {moment: state[f"{moment}.{name}"].to(parameter).clone() for moment in MOMENTS}
-                optimizer.state[parameter] = {"step": state["steps"].to(parameter.device).clone(), **moments}
+    if epoch:
+        load_moments(network, optimizer, state)
     # The schedule computes each step size from the one before: the saved one keeps the run bit for bit.
     schedule.last_epoch = epoch
     optimizer.param_groups[0]["lr"] = state["lr"].item()

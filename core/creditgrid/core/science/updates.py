@@ -1,32 +1,26 @@
 """Protocols, section 6 (Local updates): the direction of each block's step on its own loss, given a credit.
 
 All directions come from one set of hidden states, before any step, and do not depend on the step size. With h_l and a_l
-detached, F = F_l(h_l) and â = a/RMS(a) per sample, block l steps on the gradient of
-
-=================  ===========================================================
-``inner_product``  mean_b ⟨F, a_l⟩
-``target_shift``   ½ mean_b ‖h_l + F - stopgrad(h_{l+1} - κ â_l)‖²
-``cosine``         mean_b cos(F, a_l)
-=================  ===========================================================
-
-(without the residual the prediction h_l + F is F alone), and the head on the gradient of
-CE_mean(out_head(out_ln(h_L)), y). A step is plain SGD, p <- p - η ∇.
+detached, block l steps on the gradient of the local loss of an update rule (``core.rules``), and the head on that of
+CE_mean(out_head(out_ln(h_L)), y). A step is plain SGD, p <- p - η g with g = clamp(∇ + σ ξ) + λ p. In a trust region of
+radius r a step that would be longer than r, over all parameters together, is shortened to it: η becomes r/‖g‖₂.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from creditgrid.core.science.choices import Rule, UpdateRange
+from creditgrid.core.errors import TaskError
+from creditgrid.core.science.choices import UpdateRange
 from creditgrid.core.science.functional import Layers
 from creditgrid.core.science.network import ResidualNetwork
-from creditgrid.core.science.per_sample import cross_entropy, normalise_credit
+from creditgrid.core.science.per_sample import cross_entropy
 from creditgrid.core.science.random_streams import generator
+from creditgrid.core.units.rule import Rule
 
 OutputGradients: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -37,28 +31,24 @@ def update_blocks(update_range: UpdateRange, num_blocks: int) -> range:
     return range(max(0, num_blocks - counts[update_range]), num_blocks)
 
 
-def output_gradient(rule: Rule, branch: Tensor, credit: Tensor, kappa: float | None = None) -> Tensor:
-    """∂loss_l/∂F of a rule: F = F_l(h_l) (…, b, d) and a_l (…, b, d) -> (…, b, d); target_shift computes â_l.
-
-    The formulas replace a differentiation: the target of ``target_shift`` is so close to F that their difference, κ â,
-    would lose most of its digits in single precision.
+def output_gradient(rule: Rule, branch: Tensor, credit: Tensor) -> Tensor:
+    """∂loss_l/∂F of a rule, detached: F = F_l(h_l) (…, b, n) and a_l (…, b, n) -> (…, b, n).
 
     Raises:
-        ValueError: for an unknown rule, or target_shift without ``kappa``.
+        TaskError: the rule returns another shape.
     """
-    samples = branch.shape[-2]
-    if rule == "inner_product":
-        return credit / samples
-    if rule == "target_shift":
-        if kappa is None:
-            raise ValueError("the rule target_shift needs its kappa")
-        return normalise_credit(credit) * (kappa / samples)
-    if rule == "cosine":
-        along, towards = F.normalize(branch, dim=-1), F.normalize(credit, dim=-1)
-        across = towards - (towards * along).sum(-1, keepdim=True) * along
-        length: Tensor = branch.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return across / (length * samples)
-    raise ValueError(f"unknown update rule {rule!r}: one of inner_product, target_shift, cosine")
+    found = rule.output_gradient(branch, credit)
+    if not isinstance(found, Tensor) or found.shape != branch.shape:
+        shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise TaskError(f"the output gradient of {rule.name} is {shown}: return a tensor {tuple(branch.shape)}")
+    return found.detach()
+
+
+def update_length(gradients: Iterable[Tensor], *, side_by_side: bool = False) -> Tensor:
+    """‖g‖₂ over all parameters together, in double precision: (), or (S,) of S networks side by side."""
+    parts = [gradient.flatten(1) if side_by_side else gradient.flatten() for gradient in gradients]
+    squares = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64).square() for part in parts]
+    return torch.stack(squares).sum(0).sqrt()
 
 
 def local_direction(
@@ -69,24 +59,20 @@ def local_direction(
     blocks: Sequence[int],
     *,
     update_head: bool,
-    rule: Rule = "inner_product",
-    kappa: float | None = None,
+    rule: Rule,
 ) -> dict[str, Tensor]:
     """The gradients ∇ of the local losses by parameter name ("blocks.3.w1.weight", …); a step subtracts η ∇.
 
     ``hiddens`` h_0 … h_L (b, d), ``y`` int64 (b,); ``credits`` (L, b, d), or those of the last layers alone, are used
-    as they are. The result holds the parameters of ``blocks`` and, with ``update_head``, those of the
-    head. The network does not change; its parameters may be frozen or not.
-
-    Raises:
-        ValueError: for an unknown rule, or target_shift without ``kappa``.
+    as they are. The result holds the parameters of ``blocks`` and, with ``update_head``, those of the head.
+    The network does not change; its parameters may be frozen or not.
     """
     names = network.parameter_names(blocks, head=update_head)
     parameters = {name: network.get_parameter(name).detach() for name in names}
 
     def gradients_at(branches: Sequence[Tensor]) -> list[Tensor]:
         return [
-            output_gradient(rule, branch, credits[layer - network.num_blocks], kappa)
+            output_gradient(rule, branch, credits[layer - network.num_blocks])
             for layer, branch in zip(blocks, branches, strict=True)
         ]
 

@@ -41,7 +41,8 @@ class Method(Unit):
     def fit(self, fitting: Fitting) -> Fit:
         """The tensors of the fitted method, by name.
 
-        A fit of many epochs is a generator: it yields a ``FitEpoch`` after each epoch and returns the tensors.
+        A fit of many epochs is a generator: it yields a ``FitEpoch`` after each epoch and returns the tensors. If its
+        epochs have a ``state``, an interrupted fit is started again with the last one as ``fitting.resume``.
         """
         raise NotImplementedError
 
@@ -51,9 +52,17 @@ class Method(Unit):
         return tensors
 
     def credit(self, forward: Forward, fitted: Any) -> Tensor:
-        """The credits a_0 … a_{L-1} of a batch: (L, b, …), with the shape of the hidden states.
+        """The credits of a batch for the layers l = ``forward.first`` … L-1: (L - first, b, n).
 
-        ``fitted`` is what ``load`` returned; no tensors for a method that needs none.
+        All L layers, and the shape of the hidden states instead of n, are accepted as well. ``fitted`` is what ``load``
+        returned; no tensors for a method that needs none. Gradients are enabled, and the result is detached.
+        """
+        raise NotImplementedError
+
+    def predicted_states(self, forward: Forward, fitted: Any) -> Tensor:
+        """What a method that predicts h_L takes it for, from each layer: (L - first, b, n).
+
+        The rows of credit_recovery then have its mean squared error, ``pred_error``.
         """
         raise NotImplementedError
 
@@ -77,3 +86,8 @@ class Method(Unit):
 def is_fitted(method: type[Method]) -> bool:
     """Whether the method has a fit."""
     return method.fit is not Method.fit
+
+
+def predicts_states(method: type[Method]) -> bool:
+    """Whether the method predicts h_L."""
+    return method.predicted_states is not Method.predicted_states

@@ -1,0 +1,54 @@
+"""The units that a task has chosen, as a worker needs them: its method, its rule."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import TypeVar
+
+from creditgrid.core.science.from_artifacts import units_of
+from creditgrid.core.task import Inputs, Task
+from creditgrid.core.units.method import Method
+from creditgrid.core.units.rule import Rule
+from creditgrid.core.units.unit import Unit, parameters_of
+
+Chosen = TypeVar("Chosen", bound=Unit)
+
+
+def method_of(task: Task, inputs: Inputs) -> Method:
+    """The credit method of a measure task, with its parameters.
+
+    Raises:
+        TaskError: it is not known here.
+    """
+    return _setting(units_of(task, inputs).method(task.params["method"]), task)
+
+
+def fit_method_of(task: Task, inputs: Inputs) -> Method:
+    """The method that a fit task fits; its parameters are among the task's by the names of its fields.
+
+    Raises:
+        TaskError: it is not known here.
+    """
+    method = units_of(task, inputs).method(task.params["estimator"])
+    return method.model_validate({name: task.params[name] for name in method.model_fields if name in task.params})
+
+
+def rule_of(task: Task, inputs: Inputs) -> Rule:
+    """The update rule of a measure task, with its parameters.
+
+    Raises:
+        TaskError: it is not known here.
+    """
+    return _setting(units_of(task, inputs).rule(task.params["rule"]), task)
+
+
+def _setting(unit: type[Chosen], task: Task) -> Chosen:
+    found = _of(unit, json.dumps({name: task.params.get(name) for name in parameters_of(unit)}))
+    assert isinstance(found, unit)
+    return found
+
+
+@lru_cache(1024)
+def _of(unit: type[Unit], parameters: str) -> Unit:
+    return unit.of(json.loads(parameters))
