@@ -33,7 +33,7 @@ class Scaled(Method):
     scale: float = Field(1.0, gt=0, alias="scaled_by", description="Scale, dimensionless.")
 
     def credit(self, forward, fitted):
-        return forward
+        return forward.states * self.scale
 '''
 
 
@@ -124,6 +124,7 @@ HOSTILE = {
     "parameter": (METHOD.replace(b"scaled_by", b"eta"), "m.py:8: the experiment 'exploitability' cannot be used with"),
     "type": (METHOD.replace(b"scaled_by", b"cb_samples"), "m.py:8: the parameter 'cb_samples' is"),
     "column": (METHOD.replace(b"scale: float = Field(1.0, gt=0,", b"scale: list = Field([],"), "m.py:8: "),
+    "contract": (METHOD.replace(b"states *", b"states.double() *"), "m.py:15: scaled: credit() gave torch.float64"),
     "undescribed": (
         METHOD.replace(b', description="Scale, dimensionless."', b""),
         "m.py:8: the parameter 'scaled_by' of",
