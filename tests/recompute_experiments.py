@@ -21,6 +21,7 @@ from recompute_network import (
     images_in_file_order,
     loss,
     loss_gradient,
+    network,
 )
 from recompute_step import blocks_of, local_gradients, take_step
 from torch import Tensor
@@ -33,7 +34,7 @@ SEARCHED = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def linesearch_rows(params: Params, artifacts: Artifacts) -> list[Row]:
-    p, probe, extra = doubles(artifacts["checkpoint"]), doubles(artifacts["probe"]), _extra(artifacts)
+    p, probe, extra = network(params, artifacts["checkpoint"]), doubles(artifacts["probe"]), _extra(artifacts)
     x, y, add = probe["x_same"], probe["y_same"], params["residual_add"]
     blocks = blocks_of(params["update_range"], p)
     choice = params["update_head"]
@@ -65,7 +66,7 @@ def linesearch_rows(params: Params, artifacts: Artifacts) -> list[Row]:
 
 
 def snapshot_time_rows(params: Params, artifacts: Artifacts) -> list[Row]:
-    p, probe, extra = doubles(artifacts["checkpoint"]), doubles(artifacts["probe"]), _extra(artifacts)
+    p, probe, extra = network(params, artifacts["checkpoint"]), doubles(artifacts["probe"]), _extra(artifacts)
     data, add = doubles(artifacts["data"]), params["residual_add"]
     blocks = blocks_of(params["update_range"], p)
 
@@ -103,7 +104,7 @@ def snapshot_time_rows(params: Params, artifacts: Artifacts) -> list[Row]:
 
 
 def exploitability_rows(params: Params, artifacts: Artifacts) -> list[Row]:
-    p, probe, extra = doubles(artifacts["checkpoint"]), doubles(artifacts["probe"]), _extra(artifacts)
+    p, probe, extra = network(params, artifacts["checkpoint"]), doubles(artifacts["probe"]), _extra(artifacts)
     data, add = doubles(artifacts["data"]), params["residual_add"]
     x, y = {"held": (probe["x_test"], probe["y_test"]), "same": (probe["x_same"], probe["y_same"])}[params["eval"]]
     layers = range(depth(p))
@@ -136,7 +137,7 @@ def exploitability_rows(params: Params, artifacts: Artifacts) -> list[Row]:
 
 
 def credit_recovery_rows(params: Params, artifacts: Artifacts) -> list[Row]:
-    p, probe, extra = doubles(artifacts["checkpoint"]), doubles(artifacts["probe"]), _extra(artifacts)
+    p, probe, extra = network(params, artifacts["checkpoint"]), doubles(artifacts["probe"]), _extra(artifacts)
     data = doubles(artifacts["data"])
     x, y = probe["x_test"], probe["y_test"]
     rows: list[Row] = []
@@ -156,7 +157,7 @@ def dynamics_rows(params: Params, artifacts: Artifacts) -> list[Row]:
     last = params["train_epochs"]
     rows: list[Row] = []
     for epoch in sorted({*range(0, last + 1, params["logs_every"]), last}):
-        p = doubles(artifacts[f"epoch_{epoch}"])
+        p = network(params, artifacts[f"epoch_{epoch}"])
         levels = hiddens(p, x, add)
         gradients = [loss_gradient(p, layer, h, y, add) / len(y) for layer, h in enumerate(levels)]
         alignment = None

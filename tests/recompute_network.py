@@ -1,4 +1,4 @@
-"""The network, the estimators and the random streams in float64, from the formulas and the tensors' names alone.
+"""Networks, the estimators and the random streams in float64, from the formulas and the tensors' names alone.
 
 Parameters are a mapping from state-dict names to tensors; nothing here knows of CreditGrid.
 """
@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from recompute_layers import Tensors, activated, branch, described, embed, head, layer_norm
 from torch import Tensor
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
-Tensors: TypeAlias = Mapping[str, Tensor]
 
 
 def doubles(arrays: Arrays) -> dict[str, Tensor]:
@@ -26,32 +26,15 @@ def doubles(arrays: Arrays) -> dict[str, Tensor]:
     }
 
 
+def network(params: Mapping[str, Any], arrays: Arrays) -> dict[str, Tensor]:
+    """The parameters of a checkpoint, and what the cell's say of its network."""
+    return {**doubles(arrays), **described(params)}
+
+
 def stream(seed: int, name: str, index: int) -> torch.Generator:
     """The generator of a named stream."""
     text = f"{seed}/{name}/{index}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
-
-
-def layer_norm(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    mean = h.mean(-1, keepdim=True)
-    variance = ((h - mean) ** 2).mean(-1, keepdim=True)
-    return (h - mean) / torch.sqrt(variance + 1e-5) * weight + bias
-
-
-def gelu(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def branch(p: Tensors, block: int, h: Tensor) -> Tensor:
-    """F_l(h)."""
-    name = f"blocks.{block}"
-    inner = layer_norm(h, p[f"{name}.ln.weight"], p[f"{name}.ln.bias"])
-    inner = gelu(inner @ p[f"{name}.w1.weight"].T + p[f"{name}.w1.bias"])
-    return inner @ p[f"{name}.w2.weight"].T + p[f"{name}.w2.bias"]
-
-
-def head(p: Tensors, h: Tensor) -> Tensor:
-    return layer_norm(h, p["out_ln.weight"], p["out_ln.bias"]) @ p["out_head.weight"].T + p["out_head.bias"]
 
 
 def depth(p: Tensors) -> int:
@@ -69,7 +52,7 @@ def hiddens_from(p: Tensors, layer: int, h: Tensor, residual_add: bool) -> list[
 
 def hiddens(p: Tensors, x: Tensor, residual_add: bool = True) -> list[Tensor]:
     """h_0 … h_L."""
-    return hiddens_from(p, 0, x @ p["embed.weight"].T + p["embed.bias"], residual_add)
+    return hiddens_from(p, 0, embed(p, x), residual_add)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -107,7 +90,7 @@ def estimator_output(e: Tensors, h: Tensor, t: float, s: Tensor) -> Tensor:
     time = torch.cat([torch.sin(t * frequencies), torch.cos(t * frequencies)]).expand(len(h), 32)
     z = torch.cat([layer_norm(h, e["ln.weight"], e["ln.bias"]), time, s], -1)
     for index in (0, 2, 4):
-        z = gelu(z @ e[f"net.{index}.weight"].T + e[f"net.{index}.bias"])
+        z = activated(z @ e[f"net.{index}.weight"].T + e[f"net.{index}.bias"])
     return z @ e["net.6.weight"].T + e["net.6.bias"]
 
 

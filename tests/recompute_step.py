@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from recompute_credit import cosine, credit, rms
+from recompute_layers import block_parameters, head_parameters
 from recompute_network import Tensors, branch, cross_entropy, depth, head, hiddens, stream
 from torch import Tensor
-
-OF_A_BLOCK = ("ln.weight", "ln.bias", "w1.weight", "w1.bias", "w2.weight", "w2.bias")
-OF_THE_HEAD = ("out_ln.weight", "out_ln.bias", "out_head.weight", "out_head.bias")
 
 
 def blocks_of(update_range: str, p: Tensors) -> list[int]:
@@ -38,7 +36,7 @@ def local_gradients(
         a = credit(params, p, block, x, y, extra)
         if normalised or rule == "target_shift":
             a = a / rms(a)
-        leaves = _leaves(p, f"blocks.{block}.")
+        leaves = _leaves(p, block_parameters(p, block))
         out = branch({**p, **leaves}, block, levels[block])
         if rule == "inner_product":
             value = (out * a).sum(-1).mean()
@@ -51,20 +49,20 @@ def local_gradients(
             value = 0.5 * ((prediction - (levels[block + 1] - kappa * a)) ** 2).sum(-1).mean()
         found |= zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True)
     if update_head:
-        leaves = _leaves(p, "out_")
+        leaves = _leaves(p, head_parameters(p))
         value = cross_entropy(head({**p, **leaves}, levels[-1]), y).mean()
         found |= zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True)
     return found
 
 
-def _leaves(p: Tensors, prefix: str) -> dict[str, Tensor]:
-    return {name: value.detach().clone().requires_grad_() for name, value in p.items() if name.startswith(prefix)}
+def _leaves(p: Tensors, names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: p[name].detach().clone().requires_grad_() for name in names}
 
 
 def step_noise(p: Tensors, seed: int, step: int) -> dict[str, Tensor]:
     """ξ of one step, for every parameter but the embedding's."""
     generator = stream(seed, "step/noise", step)
-    names = [f"blocks.{block}.{name}" for block in range(depth(p)) for name in OF_A_BLOCK] + list(OF_THE_HEAD)
+    names = [name for block in range(depth(p)) for name in block_parameters(p, block)] + head_parameters(p)
     return {name: torch.randn(p[name].shape, generator=generator).double() for name in names}
 
 
