@@ -20,6 +20,7 @@ from creditgrid.core.experiments.stage_costs import checkpoint_bytes
 from creditgrid.core.experiments.stages import data_task
 from creditgrid.core.experiments.summaries import grouped, over_seeds, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.units.brought import units_of
 from creditgrid.core.units.network import network_of
 from creditgrid.core.work import Cost, Work
 
@@ -85,7 +86,6 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         checkpoint_network,
         feedback_stack,
         image_data,
-        units_of,
     )
 
     for task in tasks:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from creditgrid.core.errors import TaskError
 from creditgrid.core.task import Arrays, Inputs, Output, Progress, Saved, Task
+from creditgrid.core.units.brought import units_of
 from creditgrid.core.units.network import Size, network_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ METRICS = ("train_loss", "test_accuracy", "test_loss", "fit_loss", "step_size", 
 
 def run_data(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Decode each dataset from its task's ``source``."""
-    from creditgrid.core.science.from_artifacts import units_of
     from creditgrid.core.science.loading import UNIT, load, load_unit
 
     for task in tasks:
@@ -98,7 +98,7 @@ def run_train(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> It
 
     An interrupted run continues after the last epoch that it saved.
     """
-    from creditgrid.core.science.from_artifacts import feedback_stack, tensors, units_of
+    from creditgrid.core.science.from_artifacts import feedback_stack, tensors
     from creditgrid.core.science.random_streams import generator
     from creditgrid.core.science.training import accuracy_and_loss, resumable, train
 
@@ -160,7 +160,7 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         TaskError: a method's own fit yields or returns something else than it must.
     """
     from creditgrid.core.science.fitting import Fitting, fitted
-    from creditgrid.core.science.from_artifacts import checkpoint_network, tensors, units_of
+    from creditgrid.core.science.from_artifacts import checkpoint_network, tensors
     from creditgrid.core.science.task_units import fit_method_of
 
     for task in tasks:

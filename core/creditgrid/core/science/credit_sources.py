@@ -15,11 +15,12 @@ from torch import Tensor
 
 from creditgrid.core.errors import TaskError
 from creditgrid.core.science.forward import Forward
-from creditgrid.core.science.from_artifacts import checkpoint_network, tensors, units_of
+from creditgrid.core.science.from_artifacts import checkpoint_network, tensors
 from creditgrid.core.science.functional import Functional, Layers
 from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.task_units import method_of
 from creditgrid.core.task import Inputs, Task
+from creditgrid.core.units.brought import units_of
 from creditgrid.core.units.method import Method
 from creditgrid.core.units.network import network_of
 

@@ -8,20 +8,9 @@ from torch import Tensor
 from creditgrid.core.errors import TaskError
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.network import ResidualNetwork
-from creditgrid.core.task import Arrays, Inputs, Task
-from creditgrid.core.units.brought import load
-from creditgrid.core.units.code import from_arrays, sha256_of
-from creditgrid.core.units.known import Units, installed
+from creditgrid.core.task import Arrays
+from creditgrid.core.units.known import installed
 from creditgrid.core.units.network import Network, network_of
-
-
-def units_of(task: Task, inputs: Inputs) -> Units:
-    """The units that a task chooses from: those of this installation, and those of its code."""
-    if "code" not in task.parents:
-        return installed()
-    files = from_arrays(inputs[task.parents["code"]])
-    sha256 = sha256_of(files)
-    return installed().with_brought(load(files, sha256), sha256)
 
 
 def checkpoint_network(

@@ -6,8 +6,8 @@ import json
 from functools import lru_cache
 from typing import TypeVar
 
-from creditgrid.core.science.from_artifacts import units_of
 from creditgrid.core.task import Inputs, Task
+from creditgrid.core.units.brought import units_of
 from creditgrid.core.units.method import Method
 from creditgrid.core.units.rule import Rule
 from creditgrid.core.units.unit import Unit, parameters_of
