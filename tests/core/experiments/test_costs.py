@@ -18,6 +18,7 @@ from creditgrid.core.experiments import costs, stage_costs
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.networks import residual_mlp as units
 from creditgrid.core.plan import PlannedCall
+from creditgrid.core.science import counts
 from creditgrid.core.science.data import ImageData
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.task import Arrays, Output, Task
@@ -205,7 +206,7 @@ def test_a_network_s_parameters_are_counted() -> None:
     network = ResidualMLP(48, 24, 5, 3)
     shape = units.ResidualMLP().shape(Size((3, 4, 4), 5, 3, 24, True, 0.01))
     assert shape.parameters == sum(p.numel() for p in network.parameters())
-    net = costs.estimator_of("vec", shape)
+    net = counts.Net(24, 5, 24)
     estimator = EstimatorNet(24, 5, 24, generator=generator(0, "e"))
     assert net.parameters == sum(p.numel() for p in estimator.parameters())
-    assert (estimator.net[0].out_features, 32) == (costs.WIDTH, costs.TIME_DIMS)
+    assert (estimator.net[0].out_features, 32) == (counts.WIDTH, counts.TIME_DIMS)

@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import torch
 
-from creditgrid.core.experiments.costs import PIXEL, train_step
+from creditgrid.core.experiments.costs import train_step
 from creditgrid.core.networks import residual_mlp
+from creditgrid.core.science.counts import PIXEL
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator

@@ -18,8 +18,9 @@ from creditgrid.core.experiments.parameters import CreditParams, enough_images, 
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.units.known import Units
 from creditgrid.core.units.method import predicts_states
-from creditgrid.core.work import Cost
+from creditgrid.core.work import NO_WORK, Cost
 
 if TYPE_CHECKING:
     import torch
@@ -99,20 +100,22 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         )
 
 
-def cost(task: Task, given: Given) -> Cost | None:
+def cost(task: Task, given: Given, units: Units | None = None) -> Cost | None:
     """All is shared: by the cells of a source, or by all."""
     dataset = given.dataset
     params = task.params
     shape = costs.shape_of(params, dataset)
     if shape is None or dataset is None:
         return None
-    batch, test, method = params["batch_size"], dataset.num_test, params["method"]
-    own = costs.source_quality(method, shape, batch, test, params.get("cb_source")).plus(
-        costs.nudged(shape, batch, test)
-    )
-    if method == "state_bridge":
-        own = own.plus(costs.prediction_error(shape, batch, test))
-    return Cost(shared=(("", costs.quality(shape, batch, test).plus(costs.LOADED)), (costs.source_part(task), own)))
+    batch, test, method = params["batch_size"], dataset.num_test, costs.method_of(task, units)
+    source = None if method is None else costs.source_quality(method, shape, batch, test)
+    if method is None or source is None:
+        return None
+    own = source.plus(costs.nudged(shape, batch, test))
+    if predicts_states(type(method)):
+        own = own.plus(costs.prediction_error(method, shape, batch, test) or NO_WORK)
+    shared = costs.quality(shape, batch, test).plus(costs.LOADED)
+    return Cost(shared=(("", shared), (costs.source_part(task, method), own)))
 
 
 def summarise(rows: Sequence[Row], params: type[Params] = CreditRecoveryParams) -> Summary:

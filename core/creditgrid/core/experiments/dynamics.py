@@ -19,6 +19,7 @@ from creditgrid.core.experiments.parameters import TrainParams
 from creditgrid.core.experiments.stage_costs import checkpoint_bytes
 from creditgrid.core.experiments.stages import data_task
 from creditgrid.core.experiments.summaries import grouped, over_seeds, varied
+from creditgrid.core.science import counts
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 from creditgrid.core.units.brought import units_of
 from creditgrid.core.units.network import network_of
@@ -148,7 +149,7 @@ def cost(task: Task, given: Given) -> Cost | None:
     if shape is None or dataset is None:
         return None
     images = min(IMAGES, dataset.num_test)
-    passed = costs.forward(shape, images).plus(costs.credit("oracle_bp", shape, images, shape.blocks))
+    passed = counts.forward(shape, images).plus(counts.backprop(shape, images, shape.blocks))
     once = costs.double(passed).plus(Work(300.0, 0.0, checkpoint_bytes(shape) * 2.0))
     epochs = sum(role.startswith("epoch_") for role in task.parents)
     return Cost(once.times(epochs).plus(costs.LOADED))

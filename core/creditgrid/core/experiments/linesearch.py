@@ -22,8 +22,10 @@ from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import StepParams, enough_blocks, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
 from creditgrid.core.experiments.summaries import Line, grouped, statistics, varied
+from creditgrid.core.science import counts
 from creditgrid.core.science.choices import NormMode, UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.units.known import Units
 from creditgrid.core.work import Cost, Work
 
 if TYPE_CHECKING:
@@ -107,23 +109,27 @@ def _steps_head(params: Mapping[str, object]) -> bool:
     return head == "always" or (head == "auto" and params["update_range"] != "last1")
 
 
-def cost(task: Task, given: Given) -> Cost | None:
+def cost(task: Task, given: Given, units: Units | None = None) -> Cost | None:
     """Each credit once, each direction once over its widest range, and a forward pass for each step size."""
     params = task.params
     shape = costs.shape_of(params, given.dataset)
     if shape is None:
         return None
+    method = costs.method_of(task, units)
     batch = params["batch_size"] if params["step_batch_size"] is None else params["step_batch_size"]
     blocks, head = {"last1": 1, "last2": 2}.get(params["update_range"], shape.blocks), _steps_head(params)
-    source = costs.source_part(task)
+    credit = None if method is None else method.credit_cost(shape, batch, shape.blocks)
+    if method is None or credit is None:
+        return None
+    source, rule = costs.source_part(task, method), costs.rule_part(task)
     direction = costs.local_gradients(shape, batch, blocks, with_head=head)
     if params["step_noise"]:
-        drawn = costs.moved_parameters(shape, shape.blocks, with_head=True) * costs.RANDN
+        drawn = costs.moved_parameters(shape, shape.blocks, with_head=True) * counts.RANDN
         direction = direction.plus(Work(elements=drawn))
     shared = (
-        ("forward", costs.forward(shape, 3 * batch).plus(costs.LOADED)),
-        (source, costs.credit(params["method"], shape, batch, shape.blocks, params.get("cb_source"))),
-        (f"{source}/{params['norm_mode']}", direction),
+        ("forward", counts.forward(shape, 3 * batch).plus(costs.LOADED)),
+        (source, credit),
+        (f"{source}/{params['norm_mode']}/{rule}", direction),
     )
     return Cost(costs.candidate(shape, 2 * batch, blocks, with_head=head), shared)
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from creditgrid.core.datasets import DatasetRef
 from creditgrid.core.errors import Fault, PluginError, SpecError, did_you_mean
 from creditgrid.core.experiment import Experiment, KnownMeasurement, Params
 from creditgrid.core.experiments.stages import STAGES
+from creditgrid.core.experiments.stages import with_units as stages_with
 from creditgrid.core.rows import RESERVED, columns
 from creditgrid.core.task import TaskKind
 from creditgrid.core.units.choice import ChoosingParams, composed
 from creditgrid.core.units.dataset import reference
 from creditgrid.core.units.known import OWN, Units, installed, package_of
+from creditgrid.core.units.method import Method, is_fitted
 
 ENTRY_POINTS = "creditgrid.experiments"
 
@@ -51,7 +54,8 @@ class Registry:
 
     def kinds_of(self, experiment: Experiment) -> dict[str, TaskKind]:
         """The task kinds that a sweep of ``experiment`` may run."""
-        return {kind.name: kind for kind in (*STAGES, *experiment.kinds, experiment.measure)}
+        stages = (self.kinds[kind.name] for kind in STAGES)
+        return {kind.name: kind for kind in (*stages, *experiment.kinds, experiment.measure)}
 
 
 @lru_cache(1)
@@ -62,7 +66,7 @@ def registry() -> Registry:
 
 def registry_with(units: Units) -> Registry:
     """All experiments of this installation, with these units."""
-    found = Registry({}, {kind.name: kind for kind in STAGES}, {}, units)
+    found = Registry({}, {kind.name: kind for kind in stages_with(units)}, {}, units)
     points = entry_points(group=ENTRY_POINTS)
     for point in sorted(points, key=lambda point: (package_of(point) != OWN, point.name, point.value)):
         try:
@@ -84,7 +88,10 @@ def with_units(experiment: Experiment, units: Units) -> Experiment:
         summarise = partial(summarise, params=params)
     measure = experiment.measure
     if measure.cost_by is not None and issubclass(params, ChoosingParams):
-        measure = replace(measure, cost_by=(*measure.cost_by, *(name for name in params.choices if name != "network")))
+        measure = replace(measure, cost_by=(*measure.cost_by, *_costly(params)))
+    cost: Any = measure.cost
+    if cost is not None and "units" in inspect.signature(cost).parameters:
+        measure = replace(measure, cost=partial(cost, units=units))
     return replace(
         experiment,
         params=params,
@@ -93,6 +100,16 @@ def with_units(experiment: Experiment, units: Units) -> Experiment:
         datasets=_datasets(units) if "dataset" in params.model_fields else {},
         measurements=_measurements(units) if experiment.measurable is not None else {},
     )
+
+
+def _costly(params: type[ChoosingParams]) -> Iterator[str]:
+    """The choices that say what a cell costs, and the parameters of their units. A fit's key holds those of its method,
+    and cells with other parents are told apart already; so are those with other networks."""
+    for name, chosen in params.choices.items():
+        if name != "network":
+            yield name
+            fits = {unit for unit, cls in chosen.units.items() if issubclass(cls, Method) and is_fitted(cls)}
+            yield from sorted({own for unit, names in chosen.own.items() if unit not in fits for own in names})
 
 
 def _datasets(units: Units) -> Mapping[str, DatasetRef]:

@@ -23,8 +23,10 @@ from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, 
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, step_batches
 from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.rules.inner_product import InnerProduct
+from creditgrid.core.science import counts
 from creditgrid.core.science.choices import UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.units.known import Units
 from creditgrid.core.work import Cost, Work
 
 if TYPE_CHECKING:
@@ -199,7 +201,7 @@ def _pur(same: float, held: float) -> float | None:
     return -held / (-same + 1e-12) if same < 0 else None
 
 
-def cost(task: Task, given: Given) -> Cost | None:
+def cost(task: Task, given: Given, units: Units | None = None) -> Cost | None:
     """The checkpoint's accuracy and each credit once; for each cell its search, its steps and the extra batches."""
     dataset = given.dataset
     params = task.params
@@ -210,13 +212,18 @@ def cost(task: Task, given: Given) -> Cost | None:
     searched = costs.candidate(shape, 2 * batch, blocks, with_head=True).times(
         1 if params["eta"] is not None else len(ETAS)
     )
-    step = costs.rollout_step(params["method"], shape, batch, blocks, params.get("cb_source"), False)
-    spread = costs.credit(params["method"], shape, batch, blocks, params.get("cb_source"))
-    spread = spread.plus(costs.local_gradients(shape, batch, blocks, with_head=True))
+    if (method := costs.method_of(task, units)) is None:
+        return None
+    step = costs.rollout_step(method, shape, batch, blocks, False)
+    once = method.credit_cost(shape, batch, shape.blocks)
+    again = method.credit_cost(shape, batch, blocks)
+    if step is None or once is None or again is None:
+        return None
+    spread = again.plus(costs.local_gradients(shape, batch, blocks, with_head=True))
     shared = (
         ("accuracy", costs.evaluation(shape, dataset.num_test).plus(costs.LOADED)),
-        ("forward", costs.forward(shape, (3 + STEPS + params["extra_batches"]) * batch)),
-        (costs.source_part(task), costs.credit(params["method"], shape, batch, shape.blocks, params.get("cb_source"))),
+        ("forward", counts.forward(shape, (3 + STEPS + params["extra_batches"]) * batch)),
+        (costs.source_part(task, method), once),
     )
     own = Work.total(searched, step.times(STEPS), spread.times(params["extra_batches"] + 1))
     return Cost(own, shared)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 
 from creditgrid.core.costing import Given
 from creditgrid.core.experiments.costs import (
-    PIXEL,
-    RANDN,
-    TIME_DIMS,
-    WIDTH,
-    Net,
     checkpoint_shape,
-    estimator_of,
     evaluation,
-    fit_step,
+    fit_method_of,
     shape_of,
     train_step,
 )
+from creditgrid.core.science.counts import PIXEL, RANDN, stored
 from creditgrid.core.task import Task
+from creditgrid.core.units.known import Units
 from creditgrid.core.units.shape import Shape
 from creditgrid.core.work import Cost, Work
 
@@ -31,18 +25,6 @@ SAVED = Work(launches=800.0)
 """An artifact written to the disk, besides its bytes."""
 
 # -- artifacts -------------------------------------------------------------------------------------------------------
-
-_BYTES = {"F32": 4, "I64": 8, "U8": 1, "F64": 8}
-
-
-def stored(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
-    """Bytes of a safetensors file with these tensors: type and shape by name."""
-    listed, end = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        start, end = end, end + _BYTES[dtype] * math.prod(shape)
-        listed[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    header = len(json.dumps(listed, separators=(",", ":")))
-    return 8 + math.ceil(header / 8) * 8 + end
 
 
 def written(size: float) -> Work:
@@ -66,15 +48,6 @@ def checkpoint_bytes(shape: Shape) -> int:
     tensors |= {"out_head.weight": ("F32", (shape.classes, d)), "out_head.bias": ("F32", (shape.classes,))}
     parameters = sum(math.prod(size) for _, size in tensors.values())
     return stored(tensors) + 4 * (shape.parameters - parameters)
-
-
-@lru_cache(1024)
-def estimator_bytes(net: Net) -> int:
-    widths = [(WIDTH, net.d + TIME_DIMS + net.s), (WIDTH, WIDTH), (WIDTH, WIDTH), (net.out, WIDTH)]
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {"ln.weight": ("F32", (net.d,)), "ln.bias": ("F32", (net.d,))}
-    for number, size in zip((0, 2, 4, 6), widths, strict=True):
-        tensors |= {f"net.{number}.weight": ("F32", size), f"net.{number}.bias": ("F32", size[:1])}
-    return stored(tensors)
 
 
 # -- stages ----------------------------------------------------------------------------------------------------------
@@ -165,18 +138,17 @@ def _train(  # noqa: PLR0917
     return epoch, evaluation(shape, test).plus(written(size)), size
 
 
-def fit_cost(task: Task, given: Given) -> Cost | None:
-    """Fitting an estimator."""
+def fit_cost(task: Task, given: Given, units: Units | None = None) -> Cost | None:
+    """Fitting a method."""
     dataset = given.dataset
     shape = checkpoint_shape(given.parents["checkpoint"], dataset)
     if shape is None or dataset is None:
         return None
-    params = task.params
-    which = params["estimator"]
-    net = estimator_of(which, shape, params.get("s_source"))
-    draws = params.get("num_directions", params.get("num_samples", 1))
-    step = fit_step(which, shape, net, params["batch_size"], draws)
-    images, batch = dataset.num_train, params["batch_size"]
+    method = fit_method_of(task, units)
+    batch = task.params["batch_size"]
+    if method is None or (step := method.fit_cost(shape, batch)) is None:
+        return None
+    images = dataset.num_train
     epoch = Work(step.launches * math.ceil(images / batch), step.flops * images / batch, step.elements * images / batch)
-    size = estimator_bytes(net)
-    return Cost(epoch.times(params["epochs"]).plus(written(size)), bytes=size)
+    size = method.fitted_bytes(shape)
+    return Cost(epoch.times(method.epochs_of_fit()).plus(written(size or 0)), bytes=size)

@@ -16,7 +16,8 @@ One function a stage names its task. Names are memoised: a grid of a million cel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 from creditgrid.core.datasets import DatasetRef
@@ -24,7 +25,7 @@ from creditgrid.core.experiments.stage_costs import data_cost, feedback_cost, fi
 from creditgrid.core.experiments.stage_runs import run_data, run_feedback, run_fit, run_probe, run_train
 from creditgrid.core.fingerprint import digest
 from creditgrid.core.task import Resources, Task, TaskKind
-from creditgrid.core.units.known import installed
+from creditgrid.core.units.known import Units, installed
 from creditgrid.core.units.network import Network, identity_of
 
 EXTRA_BATCHES = 8
@@ -35,7 +36,8 @@ STEP_BATCHES = 8
 _NAMES = 4096  # memoised names a stage; a plan with more distinct checkpoints hashes some of them again
 
 TRAIN_COST_BY = ("d_hidden", "num_blocks", "batch_size", "rule", "random_targets", "epoch", "network")
-FIT_COST_BY = ("estimator", "s_source", "num_directions", "num_samples", "batch_size", "epochs", "network")
+FIT_COST_BY = ("estimator", "batch_size", "network")
+"""Besides the parameters of the methods: see `with_units`."""
 
 DATA = TaskKind("data", 1, run_data, cost=data_cost)
 PROBE = TaskKind("probe", 1, run_probe, cost=probe_cost, cost_by=("batch_size", "extra", "steps", "step_images"))
@@ -57,6 +59,13 @@ FIT = TaskKind(
 CHECKPOINT = TaskKind("checkpoint", 1, None)
 CODE = TaskKind("code", 1, None)
 STAGES = (DATA, PROBE, FEEDBACK, TRAIN, FIT, CHECKPOINT, CODE)
+
+
+def with_units(units: Units) -> tuple[TaskKind, ...]:
+    """The stages, whose fits cost what these methods say."""
+    own = {name for method in units.of("methods").values() for name in method.model_fields}
+    fit = replace(FIT, cost=partial(fit_cost, units=units), cost_by=(*FIT_COST_BY, *sorted(own)))
+    return tuple(fit if kind is FIT else kind for kind in STAGES)
 
 
 @lru_cache(_NAMES)

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from creditgrid.core.units.method import Method
+from creditgrid.core.work import Work
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from creditgrid.core.science.forward import Forward
+    from creditgrid.core.units.shape import Shape
 
 
 class DFA(Method):
@@ -31,3 +33,7 @@ class DFA(Method):
         from creditgrid.core.science.credit import feedback_credits
 
         return feedback_credits(fitted, forward.error, forward.first)
+
+    def credit_cost(self, shape: Shape, samples: float, layers: float) -> Work:
+        points = samples * layers
+        return Work(10 + 3 * layers, 2.0 * points * shape.classes * shape.hidden, points * shape.hidden)

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from creditgrid.core.science import counts
 from creditgrid.core.units.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from creditgrid.core.science.forward import Forward
+    from creditgrid.core.units.shape import Shape
+    from creditgrid.core.work import Work
 
 
 class OracleBP(Method):
@@ -31,3 +34,6 @@ class OracleBP(Method):
 
         samples = len(forward.y) if self.oracle_reduction == "mean" else 1
         return backprop(forward.network, forward.hiddens, forward.terminal_gradient / samples, forward.first)
+
+    def credit_cost(self, shape: Shape, samples: float, layers: float) -> Work:
+        return counts.backprop(shape, samples, layers)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from creditgrid.core.science import counts
 from creditgrid.core.units.method import Method
+from creditgrid.core.work import Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from creditgrid.core.science.estimators import EstimatorNet
     from creditgrid.core.science.fitting import Draws, FitEpoch, Fitting
     from creditgrid.core.science.forward import Forward
+    from creditgrid.core.units.shape import Shape
 
 
 class ScalarCB(Method):
@@ -120,3 +123,25 @@ class ScalarCB(Method):
 
     def _signal(self, forward: Forward) -> Tensor:
         return forward.error if self.s_source == "e_T" else forward.terminal_gradient
+
+    def fit_cost(self, shape: Shape, batch: int) -> Work:
+        net, depth, hidden = self._net(shape), shape.blocks, counts.forward(shape, batch)
+        around = counts.estimate(net, depth * self.num_samples * batch, batch)
+        fitted = counts.estimate(net, depth * batch, batch, backward=2)
+        # The value at h_L, its slope, and the gradient of the slope's error: both run through the slope's graph.
+        slope = counts.estimate(net, batch, batch, backward=5)
+        drawn = Work(elements=depth * self.num_samples * batch * shape.hidden * (counts.RANDN + 4))
+        done = Work.total(hidden, counts.terminal_gradient(shape, batch), around, fitted, slope, drawn)
+        return counts.fit_step(shape, net, batch, done, 512.0 + 7 * depth)
+
+    def epochs_of_fit(self) -> float:
+        return self.epochs
+
+    def fitted_bytes(self, shape: Shape) -> int:
+        return counts.estimator_bytes(self._net(shape))
+
+    def credit_cost(self, shape: Shape, samples: float, layers: float) -> Work:
+        return counts.estimate(self._net(shape), samples * layers, samples, backward=1)
+
+    def _net(self, shape: Shape) -> counts.Net:
+        return counts.Net(shape.hidden, shape.classes if self.s_source == "e_T" else shape.hidden, 1)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from creditgrid.core.science import counts
 from creditgrid.core.units.method import Method
+from creditgrid.core.work import Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from creditgrid.core.science.estimators import EstimatorNet
     from creditgrid.core.science.fitting import Draws, FitEpoch, Fitting
     from creditgrid.core.science.forward import Forward
+    from creditgrid.core.units.shape import Shape
 
 
 class StateBridge(Method):
@@ -65,6 +68,26 @@ class StateBridge(Method):
         # Each loss depends on its own h alone, so the gradient of the sum holds the gradient of each loss.
         (gradient,) = torch.autograd.grad(_head_losses(forward, predicted).sum(), h)
         return gradient
+
+    def fit_cost(self, shape: Shape, batch: int) -> Work:
+        net, depth, hidden = _net(shape), shape.blocks, counts.forward(shape, batch)
+        fitted = counts.estimate(net, depth * batch, batch, backward=2)
+        done = Work.total(hidden, fitted, Work(elements=depth * batch * shape.hidden * 8.0))
+        return counts.fit_step(shape, net, batch, done, 178.0 + 7 * depth)
+
+    def epochs_of_fit(self) -> float:
+        return self.epochs
+
+    def fitted_bytes(self, shape: Shape) -> int:
+        return counts.estimator_bytes(_net(shape))
+
+    def credit_cost(self, shape: Shape, samples: float, layers: float) -> Work:
+        predicted = counts.estimate(_net(shape), samples * layers, samples, backward=1)
+        return predicted.plus(counts.terminal_gradient(shape, samples * layers))
+
+
+def _net(shape: Shape) -> counts.Net:
+    return counts.Net(shape.hidden, shape.classes, shape.hidden)
 
 
 def _head_losses(forward: Forward, terminal: Tensor) -> Tensor:

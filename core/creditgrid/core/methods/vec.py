@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from creditgrid.core.science import counts
 from creditgrid.core.units.method import Method
+from creditgrid.core.work import Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from creditgrid.core.science.estimators import EstimatorNet
     from creditgrid.core.science.fitting import Draws, FitEpoch, Fitting
     from creditgrid.core.science.forward import Forward
+    from creditgrid.core.units.shape import Shape
 
 
 class Vec(Method):
@@ -78,3 +81,26 @@ class Vec(Method):
     def credit(self, forward: Forward, fitted: EstimatorNet) -> Tensor:
         found: Tensor = fitted(forward.states, forward.depths, forward.error)
         return found
+
+    def fit_cost(self, shape: Shape, batch: int) -> Work:
+        net, depth, hidden = _net(shape), shape.blocks, counts.forward(shape, batch)
+        shifted = 2.0 * self.num_directions * batch
+        # From layer l, which is drawn uniformly: (L + 1)/2 blocks follow on average.
+        slopes = counts.branches(shape, shifted, (depth + 1) / 2).plus(counts.head(shape, shifted))
+        fitted = counts.estimate(net, 2 * batch, batch, backward=2)
+        drawn = Work(elements=self.num_directions * batch * shape.hidden * (counts.RANDN + 12))
+        done = Work.total(hidden, counts.terminal_gradient(shape, batch), slopes, fitted, drawn)
+        return counts.fit_step(shape, net, batch, done, 250.0 + 13 * depth)
+
+    def epochs_of_fit(self) -> float:
+        return self.epochs
+
+    def fitted_bytes(self, shape: Shape) -> int:
+        return counts.estimator_bytes(_net(shape))
+
+    def credit_cost(self, shape: Shape, samples: float, layers: float) -> Work:
+        return counts.estimate(_net(shape), samples * layers, samples)
+
+
+def _net(shape: Shape) -> counts.Net:
+    return counts.Net(shape.hidden, shape.classes, shape.hidden)
