@@ -16,7 +16,7 @@ from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, 
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import CreditParams, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
-from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
+from creditgrid.core.experiments.summaries import Line, added, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 from creditgrid.core.units.known import Units
 from creditgrid.core.units.method import predicts_states
@@ -65,6 +65,8 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     from creditgrid.core.science.credit_quality import defined, mean
     from creditgrid.core.science.credit_sources import network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import image_data
+    from creditgrid.core.science.measuring import measured
+    from creditgrid.core.science.task_units import measurements_of
 
     shared = tasks[0]
     data = image_data(inputs[shared.parents["data"]], device)
@@ -80,6 +82,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         for name, source in sources.items()
         if predicts_states(type(source.method))
     }
+    besides = measured(measurements_of(shared, inputs), network, batches[0].x, batches[0].y)
     for task in tasks:
         name = source_name(task, inputs)
         by_eta = nudges[name].T.tolist()
@@ -94,7 +97,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         yield Output(
             task.key,
             rows=[
-                {"layer": layer, **{column: values[layer] for column, values in columns.items()}, **means}
+                {"layer": layer, **{column: values[layer] for column, values in columns.items()}, **means, **besides}
                 for layer in range(network.num_blocks)
             ],
         )
@@ -122,14 +125,14 @@ def summarise(rows: Sequence[Row], params: type[Params] = CreditRecoveryParams) 
     """For each method (and s of scalar_cb) the means over layers, then each layer, as means over seeds."""
     others = varied(params, rows, besides=GROUPED)
     by = [*GROUPED, *others]
-    layers = grouped(over_seeds(rows, [*by, "layer"], [*PER_LAYER, *MEANS]), by)
-    whole = over_seeds([row for row in rows if row["layer"] == 0], by, MEANS)
+    layers = grouped(over_seeds(rows, [*by, "layer"], [*PER_LAYER, *MEANS, *added(params)]), by)
+    whole = over_seeds([row for row in rows if row["layer"] == 0], by, [*MEANS, *added(params)])
     table: list[Row] = []
     for line in whole:
         # The means also have the metrics' own names, so that one column holds the means and the layers.
         own = {name.replace("_mean", ""): value for name, value in line.items() if "_mean" in name}
         table += [{**line, **own, "layer": None}, *layers[tuple(line[name] for name in by)]]
-    shown = [*by, "layer", *PER_LAYER, "n", "diverged"]
+    shown = [*by, "layer", *PER_LAYER, *added(params), "n", "diverged"]
     title = "Credit recovery, mean over layers (–) and by layer"
     return Summary(title, shown, table, _verdicts(whole, [name for name in others if name not in params.owned]))
 
@@ -193,4 +196,5 @@ EXPERIMENT = Experiment(
     cell=cell,
     summarise=summarise,
     charts=CHARTS,
+    measurable="checkpoint",
 )

@@ -18,7 +18,7 @@ from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import TrainParams
 from creditgrid.core.experiments.stage_costs import checkpoint_bytes
 from creditgrid.core.experiments.stages import data_task
-from creditgrid.core.experiments.summaries import grouped, over_seeds, varied
+from creditgrid.core.experiments.summaries import added, grouped, over_seeds, varied
 from creditgrid.core.science import counts
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 from creditgrid.core.units.brought import units_of
@@ -28,7 +28,7 @@ from creditgrid.core.work import Cost, Work
 if TYPE_CHECKING:
     import torch
 
-    from creditgrid.core.science.data import ImageData
+    from creditgrid.core.science.credit_quality import Batch
     from creditgrid.core.science.network import ResidualNetwork
 
 IMAGES = 1024
@@ -83,15 +83,18 @@ def cell(params: DynamicsParams, dataset: DatasetRef) -> tuple[Task, Sequence[Ta
 
 def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iterator[Progress | Output]:
     """Every logged epoch of each run, by one batched forward and backward pass each, in double precision."""
+    from creditgrid.core.science.credit_quality import file_batches
     from creditgrid.core.science.from_artifacts import (
         checkpoint_network,
         feedback_stack,
         image_data,
     )
+    from creditgrid.core.science.measuring import measured
+    from creditgrid.core.science.task_units import measurements_of
 
     for task in tasks:
         data, chosen = image_data(inputs[task.parents["data"]], device), network_of(task.params, units_of(task, inputs))
-        feedback = None
+        feedback, measurements = None, measurements_of(task, inputs)
         if "feedback" in task.parents:
             feedback = feedback_stack(inputs[task.parents["feedback"]], device).double()
         epochs = sorted(int(role.removeprefix("epoch_")) for role in task.parents if role.startswith("epoch_"))
@@ -99,22 +102,22 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         for number, epoch in enumerate(epochs):
             arrays = inputs[task.parents[f"epoch_{epoch}"]]
             network = checkpoint_network(arrays, device, residual_add=task.params["residual_add"], network=chosen)
-            rows += ({"epoch": epoch, **row} for row in measure_checkpoint(network.double(), data, feedback))
+            batch = next(file_batches(network.double(), data, IMAGES))
+            besides = measured(measurements, network, batch.x, batch.y)
+            rows += ({"epoch": epoch, **row, **besides} for row in measure_checkpoint(network, batch, feedback))
             yield Progress(number + 1, len(epochs), f"epoch {epoch} of {epochs[-1]}")
         yield Output(task.key, rows=rows)
 
 
 def measure_checkpoint(
-    network: ResidualNetwork, data: ImageData, feedback: torch.Tensor | None
+    network: ResidualNetwork, batch: Batch, feedback: torch.Tensor | None
 ) -> list[dict[str, float | None]]:
-    """The rows of one checkpoint, one for each layer 0…L; dfa trained it with ``feedback`` (L, d, C)."""
+    """The rows of one checkpoint on a batch, one for each layer 0…L; dfa trained it with ``feedback`` (L, d, C)."""
     import torch
 
     from creditgrid.core.science.credit import backprop, feedback_credits, output_error, terminal_gradient
-    from creditgrid.core.science.credit_quality import file_batches
     from creditgrid.core.science.per_sample import correct, cosine, cross_entropy
 
-    batch = next(file_batches(network, data, IMAGES))
     hiddens, y = torch.stack(list(batch.hiddens)), batch.y
     # The gradient of the sum is that of each image; the gradient of the mean is 1/n of it.
     terminal = terminal_gradient(network, batch.hiddens[-1], y)
@@ -158,7 +161,7 @@ def cost(task: Task, given: Given) -> Cost | None:
 def summarise(rows: Sequence[Row], params: type[Params] = DynamicsParams) -> Summary:
     """Each training run's first and last logged epoch, layer by layer, as means over seeds."""
     others = varied(params, rows, besides=GROUPED)
-    measured = [name for name in COLUMNS if name not in GROUPED]
+    measured = [*(name for name in COLUMNS if name not in GROUPED), *added(params)]
     table = over_seeds(rows, [*others, *GROUPED], measured)
     kept: list[Row] = []
     for lines in grouped(table, [*others, "train_rule"]).values():
@@ -205,4 +208,5 @@ EXPERIMENT = Experiment(
     cell=cell,
     summarise=summarise,
     charts=CHARTS,
+    measurable="checkpoint",
 )

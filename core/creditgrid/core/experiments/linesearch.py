@@ -11,7 +11,7 @@ are one call: each direction once, and all step sizes in one batched pass. Proto
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, 
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import StepParams, enough_blocks, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
-from creditgrid.core.experiments.summaries import Line, grouped, statistics, varied
+from creditgrid.core.experiments.summaries import Line, added, grouped, statistics, varied
 from creditgrid.core.science import counts
 from creditgrid.core.science.choices import NormMode, UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
@@ -77,7 +77,8 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     from creditgrid.core.science.credit_sources import credits_on, network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import tensors
     from creditgrid.core.science.line_search import Step, line_search
-    from creditgrid.core.science.task_units import rule_of
+    from creditgrid.core.science.measuring import measured
+    from creditgrid.core.science.task_units import measurements_of, rule_of
 
     network, sources = network_and_sources(tasks, inputs, device)
     probe = tensors(inputs[tasks[0].parents["probe"]], device)
@@ -99,9 +100,16 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         for task in tasks
     ]
     held, seed = (probe["x_held"], probe["y_held"]), streams_seed(tasks[0].params)
-    results = line_search(network, x_same, y_same, *held, credits, steps, seed)
-    for task, result in zip(tasks, results, strict=True):
-        yield Output(task.key, rows=[result._asdict()])
+    besides: dict[int, Mapping[str, Any]] = {}
+    measurements = measurements_of(tasks[0], inputs)
+
+    def on_update(position: int, update: Mapping[str, torch.Tensor]) -> None:
+        besides[position] = measured(measurements, network, x_same, y_same, update)
+
+    on_update_or_none = on_update if measurements else None
+    results = line_search(network, x_same, y_same, *held, credits, steps, seed, on_update_or_none)
+    for position, (task, result) in enumerate(zip(tasks, results, strict=True)):
+        yield Output(task.key, rows=[result._asdict() | dict(besides.get(position, {}))])
 
 
 def _steps_head(params: Mapping[str, object]) -> bool:
@@ -147,7 +155,7 @@ def summarise(rows: Sequence[Row], params: type[Params] = LinesearchParams) -> S
         line: Line = {**dict(zip(columns, values, strict=True)), "best_eta": None, "n": 0, "diverged": diverged}
         # A step size at which a seed diverged cannot be the best: the mean over the others would hide that seed.
         whole = {
-            eta: statistics(of_eta, COLUMNS)
+            eta: statistics(of_eta, [*COLUMNS, *added(params)])
             for eta, of_eta in by_eta.items()
             if not any(row["diverged"] for row in of_eta)
         }
@@ -155,7 +163,7 @@ def summarise(rows: Sequence[Row], params: type[Params] = LinesearchParams) -> S
             best = min(whole, key=lambda eta: (whole[eta]["delta_loss_same"], eta))
             line |= {"best_eta": best, "n": whole[best]["delta_loss_same_n"], **whole[best]}
         table.append(line)
-    shown = [*columns, "best_eta", "delta_loss_same", "delta_loss_held", "n", "diverged"]
+    shown = [*columns, "best_eta", "delta_loss_same", "delta_loss_held", *added(params), "n", "diverged"]
     return Summary("Best step size by delta_loss_same", shown, table, _verdicts(table))
 
 
@@ -202,4 +210,5 @@ EXPERIMENT = Experiment(
     cell=cell,
     summarise=summarise,
     charts=CHARTS,
+    measurable="step",
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, 
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, step_batches
-from creditgrid.core.experiments.summaries import Line, grouped, over_seeds, setting_prefix, varied
+from creditgrid.core.experiments.summaries import Line, added, grouped, over_seeds, setting_prefix, varied
 from creditgrid.core.rules.inner_product import InnerProduct
 from creditgrid.core.science import counts
 from creditgrid.core.science.choices import UpdateRange
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
     from creditgrid.core.science.credit_sources import CreditSource
     from creditgrid.core.science.line_search import StepResult
+    from creditgrid.core.science.measuring import Update
     from creditgrid.core.science.network import ResidualNetwork
+    from creditgrid.core.science.rollout import OnUpdate
+    from creditgrid.core.units.measurement import Measurement
 
 ETAS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Step sizes of the search."""
@@ -85,6 +88,7 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     from creditgrid.core.science.credit_sources import network_and_sources, source_name
     from creditgrid.core.science.from_artifacts import image_data, tensors
     from creditgrid.core.science.rollout import Rollout, rollouts
+    from creditgrid.core.science.task_units import measurements_of
     from creditgrid.core.science.training import accuracy_and_loss
     from creditgrid.core.science.updates import update_blocks
 
@@ -94,14 +98,27 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
     accuracy, _ = accuracy_and_loss(network, image_data(inputs[shared.parents["data"]], device))
     names = {task.key: source_name(task, inputs) for task in tasks}
     best = _search(tasks, names, network, probe, sources)
-    measured = {name: (probe[f"x_{name}"], probe[f"y_{name}"]) for name in ("same", "held")}
+    on = {name: (probe[f"x_{name}"], probe[f"y_{name}"]) for name in ("same", "held")}
+    measurements = measurements_of(shared, inputs)
 
     x_steps, y_steps = probe["x_steps"][:STEPS], probe["y_steps"][:STEPS]
     for update_range in dict.fromkeys(task.params["update_range"] for task in tasks):
         alike = [task for task in tasks if task.params["update_range"] == update_range]
         blocks = update_blocks(update_range, network.num_blocks)
         stepped = [Rollout(names[task.key], InnerProduct(), "raw", best[task.key][0]) for task in alike]
-        losses = rollouts(network, sources, stepped, x_steps, y_steps, measured, blocks, measured_after=(0, STEPS))
+        besides: dict[int, Mapping[str, Any]] = {}
+        on_update = _measuring(measurements, network, on["same"], besides) if measurements else None
+        losses = rollouts(
+            network,
+            sources,
+            stepped,
+            x_steps,
+            y_steps,
+            on,
+            blocks,
+            measured_after=(0, STEPS),
+            on_update=on_update,
+        )
         spreads = _spreads(alike, names, network, probe, sources, blocks)
         for place, task in enumerate(alike):
             eta, one = best[task.key]
@@ -121,9 +138,26 @@ def measure(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
                         "pur_5": _pur(same, held),
                         "update_cos": cosine,
                         "update_var": variance,
+                        **besides.get(place, {}),
                     }
                 ],
             )
+
+
+def _measuring(
+    measurements: Sequence[Measurement],
+    network: ResidualNetwork,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    found: dict[int, Mapping[str, Any]],
+) -> OnUpdate:
+    """Puts into ``found`` what is measured of all steps together, by the position of a rollout."""
+    from creditgrid.core.science.measuring import measured
+
+    def on_update(position: int, steps: int, update: Update) -> None:
+        if steps == STEPS:
+            found[position] = measured(measurements, network, *batch, update())
+
+    return on_update
 
 
 def _search(
@@ -239,9 +273,9 @@ def summarise(rows: Sequence[Row], params: type[Params] = SnapshotTimeParams) ->
         for row in rows
     ]
     others = varied(params, dated, besides=GROUPED)
-    table = over_seeds(dated, [*GROUPED, *others], COLUMNS)
+    table = over_seeds(dated, [*GROUPED, *others], [*COLUMNS, *added(params)])
     measured = ["test_accuracy", "best_eta", "dl_same_1", "dl_held_1", "pur_1", "dl_same_5", "dl_held_5", "pur_5"]
-    shown = [*GROUPED, *others, *measured, "n", "diverged"]
+    shown = [*GROUPED, *others, *measured, *added(params), "n", "diverged"]
     return Summary("Local steps by snapshot", shown, table, _verdicts(table, others))
 
 
@@ -299,4 +333,5 @@ EXPERIMENT = Experiment(
     cell=cell,
     summarise=summarise,
     charts=CHARTS,
+    measurable="step",
 )

@@ -25,6 +25,11 @@ def varied(params: type[Params], rows: Sequence[Row], besides: Iterable[str] = (
     return [name for name in params.model_fields if name not in known and len({row[name] for row in rows}) > 1]
 
 
+def added(params: type[Params]) -> list[str]:
+    """The columns of numbers that the sweep's measurements add to the rows."""
+    return [name for name, column in params.added_columns.items() if column.type in ("float64", "int64")]
+
+
 def grouped(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
     """Rows with equal values of ``by``, in the order of those values; null comes first."""
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)

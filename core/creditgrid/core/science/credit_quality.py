@@ -47,8 +47,9 @@ def in_double(
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of test images with the hidden states h_0 … h_L (b, d) and logits (b, C) that a network gives it."""
+    """A batch of test images x (b, D) with the hidden states h_0 … h_L (b, n) and logits (b, C) of a network."""
 
+    x: Tensor
     hiddens: Sequence[Tensor]
     logits: Tensor
     y: Tensor
@@ -62,7 +63,7 @@ def file_batches(network: ResidualNetwork, data: ImageData, size: int, count: in
         with torch.no_grad():
             x = normalise(images, data.mean, data.std).to(network.dtype)
             logits, hiddens = network(x, return_hidden=True)
-        yield Batch(hiddens, logits, y)
+        yield Batch(x, hiddens, logits, y)
 
 
 def source_credits(network: ResidualNetwork, sources: Mapping[str, CreditSource], batch: Batch) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ takes one step and runs two batches. Here
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -54,6 +54,10 @@ class Step(NamedTuple):
     radius: float | None = None
 
 
+OnUpdate: TypeAlias = Callable[[int, Mapping[str, Tensor]], None]
+"""Called with the position of a step and its update: the change -η ∇ of each parameter that it moves."""
+
+
 class StepResult(NamedTuple):
     """The result of a step. Losses are mean cross-entropies in nats; a delta is after minus before."""
 
@@ -75,6 +79,7 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
     credits: Mapping[str, Tensor],
     steps: Sequence[Step],
     noise_seed: int = 0,
+    on_update: OnUpdate | None = None,
 ) -> list[StepResult]:
     """Measure each step on the batch of its direction ("same") and on a held-out one, in the order of ``steps``.
 
@@ -82,6 +87,8 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
     the same batch. ``noise_seed`` is the seed of the noise ξ, which all steps share. Losses are computed per sample in
     the network's dtype, differences and means in float64. Values that are not finite are returned as they are; the
     network does not change.
+
+    With ``on_update``, the update of each step is made as well.
 
     Raises:
         KeyError: when ``credits`` lacks the name of a step's credits.
@@ -112,6 +119,10 @@ def line_search(  # noqa: PLR0917 (the two batches and what is measured on them)
         if group.radius is not None:
             moved = network.parameter_names(blocks, head=group.update_head)
             etas = etas.clamp(max=(group.radius / update_length(direction[name] for name in moved)).to(etas))
+        if on_update is not None:
+            names = network.parameter_names(blocks, head=group.update_head)
+            for position, eta in zip(positions, etas, strict=True):
+                on_update(position, {name: -eta * direction[name] for name in names})
         for chunk in torch.split(etas, _chunk_size(network, len(y))):
             candidates = _candidates(network, direction, chunk)
             with torch.no_grad():

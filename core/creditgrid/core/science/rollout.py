@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from creditgrid.core.science.choices import NormMode
 from creditgrid.core.science.credit_sources import CreditSource
+from creditgrid.core.science.measuring import Update
 from creditgrid.core.science.network import ResidualNetwork
 from creditgrid.core.science.per_sample import cross_entropy, normalise_credit
 from creditgrid.core.science.updates import (
@@ -30,6 +32,10 @@ from creditgrid.core.units.rule import Rule
 
 CHUNK_BYTES = 64 * 2**20
 """Memory for the parameters and gradients of a chunk of rollouts."""
+
+
+OnUpdate: TypeAlias = Callable[[int, int, Update], None]
+"""Called with the position of a rollout, a number of steps, and what makes the update of all these steps together."""
 
 
 class Rollout(NamedTuple):
@@ -60,6 +66,7 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
     blocks: Sequence[int],
     noise_seed: int = 0,
     measured_after: Sequence[int] | None = None,
+    on_update: OnUpdate | None = None,
 ) -> dict[str, Tensor]:
     """Mean cross-entropies along each rollout, on each batch of ``measured_on``: float64 (S, k + 1) by its name.
 
@@ -67,7 +74,8 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
 
     Step i = 0…k-1 is taken on x_steps[i] (n, D), y_steps[i] (n,): hidden states, credits and the gradients of all
     ``blocks`` and of the head come from one forward pass of the current network; estimators and feedback are frozen.
-    Rollouts are independent: one that diverges does not affect another.
+    Rollouts are independent: one that diverges does not affect another. ``on_update`` is called after each of these
+    numbers of steps, for each rollout.
 
     Raises:
         KeyError: when ``sources`` lacks the source of a rollout.
@@ -86,6 +94,9 @@ def rollouts(  # noqa: PLR0917 (what steps, and the batches it steps on)
         stack = _Stack(network, names, [wanted[position] for position in chunk])
         for step in range(len(x_steps) + 1):
             if step in after:
+                if on_update is not None:
+                    for place, position in enumerate(chunk):
+                        on_update(position, step, partial(stack.update, place))
                 for name, (_, y) in measured_on.items():
                     losses[name][chunk, after.index(step)] = stack.losses(entering[name], y, first).cpu()
             if step < len(x_steps):
@@ -98,7 +109,7 @@ class _Stack:
     """The networks of several rollouts, side by side."""
 
     def __init__(self, network: ResidualNetwork, names: Sequence[str], wanted: Sequence[Rollout]) -> None:
-        self._wanted = wanted
+        self._wanted, self._before = wanted, network
         self.noisy = any(rollout.noise for rollout in wanted)
         frozen = {name: p.detach().expand(len(wanted), *p.shape) for name, p in network.named_parameters()}
         self._moved = {name: frozen[name].clone() for name in names}  # each step changes these in place
@@ -115,6 +126,10 @@ class _Stack:
         self._clamp = column(bounds) if min(bounds) < math.inf else None
         radii = [math.inf if rollout.radius is None else rollout.radius for rollout in wanted]
         self._radius = column(radii) if min(radii) < math.inf else None
+
+    def update(self, place: int) -> dict[str, Tensor]:
+        """The change of each moved parameter of one network since before the first step."""
+        return {name: moved[place] - self._before.get_parameter(name).detach() for name, moved in self._moved.items()}
 
     @torch.no_grad()
     def losses(self, h: Tensor, y: Tensor, first: int) -> Tensor:

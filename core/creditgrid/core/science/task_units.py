@@ -1,13 +1,15 @@
-"""The units that a task has chosen, as a worker needs them: its method, its rule."""
+"""The units that a task has chosen, as a worker needs them: its method, its rule, its measurements."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeVar
 
 from creditgrid.core.task import Inputs, Task
 from creditgrid.core.units.brought import units_of
+from creditgrid.core.units.measurement import Measurement
 from creditgrid.core.units.method import Method
 from creditgrid.core.units.rule import Rule
 from creditgrid.core.units.unit import Unit, parameters_of
@@ -41,6 +43,16 @@ def rule_of(task: Task, inputs: Inputs) -> Rule:
         TaskError: it is not known here.
     """
     return _setting(units_of(task, inputs).rule(task.params["rule"]), task)
+
+
+def measurements_of(task: Task, inputs: Inputs) -> Sequence[Measurement]:
+    """The measurements that a measure task's sweep asks for.
+
+    Raises:
+        TaskError: one is not known here.
+    """
+    units = units_of(task, inputs)
+    return [units.measurement(name)() for name in task.params.get("measurements", ())]
 
 
 def _setting(unit: type[Chosen], task: Task) -> Chosen:
