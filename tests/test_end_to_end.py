@@ -40,8 +40,8 @@ METHODS = ["dfa", "scalar_cb", "vec", "oracle_bp"]
 class Service:
     """A service process on a data directory; it can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.gate = folder, folder / "gate"
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.gate, self.options = folder, folder / "gate", options
         self.saves = folder / "data" / "artifacts" / "saves"
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,7 +50,7 @@ class Service:
         port_file = self.folder / "url"
         port_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "creditgrid.service", "serve", "--port", "0", "--port-file", str(port_file)]
-        command += ["--cpus", str(max(2, os.cpu_count() or 2))]
+        command += ["--cpus", str(max(2, os.cpu_count() or 2)), *self.options]
         environment = os.environ | {"PYTHONPATH": str(PLUGIN), noop.GATE: str(self.gate)}
         with (self.folder / "service.log").open("ab") as log:
             self._process = subprocess.Popen(

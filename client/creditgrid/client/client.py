@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from creditgrid.client.code import Code, files_of
 from creditgrid.client.connection import Connection, check_digest, read, resource
 from creditgrid.client.errors import BadSetting, UnexpectedAnswer
 from creditgrid.client.logs import LogReader
@@ -20,6 +21,7 @@ from creditgrid.core.wire import (
     MEDIA_TYPES,
     AuditView,
     CheckpointView,
+    CodeView,
     ExperimentView,
     NewToken,
     Page,
@@ -76,29 +78,78 @@ class Client:
         """Close the connections."""
         self._connection.close()
 
-    def plan(self, spec: Spec) -> PlanView:
-        """What submitting ``spec`` would compute and what exists already; nothing is written.
+    def plan(self, spec: Spec, code: Code | None = None) -> PlanView:
+        """What submitting ``spec`` would compute and what exists already; nothing is written but the code.
+
+        Args:
+            spec: as for ``submit``.
+            code: as for ``submit``.
 
         Raises:
             SpecError: if the spec cannot be sent.
+            CodeError: if the code cannot be sent.
             InvalidRequest: if the service refuses it, with a pointer to each fault.
         """
-        return read(self._connection.request("POST", "/v1/plans", json=spec_document(spec), computing=True), PlanView)
+        document = self._with_code(spec, code)
+        return read(self._connection.request("POST", "/v1/plans", json=document, computing=True), PlanView)
 
-    def submit(self, spec: Spec) -> Sweep:
+    def submit(self, spec: Spec, code: Code | None = None) -> Sweep:
         """Submit a sweep: a mapping, a SweepSpec, or the path of a YAML or JSON file.
 
         All tries have one Idempotency-Key, so a lost connection never makes two sweeps.
 
+        Args:
+            spec: the sweep.
+            code: units that it brings: the path of a Python file or of a folder, or classes and decorated functions of
+                a notebook.
+
         Raises:
             SpecError: if the spec cannot be sent.
+            CodeError: if the code cannot be sent.
+            Forbidden: if the service takes no code.
             InvalidRequest: if the service refuses it, with a pointer to each fault.
         """
+        document = self._with_code(spec, code)
         headers = {"Idempotency-Key": str(uuid.uuid4())}
-        answer = self._connection.request(
-            "POST", "/v1/sweeps", json=spec_document(spec), headers=headers, computing=True
-        )
+        answer = self._connection.request("POST", "/v1/sweeps", json=document, headers=headers, computing=True)
         return Sweep(self._connection, read(answer, SweepView))
+
+    def send_code(self, code: Code) -> CodeView:
+        """Send code; a spec then names it as ``code: <sha256>``. Code that was sent before is not stored again.
+
+        Raises:
+            CodeError: if the code cannot be sent.
+            Forbidden: if the service takes no code.
+            InvalidRequest: if it cannot be used; the message starts with the file and the line.
+        """
+        body = {"files": {path: content.decode() for path, content in files_of(code).items()}}
+        return read(self._connection.request("POST", "/v1/code", json=body, computing=True), CodeView)
+
+    def code(self, sha256: str) -> CodeView:
+        """What is known of code: its files and its units.
+
+        Raises:
+            NotFound: if the service has no such code.
+        """
+        return self._connection.get(CodeView, "code", sha256)
+
+    def download_code(self, sha256: str, folder: str | Path) -> list[Path]:
+        """Write the files of code into a folder, which is made; returns their paths.
+
+        Raises:
+            NotFound: if the service has no such code.
+        """
+        written = []
+        for path in self.code(sha256).files:
+            file = Path(folder, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._connection.download(resource("code", sha256, "files", *path.split("/")), file, accept="text/plain")
+            written.append(file)
+        return written
+
+    def _with_code(self, spec: Spec, code: Code | None) -> dict[str, Any]:
+        document = spec_document(spec)
+        return document if code is None else document | {"code": self.send_code(code).sha256}
 
     def sweep(self, id: str) -> Sweep:
         """One sweep.
@@ -121,13 +172,18 @@ class Client:
         """All experiments of the service."""
         return self._connection.get(Page[ExperimentView], "experiments").items
 
-    def experiment(self, name: str) -> ExperimentView:
+    def experiment(self, name: str, code: str | None = None) -> ExperimentView:
         """One experiment: its parameters as JSON Schema, and the columns it measures.
+
+        Args:
+            name: of the experiment.
+            code: the SHA-256 of code, whose units are then among the choices.
 
         Raises:
             NotFound: if the service has none of this name.
         """
-        return self._connection.get(ExperimentView, "experiments", name)
+        answer = self._connection.request("GET", resource("experiments", name), params={"code": code})
+        return read(answer, ExperimentView)
 
     def query(self, sql: str) -> Result:
         """The rows of a SQL query over the table ``results`` and the views ``cells`` and ``sweeps``.

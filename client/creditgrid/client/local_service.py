@@ -21,6 +21,7 @@ import httpx
 from pydantic import ValidationError
 
 from creditgrid.client.errors import BadSetting, LocalServiceFailed, PackageMissing, api_error
+from creditgrid.core.units.code import read, sha256_of
 from creditgrid.core.wire import PlanView, Problem
 
 START_TIMEOUT_S = 180.0
@@ -113,10 +114,16 @@ class LocalService:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
 
 
-def plan_locally(spec: Mapping[str, Any], data_dir: Path | None = None) -> PlanView:
+def plan_locally(spec: Mapping[str, Any], data_dir: Path | None = None, code: Path | None = None) -> PlanView:
     """A dry run by this machine's installation, with its data folder; needs no service.
 
+    Args:
+        spec: the sweep.
+        data_dir: default: as the service's.
+        code: a file or folder with units that the spec chooses.
+
     Raises:
+        CodeError: if the code cannot be read.
         PackageMissing: if only the client is installed.
         InvalidRequest: if the spec is refused.
         BadSetting: if the data folder is refused.
@@ -125,8 +132,11 @@ def plan_locally(spec: Mapping[str, Any], data_dir: Path | None = None) -> PlanV
     require_server()
     with tempfile.TemporaryDirectory(prefix="creditgrid-") as folder:
         file = Path(folder, "spec.json")
-        file.write_text(json.dumps(spec))
         options = ["--data-dir", str(data_dir)] if data_dir else []
+        if code is not None:
+            spec = {**spec, "code": sha256_of(read(code))}
+            options += ["--code", str(code)]
+        file.write_text(json.dumps(spec))
         done = subprocess.run(
             [*SERVICE, "plan", str(file), "-o", "json", *options],
             capture_output=True,

@@ -58,6 +58,7 @@ def compute_task(
     *,
     device: str = "cpu",
     with_parents: bool = False,
+    allow_code: bool = False,
     on_progress: Callable[[str], None] = lambda _line: None,
 ) -> TaskRun:
     """Fetch what the task ``key`` needs from the service and compute it here; an exception of the task is returned.
@@ -70,6 +71,7 @@ def compute_task(
         folder: an empty one, for the parents' artifacts and the results.
         device: cpu or cuda.
         with_parents: first compute the parents' artifacts that the service no longer has.
+        allow_code: also compute a task that executes code which was sent with a sweep.
         on_progress: called with a line about the progress.
 
     Raises:
@@ -87,7 +89,8 @@ def compute_task(
         shutil.rmtree(folder / INPUTS)  # so that the folder can be used again
         raise
     (folder / TASKS).write_text(json.dumps([task.model_dump() for task in tasks]))
-    return _compute(tasks, [*PROGRAM, "--device", device, str(folder.absolute())], on_progress)
+    options = ["--device", device, *(["--allow-code"] if allow_code else [])]
+    return _compute(tasks, [*PROGRAM, *options, str(folder.absolute())], on_progress)
 
 
 def _fetch(client: Client, asked: TaskDocument, inputs: Path, with_parents: bool) -> list[TaskDocument]:

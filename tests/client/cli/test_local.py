@@ -25,7 +25,7 @@ def test_plan_by_the_service(connected, run: Run, spec: str) -> None:
     assert connected.posts("/v1/plans")
     # The answer of a service is shown as a table or as it came.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "plan", lambda self, spec: PlanView.model_validate(plan))
+        patch.setattr(Client, "plan", lambda self, spec, code: PlanView.model_validate(plan))
         assert "2 cells, measured in 1 call" in run("plan", spec)[1]
         assert json.loads(run("plan", spec, "-o", "json")[1])["groups"] == 1
 

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("messages", type=int)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--allow-code", action="store_true")
     options = parser.parse_args(arguments)
     os.set_inheritable(options.messages, False)  # what a task starts must not hold the connection open
     with Connection(options.messages, readable=False) as messages:
@@ -69,6 +70,11 @@ def main(arguments: Sequence[str]) -> int:
                 raise TaskError("there is no CUDA device on this machine that torch can use")
             documents = TypeAdapter(list[TaskDocument]).validate_json((options.folder / TASKS).read_bytes())
             tasks = [(_task(document), Resources(cpu=document.cpu)) for document in documents]
+            if not options.allow_code and (own := [task for task, _ in tasks if "code" in task.parents]):
+                raise TaskError(
+                    f"the {own[0].kind} {own[0].key[:12]} executes code that somebody sent with a sweep: read it "
+                    "(creditgrid code SHA256 --folder DIR), and add --allow-code to execute it here"
+                )
         except TaskError as error:
             send("refused", error=str(error))
             return REFUSED

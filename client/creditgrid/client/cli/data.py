@@ -128,6 +128,27 @@ def artifact(
     note(f"wrote {file} ({file.stat().st_size:,} bytes)")
 
 
+def code(
+    sha256: Annotated[str, typer.Argument(metavar="SHA256", help="Of the code: `creditgrid show ID` prints it.")],
+    folder: Annotated[
+        Path | None, typer.Option("--folder", file_okay=False, help="Write its files into this folder.")
+    ] = None,
+    url: Url = None,
+    token: Token = None,
+    output: OutputOption = "table",
+) -> None:
+    """Show code that was sent with a sweep: its files and its units; or write its files into a folder."""
+    from creditgrid.client.display.tables import code_view
+
+    with open_client(url, token) as client:
+        if folder is None:
+            view = client.code(sha256)
+            emit(output, view, code_view(view))
+            return
+        for file in client.download_code(sha256, folder):
+            typer.echo(file)
+
+
 def import_checkpoint(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.pt", help="Written by torch.save(model.state_dict(), FILE.pt).")

@@ -8,7 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from creditgrid.client.cli.options import DataDir, OutputOption, SpecArgument, Token, Url, emit, note, open_client
+from creditgrid.client.cli.options import (
+    CodeOption,
+    DataDir,
+    OutputOption,
+    SpecArgument,
+    Token,
+    Url,
+    emit,
+    note,
+    open_client,
+)
 from creditgrid.core.states import RESULT
 
 
@@ -24,6 +34,7 @@ def serve(context: typer.Context) -> None:
 
 def run(
     spec: SpecArgument,
+    code: CodeOption = None,
     data_dir: DataDir = None,
     runner: Annotated[
         Literal["ray", "local"] | None, typer.Option(help="ray, or local: threads of the service. Default: ray.")
@@ -39,9 +50,11 @@ def run(
     document = spec_document(spec)
     require_server()
     arguments = [*(["--data-dir", str(data_dir)] if data_dir else []), *(["--runner", runner] if runner else [])]
+    if code is not None or document.get("code") is not None:
+        arguments.append("--allow-code")  # it is that of the person who runs it
     note("starting a service for this run …")
     with ended_by_signals(), LocalService(*arguments) as service, open_client(service.url, None) as client:
-        sweep = client.submit(document)
+        sweep = client.submit(document, code)
         note(f"running {sweep.view.name}: {sweep.view.cells:,} cells, sweep {sweep.id}")
         try:
             # Nobody would start this service again, so it is not waited for.
@@ -58,6 +71,8 @@ def run(
 
 def plan(
     spec: SpecArgument,
+    *,
+    code: CodeOption = None,
     data_dir: DataDir = None,
     url: Url = None,
     token: Token = None,
@@ -71,7 +86,7 @@ def plan(
     document = spec_document(spec)
     if url:
         with open_client(url, token) as client:
-            view = client.plan(document)
+            view = client.plan(document, code)
     else:
-        view = plan_locally(document, data_dir)
+        view = plan_locally(document, data_dir, code)
     emit(output, view, plan_table(view))

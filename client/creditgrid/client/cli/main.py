@@ -23,10 +23,11 @@ import typer
 
 from creditgrid.client import errors
 from creditgrid.client.cli import control, data, gc, local, logs, people, reproduce, sweeps, tasks, units
-from creditgrid.core.errors import CreditGridError, SpecError
+from creditgrid.core.errors import CodeError, CreditGridError, SpecError
 
 EXIT_CODES: dict[type[CreditGridError], int] = {
     SpecError: 2,
+    CodeError: 2,
     errors.BadSetting: 2,
     errors.InvalidRequest: 2,
     errors.CannotConnect: 3,
@@ -69,6 +70,7 @@ for command in (
     data.curves,
     data.plot,
     data.artifact,
+    data.code,
     data.import_checkpoint,
     gc.gc,
     data.experiments,

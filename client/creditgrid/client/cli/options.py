@@ -35,6 +35,10 @@ OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table, o
 SpecArgument = Annotated[
     str, typer.Argument(metavar="SPEC", help="A sweep spec in YAML or JSON; - reads it from standard input.")
 ]
+CodeOption = Annotated[
+    Path | None,
+    typer.Option("--code", metavar="FILE", help="A Python file or folder with units that the spec chooses."),
+]
 SweepArgument = Annotated[str, typer.Argument(metavar="ID", help="The sweep's id.")]
 DataDir = Annotated[
     Path | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from creditgrid.client.cli.options import (
+    CodeOption,
     Output,
     OutputOption,
     SpecArgument,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 def submit(
     spec: SpecArgument,
+    *,
+    code: CodeOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show its progress until it is finished.")] = False,
     url: Url = None,
     token: Token = None,
@@ -36,7 +39,7 @@ def submit(
     from creditgrid.client.display.progress import watch_command
 
     with open_client(url, token) as client:
-        sweep = client.submit(spec)
+        sweep = client.submit(spec, code)
         note(f"submitted {sweep.view.name}: {sweep.view.cells:,} cells")
         if output == "table":
             typer.echo(sweep.id)

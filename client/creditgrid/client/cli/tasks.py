@@ -31,6 +31,9 @@ def run_task(
     with_parents: Annotated[
         bool, typer.Option("--with-parents", help="First compute the inputs that the service does not have.")
     ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Execute code that was sent with the sweep, too.")
+    ] = False,
     url: Url = None,
     token: Token = None,
     output: OutputOption = "table",
@@ -47,7 +50,13 @@ def run_task(
     with ended_by_signals(), folder as name, open_client(url, token) as client:
         try:
             run = compute_task(
-                client, key, Path(name), device=device, with_parents=with_parents, on_progress=_Progress()
+                client,
+                key,
+                Path(name),
+                device=device,
+                with_parents=with_parents,
+                allow_code=allow_code,
+                on_progress=_Progress(),
             )
         except KeyboardInterrupt:
             note("stopped")

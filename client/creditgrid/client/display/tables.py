@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from creditgrid.client.result import Result
     from creditgrid.core.wire import (
         AuditView,
+        CodeView,
         ExperimentView,
         FailureView,
         PlanKind,
@@ -134,6 +135,8 @@ def sweep_view(view: SweepView) -> RenderableType:
     if view.owner is not None:
         grid.add_row("owner", view.owner)
     grid.add_row("experiment", view.experiment)
+    if view.code is not None:
+        grid.add_row("code", f"{view.code.file}: {', '.join(view.code.units)} ({view.code.sha256})")
     grid.add_row("state", state_text(view.state, view.paused))
     grid.add_row("cells", Text.assemble(f"{view.cells:,}: ", counts_text(view.counts)))
     for kind, counts in view.tasks.items():
@@ -151,6 +154,22 @@ def sweep_view(view: SweepView) -> RenderableType:
         total = f" {activity.done:,}/{activity.total:,}" if activity.total else ""
         text = f"{activity.kind}, call {activity.call}, {activity.tasks:,} tasks{total} {activity.note}"
         grid.add_row("running", harmless(text.rstrip()))
+    return grid
+
+
+def code_view(view: CodeView) -> RenderableType:
+    """The files and units of code."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_row("code", view.sha256)
+    grid.add_row("sent", f"{moment(view.created_at)}{'' if view.owner is None else f' by {view.owner}'}")
+    for path, length in view.files.items():
+        grid.add_row("file", f"{path} ({length:,} bytes)")
+    for unit in view.units:
+        names = ", ".join(unit.parameters) or "no parameters"
+        grid.add_row(
+            unit.group.removesuffix("s"), harmless(f"{unit.name}: {unit.title} ({names}; {unit.file}:{unit.line})")
+        )
     return grid
 
 

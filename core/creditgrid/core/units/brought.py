@@ -15,7 +15,6 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -36,6 +35,7 @@ LONGEST_MESSAGE = 500
 _FILE = re.compile(r"code-[0-9a-f]{16}/(.+)")
 
 _loaded: OrderedDict[str, tuple[_Modules, Sequence[type[Unit]]]] = OrderedDict()
+_units: OrderedDict[str, Units] = OrderedDict()  # by the key of the artifact that holds the code
 _lock = threading.RLock()
 
 
@@ -92,17 +92,18 @@ def units_of(task: Task, inputs: Inputs) -> Units:
     key = task.parents.get("code")
     if key is None:
         return installed()
-    files = from_arrays(inputs[key])
-    sha256 = sha256_of(files)
-    try:
-        return _with_installed(sha256, tuple(load(files, sha256)))
-    except PluginError as error:
-        raise error if isinstance(error, CodeError) else CodeError(str(error)) from error
-
-
-@lru_cache(MOST_LOADED)
-def _with_installed(sha256: str, units: tuple[type[Unit], ...]) -> Units:
-    return installed().with_brought(units, sha256)
+    with _lock:
+        if key not in _units:  # a call may have thousands of tasks
+            files = from_arrays(inputs[key])
+            sha256 = sha256_of(files)
+            try:
+                found = installed().with_brought(load(files, sha256), sha256)
+            except PluginError as error:
+                raise error if isinstance(error, CodeError) else CodeError(str(error)) from error
+            while len(_units) >= MOST_LOADED:
+                _units.popitem(last=False)
+            _units[key] = found
+        return _units[key]
 
 
 def shown(file: str) -> str:
