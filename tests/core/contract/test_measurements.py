@@ -13,6 +13,7 @@ from creditgrid.core.contract.measurements import CHECKS
 from creditgrid.core.contract.suite import check_unit
 from creditgrid.core.experiment import Column
 from creditgrid.core.units.decorators import measurement
+from creditgrid.core.units.known import installed
 from creditgrid.core.units.measurement import Measured, Measurement
 
 calls: list[Measured] = []
@@ -99,7 +100,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("unit", [update_size, moved])
+@pytest.mark.parametrize("unit", [update_size, moved, *installed().of("measurements").values()])
 def test_a_sound_measurement_passes(unit: type[Measurement]) -> None:
     assert [finding for result in check_unit(unit, quick=False) for finding in result.findings] == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from creditgrid.core.contract.methods import CHECKS
 from creditgrid.core.contract.suite import check_unit, check_units
 from creditgrid.core.science.fitting import FitEpoch, Fitting
 from creditgrid.core.science.forward import Forward
+from creditgrid.core.units.known import installed
 from creditgrid.core.units.method import Method
 from creditgrid.core.work import Work
 
@@ -64,6 +66,35 @@ class Backprop(Method):
         return torch.stack(found)
 
 
+class Last(Linear):
+    """Credits of all layers, whichever are wanted."""
+
+    name: ClassVar = "last"
+
+    def credit(self, forward: Forward, fitted: Any) -> Tensor:
+        return super().credit(Forward(forward.network, forward.hiddens, forward.logits, forward.y), fitted)
+
+
+class Continued(Linear):
+    """Two epochs, with a state."""
+
+    name: ClassVar = "continued"
+
+    def fit(self, fitting: Fitting) -> Iterator[FitEpoch]:  # type: ignore[override]
+        weight = torch.zeros(()) if fitting.resume is None else fitting.resume["weight"]
+        first = 1 if fitting.resume is None else int(fitting.resume["epoch"]) + 1
+        for epoch in range(first, 3):
+            weight = weight + epoch * Linear.fit(self, fitting)["weight"]
+            yield FitEpoch(epoch, 1.0, state=partial(self.kept, weight, epoch))
+        return {"weight": weight}  # type: ignore[return-value]
+
+    def kept(self, weight: Tensor, epoch: int) -> dict[str, Tensor]:
+        return {"weight": weight, "epoch": torch.tensor(epoch)}
+
+
+SOUND = [Linear, Backprop, Last, Continued, *installed().of("methods").values()]
+
+
 def of(unit: type[Method], quick: bool = False) -> dict[str, Result]:
     return {result.check: result for result in check_unit(unit, quick=quick)}
 
@@ -72,7 +103,7 @@ def found(unit: type[Method]) -> list[Finding]:
     return [finding for result in check_unit(unit, quick=False) for finding in result.findings]
 
 
-@pytest.mark.parametrize("unit", [Linear, Backprop])
+@pytest.mark.parametrize("unit", SOUND)
 def test_a_sound_method_passes(unit: type[Method]) -> None:
     assert found(unit) == []
     assert len(of(unit, quick=True)) < len(of(unit))
@@ -118,15 +149,6 @@ class Shape(Linear):
 
     def credit(self, forward: Forward, fitted: Any) -> Tensor:
         return super().credit(forward, fitted)[0]
-
-
-class Last(Linear):
-    """Credits of all layers, whichever are wanted."""
-
-    name: ClassVar = "last"
-
-    def credit(self, forward: Forward, fitted: Any) -> Tensor:
-        return super().credit(Forward(forward.network, forward.hiddens, forward.logits, forward.y), fitted)
 
 
 class Type(Linear):
@@ -311,6 +333,15 @@ class Unordered(Linear):
         return Linear.fit(self, fitting)  # type: ignore[return-value]
 
 
+class Restarted(Continued):
+    """Forgets the weight of its state."""
+
+    name: ClassVar = "restarted"
+
+    def kept(self, weight: Tensor, epoch: int) -> dict[str, Tensor]:
+        return {"weight": torch.zeros(()), "epoch": torch.tensor(epoch)}
+
+
 class Inexact(Linear):
     """Says that it is the gradient."""
 
@@ -354,7 +385,6 @@ BROKEN = [
     (NoColumn, "parameters can be columns", "sizes: a parameter of type"),
     (Doubling, "parameters round-trip", "gives another setting"),
     (Shape, "credits have the shape and type of the hidden states", r"\(6, 8\) float32, and .* \(3, 6, 8\) float32"),
-    (Last, "credits have the shape and type of the hidden states", r"\(3, 6, 8\) float32, and .* \(1, 6, 8\) float32"),
     (Type, "credits have the shape and type of the hidden states", "torch.float64"),
     (Nothing, "credits have the shape and type of the hidden states", "gave a NoneType"),
     (NotANumber, "credits are finite", "layer 0 is not finite"),
@@ -373,6 +403,7 @@ BROKEN = [
     (Forgetful, "fitted tensors survive a file", "through a file"),
     (Size, "fitted tensors survive a file", "fitted_bytes"),
     (Unordered, "epochs of the fit are told in order", r"\[1, 1\], and must rise"),
+    (Restarted, "an interrupted fit continues to the same bits", "after epoch 1 ends with another 'weight'"),
     (Inexact, "an exact credit is the gradient", "its cosine"),
     (Residual, "networks without a residual path work too", "residual_add: false"),
     (Choosy, "every value of a choice works", "source='none'"),

@@ -63,9 +63,12 @@ class FittedMethod:
             return {f"B.{layer}": matrix.to(self.device) for layer, matrix in enumerate(matrices)}
         if not is_fitted(self.written):
             return {}
-        fit = setting.fit(Fitting(network, tiny.images(self.device), tiny.BATCH, SEED))
-        _, found = finished(fit)
+        _, found = finished(setting.fit(self.fitting(network)))
         return found
+
+    def fitting(self, network: ResidualNetwork, resume: Mapping[str, Tensor] | None = None) -> Fitting:
+        """What a fit is made on: a small dataset, with one seed."""
+        return Fitting(network, tiny.images(self.device), tiny.BATCH, SEED, resume)
 
     def credits(
         self, forward: Forward, setting: Method | None = None, tensors: Mapping[str, Tensor] | None = None
@@ -80,10 +83,14 @@ class FittedMethod:
         found = setting.credit(forward, fitted)
         if not isinstance(found, Tensor):
             raise Violation(f"credit() gave a {type(found).__name__}, and must give a tensor")
-        wanted = forward.states
+        wanted, given = forward.states, found
+        if found.dim() > wanted.dim():  # the shape of the hidden states
+            found = found.flatten(wanted.dim() - 1)
+        if len(found) == len(forward.hiddens) - 1:  # all layers
+            found = found[forward.first :]
         if found.shape != wanted.shape:
             raise Violation(
-                f"credit() gave {described(found)}, and the hidden states of its layers are {described(wanted)}"
+                f"credit() gave {described(given)}, and the hidden states of its layers are {described(wanted)}"
             )
         if found.dtype != wanted.dtype or found.device != wanted.device:
             raise Violation(
@@ -93,8 +100,10 @@ class FittedMethod:
         return found.detach()
 
 
-def finished(fit: Any) -> tuple[list[FitEpoch], Mapping[str, Tensor]]:
-    """The epochs and the tensors of a fit.
+def finished(
+    fit: Any, states: dict[int, Mapping[str, Tensor]] | None = None
+) -> tuple[list[FitEpoch], Mapping[str, Tensor]]:
+    """The epochs and the tensors of a fit; ``states`` gets the state after each epoch that has one.
 
     Raises:
         Violation: they are not that.
@@ -107,6 +116,8 @@ def finished(fit: Any) -> tuple[list[FitEpoch], Mapping[str, Tensor]]:
                 if not isinstance(epoch, FitEpoch):
                     raise Violation(f"fit() yielded a {type(epoch).__name__}, and must yield a FitEpoch for each epoch")
                 epochs.append(epoch)
+                if states is not None and epoch.state is not None:
+                    states[epoch.epoch] = {name: tensor.clone() for name, tensor in epoch.state().items()}
         except StopIteration as end:
             fit = end.value
     if not isinstance(fit, Mapping) or not fit:
@@ -270,14 +281,28 @@ def stored(subject: FittedMethod) -> Iterator[str]:
 def epochs(subject: FittedMethod) -> Iterator[str]:
     if not is_fitted(subject.written):
         raise Inapplicable("it has no fit")
-    fit = subject.setting.fit(Fitting(subject.network, tiny.images(subject.device), tiny.BATCH, SEED))
-    found, _ = finished(fit)
+    found, _ = finished(subject.setting.fit(subject.fitting(subject.network)))
     numbers = [epoch.epoch for epoch in found]
     if numbers != sorted(set(numbers)):
         yield f"its epochs are {numbers}, and must rise"
     for epoch in found:
         if epoch.loss is not None and not math.isfinite(epoch.loss):
             yield f"the loss of epoch {epoch.epoch} is {epoch.loss}"
+
+
+@CHECKS.add("an interrupted fit continues to the same bits", why="A worker may die in the middle of it.", of="fit")
+def resumes(subject: FittedMethod) -> Iterator[str]:
+    if not is_fitted(subject.written):
+        raise Inapplicable("it has no fit")
+    states: dict[int, Mapping[str, Tensor]] = {}
+    _, whole = finished(subject.setting.fit(subject.fitting(subject.network)), states)
+    if not states:
+        raise Inapplicable("its epochs have no state, so an interrupted fit starts again")
+    for epoch, state in states.items():
+        _, again = finished(subject.setting.fit(subject.fitting(subject.network, state)))
+        for name in whole.keys() | again.keys():
+            if name not in whole or name not in again or not same_bits(whole[name], again[name]):
+                yield f"a fit that continues after epoch {epoch} ends with another {name!r}"
 
 
 @CHECKS.add(
