@@ -9,13 +9,15 @@ from typing import Any, TypeAlias
 import torch
 
 from creditgrid.core.datasets import DatasetRef
+from creditgrid.core.experiments.code_registry import registry_of
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.experiments.stages import STAGES
+from creditgrid.core.experiments.stages import STAGES, code_task
 from creditgrid.core.science.data import ImageData, normalise
 from creditgrid.core.science.estimators import loaded_estimator
 from creditgrid.core.science.from_artifacts import checkpoint_network, feedback_stack, tensors
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.task import Arrays, Output, Task
+from creditgrid.core.units.code import Files, sha256_of, to_arrays
 
 from . import plain_cells
 from .plain_measuring import Batch, Source
@@ -34,14 +36,23 @@ PLAIN = {
 class Grid:
     """Cells of one experiment on one data set; what they stand on is made here, or was made for another grid.
 
-    ``made`` holds artifacts by key: grids that share it share their checkpoints and estimators, as sweeps do.
+    ``made`` holds artifacts by key: grids that share it share their checkpoints and estimators, as sweeps do. ``code``
+    are the files of methods that the cells bring.
     """
 
     def __init__(
-        self, experiment: str, cells: Sequence[Mapping[str, Any]], data: ImageData, made: dict[str, Arrays]
+        self,
+        experiment: str,
+        cells: Sequence[Mapping[str, Any]],
+        data: ImageData,
+        made: dict[str, Arrays],
+        code: Files | None = None,
     ) -> None:
         self._name, self._data, self._made = experiment, data, made
-        self._experiment = registry().experiments[experiment]
+        known = registry() if code is None else registry_of(code)
+        if code is not None:
+            made[code_task(sha256_of(code)).key] = to_arrays(code)
+        self._experiment = known.experiments[experiment]
         channels, height, width = data.x_train.shape[1:]
         images = DatasetRef(
             "images",
@@ -81,10 +92,11 @@ class Grid:
 
     def _source(self, task: Task) -> Source:
         feedback, estimator = task.parents.get("feedback"), task.parents.get("estimator")
+        fitted = {} if estimator is None else tensors(self._made[estimator], CPU)
         return Source(
             task.params["method"],
             () if feedback is None else tuple(feedback_stack(self._made[feedback], CPU)),
-            None if estimator is None else loaded_estimator(tensors(self._made[estimator], CPU)),
+            fitted["weights"] if "weights" in fitted else loaded_estimator(fitted) if fitted else None,
             task.params["cb_source"] if task.params["method"] == "scalar_cb" else "e_T",
         )
 

@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
     method: str
     feedback: Sequence[Tensor] = ()
-    estimator: EstimatorNet | None = None
+    estimator: EstimatorNet | Tensor | None = None  # a linear one is its weights (n + C, n)
     s_source: str = "e_T"
 
 
@@ -56,7 +56,9 @@ def credit_of(
         s = logits.softmax(-1) - F.one_hot(y, logits.shape[-1])
     if source.method == "dfa":
         return [s @ source.feedback[layer].T for layer in layers]
-    assert source.estimator is not None
+    if source.method == "linear":
+        return [torch.cat((hiddens[layer], s), -1) @ source.estimator for layer in layers]
+    assert isinstance(source.estimator, EstimatorNet)
     if source.s_source == "delta_L":
         last = hiddens[-1].detach().clone().requires_grad_()
         (s,) = torch.autograd.grad(F.cross_entropy(network.head(last), y, reduction="sum"), last)

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.training import train
 from creditgrid.core.task import Arrays
+from creditgrid.core.units.code import Files, read
 from creditgrid.core.units.method import Method
 
 from . import plain_training
@@ -88,6 +90,7 @@ def all_comparisons(data: ImageData) -> Iterator[Comparison]:
     yield fitting_state_bridge(data, frozen)
     made: dict[str, Arrays] = {}
     yield from (measuring(experiment, data, made) for experiment in GRIDS)
+    yield measuring("linesearch", data, made, BROUGHT, code=read(Path(__file__).with_name("linear.py")))
 
 
 def cut(data: ImageData) -> ImageData:
@@ -202,8 +205,24 @@ GRIDS: Mapping[str, Measuring] = {
 }
 
 
-def measuring(experiment: str, data: ImageData, made: dict[str, Arrays]) -> Comparison:
-    wanted, cells = GRIDS[experiment]
-    grid = Grid(experiment, cells, data, made)
+BROUGHT = Measuring(
+    4.0,
+    product(
+        axis("method", "linear"), axis("update_range", *RANGES), axis("norm_mode", "raw", "norm"), axis("eta", *ETAS)
+    ),
+)
+"""A line search over a method that is brought as a file."""
+
+
+def measuring(
+    experiment: str,
+    data: ImageData,
+    made: dict[str, Arrays],
+    which: Measuring | None = None,
+    code: Files | None = None,
+) -> Comparison:
+    wanted, cells = which or GRIDS[experiment]
+    grid = Grid(experiment, cells, data, made, code)
     grid.measured(), grid.plain()
-    return compare(experiment, "cells/s", wanted, len(cells), (grid.measured, grid.plain))
+    name = experiment if code is None else f"{experiment}, brought"
+    return compare(name, "cells/s", wanted, len(cells), (grid.measured, grid.plain))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks import plain_training
+from benchmarks import linear, plain_training
 from benchmarks.grids import Grid
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.science.training import train
 from creditgrid.core.task import Arrays
+from creditgrid.core.units.code import read
 
 pytestmark = pytest.mark.slow
 BATCH = 16
@@ -75,6 +77,15 @@ def test_cells(experiment: str, tiny_data: ImageData, made: dict[str, Arrays]) -
                 # Both are float32: of a loss of order 1, a central difference of half-width 1e-3 keeps four digits.
                 close = {"rel": 1e-3, "abs": 2e-4} if column == "rho" else {"rel": 1e-4, "abs": 1e-6}
                 assert row[column] == pytest.approx(value, **close), (cell, column)
+
+
+def test_cells_of_a_brought_method(tiny_data: ImageData, made: dict[str, Arrays]) -> None:
+    code = read(Path(linear.__file__))
+    grid = Grid(
+        "linesearch", [BASE | {"method": "linear"} | cell for cell in GRIDS["linesearch"]], tiny_data, made, code
+    )
+    for ours, plain in zip(grid.measured(), grid.plain(), strict=True):
+        assert ours[0] == pytest.approx(plain[0], rel=1e-4, abs=1e-6)
 
 
 def _batches(data: ImageData, stream: str) -> list[tuple[Tensor, Tensor]]:
