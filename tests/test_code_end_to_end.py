@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import linecache
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from test_end_to_end import Service
 
 from creditgrid.client import Client, InvalidRequest
+from creditgrid.client.cli.main import main
 from creditgrid.client.local_task import compute_task
 from creditgrid.core.errors import CodeError
 from creditgrid.core.states import State
@@ -149,6 +154,57 @@ def test_code_that_cannot_be_used_costs_nothing(client: Client, tmp_path: Path) 
         client.submit(spec("linear"), code=tmp_path / "none.py")
     with pytest.raises(InvalidRequest, match="/code"):
         client.submit({**spec("linear"), "code": "0" * 64})
+
+
+def test_the_command_line_takes_and_gives_code(
+    service: Service, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "spec.json"
+    document.write_text(json.dumps(spec("dfa", "linear", seed=8)))
+
+    def run(*arguments: str) -> str:
+        assert main(list(arguments)) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    # Without a service: the code is that of the person who plans.
+    plan = json.loads(
+        run("plan", str(document), "--code", str(file), "--data-dir", str(tmp_path / "none"), "-o", "json")
+    )
+    assert (plan["cells"]["new"], plan["tasks"]["code"]["new"]) == (4, 0)
+    url = ("--url", service.url)
+    plan = json.loads(run("plan", str(document), "--code", str(file), "-o", "json", *url))
+    assert plan["tasks"]["fit"]["new"] == 1
+    sweep = run("submit", str(document), "--code", str(file), "--watch", *url).split()[0]
+    with Client(service.url) as client:
+        code = client.sweep(sweep).view.code
+        assert code is not None
+        assert "linear_ridge" in client.experiment("linesearch", code.sha256).parameters["properties"]
+    assert f"my_method.py: linear ({code.sha256})" in run("show", sweep, *url)
+    assert "linear: A linear map of the hidden state" in run("code", code.sha256, *url)
+    assert run("code", code.sha256, "--folder", str(tmp_path / "back"), *url).split() == [
+        str(tmp_path / "back" / "my_method.py")
+    ]
+    assert (tmp_path / "back" / "my_method.py").read_text() == METHOD
+
+
+def test_a_run_without_a_service_takes_code(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = tmp_path / "spec.json"
+    document.write_text(json.dumps(spec("linear", seed=8)))
+    options = ["--data-dir", str(tmp_path / "data"), "--runner", "local", "-o", "json"]
+    assert main(["run", str(document), "--code", str(file), *options]) == 0
+    assert [row["method"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["linear"]
+
+
+def test_a_class_of_a_notebook_is_submitted(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    cell, name = METHOD.replace("linear", "noted"), "/tmp/ipykernel_1/1.py"
+    monkeypatch.setitem(linecache.cache, name, (len(cell), None, cell.splitlines(keepends=True), name))
+    exec(compile(cell, name, "exec"), notebook.__dict__)
+    sweep = client.submit(spec("noted"), code=notebook.Linear).wait(timeout=200)
+    assert sweep.state == State.SUCCEEDED
+    assert sweep.view.code is not None
+    assert (sweep.view.code.file, sweep.view.code.units) == ("notebook.py", ["noted"])
 
 
 def test_a_sweep_with_code_survives_a_killed_worker_and_a_killed_service(

@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -174,7 +175,9 @@ def _is_local(module: ModuleType) -> bool:
         return False
     place = Path(file).absolute()
     installed = {"site-packages", "dist-packages"} & set(place.parts) or place.is_relative_to(sys.base_prefix)
-    return place.is_relative_to(Path.cwd()) and not installed
+    if installed or not place.is_relative_to(Path.cwd()):
+        return False
+    return module.__name__.partition(".")[0] not in packages_distributions()  # installed from its source
 
 
 def _kind(value: object) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from creditgrid.core.errors import ArtifactCorrupt, ArtifactMissing, CodeError, ForbiddenError, NotFoundError
 from creditgrid.core.experiments.code_registry import described_registry
@@ -22,14 +22,15 @@ from creditgrid.core.units.description import schema_of
 from creditgrid.core.wire import CodeView, SweepCode, UnitView
 from creditgrid.workers.artifacts import ArtifactStore
 
+Made = TypeVar("Made")
 NOT_ALLOWED = (
     "this service takes no code. Whoever runs it can allow it, by `creditgrid serve --allow-code`: the code then runs "
     "as that user"
 )
 DESCRIBED = "code"
 """The name in a record's provenance of what is known of the code."""
-MOST_KEPT = 64
-"""Registries that are kept; the one that was not used for the longest time is dropped."""
+MOST_KEPT = 32
+"""Codes whose registries (2 MB each) and views are kept; the one that was not used for the longest time is dropped."""
 
 
 class Codes:
@@ -43,7 +44,8 @@ class Codes:
     def __init__(self, store: ArtifactStore, *, allowed: bool) -> None:
         self._store, self.allowed = store, allowed
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Registry] = OrderedDict()
+        self._registries: OrderedDict[str, Registry] = OrderedDict()
+        self._views: OrderedDict[str, CodeView] = OrderedDict()
 
     def read(self, sha256: str) -> Files:
         """The files of code that a spec brings.
@@ -74,6 +76,9 @@ class Codes:
 
     def view(self, sha256: str) -> CodeView:
         """What is known of the code; raises as ``files``."""
+        return self._kept(self._views, sha256, lambda: self._view(sha256))
+
+    def _view(self, sha256: str) -> CodeView:
         known, record = self._known(sha256), self._store.record(_key(sha256))
         units = [
             UnitView(
@@ -112,19 +117,25 @@ class Codes:
         """
         if sha256 is None:
             return registry()
-        with self._lock:
-            if sha256 in self._kept:
-                self._kept.move_to_end(sha256)
-                return self._kept[sha256]
         try:
-            found = described_registry(self._known(sha256)["units"], sha256)
+            return self._kept(
+                self._registries, sha256, lambda: described_registry(self._known(sha256)["units"], sha256)
+            )
         except NotFoundError as error:
             raise CodeError(str(error)) from error
+
+    def _kept(self, kept: OrderedDict[str, Made], sha256: str, make: Callable[[], Made]) -> Made:
+        """What was made for this code before, or is made now: it never changes."""
         with self._lock:
-            self._kept[sha256] = found
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
-        return found
+            if sha256 in kept:
+                kept.move_to_end(sha256)
+                return kept[sha256]
+        made = make()
+        with self._lock:
+            kept[sha256] = made
+            while len(kept) > MOST_KEPT:
+                kept.popitem(last=False)
+        return made
 
     def _known(self, sha256: str) -> Mapping[str, Any]:
         """What was recorded of the code when it was sent."""

@@ -11,8 +11,8 @@ from pydantic import Field
 from creditgrid.core.errors import CodeError
 from creditgrid.core.experiment import Column
 from creditgrid.core.units.dataset import Dataset
-from creditgrid.core.units.description import describe, described, schema_of
-from creditgrid.core.units.known import installed
+from creditgrid.core.units.description import FACTS, describe, described, schema_of
+from creditgrid.core.units.known import BASES, installed
 from creditgrid.core.units.measurement import Measurement
 from creditgrid.core.units.method import Method, is_fitted
 from creditgrid.core.units.unit import parameters_of
@@ -81,6 +81,12 @@ def test_every_unit_of_this_installation_can_be_described() -> None:
             found = remade(unit)
             assert describe(found)["parameters"] == describe(unit)["parameters"]
             assert describe(found)["facts"] == describe(unit)["facts"]
+
+
+def test_all_that_a_group_declares_is_described() -> None:
+    for group, base in BASES.items():
+        declared = base.__class_vars__ - {"name", "version", "columns"}
+        assert declared == set(FACTS[group])
 
 
 def test_datasets_and_measurements_keep_what_they_declare() -> None:

@@ -119,7 +119,7 @@ HOSTILE = {
     "c": (b"import ctypes\nctypes.CDLL(None).fork()\n", "m.py:2: PermissionError: code may not start or signal"),
     "kills": (b"import os\nos.kill(os.getppid(), 9)\n", "m.py:2: PermissionError: code may not signal processes (os."),
     "loops": (LOOP, "m.py:"),
-    "sleeps": (b"import time\n\ntime.sleep(1000)\n", "m.py:3: the code takes longer than 2 s to load: move what"),
+    "sleeps": (b"import time\n\ntime.sleep(1000)\n", "m.py:3: the code takes longer than 2 s to load, or to be"),
     "taken": (METHOD.replace(b'"scaled"', b'"vec"'), "m.py:8: the method 'vec' exists already: choose another name"),
     "parameter": (METHOD.replace(b"scaled_by", b"eta"), "m.py:8: the experiment 'exploitability' cannot be used with"),
     "type": (METHOD.replace(b"scaled_by", b"cb_samples"), "m.py:8: the parameter 'cb_samples' is"),

@@ -106,7 +106,9 @@ def death(trace: str, status: int | None, seconds: float) -> str:
     found = _FRAME.search(trace)
     place = "" if found is None else f"{shown(found[1])}:{found[2]}: "
     if status is None or "Timeout (" in trace:
-        return f"{place}the code takes longer than {seconds:g} s to load: move what takes long into a method"
+        return (
+            f"{place}the code takes longer than {seconds:g} s to load, or to be checked: make what takes long shorter"
+        )
     if status == -signal.SIGXCPU:
         return f"{place}the code uses more than {CPU_S} s of processor time to load"
     if status < 0:

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from creditgrid.core.experiments.registry import registry
-from creditgrid.core.naming import Chunk, NamedTask
+from creditgrid.core.naming import CODE, Chunk, NamedTask
 from creditgrid.core.packed_tasks import task_of
 from creditgrid.core.plan import Fate, Found, Known, Lookup, Plan, Planned, PlannedCall
 from creditgrid.core.spec.text import SpecText
@@ -108,7 +108,12 @@ class Planner:
         """What is known of these tasks; without a connection, what the store knows."""
         measures = {experiment.measure.name for experiment in registry().experiments.values()}
         done = Found(Known.DONE)
-        found = {task.key: done for task in tasks if task.kind not in measures and self._store.has(task.key)}
+        # The cells could not be named without their code.
+        found = {
+            task.key: done
+            for task in tasks
+            if task.kind == CODE or (task.kind not in measures and self._store.has(task.key))
+        }
         rest = {task.key: task.kind for task in tasks if task.key not in found}
         if connection is None or not rest:
             return found
