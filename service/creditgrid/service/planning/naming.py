@@ -104,7 +104,13 @@ def _name(request: NamingRequest, found: Sequence[Any], resolve: Resolve, bring:
     datasets = resolve_datasets(whole, resolve)
     spec = grid.spec
     yield Header(
-        spec.name, spec.experiment, spec.priority, grid.size(), json.dumps(found[0]), spec.code, spec.measurements
+        spec.name,
+        spec.experiment,
+        spec.priority,
+        grid.size(),
+        json.dumps(found[0]),
+        spec.code,
+        tuple(spec.measurements),
     )
     first = sum(sum(1 for _ in form.cells()) for form in earlier) if request.extension is not None else 0
     kinds = known.kinds_of(grid.experiment)
