@@ -102,11 +102,12 @@ HOSTILE = {
     "syntax": (b"def f(:\n", "m.py:1: SyntaxError: invalid syntax"),
     "package": (b"import no_such_package\n", "m.py:1: the package 'no_such_package' is not installed here: install"),
     "exits": (b"import sys\nsys.exit(1)\n", "m.py:2: the file ends its process (SystemExit: 1)"),
-    "ends": (b"import os\n\nos._exit(3)\n", "the code ended the process that loads it (exit status 3)"),
+    "ends": (b"import os\n\nos._exit(3)\n", "m.py:3: PermissionError: code may not end its process (os._exit(3))"),
     "crashes": (
         b"import ctypes\nctypes.string_at(0)\n",
-        "m.py:2: the process that loads the code was ended by SIGSEGV",
+        "m.py:2: the process that has to load the code was ended by SIGSEGV",
     ),
+    "closes": (b"import os\nos.closerange(0, 1000)\n", "m.py: the code ended the process that has to load it (exit"),
     "memory": (b"x = 1\ny = b'x' * 2 ** 31\n", "m.py:2: MemoryError"),
     "arrays": (b"import torch\nx = torch.ones(2 ** 30)\n", "m.py:2: RuntimeError: [enforce fail at"),
     "forks": (FORK.encode(), "m.py:3: PermissionError: code may not start processes (os.fork)"),
@@ -119,7 +120,10 @@ HOSTILE = {
     "c": (b"import ctypes\nctypes.CDLL(None).fork()\n", "m.py:2: PermissionError: code may not start or signal"),
     "kills": (b"import os\nos.kill(os.getppid(), 9)\n", "m.py:2: PermissionError: code may not signal processes (os."),
     "loops": (LOOP, "m.py:"),
-    "sleeps": (b"import time\n\ntime.sleep(1000)\n", "m.py:3: the code takes longer than 2 s to load, or to be"),
+    "sleeps": (
+        b"import time\n\ntime.sleep(1000)\n",
+        "m.py:3: the code takes longer than 2 s to load: make",
+    ),
     "taken": (METHOD.replace(b'"scaled"', b'"vec"'), "m.py:8: the method 'vec' exists already: choose another name"),
     "parameter": (METHOD.replace(b"scaled_by", b"eta"), "m.py:8: the experiment 'exploitability' cannot be used with"),
     "type": (METHOD.replace(b"scaled_by", b"cb_samples"), "m.py:8: the parameter 'cb_samples' is"),
@@ -138,7 +142,7 @@ def test_what_cannot_be_used_is_refused_with_file_and_line(
 ) -> None:
     text, said = HOSTILE[name]
     if name in ("loops", "sleeps"):
-        monkeypatch.setattr(admission, "ADMISSION_S", 2.0)
+        monkeypatch.setattr(admission, "LOAD_S", 2.0)
     with pytest.raises(CodeError) as caught:
         admitted.admit({"m.py": text})
     assert str(caught.value).startswith(said), caught.value

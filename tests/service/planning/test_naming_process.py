@@ -218,7 +218,10 @@ def test_cells_of_brought_units_have_its_content_in_their_keys_and_the_others_ha
         (HALF + "\nraise ValueError('no')\n", "half.py:12: ValueError: no"),
         (HALF.replace('"half"', '"cosine"'), "half.py:4: the rule 'cosine' exists already: choose another name"),
         (HALF + "\nimport os\nos.kill(os.getppid(), 9)\n", "half.py:13: PermissionError: code may not signal"),
-        (HALF + "\nimport ctypes\nctypes.string_at(0)\n", "half.py:13: the process that loads the code was ended"),
+        (
+            HALF + "\nimport ctypes\nctypes.string_at(0)\n",
+            "half.py:13: the process that has to load the code",
+        ),
     ],
 )
 def test_code_that_cannot_be_loaded_is_a_fault_of_the_spec(text: str, said: str, tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def _definitions(source: str) -> dict[str, list[int]]:
 def message_of(error: BaseException) -> str:
     """One line that says what an error is; a CreditGrid error speaks for itself."""
     try:
-        said = str(error).strip()
+        said = (error.msg if isinstance(error, SyntaxError) else str(error)).strip()
     except Exception:  # an error of the code may not be able to say what it is
         said = "an error without a text"
     first = said.splitlines()[0][:LONGEST_MESSAGE] if said else ""

@@ -32,8 +32,8 @@ from creditgrid.service.planning.confinement import death
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.provenance import software
 
-ADMISSION_S = 30.0
-"""Seconds that importing and checking code may take."""
+LOAD_S, CHECK_S = 15.0, 30.0
+"""Seconds that code may take to be imported, and to be checked."""
 KILLED_S = 5.0
 """Seconds after which a process that does not end itself in time is killed."""
 SLOTS = 2
@@ -86,8 +86,8 @@ class Admission:
 
 def _describe(files: Files, sha256: str, check: Callable[[], None]) -> Sequence[dict[str, Any]]:
     """The descriptions of the units, made by a confined process."""
-    with confined_process(_work, dict(files), sha256, ADMISSION_S) as process:
-        tag, content = _receive(process, check)
+    with confined_process(_work, dict(files), sha256, LOAD_S, CHECK_S) as process:
+        tag, content = _receive(process, check, next(iter(files)))
     if tag == "units":
         return list(content)
     if tag == "refused":
@@ -96,34 +96,36 @@ def _describe(files: Files, sha256: str, check: Callable[[], None]) -> Sequence[
     raise CreditGridError("an unexpected error while the code was described; the service's log has its traceback")
 
 
-def _receive(process: Outside, check: Callable[[], None]) -> tuple[str, Any]:
-    deadline = time.monotonic() + ADMISSION_S + KILLED_S
+def _receive(process: Outside, check: Callable[[], None], file: str) -> tuple[str, Any]:
+    deadline = time.monotonic() + LOAD_S + CHECK_S + KILLED_S
     while not process.answers.poll(POLL_S):
         check()
         if time.monotonic() > deadline:
             process.kill()
-            return "refused", death(process.end()[0], None, ADMISSION_S)
+            return "refused", death(process.end()[0], None, file)
     try:
         tag, content = msgpack.unpackb(process.answers.recv_bytes(), strict_map_key=False)
     except EOFError:
-        return "refused", death(*process.end(), ADMISSION_S)
+        return "refused", death(*process.end(), file)
     return tag, content
 
 
 # -- in the process --------------------------------------------------------------------------------------------------
 
 
-def _work(inside: Inside, files: Files, sha256: str, seconds: float) -> None:
+def _work(inside: Inside, files: Files, sha256: str, load_s: float, check_s: float) -> None:
     """Send the descriptions of the units, or why the code is refused."""
 
     def send(tag: str, content: Any) -> None:
         inside.answers.send_bytes(msgpack.packb([tag, content]))
 
     try:
-        with inside.confined(seconds):
+        inside.confine()
+        with inside.time_limit(load_s, "load"):
             units = load(files, sha256)
             registry_of(files, sha256)
             found = [describe(unit) for unit in units]
+        with inside.time_limit(check_s, "check"):
             faults = broken_contracts(units)
         if faults:
             send("refused", "; ".join(faults))

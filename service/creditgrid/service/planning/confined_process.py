@@ -29,12 +29,13 @@ class Inside:
     trace: Connection
     folder: Path
 
-    @contextlib.contextmanager
-    def confined(self, seconds: float) -> Iterator[None]:
-        """Limit this process, for good, and the time of the block."""
+    def confine(self) -> None:
+        """Limit this process, for good."""
         confine(self.folder, self.trace.fileno())
-        with time_limit(seconds, self.trace.fileno()):
-            yield
+
+    def time_limit(self, seconds: float, doing: str) -> contextlib.AbstractContextManager[None]:
+        """Limit the time of a block, which has to do this to the code."""
+        return time_limit(seconds, self.trace.fileno(), doing)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from creditgrid.core.units.brought import shown
 
@@ -53,6 +53,7 @@ _C_FUNCTIONS = frozenset(
         ),
     )
 )
+_LIMIT = re.compile(r"^limit: (\w+) (\S+)$", re.MULTILINE)
 _FRAME = re.compile(r'File "(code-[0-9a-f]{16}/[^"]+)", line (\d+)')
 
 
@@ -86,35 +87,51 @@ def confine(folder: Path, trace: int) -> None:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float, trace: int) -> Iterator[None]:
-    """End the process if the block takes longer; its line is written to ``trace``, whatever the code does meanwhile."""
+def time_limit(seconds: float, trace: int, doing: str) -> Iterator[None]:
+    """End the process if the block takes longer; its line is written to ``trace``, whatever the code does meanwhile.
+
+    In the block the code cannot end its process.
+
+    Args:
+        doing: what the block does with the code, as in "load".
+    """
+    os.write(trace, f"limit: {doing} {seconds:g}\n".encode())
+    exit_here = os._exit
+
+    def refuse(status: int) -> NoReturn:
+        raise PermissionError(f"code may not end its process (os._exit({status}))")
+
+    os._exit = refuse
     faulthandler.dump_traceback_later(seconds, exit=True, file=trace)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+        os._exit = exit_here
 
 
-def death(trace: str, status: int | None, seconds: float) -> str:
+def death(trace: str, status: int | None, file: str = "") -> str:
     """Why a confined process has ended without an answer, with file and line if these are known.
 
     Args:
         trace: what it wrote to its ``trace``.
         status: its exit status; None if it was killed because it did not answer.
-        seconds: how long it may take.
+        file: of the code, if its line is not known.
     """
     found = _FRAME.search(trace)
-    place = "" if found is None else f"{shown(found[1])}:{found[2]}: "
+    place = f"{file}: " if file else ""
+    if found is not None:
+        place = f"{shown(found[1])}:{found[2]}: "
+    limits = _LIMIT.findall(trace)
+    doing, seconds = limits[-1] if limits else ("load", "")
     if status is None or "Timeout (" in trace:
-        return (
-            f"{place}the code takes longer than {seconds:g} s to load, or to be checked: make what takes long shorter"
-        )
+        return f"{place}the code takes longer than {seconds} s to {doing}: make that shorter"
     if status == -signal.SIGXCPU:
-        return f"{place}the code uses more than {CPU_S} s of processor time to load"
+        return f"{place}the code uses more than {CPU_S} s of processor time to {doing}"
     if status < 0:
         name = signal.Signals(-status).name
-        return f"{place}the process that loads the code was ended by {name}: it may need too much memory"
-    return f"{place}the code ended the process that loads it (exit status {status})"
+        return f"{place}the process that has to {doing} the code was ended by {name}: it may need too much memory"
+    return f"{place}the code ended the process that has to {doing} it (exit status {status})"
 
 
 def _limit(what: int, value: int) -> None:

@@ -113,7 +113,7 @@ def _receive(process: Outside, limit_s: float, check: Callable[[], None]) -> tup
     except EOFError:
         trace, status = process.end()
         if trace:  # it had confined itself to load code
-            raise SpecError([Fault(death(trace, status, LOAD_S), "/code")]) from None
+            raise SpecError([Fault(death(trace, status), "/code")]) from None
         text = "the process that plans has died; it may have run out of memory: try a smaller grid"
         raise PlanningError(text) from None
     tag, content = msgpack.unpackb(message, use_list=False, strict_map_key=False)
@@ -168,7 +168,8 @@ def _work(
 
     def bring(sha256: str) -> Registry:
         files = read_code(sha256)
-        with inside.confined(LOAD_S):
+        inside.confine()
+        with inside.time_limit(LOAD_S, "load"):
             return registry_of(files, sha256)
 
     try:
