@@ -6,11 +6,12 @@ import math
 import statistics
 
 import pytest
-from charting import ETAS, SEEDS, chart, grid, heading, panels, spec, value, view
+from charting import ETAS, PARAMETERS, SEEDS, chart, grid, heading, panels, spec, value, view
 from scipy.stats import t
 
 from creditgrid.client.errors import BadSetting
 from creditgrid.client.plots.charts import charts
+from creditgrid.client.plots.points import picture
 from creditgrid.core.experiment import Axis
 
 
@@ -149,3 +150,14 @@ def test_a_line_stands_at_the_first_column_that_is_not_null() -> None:
         row["late"], row["end"] = (None if row["eta"] == 1e-2 else row["eta"]), 5.0
     (points,) = spec(charts(view(chart(x=["late", "end"])), rows)["change"])["datasets"].values()
     assert [point["x"] for point in points] == [1e-4, 1e-3, 5.0]
+
+
+def test_a_method_s_own_parameters_that_vary_are_in_the_labels_of_its_series() -> None:
+    schema = PARAMETERS | {"epochs": {"x-methods": ["vec"]}, "lr": {"x-methods": ["vec", "oracle"]}}
+    rows = [
+        *(row | {"epochs": epochs, "lr": 0.1} for epochs in (1, 2) for row in grid(["vec"])),
+        *(row | {"epochs": None, "lr": 0.2} for row in grid(["oracle"])),
+    ]
+    found = picture(chart(), schema, rows)
+    assert list(found.series.labels) == ["oracle", "vec, epochs = 1", "vec, epochs = 2"]
+    assert len(found.panels) == 1

@@ -374,7 +374,7 @@ def test_the_verdict_is_on_vec_s_means_over_seeds() -> None:
 
 def test_a_snapshot_that_is_not_named_by_its_epoch_is_the_last_one() -> None:
     rows = [*snapshots({5: -1.0}, seed=1), *snapshots({None: 0.5}, seed=1), *snapshots({100: 1.5}, seed=2)]
-    summary = snapshot_time.summarise(rows)
+    summary = EXPERIMENTS["snapshot_time"].summarise(rows)
     assert [(line["checkpoint_epoch"], line["n"]) for line in summary.rows] == [(5, 1), (100, 2)]
     assert_statistics(summary.rows[1], "dl_held_1", [0.5, 1.5])
     assert summary.verdicts[0].name == "late-snapshot artifact"
@@ -410,7 +410,7 @@ def test_snapshots_are_averaged_over_seeds_by_method_and_epoch() -> None:
         row("snapshot_time", method=method, checkpoint_epoch=epoch, seed=seed, pur_1=purs[seed], dl_same_5=epoch * seed)
         for method, epoch, seed in itertools.product(("vec", "dfa"), (5, 100), range(3))
     ]
-    summary = snapshot_time.summarise(rows)
+    summary = EXPERIMENTS["snapshot_time"].summarise(rows)
     assert [(line["method"], line["checkpoint_epoch"], line["n"]) for line in summary.rows] == [
         (m, e, 3) for m in ("dfa", "vec") for e in (5, 100)
     ]
@@ -480,9 +480,11 @@ def test_the_best_of_both_signals_counts_and_each_by_itself() -> None:
         *recovered("vec", 9.0, 9.0),
         *recovered("oracle_bp", 1.0, 1.0),
     ]
-    (verdict,) = verdicts("credit_recovery", rows)
-    assert verdict.name == "positive"
+    verdict, of_vec = verdicts("credit_recovery", rows)  # the oracle is not fitted, and dfa is what they should exceed
+    assert verdict.name == of_vec.name == "positive"
     assert (verdict.numbers["scalar_cb_best_rho"], verdict.numbers["scalar_cb_best_gamma"]) == (0.5, 0.4)
+    assert (of_vec.numbers["vec_best_rho"], of_vec.numbers["dfa_rho"]) == (9.0, 0.1)
+    assert of_vec.text.startswith("vec's best rho is 9")
 
 
 def test_the_verdict_is_on_means_over_seeds() -> None:
@@ -495,6 +497,16 @@ def test_the_verdict_is_on_means_over_seeds() -> None:
     (verdict,) = verdicts("credit_recovery", rows)
     assert verdict.name == "negative"
     assert verdict.numbers["scalar_cb_best_rho"] == 0.0
+
+
+def test_parameters_of_a_method_are_columns_only_if_they_vary_within_it() -> None:
+    rows = [
+        *recovered("scalar_cb", 0.5, 0.5, cb_source="e_T", fit_epochs=100),
+        *recovered("vec", 0.1, 0.1, fit_epochs=60),
+    ]
+    assert not {"cb_source", "fit_epochs"} & set(EXPERIMENTS["credit_recovery"].summarise(rows).columns)
+    rows += recovered("vec", 0.1, 0.1, fit_epochs=100)
+    assert "fit_epochs" in EXPERIMENTS["credit_recovery"].summarise(rows).columns
 
 
 @pytest.mark.parametrize(
@@ -532,7 +544,7 @@ def test_recovery_is_averaged_over_seeds_and_counts_each_cell_once() -> None:
         for source, seed in itertools.product(("e_T", "delta_L"), range(3))
         for r in recovered("scalar_cb", 0.1 * seed, 0.2 * seed, cb_source=source, seed=seed, pred_error_mean=None)
     ]
-    summary = credit_recovery.summarise(rows)
+    summary = EXPERIMENTS["credit_recovery"].summarise(rows)
     layers = [line["layer"] for line in summary.rows if line["cb_source"] == "e_T"]
     assert layers == [None, *sorted({r["layer"] for r in rows})]
     whole = [line for line in summary.rows if line["layer"] is None]
@@ -568,7 +580,7 @@ def test_exploitability_is_averaged_over_seeds_by_method_rule_and_kappa() -> Non
         row("exploitability", method=m, rule=rule, kappa=kappa, seed=seed, probe_seed=seed, delta_loss=seed * 0.1)
         for m, (rule, kappa), seed in itertools.product(("vec", "dfa"), rules, range(4))
     ]
-    summary = exploitability.summarise(rows)
+    summary = EXPERIMENTS["exploitability"].summarise(rows)
     assert [(line["method"], line["rule"], line["kappa"], line["n"]) for line in summary.rows] == [
         (m, *rule, 4)
         for m in ("dfa", "vec")
@@ -587,7 +599,7 @@ def test_exploitability_has_lines_for_the_other_axes_and_counts_what_diverged() 
         row("exploitability", eta=eta, seed=seed, delta_loss=None if lost else eta, diverged=lost)
         for eta, seed, lost in ((0.1, 1, False), (0.1, 2, True), (0.2, 1, False), (0.2, 2, False))
     ]
-    summary = exploitability.summarise(rows)
+    summary = EXPERIMENTS["exploitability"].summarise(rows)
     assert "eta" in summary.columns
     assert [(line["eta"], line["n"], line["diverged"], line["delta_loss"]) for line in summary.rows] == [
         (0.1, 1, 1, 0.1),
@@ -605,7 +617,7 @@ def test_dynamics_shows_the_ends_of_each_run() -> None:
         for rule, last in ends.items()
         for seed, epoch, layer in itertools.product(range(3), range(last + 1), range(5))
     ]
-    summary = dynamics.summarise(rows)
+    summary = EXPERIMENTS["dynamics"].summarise(rows)
     assert [(line["train_rule"], line["epoch"], line["layer"]) for line in summary.rows] == [
         (rule, epoch, layer) for rule, last in ends.items() for epoch in (0, last) for layer in range(5)
     ]
@@ -621,5 +633,7 @@ def test_each_run_has_its_own_layers() -> None:
         for blocks in (2, 4)
         for epoch, layer in itertools.product((0, 1), range(blocks + 1))
     ]
-    found = [(line["num_blocks"], line["epoch"], line["layer"]) for line in dynamics.summarise(rows).rows]
+    found = [
+        (line["num_blocks"], line["epoch"], line["layer"]) for line in EXPERIMENTS["dynamics"].summarise(rows).rows
+    ]
     assert found == [(blocks, epoch, layer) for blocks in (2, 4) for epoch in (0, 1) for layer in range(blocks + 1)]

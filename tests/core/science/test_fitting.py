@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import pytest
 import slow_reference as slow
@@ -11,15 +11,17 @@ import torch
 from credit_kit import fit_into, forward_of
 from torch import Tensor
 
+from creditgrid.core.errors import TaskError
 from creditgrid.core.methods.scalar_cb import ScalarCB
 from creditgrid.core.methods.state_bridge import StateBridge
 from creditgrid.core.methods.vec import Vec
 from creditgrid.core.science.data import ImageData, training_batches
 from creditgrid.core.science.estimators import EstimatorNet
-from creditgrid.core.science.fitting import FitEpoch
+from creditgrid.core.science.fitting import FitEpoch, Fitting, fitted
 from creditgrid.core.science.network import ResidualMLP
 from creditgrid.core.science.per_sample import unit_directions
 from creditgrid.core.science.random_streams import generator
+from creditgrid.core.units.method import Method
 
 L, WIDTH, C, BATCH, EPOCHS, SEED = 3, 6, 3, 4, 2, 11
 History: TypeAlias = list[tuple[float, slow.Parameters]]
@@ -289,3 +291,83 @@ def test_fitting_finds_the_credit(tiny_data: ImageData) -> None:
         assert losses[0] is not None
         assert losses[-1] is not None
         assert losses[-1] < 0.5 * losses[0]
+
+
+# -- fits that are interrupted, and fits of one's own ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [Vec(epochs=4), ScalarCB(epochs=4, ema=0.5), StateBridge(epochs=4)])
+@pytest.mark.parametrize("after", [0, 2, 3])
+def test_an_interrupted_fit_continues_bit_for_bit(images: ImageData, method: Method, after: int) -> None:
+    network = _network().float()
+    epochs, tensors = _finished(method, Fitting(network, images, BATCH, SEED))
+    kept: dict[str, Tensor] = {}
+    for at in method.fit(Fitting(network, images, BATCH, SEED)):
+        if isinstance(at, FitEpoch) and at.epoch == after:
+            assert at.state is not None
+            kept = dict(at.state())
+            break
+    again, found = _finished(method, Fitting(network, images, BATCH, SEED, resume=kept))
+    assert [at.epoch for at in again] == list(range(after, 5))
+    assert again[0].seconds is None
+    assert [at.loss for at in again] == [at.loss for at in epochs[after:]]
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.items())
+
+
+def test_a_state_of_another_fit_is_not_used(images: ImageData) -> None:
+    network = _network().float()
+    wrong = {"epoch": torch.tensor(3), "loss": torch.tensor(0.0)}
+    epochs, _ = _finished(Vec(epochs=1), Fitting(network, images, BATCH, SEED, resume=wrong))
+    assert [at.epoch for at in epochs] == [0, 1]
+
+
+class Own(Method):
+    """A method of one's own, whose fit gives what a test asks for."""
+
+    name: ClassVar = "own"
+    gives: ClassVar[Any] = None
+
+    def fit(self, fitting: Fitting) -> Any:
+        assert fitting.hidden_size == WIDTH
+        return type(self).gives()
+
+
+def own(gives: Callable[[], Any]) -> Method:
+    return type("Gives", (Own,), {"gives": staticmethod(gives), "__doc__": "As a test asks."})()
+
+
+def test_a_fit_may_be_a_plain_function_or_a_generator(images: ImageData) -> None:
+    fitting = Fitting(_network(), images, BATCH, SEED)
+
+    def epochs() -> Any:
+        yield FitEpoch(1, 0.5)
+        return {"a": torch.ones(2)}
+
+    assert _finished(own(lambda: {"a": torch.ones(2)}), fitting)[0] == []
+    found, tensors = _finished(own(epochs), fitting)
+    assert found == [FitEpoch(1, 0.5)]
+    assert torch.equal(tensors["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda: None, "the fit of own returned None"),
+        (dict, "the fit of own returned"),
+        (lambda: {"a": [1.0]}, "the fit of own returned a list as 'a'"),
+        (lambda: (number for number in (1, 2)), "the fit of own yielded a int"),
+    ],
+)
+def test_a_fit_that_gives_something_else_is_named(images: ImageData, gives: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        _finished(own(gives), Fitting(_network(), images, BATCH, SEED))
+
+
+def _finished(method: Method, fitting: Fitting) -> tuple[list[FitEpoch], dict[str, Tensor]]:
+    tensors: dict[str, Tensor] = {}
+
+    def epochs() -> Iterator[FitEpoch]:
+        tensors.update((yield from fitted(method, fitting)))
+
+    return list(epochs()), tensors

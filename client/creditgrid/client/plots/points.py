@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from creditgrid.client.errors import BadSetting
@@ -84,6 +84,7 @@ def picture(chart: Chart, parameters: Mapping[str, Any], rows: Sequence[Row]) ->
     Raises:
         BadSetting: for a column that the rows do not have, too many panels, or rows that the chart cannot distinguish.
     """
+    chart = _with_own_parameters(chart, parameters, rows)
     for name in (*chart.x.columns, *chart.series, *(column for axis in chart.measures for column in axis.columns)):
         if any(name not in row for row in rows):
             raise BadSetting(f"chart {chart.name} shows the column {name}, which the rows do not have")
@@ -134,6 +135,28 @@ def picture(chart: Chart, parameters: Mapping[str, Any], rows: Sequence[Row]) ->
         *(f"{n:,} mean{'s' * (n > 1)} of {column} not above 0: no place on a log axis" for column, n in hidden.items()),
     ]
     return Picture(chart, panels, xs, series, notes, across)
+
+
+def _with_own_parameters(chart: Chart, parameters: Mapping[str, Any], rows: Sequence[Row]) -> Chart:
+    """The chart with the parameters that belong to what it shows: those of a method that vary distinguish its series.
+
+    The JSON Schema of a parameter says by ``x-methods`` that methods have it, and so for other units.
+    """
+    x = chart.x
+    if chart.mark != "line":
+        x = replace(x, columns=_extended(x.columns, parameters, rows))
+    return replace(chart, x=x, series=_extended(chart.series, parameters, rows))
+
+
+def _extended(columns: Sequence[str], parameters: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    extended = list(columns)
+    for column in columns:
+        for name, schema in parameters.items():
+            if f"x-{column}s" in schema and name not in extended and all(name in row for row in rows):
+                pairs = {(row.get(column), row[name]) for row in rows}
+                if len(pairs) > len({unit for unit, _ in pairs}):
+                    extended.append(name)
+    return extended
 
 
 def _place(

@@ -16,18 +16,19 @@ from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, 
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import CreditParams, enough_images, streams_seed
 from creditgrid.core.experiments.stages import EXTRA_BATCHES
-from creditgrid.core.experiments.summaries import Line, added, grouped, over_seeds, setting_prefix, varied
+from creditgrid.core.experiments.summaries import Line, added, grouped, methods_of, over_seeds, setting_prefix, varied
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
+from creditgrid.core.units.choice import ChoosingParams
 from creditgrid.core.units.known import Units
-from creditgrid.core.units.method import predicts_states
+from creditgrid.core.units.method import is_fitted, predicts_states
 from creditgrid.core.work import NO_WORK, Cost
 
 if TYPE_CHECKING:
     import torch
 
 MARGIN = 0.02
-"""How far scalar_cb's rho must exceed dfa's for a positive verdict, and 0 for a marginal one."""
-GROUPED = ("method", "cb_source")
+"""How far a fitted method's rho must exceed the baselines' for a positive verdict, and 0 for a marginal one."""
+GROUPED = ("method",)
 NUDGES = {"nudge_0_001": 0.001, "nudge_0_003": 0.003, "nudge_0_01": 0.01}
 """The columns of the nudges, and their step sizes: ``quality.NUDGE_ETAS``."""
 PER_LAYER: Mapping[str, Column] = {
@@ -122,7 +123,7 @@ def cost(task: Task, given: Given, units: Units | None = None) -> Cost | None:
 
 
 def summarise(rows: Sequence[Row], params: type[Params] = CreditRecoveryParams) -> Summary:
-    """For each method (and s of scalar_cb) the means over layers, then each layer, as means over seeds."""
+    """For each method the means over layers, then each layer, as means over seeds."""
     others = varied(params, rows, besides=GROUPED)
     by = [*GROUPED, *others]
     layers = grouped(over_seeds(rows, [*by, "layer"], [*PER_LAYER, *MEANS, *added(params)]), by)
@@ -134,39 +135,40 @@ def summarise(rows: Sequence[Row], params: type[Params] = CreditRecoveryParams) 
         table += [{**line, **own, "layer": None}, *layers[tuple(line[name] for name in by)]]
     shown = [*by, "layer", *PER_LAYER, *added(params), "n", "diverged"]
     title = "Credit recovery, mean over layers (–) and by layer"
-    return Summary(title, shown, table, _verdicts(whole, [name for name in others if name not in params.owned]))
+    return Summary(title, shown, table, list(_verdicts(whole, others, params)))
 
 
-def _verdicts(table: Sequence[Line], common: Sequence[str]) -> list[Verdict]:
-    """One for each setting of the axes that all methods have, where both scalar_cb and dfa were measured."""
-    found = []
+def _verdicts(table: Sequence[Line], others: Sequence[str], params: type[Params]) -> Iterator[Verdict]:
+    """One for each fitted method and setting of the axes that all methods have, where a baseline was measured too."""
+    methods = methods_of(params)
+    of_methods = params.choices["method"].all if issubclass(params, ChoosingParams) and params.choices else ()
+    common = [name for name in others if name not in of_methods]
     known = [line for line in table if line["gamma_mean"] is not None and line["rho_mean"] is not None]
     for lines in grouped(known, common).values():
-        dfa = [line for line in lines if line["method"] == "dfa"]
-        learned = [line for line in lines if line["method"] == "scalar_cb"]
-        if dfa and learned:
-            found.append(_verdict(dfa, learned, setting_prefix(lines[0], common)))
-    return found
+        best = {
+            method: [max(line[name] for line in own) for name in ("rho_mean", "gamma_mean")]
+            for (method,), own in grouped(lines, ["method"]).items()
+            if method in methods
+        }
+        baselines = {name: found for name, found in best.items() if methods[name].baseline}
+        for name, found in best.items():
+            if baselines and is_fitted(methods[name]) and name not in baselines:
+                yield _verdict(name, found, baselines, setting_prefix(lines[0], common, params))
 
 
-def _verdict(dfa: Sequence[Row], learned: Sequence[Row], where: str) -> Verdict:
-    numbers = {
-        "scalar_cb_best_rho": max(line["rho_mean"] for line in learned),
-        "scalar_cb_best_gamma": max(line["gamma_mean"] for line in learned),
-        "dfa_rho": max(line["rho_mean"] for line in dfa),
-        "dfa_gamma": max(line["gamma_mean"] for line in dfa),
-        "margin": MARGIN,
-    }
-    rho, gamma = numbers["scalar_cb_best_rho"], numbers["scalar_cb_best_gamma"]
-    if rho > numbers["dfa_rho"] + MARGIN and gamma > numbers["dfa_gamma"]:
+def _verdict(method: str, own: Sequence[float], baselines: Mapping[str, Sequence[float]], where: str) -> Verdict:
+    """Of the largest rho and gamma of a method, and of those that it should exceed."""
+    rho, gamma = own
+    numbers = {f"{method}_best_rho": rho, f"{method}_best_gamma": gamma, "margin": MARGIN}
+    for name, (baseline_rho, baseline_gamma) in baselines.items():
+        numbers |= {f"{name}_rho": baseline_rho, f"{name}_gamma": baseline_gamma}
+    to_exceed, gamma_to_exceed = (max(values) for values in zip(*baselines.values(), strict=True))
+    if rho > to_exceed + MARGIN and gamma > gamma_to_exceed:
         name = "positive"
     else:
         name = "marginal" if rho > MARGIN else "negative"
-    text = (
-        f"{where}scalar_cb's best rho is {rho:.3g} and gamma {gamma:.3g}; "
-        f"dfa's are {numbers['dfa_rho']:.3g} and {numbers['dfa_gamma']:.3g}"
-    )
-    return Verdict(name, text, numbers)
+    compared = "; ".join(f"{name}'s are {values[0]:.3g} and {values[1]:.3g}" for name, values in baselines.items())
+    return Verdict(name, f"{where}{method}'s best rho is {rho:.3g} and gamma {gamma:.3g}; {compared}", numbers)
 
 
 CHARTS = (
@@ -180,7 +182,7 @@ CHARTS = (
             Axis(("rho",), "rho: correlation with the loss's slope"),
             *(Axis((name,), f"loss change of a nudge of {eta:g} (nats)") for name, eta in NUDGES.items()),
         ),
-        series=("method", "cb_source"),
+        series=("method",),
     ),
 )
 

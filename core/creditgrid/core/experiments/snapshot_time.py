@@ -21,12 +21,13 @@ from creditgrid.core.experiment import Axis, Chart, Column, Experiment, Params, 
 from creditgrid.core.experiments import costs
 from creditgrid.core.experiments.parameters import CreditParams, enough_blocks, enough_images
 from creditgrid.core.experiments.stages import EXTRA_BATCHES, step_batches
-from creditgrid.core.experiments.summaries import Line, added, grouped, over_seeds, setting_prefix, varied
+from creditgrid.core.experiments.summaries import Line, added, grouped, methods_of, over_seeds, setting_prefix, varied
 from creditgrid.core.rules.inner_product import InnerProduct
 from creditgrid.core.science import counts
 from creditgrid.core.science.choices import UpdateRange
 from creditgrid.core.task import Inputs, Output, Progress, Resources, Task, TaskKind
 from creditgrid.core.units.known import Units
+from creditgrid.core.units.method import is_fitted
 from creditgrid.core.work import Cost, Work
 
 if TYPE_CHECKING:
@@ -276,14 +277,14 @@ def summarise(rows: Sequence[Row], params: type[Params] = SnapshotTimeParams) ->
     table = over_seeds(dated, [*GROUPED, *others], [*COLUMNS, *added(params)])
     measured = ["test_accuracy", "best_eta", "dl_same_1", "dl_held_1", "pur_1", "dl_same_5", "dl_held_5", "pur_5"]
     shown = [*GROUPED, *others, *measured, *added(params), "n", "diverged"]
-    return Summary("Local steps by snapshot", shown, table, _verdicts(table, others))
+    return Summary("Local steps by snapshot", shown, table, list(_verdicts(table, others, params)))
 
 
-def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
-    """On ``vec``, one for each setting of the other axes."""
+def _verdicts(table: Sequence[Line], others: Sequence[str], params: type[Params]) -> Iterator[Verdict]:
+    """On each fitted method, one for each setting of the other axes."""
     known = [line for line in table if line["checkpoint_epoch"] is not None and line["dl_held_1"] is not None]
-    found = []
-    for lines in grouped([line for line in known if line["method"] == "vec"], others).values():
+    fits = [name for name, method in methods_of(params).items() if is_fitted(method)]
+    for (method, *_), lines in grouped([line for line in known if line["method"] in fits], ["method", *others]).items():
         measured = {line["checkpoint_epoch"]: line["dl_held_1"] for line in lines}
         failed = sorted(epoch for epoch, change in measured.items() if change > 0)
         late, early = any(epoch >= LATE for epoch in failed), any(epoch <= EARLY for epoch in failed)
@@ -294,10 +295,9 @@ def _verdicts(table: Sequence[Line], others: Sequence[str]) -> list[Verdict]:
         else:
             name = "need more data"
         shown = ", ".join(f"{change:+.3g} at epoch {epoch}" for epoch, change in sorted(measured.items()))
-        text = f"{setting_prefix(lines[0], others)}vec's held-out loss changes by {shown}"
+        text = f"{setting_prefix(lines[0], others, params)}{method}'s held-out loss changes by {shown}"
         numbers = {f"dl_held_1_epoch_{epoch}": change for epoch, change in sorted(measured.items())}
-        found.append(Verdict(name, text, numbers))
-    return found
+        yield Verdict(name, text, numbers)
 
 
 CHARTS = (
@@ -308,7 +308,7 @@ CHARTS = (
         # checkpoint_epoch null is the last epoch: a line stands at the first column that is not null.
         x=Axis(("checkpoint_epoch", "train_epochs"), "checkpoint (epochs)"),
         measures=(Axis(("pur_1", "pur_5"), "PUR (ratio)", "symlog"),),
-        series=("method", "cb_source"),
+        series=("method",),
     ),
     Chart(
         name="loss-change",
@@ -316,7 +316,7 @@ CHARTS = (
         mark="line",
         x=Axis(("checkpoint_epoch", "train_epochs"), "checkpoint (epochs)"),
         measures=(Axis(("dl_same_1", "dl_held_1", "dl_same_5", "dl_held_5"), "loss change (nats)", "symlog"),),
-        series=("method", "cb_source"),
+        series=("method",),
     ),
 )
 

@@ -7,12 +7,15 @@ are not independent runs. Each setting of the other axes has lines of its own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
 
 from creditgrid.core.experiment import Params, Row
 from creditgrid.core.statistics import mean_std_ci
+from creditgrid.core.units.choice import ChoosingParams
+from creditgrid.core.units.known import installed
+from creditgrid.core.units.method import Method
 
 SEEDS = ("seed", "probe_seed")
 
@@ -20,9 +23,27 @@ Line: TypeAlias = dict[str, Any]
 
 
 def varied(params: type[Params], rows: Sequence[Row], besides: Iterable[str] = ()) -> list[str]:
-    """The parameters that take more than one value in the rows, except the seeds and those in ``besides``."""
+    """The parameters that take more than one value in the rows, except the seeds and those in ``besides``.
+
+    A parameter of units, such as methods, must do so for one unit: null for another method is no value of it.
+    """
     known = {*SEEDS, *besides}
-    return [name for name in params.model_fields if name not in known and len({row[name] for row in rows}) > 1]
+    return [name for name in params.model_fields if name not in known and _varies(params, rows, name)]
+
+
+def _varies(params: type[Params], rows: Sequence[Row], name: str) -> bool:
+    owners = params.choices.items() if issubclass(params, ChoosingParams) else ()
+    units = [choice for choice, chosen in owners if name in chosen.all]
+    return len({(*(row[choice] for choice in units), row[name]) for row in rows}) > len(
+        {tuple(row[choice] for choice in units) for row in rows}
+    )
+
+
+def methods_of(params: type[Params]) -> Mapping[str, type[Method]]:
+    """The credit methods that a cell may choose, by name."""
+    assert issubclass(params, ChoosingParams)
+    units = params.choices["method"].units if params.choices else installed().of("methods")
+    return {name: method for name, method in units.items() if issubclass(method, Method)}
 
 
 def added(params: type[Params]) -> list[str]:
@@ -74,7 +95,10 @@ def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
     return list(runs.values()) if len(runs) > 1 else [[row] for row in rows]
 
 
-def setting_prefix(line: Row, names: Sequence[str]) -> str:
-    """The line's values of ``names`` before a sentence about it: "num_blocks 4, lr 0.001: ", or nothing."""
-    shown = ", ".join(f"{name} {line[name]}" for name in names)
+def setting_prefix(line: Row, names: Sequence[str], params: type[Params] = Params) -> str:
+    """The line's values of ``names`` before a sentence about it: "num_blocks 4, lr 0.001: ", or nothing.
+
+    Parameters of units that the line has not chosen are left out.
+    """
+    shown = ", ".join(f"{name} {line[name]}" for name in names if line[name] is not None or name not in params.owned)
     return f"{shown}: " if shown else ""
