@@ -53,7 +53,7 @@ print(code, heavy)
     out = run(program)
     assert out.splitlines()[-1] == "0 []"
     commands = "serve run plan submit ls show watch logs pause resume extend cancel retry"
-    others = "token audit reproduce sql export artifact experiments plot import-checkpoint run-task"
+    others = "token audit reproduce sql export artifact experiments plot import-checkpoint run-task new check code"
     for command in (*commands.split(), *others.split()):
         assert f" {command} " in out
 

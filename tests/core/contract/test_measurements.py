@@ -23,7 +23,7 @@ calls: list[Measured] = []
 def update_size(measured: Measured) -> Mapping[str, Any]:
     """The size of the update."""
     assert measured.update is not None
-    return {"update_size": sum(float(part.square().sum()) for part in measured.update.values()) ** 0.5}
+    return {"update_size": sum(part.square().sum() for part in measured.update.values()) ** 0.5}  # a tensor
 
 
 @measurement(columns={"moved": Column("int64", "Parameters that moved.")})

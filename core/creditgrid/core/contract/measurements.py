@@ -15,6 +15,7 @@ from creditgrid.core.contract.checks import Checks, Violation
 from creditgrid.core.contract.random_state import seeded, watched
 from creditgrid.core.experiment import Column
 from creditgrid.core.rows import RESERVED
+from creditgrid.core.science.measuring import plain
 from creditgrid.core.science.random_streams import generator
 from creditgrid.core.units.measurement import Measured, Measurement
 from creditgrid.core.units.unit import NAME
@@ -61,7 +62,7 @@ class AppliedMeasurement:
                 f"measure() gave the columns {', '.join(map(str, found)) or 'none'}, and it declares "
                 f"{', '.join(self.written.columns)}"
             )
-        return found
+        return {name: plain(value) for name, value in found.items()}
 
     def situations(self) -> Iterator[tuple[str, Measured]]:
         """Where it may be asked: after a step, and at a checkpoint unless it needs a step."""

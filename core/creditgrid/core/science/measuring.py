@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor
 
 from creditgrid.core.errors import TaskError
@@ -33,5 +35,11 @@ def measured(
         if values.keys() != measurement.columns.keys():
             gave, declares = ", ".join(values) or "none", ", ".join(measurement.columns)
             raise TaskError(f"the measurement {measurement.name} gave the columns {gave}, and declares {declares}")
-        found |= {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+        found |= {name: plain(value) for name, value in values.items()}
     return found
+
+
+def plain(value: Any) -> Any:
+    """A value of a column; a tensor or a NumPy number of one element is the number."""
+    single = isinstance(value, Tensor | np.generic | np.ndarray) and math.prod(value.shape) == 1
+    return value.item() if single else value

@@ -57,7 +57,7 @@ class Header:
     cells: int
     document: str
     code: str | None = None
-    measurements: Sequence[str] = ()
+    measurements: tuple[str, ...] = ()
 
 
 Naming: TypeAlias = Generator[Header | Chunk]
@@ -103,15 +103,8 @@ def _name(request: NamingRequest, found: Sequence[Any], resolve: Resolve, bring:
     whole = replace(grid, earlier=tuple(earlier))
     datasets = resolve_datasets(whole, resolve)
     spec = grid.spec
-    yield Header(
-        spec.name,
-        spec.experiment,
-        spec.priority,
-        grid.size(),
-        json.dumps(found[0]),
-        spec.code,
-        tuple(spec.measurements),
-    )
+    document, measurements = json.dumps(found[0]), tuple(spec.measurements)
+    yield Header(spec.name, spec.experiment, spec.priority, grid.size(), document, spec.code, measurements)
     first = sum(sum(1 for _ in form.cells()) for form in earlier) if request.extension is not None else 0
     kinds = known.kinds_of(grid.experiment)
     yield from name_cells(whole, kinds, datasets, only=request.only, first=first)

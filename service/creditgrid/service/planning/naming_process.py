@@ -175,7 +175,8 @@ def _work(
     try:
         for item in name(request, resolve, bring):
             if isinstance(item, Header):
-                header = [item.name, item.experiment, item.priority, item.cells, item.document, item.code]
+                said = [item.name, item.experiment, item.priority, item.cells, item.document]
+                header = [*said, item.code, list(item.measurements)]
                 send("header", [header, [tables for tables in known_tables() if tables not in known]])
             else:
                 send("chunk", _packed(item))
