@@ -122,6 +122,32 @@ def test_training_costs_its_epochs_once_and_each_checkpoint_its_evaluation(image
     assert work.flops == 2 * TRAIN * (3 * forward - 2 * dim * d + credits) + 3 * TEST * forward
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"network": "conv", "grid": 4, "d_hidden": 8},
+        {"network": "transformer", "grid": 2, "heads": 2, "head_width": 4, "d_hidden": 8},
+        {"activation": "relu", "expansion": 3, "bias": False},
+    ],
+    ids=lambda network: network.get("network", "variant"),
+)
+@pytest.mark.parametrize("rule", ["bp", "dfa"])
+def test_other_networks(images: ImageData, network: dict[str, Any], rule: str, tmp_path: Path) -> None:
+    cells = [
+        {**NETWORK, **network, "method": method, "eta": 1.0, "train_rule": rule} for method in ("vec", "oracle_bp")
+    ]
+    measured, below = planned("linesearch", cells)
+    made = computed(below, images)
+    for tasks in [[task for task in below.values() if task.kind == kind] for kind in ("train", "fit")] + [measured]:
+        counting, _ = counted(tasks, made)
+        assert work_of(tasks, below).flops == pytest.approx(counting.flops, rel=0.1)
+    for key, task in below.items():
+        if task.kind in ("train", "fit", "feedback"):
+            stored = ArtifactStore(tmp_path).save(key, {}, made[key], {})
+            # The names in the file are assumed to be as many and as long as those of a residual MLP.
+            assert stored == pytest.approx(cost_of(task, below).bytes, abs=2500)
+
+
 @pytest.mark.parametrize("method", ["vec", "scalar_cb", "state_bridge"])
 def test_fits(images: ImageData, method: str) -> None:
     _, below = planned("credit_recovery", [{**NETWORK, "method": method, "train_epochs": 0, "fit_epochs": 3}])

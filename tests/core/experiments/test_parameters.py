@@ -97,6 +97,27 @@ def test_an_imported_checkpoint_is_of_the_epoch_it_is_said_to_be_and_not_trained
     assert faults(experiment, {"checkpoint": name(), "train_rule": "dfa"}) == {"/fixed/train_rule": detail}
 
 
+@pytest.mark.parametrize(
+    ("network", "pointer", "here"),
+    [({"network": "conv"}, "/fixed/network", "conv"), ({"activation": "relu"}, "/fixed", "a variant of it")],
+    ids=str,
+)
+def test_an_imported_checkpoint_is_the_default_network(network: dict[str, Any], pointer: str, here: str) -> None:
+    found = faults(LINESEARCH, {"checkpoint": name(), **network})
+    wanted = f"an imported checkpoint is a residual_mlp with its defaults, and this cell's network is {here}"
+    assert found == {pointer: wanted}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+def test_a_network_may_refuse_the_images(experiment: Experiment) -> None:
+    fine(experiment, {"network": "conv", "grid": 16})
+    fine(experiment, {"network": "transformer", "heads": 3, "d_hidden": 32})
+    detail = "images of 32 x 32 pixels cannot be cut into 5 x 5 patches"
+    assert faults(experiment, {"network": "conv", "grid": 5}) == {"/fixed/grid": detail}
+    assert "kernel is 4, and must be odd" in faults(experiment, {"network": "conv", "kernel": 4})["/fixed/kernel"]
+    assert "grid is a parameter of the network conv" in faults(experiment, {"grid": 4})["/fixed/grid"]
+
+
 @pytest.mark.parametrize("experiment", PROBING, ids=ids)
 @pytest.mark.parametrize(
     ("imported", "pointer", "detail"),

@@ -35,7 +35,10 @@ DEFAULT = "residual_mlp"
 
 
 class Network(Unit):
-    """Base of networks: h_0 = embed(x); h_{l+1} = h_l + F_l(h_l) for l = 0…L-1; logits = head(h_L)."""
+    """Base of networks: h_0 = embed(x); h_{l+1} = h_l + F_l(h_l) for l = 0…L-1; logits = head(h_L).
+
+    Most are a `ModularNetwork` of plain modules (`core.science.modular_network`).
+    """
 
     def build(self, size: Size, generator: torch.Generator | None) -> ResidualNetwork:
         """The initialised network. Every draw comes from ``generator``, on its device; on the meta device nothing is
