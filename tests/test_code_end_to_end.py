@@ -128,6 +128,21 @@ def test_equal_code_is_cached_and_changed_code_is_another_method(client: Client,
     assert {row["linear_ridge"] for row in other.results().table.to_pylist()} == {None, 1e-2}
 
 
+def test_a_sweep_with_code_is_extended_and_its_code_is_never_removed(client: Client, file: Path) -> None:
+    sweep = client.submit(spec("linear", seed=9), code=file).wait(timeout=200)
+    removed = client.gc(max_bytes=0)
+    assert removed.removed > 0
+    assert sweep.view.code is not None
+    assert client.artifact(sweep.view.code.key)["my_method.py"].tobytes() == METHOD.encode()
+    sweep.extend(axes={"eta": [3e-2], "method": ["dfa"]})  # the fit is computed again
+    sweep.wait(timeout=200)
+    assert sweep.view.counts == {State.SUCCEEDED: 6}
+    rows = sweep.results().table.to_pylist()
+    assert sorted((row["method"], row["eta"]) for row in rows) == [
+        (method, eta) for method in ("dfa", "linear") for eta in (1e-3, 1e-2, 3e-2)
+    ]
+
+
 def test_a_method_that_fails_fails_its_own_cells_with_its_line(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(BROKEN)
@@ -138,6 +153,8 @@ def test_a_method_that_fails_fails_its_own_cells_with_its_line(client: Client, t
     line = 1 + BROKEN.splitlines().index('            raise ValueError("too many images")')
     assert failure.cause.startswith(f"mine.py:{line} in credit: ValueError: too many images")
     assert 'raise ValueError("too many images")' in failure.traceback
+    sweep.retry()
+    assert sweep.wait(timeout=200, raise_on_failure=False).view.counts.get(State.FAILED) == 2
     with pytest.raises(Exception, match="--allow-code"):
         compute_task(client, failure.key, tmp_path / "refused")
     run = compute_task(client, failure.key, tmp_path / "run", allow_code=True)

@@ -47,6 +47,15 @@ class Codes:
         self._registries: OrderedDict[str, Registry] = OrderedDict()
         self._views: OrderedDict[str, CodeView] = OrderedDict()
 
+    def require_allowed(self) -> None:
+        """Check that the service takes code.
+
+        Raises:
+            ForbiddenError: it does not.
+        """
+        if not self.allowed:
+            raise ForbiddenError(NOT_ALLOWED)
+
     def read(self, sha256: str) -> Files:
         """The files of code that a spec brings.
 
@@ -54,8 +63,7 @@ class Codes:
             ForbiddenError: the service takes no code.
             CodeError: it does not have this code.
         """
-        if not self.allowed:
-            raise ForbiddenError(NOT_ALLOWED)
+        self.require_allowed()
         try:
             return self.files(sha256)
         except (NotFoundError, ArtifactCorrupt) as error:

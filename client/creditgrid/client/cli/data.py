@@ -170,6 +170,10 @@ def import_checkpoint(
 
 def experiments(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the parameters and columns of one.")] = None,
+    *,
+    code: Annotated[
+        str | None, typer.Option("--code", metavar="SHA256", help="With the units of code that was sent.")
+    ] = None,
     url: Url = None,
     token: Token = None,
     output: OutputOption = "table",
@@ -182,5 +186,5 @@ def experiments(
             views = client.experiments()
             emit(output, views, experiments_table(views))
         else:
-            view = client.experiment(name)
+            view = client.experiment(name, code)
             emit(output, view, experiment_view(view))

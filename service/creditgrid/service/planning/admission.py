@@ -17,7 +17,7 @@ import msgpack
 import structlog
 
 from creditgrid.core.contract import check_units
-from creditgrid.core.errors import CodeError, CreditGridError, ForbiddenError
+from creditgrid.core.errors import CodeError, CreditGridError
 from creditgrid.core.experiments.code_registry import registry_of
 from creditgrid.core.experiments.stages import code_task
 from creditgrid.core.units.brought import load
@@ -25,7 +25,7 @@ from creditgrid.core.units.code import Files, checked, sha256_of, to_arrays
 from creditgrid.core.units.description import describe
 from creditgrid.core.units.unit import Unit
 from creditgrid.core.wire import CodeView
-from creditgrid.service.codes import DESCRIBED, NOT_ALLOWED, Codes
+from creditgrid.service.codes import DESCRIBED, Codes
 from creditgrid.service.people.actor import OPERATOR, Actor
 from creditgrid.service.planning.confined_process import Inside, Outside, confined_process
 from creditgrid.service.planning.confinement import death
@@ -65,8 +65,7 @@ class Admission:
             CodeError: the code cannot be used; the message starts with the file and the line.
             ArtifactError: it cannot be stored.
         """
-        if not self._codes.allowed:
-            raise ForbiddenError(NOT_ALLOWED)
+        self._codes.require_allowed()
         files = checked(files)
         sha256 = sha256_of(files)
         task = code_task(sha256)

@@ -57,7 +57,9 @@ async def send_code(
     A spec names it by `code: <sha256>`, and may then choose its units. The service takes code only if it was started
     with `--allow-code`.
     """
-    files, services = _files(body, name, content_type), context.services
+    services = context.services
+    services.codes.require_allowed()
+    files = _files(body, name, content_type)
 
     def admit(check: Check) -> tuple[CodeView, bool]:
         return services.admission.admit(files, actor, check)
