@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from creditgrid.core.datasets import DatasetRef
-from creditgrid.core.experiments.parameters import TrainParams
-from creditgrid.core.experiments.stage_runs import run_feedback
+from creditgrid.core.experiments.parameters import CreditParams, TrainParams
+from creditgrid.core.experiments.stage_runs import run_feedback, run_train
 from creditgrid.core.experiments.stages import TRAIN, data_task, feedback_task
 from creditgrid.core.science import training
 from creditgrid.core.science.data import ImageData, training_batches
@@ -361,3 +361,47 @@ def test_every_attempt_has_the_whole_curve_of_its_training(
     assert curve(go(wanted, attempt=3)) == expected  # all checkpoints are there
     shutil.rmtree(store.path(wanted[1].key))
     assert curve(go(wanted, attempt=4)) == expected
+
+
+def test_an_interrupted_fit_continues_bit_for_bit(
+    inputs: Inputs, store: ArtifactStore, whole: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = composed(CreditParams, installed())(
+        dataset=TINY.name,
+        method="scalar_cb",
+        fit_epochs=4,
+        train_epochs=1,
+        num_blocks=2,
+        d_hidden=12,
+        batch_size=20,
+    )
+    checkpoint = params.probed(TINY)
+    (fit,) = params.credit_parents(TINY, checkpoint).values()
+    (made,) = (item for item in run_train([checkpoint], inputs, CPU) if isinstance(item, Output))
+    given = {**inputs, made.key: made.arrays or {}}
+
+    def run(into: ArtifactStore, attempt: int) -> list[Any]:
+        parents = sorted(fit.parents.values())
+        call = Call(1, "fit", [fit], parents, Resources(cpu=1), attempt)
+        return list(execute(call, {key: given[key] for key in parents}, into, CPU))
+
+    assert isinstance(run(whole, 1)[-1], Finished)
+    fitted: list[int] = []
+    lose = True
+
+    def batches(data: ImageData, size: int, seed: int, epoch: int, stream: str) -> Iterator[Any]:
+        fitted.append(epoch)
+        if epoch == 3 and lose:
+            raise Lost(errno.EIO, "the machine went away")
+        yield from training_batches(data, size, seed, epoch, stream)
+
+    monkeypatch.setattr("creditgrid.core.science.fitting.training_batches", batches)
+    assert isinstance(run(store, 1)[-1], Failed)
+    lose = False
+    items = run(store, 2)
+    assert isinstance(items[-1], Finished)
+    assert fitted == [1, 2, 3, 3, 4]
+    assert notes(items)[0].startswith("resumed at epoch 2 of 4, fitting loss")
+    found, expected = store.load(fit.key), whole.load(fit.key)
+    assert all(array.tobytes() == expected[name].tobytes() for name, array in found.items())
+    assert kept(store) == []

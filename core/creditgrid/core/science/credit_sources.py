@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -100,7 +101,12 @@ def source_name(task: Task, inputs: Inputs) -> str:
     """The name of a measure task's credit source; tasks of one group with equal names share the source."""
     method = method_of(task, inputs)
     origin = task.parents.get("estimator") or task.parents.get("feedback") or ""
-    return f"{method.name}/{origin}/{method!r}"
+    return f"{method.name}/{origin}/{_shown(method)}"
+
+
+@lru_cache(1024)
+def _shown(method: Method) -> str:
+    return repr(method)
 
 
 def network_and_sources(

@@ -20,12 +20,13 @@ class EstimatorNet(nn.Module):
 
     ``out_dim`` d gives a vector field, ``out_dim`` 1 a scalar value whose last dim is squeezed away. t = l/L is the
     depth of a hidden state (1 is the terminal one), s (``s_dim``) is e_T or δ_L. Parameters have torch's
-    default distributions, drawn from ``generator`` alone and on its device.
+    default distributions, drawn from ``generator`` alone and on its device. On the meta device nothing is drawn, and
+    ``generator`` is None.
     """
 
-    def __init__(self, d_hidden: int, s_dim: int, out_dim: int, *, generator: torch.Generator) -> None:
+    def __init__(self, d_hidden: int, s_dim: int, out_dim: int, *, generator: torch.Generator | None) -> None:
         super().__init__()
-        self.ln = nn.LayerNorm(d_hidden, device=generator.device)
+        self.ln = nn.LayerNorm(d_hidden, device=None if generator is None else generator.device)
         self.net = nn.Sequential(
             linear(d_hidden + TIME_DIMS + s_dim, WIDTH, generator),
             nn.GELU(),
@@ -58,7 +59,8 @@ def loaded_estimator(tensors: Mapping[str, Tensor]) -> EstimatorNet:
     """The frozen net with these parameters, which give its shape, on their device and in their precision."""
     d_hidden, out_dim = len(tensors["ln.weight"]), len(tensors["net.6.bias"])
     s_dim = tensors["net.0.weight"].shape[1] - d_hidden - TIME_DIMS
-    estimator = EstimatorNet(d_hidden, s_dim, out_dim, generator=torch.Generator())
+    with torch.device("meta"):
+        estimator = EstimatorNet(d_hidden, s_dim, out_dim, generator=None)
     estimator.load_state_dict(tensors, assign=True)
     return estimator.eval().requires_grad_(False)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from creditgrid.core.task import Inputs, Task
 from creditgrid.core.units.brought import units_of
@@ -56,11 +55,17 @@ def measurements_of(task: Task, inputs: Inputs) -> Sequence[Measurement]:
 
 
 def _setting(unit: type[Chosen], task: Task) -> Chosen:
-    found = _of(unit, json.dumps({name: task.params.get(name) for name in parameters_of(unit)}))
+    values = tuple([task.params.get(name) for name in parameters_of(unit)])
+    try:
+        found = _cached(unit, values)
+    except TypeError:  # a parameter that is a list
+        found = _of(unit, values)
     assert isinstance(found, unit)
     return found
 
 
-@lru_cache(1024)
-def _of(unit: type[Unit], parameters: str) -> Unit:
-    return unit.of(json.loads(parameters))
+def _of(unit: type[Unit], values: tuple[Any, ...]) -> Unit:
+    return unit.of(dict(zip(parameters_of(unit), values, strict=True)))
+
+
+_cached = lru_cache(1024)(_of)  # a call has thousands of tasks and few units
