@@ -15,7 +15,7 @@ from typing import TypeVar
 from creditgrid.core.errors import PluginError, TaskError
 from creditgrid.core.units.dataset import Dataset, unfit_dataset
 from creditgrid.core.units.measurement import Measurement, unfit_measurement
-from creditgrid.core.units.method import Method, is_fitted
+from creditgrid.core.units.method import FIT_SETTINGS, Method, is_fitted
 from creditgrid.core.units.network import Network
 from creditgrid.core.units.rule import Rule
 from creditgrid.core.units.unit import Unit, parameters_of, unfit_unit
@@ -111,6 +111,8 @@ def unfit(unit: type[Unit], groups: Mapping[str, Mapping[str, type[Unit]]]) -> s
         return why
     if issubclass(unit, Method) and is_fitted(unit) and unit.uses_feedback:
         return f"{unit.name} has a fit and uses feedback matrices: one of them"
+    if issubclass(unit, Method) and is_fitted(unit) and (taken := sorted(FIT_SETTINGS & unit.model_fields.keys())):
+        return f"{unit.name} has a field {taken[0]!r}, which the key of every fit has: rename it"
     if issubclass(unit, Dataset) and (why := unfit_dataset(unit)):
         return why
     if issubclass(unit, Measurement) and (why := unfit_measurement(unit, groups["measurements"].values())):

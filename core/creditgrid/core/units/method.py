@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from creditgrid.core.units.shape import Shape
     from creditgrid.core.work import Work
 
+FIT_SETTINGS = frozenset({"batch_size", "estimator", "network", "residual_add", "seed"})
+"""What the key of a fit holds besides the fields of its method."""
 Fit: TypeAlias = "Mapping[str, Tensor] | Generator[FitEpoch, None, Mapping[str, Tensor]]"
 
 
