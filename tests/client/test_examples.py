@@ -22,6 +22,7 @@ FOLDER = resources.files("creditgrid.client").joinpath("examples")
     [
         ("linesearch-digits.yaml", 336, 2),
         ("linesearch-cifar10.yaml", 504, 3),
+        ("recovery-networks-cifar10.yaml", 18, 3),
         ("reproduce-linesearch.yaml", 56, 1),
         ("reproduce-exploitability.yaml", 16, 1),
         ("reproduce-credit_recovery.yaml", 4, 1),

@@ -13,6 +13,7 @@ from creditgrid.core.errors import TaskError
 from creditgrid.core.networks.conv import Conv
 from creditgrid.core.networks.residual_mlp import ResidualMLP
 from creditgrid.core.networks.transformer import Transformer
+from creditgrid.core.science import functional
 from creditgrid.core.science.from_artifacts import checkpoint_network
 from creditgrid.core.science.functional import FunctionalNetwork
 from creditgrid.core.science.network import ResidualNetwork
@@ -166,9 +167,12 @@ def test_counts(unit: Network) -> None:
 
 @ALL
 @pytest.mark.parametrize("residual_add", [True, False])
-@pytest.mark.parametrize("shared", [True, False])
-def test_side_by_side_is_one_by_one(unit: Network, residual_add: bool, shared: bool) -> None:
-    """Values and gradients; both of the general function and of the network's own."""
+@pytest.mark.parametrize(("shared", "at_a_time"), [(True, None), (False, None), (False, 1)])
+def test_side_by_side_is_one_by_one(
+    unit: Network, residual_add: bool, shared: bool, at_a_time: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients; both of the general function, as on a GPU too, and of the network's own."""
+    monkeypatch.setattr(functional, "ON_CPU", at_a_time)
     networks = [built(unit, index, residual_add=residual_add) for index in range(S)]
     n = networks[0].hidden_size
     h, y = drawn(B, n) if shared else drawn(S, B, n), drawn(S, B, 5, index=3)

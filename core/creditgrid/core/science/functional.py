@@ -26,6 +26,8 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "silu": F.silu,
 }
+ON_CPU: int | None = 1
+"""Networks that a CPU computes at a time: its caches hold the activations of one. A GPU computes all at once."""
 
 
 class Layers(Protocol):
@@ -134,7 +136,7 @@ class FunctionalNetwork(Functional):
             for name, value in zip(names, values.values(), strict=True)
         )
         if side_by_side:
-            one = torch.vmap(one, in_dims=(0, 0 if h.dim() > 2 else None))
+            one = torch.vmap(one, in_dims=(0, 0 if h.dim() > 2 else None), chunk_size=ON_CPU if h.is_cpu else None)
         found: Tensor = one(values, h)
         return found
 
