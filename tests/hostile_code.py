@@ -70,7 +70,7 @@ HOSTILE = [
     Hostile("twice", _file(TWICE.format(base="mine")), r"mine\.py:8: the rule 'mine' is defined at mine\.py:3 as well"),
     Hostile("syntax", _file("x = 1\ndef f(:\n"), r"mine\.py:2: SyntaxError"),
     Hostile("latin", {"mine.py": "x = 1\n# é\n".encode("latin-1")}, r"mine\.py:2: the byte 0xe9 is not UTF-8"),
-    Hostile("shipped", _file(SHIPPED), r"the method 'vec' exists already"),
+    Hostile("shipped", _file(SHIPPED), r"mine\.py:6: the method 'vec' exists already"),
     Hostile("nothing", _file("x = 1\n"), r"mine\.py:1: the code defines no unit"),
     Hostile("plain", _credit("pass", "size: int = 1"), r"mine\.py:6: the parameter 'size' of mine needs a description"),
     Hostile(

@@ -14,6 +14,7 @@ from creditgrid.client.cli.main import main
 from creditgrid.client.cli.units import skeleton
 from creditgrid.client.errors import BadSetting
 from creditgrid.core.contract.suite import check_experiment, check_unit
+from creditgrid.core.experiments.code_registry import registry_with_brought
 from creditgrid.core.experiments.registry import registry, usable
 from creditgrid.core.units.brought import experiments, load
 from creditgrid.core.units.known import installed
@@ -99,7 +100,7 @@ def test_a_broken_file_is_refused_with_file_and_line(code: Hostile, tmp_path: Pa
 
     try:
         units = load(code.files)
-        installed().with_brought(units, sha256_of(code.files))
+        registry_with_brought(units, sha256_of(code.files))
         said = "\n".join(map(str, check_units(units)))
     except PluginError as error:
         said = str(error)

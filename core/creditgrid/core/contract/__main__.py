@@ -33,6 +33,7 @@ from creditgrid.core.contract.limits import at_most, confine
 from creditgrid.core.contract.suite import check_experiment, check_unit
 from creditgrid.core.errors import CodeError, PluginError, did_you_mean
 from creditgrid.core.experiment import Experiment
+from creditgrid.core.experiments.code_registry import registry_with_brought
 from creditgrid.core.experiments.registry import Registry, registry, usable
 from creditgrid.core.units.brought import NoUnit, experiments, load, place_of_unit
 from creditgrid.core.units.code import read, sha256_of
@@ -95,7 +96,7 @@ def _code(path: str, seconds: float) -> Sequence[Target]:
             if found := experiments(files):
                 return [_beside_others(experiment) for experiment in found]
             raise
-    installed().with_brought(units, sha256_of(files))
+    registry_with_brought(units, sha256_of(files))
     return units
 
 
