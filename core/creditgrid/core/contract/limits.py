@@ -12,25 +12,22 @@ from typing import Any
 
 MEMORY = 2 * 2**30
 """Bytes of data that code may take while it is checked, torch included."""
-_STARTS = (
-    "os.exec",
-    "os.fork",
-    "os.forkpty",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.system",
-    "pty.spawn",
-    "subprocess.Popen",
+_STARTS = frozenset(
+    ("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec", "subprocess.Popen", "pty.spawn")
 )
-"""Audit events of what starts a process or becomes another program."""
+_SIGNALS = frozenset(("os.kill", "os.killpg", "signal.pthread_kill"))
+"""Audit events of what starts a process or becomes another program, and of what signals one."""
+_C_FUNCTIONS = frozenset(
+    (
+        *("fork", "vfork", "_Fork", "clone", "clone3", "posix_spawn", "posix_spawnp", "system", "popen", "syscall"),
+        *("execl", "execlp", "execle", "execv", "execvp", "execve", "execvpe", "fexecve", "kill", "killpg", "tgkill"),
+    )
+)
+"""The same in the C library, which ctypes can call."""
 
 
 class Overtime(BaseException):
     """Code took longer than it may. It is no Exception, so that the code does not swallow it."""
-
-
-class ProcessRefused(PermissionError):
-    """Code that is checked wanted to start a process."""
 
 
 def confine(memory: int = MEMORY) -> None:
@@ -39,12 +36,27 @@ def confine(memory: int = MEMORY) -> None:
     most = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.addaudithook(_refuse_processes)
+    refuse_processes()
 
 
-def _refuse_processes(event: str, _: tuple[Any, ...]) -> None:
-    if event in _STARTS:
-        raise ProcessRefused(f"{event} would start a process, which code may not do while it is checked")
+def refuse_processes() -> None:
+    """Raise PermissionError where code starts or signals a process, for the rest of this process's life."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _STARTS:
+            raise PermissionError(f"code may not start processes ({event})")
+        if event in _SIGNALS:
+            raise PermissionError(f"code may not signal processes ({event})")
+        if event == "ctypes.dlsym" and arguments[1] in _C_FUNCTIONS:
+            raise PermissionError(f"code may not start or signal processes ({arguments[1]})")
+
+    sys.addaudithook(hook)
+    import _posixsubprocess  # it has no audit event, and multiprocessing uses it
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("code may not start processes (fork_exec)")
+
+    setattr(_posixsubprocess, "fork_exec", refuse)  # noqa: B010 (its type is that of another function)
 
 
 @contextmanager

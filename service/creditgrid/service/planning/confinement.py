@@ -16,8 +16,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from creditgrid.core.contract.limits import refuse_processes
 from creditgrid.core.units.brought import shown
 
 MEMORY = 2**30
@@ -31,28 +32,6 @@ DESCRIPTORS = 256
 PROCESSES = 64
 """Threads that the user of the service may have beyond those that there are; the superuser has no such limit."""
 SECRET = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|DATABASE_URL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
-_STARTS = frozenset(
-    ("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec", "subprocess.Popen", "pty.spawn")
-)
-_SIGNALS = frozenset(("os.kill", "os.killpg", "signal.pthread_kill"))
-_C_FUNCTIONS = frozenset(
-    (
-        *("fork", "vfork", "_Fork", "clone", "clone3", "posix_spawn", "posix_spawnp", "system", "popen", "kill"),
-        *(
-            "killpg",
-            "tgkill",
-            "syscall",
-            "execl",
-            "execlp",
-            "execle",
-            "execv",
-            "execvp",
-            "execve",
-            "execvpe",
-            "fexecve",
-        ),
-    )
-)
 _LIMIT = re.compile(r"^limit: (\w+) (\S+)$", re.MULTILINE)
 _FRAME = re.compile(r'File "(code-[0-9a-f]{16}/[^"]+)", line (\d+)')
 
@@ -83,7 +62,7 @@ def confine(folder: Path, trace: int) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     if os.geteuid() != 0:
         _limit(resource.RLIMIT_NPROC, _threads() + PROCESSES)
-    _refuse_processes()
+    refuse_processes()
 
 
 @contextlib.contextmanager
@@ -157,23 +136,3 @@ def _threads() -> int:
             if process.stat().st_uid == os.getuid():
                 count += sum(1 for _ in (process / "task").iterdir())
     return count
-
-
-def _refuse_processes() -> None:
-    """Raise where code starts or signals a process, so that the error has a line."""
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _STARTS:
-            raise PermissionError(f"code may not start processes ({event})")
-        if event in _SIGNALS:
-            raise PermissionError(f"code may not signal processes ({event})")
-        if event == "ctypes.dlsym" and arguments[1] in _C_FUNCTIONS:
-            raise PermissionError(f"code may not start or signal processes ({arguments[1]})")
-
-    sys.addaudithook(hook)
-    import _posixsubprocess  # it has no audit event, and multiprocessing uses it
-
-    def refuse(*_: object) -> None:
-        raise PermissionError("code may not start processes (fork_exec)")
-
-    setattr(_posixsubprocess, "fork_exec", refuse)  # noqa: B010 (its type is that of another function)
