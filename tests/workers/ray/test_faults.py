@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import psutil
 import pytest
 from runner_kit import Kit, drivers
 
+from creditgrid.core.experiments.stages import code_task
 from creditgrid.core.task import Resources, Task
+from creditgrid.core.units.code import sha256_of, to_arrays
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.ray.local_cluster import LocalCluster
 from creditgrid.workers.ray.runner import RayRunner
@@ -124,6 +127,30 @@ def test_a_task_that_exits_ends_its_call_alone(kit: Kit) -> None:
     assert end.error == "SystemExit: the task asked its process to end with status 4"
     assert (end.transient, end.crashed) == (True, True)
     assert isinstance(kit.end_of(kit.submit([fault("none")])), Finished)
+
+
+def test_a_process_that_has_executed_brought_code_computes_nothing_else(kit: Kit) -> None:
+    """What a file changes in its process would reach the results of others, whose keys do not hold the file."""
+    text = b"""import torch
+from creditgrid.core.units.decorators import rule
+
+torch.set_default_dtype(torch.float64)
+
+
+@rule
+def doubled(branch, credit):
+    \"\"\"Twice the inner product.\"\"\"
+    return 2 * credit / branch.shape[-2]
+"""
+    files = {"doubled.py": text}
+    code = code_task(sha256_of(files))
+    kit.store.save(code.key, code.payload(), to_arrays(files), {})
+    own = replace(fault("none", name="own"), parents={"code": code.key})
+    call = kit.submit([own], [code.key])
+    assert isinstance(kit.end_of(call), Finished)
+    pid = int(kit.of(call, Advanced)[0].note)
+    within(NOTICED_S, lambda: not psutil.pid_exists(pid))
+    assert isinstance(kit.end_of(kit.submit([fault("none", name="other")])), Finished)
 
 
 # -- cancel ----------------------------------------------------------------------------------------------------------

@@ -34,7 +34,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from creditgrid.workers.artifacts import ArtifactStore
 from creditgrid.workers.inputs import ArtifactCache, load_inputs
 from creditgrid.workers.ray.nodes import Nodes
-from creditgrid.workers.ray.worker import kill_worker, run_call, take_kill_reason, task_name, warm_up
+from creditgrid.workers.ray.worker import (
+    kill_worker,
+    run_call,
+    run_call_with_code,
+    take_kill_reason,
+    task_name,
+    warm_up,
+)
 from creditgrid.workers.ray.worker_process import WorkerProcess, describe_death, kill_process
 from creditgrid.workers.runner import Call, Capacity, Failed, Finished, Message
 
@@ -167,7 +174,8 @@ class Driver:
         cpus = min(call.resources.cpu, self._nodes.largest("CPU") or call.resources.cpu)
         gpus = min(call.resources.gpu, self._nodes.largest("GPU"))
         try:
-            remote = run_call.options(num_cpus=cpus, num_gpus=gpus, name=task_name(call))
+            function = run_call_with_code if any("code" in task.parents for task in call.tasks) else run_call
+            remote = function.options(num_cpus=cpus, num_gpus=gpus, name=task_name(call))
             stream = remote.remote(call, str(self._store.root), *arrays)
         except (ValueError, ray.exceptions.RayError) as error:
             # Ray refuses the resources of this call, or the object store is full, which a large call goes through.

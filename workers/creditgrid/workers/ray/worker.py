@@ -9,7 +9,7 @@ import gc
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,17 @@ def load() -> None:
 @ray.remote(num_returns="streaming", max_retries=0, max_calls=0)  # type: ignore[untyped-decorator]
 def run_call(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
     """Yield the process, then the call's messages; an artifact is its key and size, followed by its arrays."""
+    yield from _run(call, root, arrays)
+
+
+@ray.remote(num_returns="streaming", max_retries=0, max_calls=1)  # type: ignore[untyped-decorator]
+def run_call_with_code(call: Call, root: str, *arrays: Any) -> Iterator[Any]:
+    """As `run_call`. Then the process ends, so that what the code has changed in it, such as torch's default dtype,
+    reaches no other call."""
+    yield from _run(call, root, arrays)
+
+
+def _run(call: Call, root: str, arrays: Sequence[Any]) -> Iterator[Any]:
     prepare()
     load()
     import torch
