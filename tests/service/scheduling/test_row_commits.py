@@ -80,6 +80,25 @@ def test_rows_with_another_type_of_a_column_fail_alone(house: House, calls: dict
     assert failure.cause == "the column 'twice' is string here and double in the stored rows: rename it"
 
 
+def test_rows_are_held_against_those_whose_commit_failed(
+    house: House, calls: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files of code may give one column two types, and the table may not have it yet."""
+    house.submit(**groups(1))
+    house.step()
+
+    def full(batch: int, tables: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.results, "append", full)
+        house.runner.work(next(iter(calls)))
+        house.step(3)
+        why = house.scheduler.commits.misfit(pa.schema([("twice", pa.string())]))
+        assert why == "the column 'twice' is string here and double in rows that came just before"
+    house.drain()
+
+
 def test_rows_of_a_cancelled_call_do_not_reach_the_table(
     house: House, calls: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

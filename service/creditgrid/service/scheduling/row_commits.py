@@ -82,7 +82,8 @@ class RowCommits:
 
     def misfit(self, rows: pa.Schema) -> str | None:
         """Why such rows cannot join the results table; None also if it cannot be read, which the commit reports."""
-        waiting = {column.name: column.type for table in self._batch.tables for column in table.schema}
+        before = [] if self._prepared is None else [table for _, table in self._prepared[1]]
+        waiting = {column.name: column.type for table in (*before, *self._batch.tables) for column in table.schema}
         for column in rows:
             if (kind := waiting.get(column.name, column.type)) != column.type:
                 return f"the column {column.name!r} is {column.type} here and {kind} in rows that came just before"
