@@ -33,6 +33,7 @@ CPU = torch.device("cpu")
 class ProbeParams(Params):
     x: int = 0
     dataset: str = ""
+    format_version: int = 1
 
 
 def shape(stage_run: Any, measure_run: Any) -> tuple[Registry, TaskKind, TaskKind]:
@@ -123,6 +124,17 @@ def test_a_measurement_ends_with_rows_that_have_their_provenance(perform: Any) -
         assert before - timedelta(seconds=1) <= row["started_at"] <= datetime.now(UTC)
         assert 0 < row["seconds"] <= finished.seconds / 4
         assert row["diverged"] is False
+
+
+def test_a_row_holds_every_parameter_and_no_version_of_a_unit(
+    monkeypatch: pytest.MonkeyPatch, store: ArtifactStore
+) -> None:
+    """A parameter whose name ends as those versions do was null in its rows."""
+    known, _, measure = shape(None, lambda tasks, inputs, device: rows_for(tasks))
+    monkeypatch.setattr(module, "registry", lambda: known)
+    task = measure.task({"x": 1, "format_version": 2, "method_version": 3, "measurements": {}})
+    _, finished = execute(Call(1, "probe_it", [task], [], Resources(cpu=1)), {}, store, CPU)
+    assert [row["format_version"] for row in rows_of(finished)] == [2, 2]
 
 
 def test_a_stages_artifact_is_in_the_store_before_it_is_yielded(perform: Any, store: ArtifactStore) -> None:

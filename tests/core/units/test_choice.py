@@ -146,6 +146,17 @@ def test_a_unit_s_parameter_may_not_be_one_of_the_experiment_s_own() -> None:
         composed(EXPERIMENT.params, installed().with_brought([Greedy], SHA))
 
 
+def test_a_unit_s_parameter_may_not_have_the_name_of_a_version_in_keys() -> None:
+    class Versioned(Method):
+        """Its parameter would be replaced by the rule's version in the key."""
+
+        name: ClassVar = "versioned"
+        rule_version: int = Field(3, description="A number.")
+
+    with pytest.raises(TypeError, match="'rule_version' of a unit has the name of something else in keys"):
+        composed(EXPERIMENT.params, installed().with_brought([Versioned], SHA))
+
+
 # -- brought units -------------------------------------------------------------------------------------------------
 
 

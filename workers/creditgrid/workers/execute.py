@@ -11,7 +11,7 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -214,7 +214,7 @@ def _rows(
     # An equal share of the call's time: cells of one call are computed together, so no cell has a time of its own.
     constant |= {"seconds": origin["seconds"] / len(call.tasks), "experiment": experiment.name}
     tasks = [task for task, output in measured for _ in output.rows or ()]
-    shaped = table(experiment, rows, _task_columns(tasks), constant)
+    shaped = table(experiment, rows, _task_columns(tasks, experiment.params.model_fields), constant)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, shaped.schema) as writer:
         writer.write_table(shaped)
@@ -222,7 +222,7 @@ def _rows(
     return sink.getvalue().to_pybytes(), diverged
 
 
-def _task_columns(tasks: Sequence[Task]) -> dict[str, list[Any]]:
+def _task_columns(tasks: Sequence[Task], parameters: Collection[str]) -> dict[str, list[Any]]:
     """What each row says about its task: key, parents, versions, source and parameters."""
     keys = [task.key for task in tasks]
     found: dict[str, list[Any]] = {
@@ -236,7 +236,8 @@ def _task_columns(tasks: Sequence[Task]) -> dict[str, list[Any]]:
     }
     names = set[str]().union(*(task.params for task in tasks))
     both = {name for task in tasks for name in task.source}
-    names = {name for name in names if name != "measurements" and not name.endswith("_version")}  # identity alone
+    identity = {name for name in names if name == "measurements" or name.endswith("_version")}  # of units
+    names -= identity.difference(parameters)
     for name in names - both:
         found[name] = [task.params.get(name) for task in tasks]
     for name in both:

@@ -175,7 +175,8 @@ def run_fit(tasks: Sequence[Task], inputs: Inputs, device: torch.device) -> Iter
         fitting = Fitting(network, data, task.params["batch_size"], task.params["seed"], saved)
         method = fit_method_of(task, inputs)
         found: dict[str, torch.Tensor] = {}
-        last, loss = task.params.get("epochs", 0), None
+        wanted, loss = task.params.get("epochs"), None
+        last = wanted if isinstance(wanted, int) else 0  # a method may call something else so
 
         def epochs(
             method: Method = method, fitting: Fitting = fitting, found: dict[str, torch.Tensor] = found

@@ -93,7 +93,7 @@ class _Scheme(NamedTuple):
             defaults += chosen.defaults[name]
             of_fit = issubclass(unit, Method) and is_fitted(unit)
             if unit.version > 1 and unit not in params.known.brought and not of_fit:
-                versions[f"{parameter}_version"] = unit.version
+                versions[_version_name(parameter)] = unit.version
         return cls(foreign, dict.fromkeys(foreign), defaults, versions)
 
 
@@ -210,6 +210,7 @@ def composed(params: type[Model], units: Units) -> type[Model]:
     if not found or not issubclass(params, ChoosingParams):
         return params
     choices = {name: Chosen(group, units.of(group)) for name, group in found.items()}
+    identity = {"measurements", *map(_version_name, choices)}
     fields: dict[str, Any] = {}
     for name, chosen in choices.items():
         fields[name] = (Literal[tuple(chosen.units)], _choosing(params.model_fields[name], chosen))
@@ -217,6 +218,8 @@ def composed(params: type[Model], units: Units) -> type[Model]:
         for owned in sorted(chosen.all):
             if owned in params.model_fields:
                 raise TypeError(f"the parameter {owned!r} of a unit is one of {params.__name__} as well: rename it")
+            if owned in identity:
+                raise TypeError(f"the parameter {owned!r} of a unit has the name of something else in keys: rename it")
             fields[owned] = _owned_field(chosen, owned)
     everything = frozenset[str]().union(*(chosen.all for chosen in choices.values()))
     pick = staticmethod(operator.itemgetter(*choices))
@@ -258,6 +261,11 @@ def _owned_field(chosen: Chosen, name: str) -> tuple[Any, FieldInfo]:
 
 def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
     return Annotated[(annotation, *metadata)]
+
+
+def _version_name(parameter: str) -> str:
+    """What a key calls the version of a chosen unit."""
+    return f"{parameter}_version"
 
 
 REQUIRED = object()

@@ -64,6 +64,8 @@ def unfit_unit(unit: type[Unit]) -> str | None:
     decorators = unit.__pydantic_decorators__
     if decorators.field_validators or decorators.validators or decorators.model_validators:
         return f"{unit.__name__} has validators, which are not run when a spec is read: use the bounds of Field"
+    if taken := sorted(unit.model_fields.keys() & {"name", "version"}):
+        return f"the field {taken[0]!r} of {unit.__name__} hides what every unit declares: rename it"
     for parameter, field in parameters_of(unit).items():
         if not re.fullmatch(NAME, parameter):
             return f"the parameter {parameter!r} of {name} is not lower_case_with_underscores"
