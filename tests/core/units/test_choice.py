@@ -66,9 +66,7 @@ def named(params: Any, registered: Any = None) -> tuple[Task, dict[str, Task]]:
 
 
 def test_what_no_cell_s_unit_owns_is_refused_whatever_its_value() -> None:
-    detail = (
-        "cb_lambda is a parameter of the method scalar_cb, and this cell's method is vec: leave it out, or give null"
-    )
+    detail = "cb_lambda is a parameter of the method scalar_cb, and this cell's method is vec: leave it out"
     assert faults({"method": "vec", "cb_lambda": 0.3}) == {"/fixed/cb_lambda": detail}
     assert faults({"method": "vec", "cb_lambda": 0.1}) == {"/fixed/cb_lambda": detail}, "also the default"
     assert faults({"method": "vec"}, axes={"cb_lambda": [0.1, 0.2]}) == {"/axes/cb_lambda": detail}

@@ -96,7 +96,7 @@ def new(
 
 _USED: dict[str, str] = {
     "method": "in the spec: axes: {{method: [{name}, dfa, oracle_bp], …}}",
-    "rule": "in the spec: axes: {{rule: [{name}, inner_product], …}} of exploitability",
+    "rule": "in the spec: axes: {{rule: [{name}, inner_product], …}} of linesearch or exploitability",
     "network": "in the spec: fixed: {{network: {name}, …}}",
     "dataset": "in the spec: fixed: {{dataset: {name}, …}}",
     "measurement": "in the spec: measurements: [{name}]",

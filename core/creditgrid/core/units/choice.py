@@ -153,7 +153,7 @@ class ChoosingParams(Params):
             names = [name for name in dict.fromkeys(chosen(parameter)) if name in choice.own] if mine else []
             for name in mine:
                 if not any(name in choice.own[unit] for unit in names):
-                    yield name, _foreign(choice, name, parameter, *names)
+                    yield name, f"{_whose(choice, name, parameter, *names)}: leave it out"
 
     def model_post_init(self, _context: Any) -> None:
         """A cell that is made from its values, and not by a grid, is settled too: values of other units are cleared.
@@ -285,11 +285,15 @@ def _defaults(chosen: Chosen, name: str) -> list[Any]:
     ]
 
 
-def _foreign(chosen: Chosen, name: str, parameter: str, *units: str) -> str:
+def _foreign(chosen: Chosen, name: str, parameter: str, unit: str) -> str:
+    return f"{_whose(chosen, name, parameter, unit)}: leave it out, or give null"
+
+
+def _whose(chosen: Chosen, name: str, parameter: str, *units: str) -> str:
     owners = [unit for unit, own in chosen.own.items() if name in own]
     here = " and ".join(units) or "none"
     cells = f"this cell's {parameter} is {here}" if len(units) == 1 else f"the cells have {here}"
-    return f"{name} is a parameter of the {parameter} {' and '.join(owners)}, and {cells}: leave it out, or give null"
+    return f"{name} is a parameter of the {parameter} {' and '.join(owners)}, and {cells}"
 
 
 def _missing(choices: Mapping[str, Chosen], values: Mapping[str, Any], name: str) -> str:
