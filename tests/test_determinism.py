@@ -10,6 +10,7 @@ import pytest
 
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.spec.text import SpecText
+from creditgrid.service import services as module
 from creditgrid.service.results.table import Results
 from creditgrid.service.services import create_services
 from creditgrid.service.settings import Settings
@@ -41,7 +42,10 @@ PROGRAM: dict[str, dict[str, Any]] = {
 
 def run(settings: Settings, specs: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """What was measured in every row, and the artifacts by key, of sweeps run together in a new data directory."""
-    services = create_services(settings)
+    # A fork server that has loaded the experiments would not know those of this folder, for all tests of this process.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "start_fork_server", lambda **_: None)
+        services = create_services(settings)
     services.scheduler.start()
     try:
         found = [

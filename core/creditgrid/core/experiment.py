@@ -51,6 +51,11 @@ class Params(BaseModel):
         return ()
 
     @classmethod
+    def completed(cls, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters of a cell from those in its key. See ``core.units.choice``."""
+        return identity
+
+    @classmethod
     def of_valid(cls, values: dict[str, Any]) -> Self:
         """The parameters with these values, one for each field, each already validated alone."""
         params = object.__new__(cls)

@@ -203,3 +203,20 @@ def test_a_model_that_is_not_composed_makes_cells_of_the_installed_units() -> No
     assert isinstance(params, LinesearchParams)
     assert params.setting("method") == Vec(epochs=60)
     assert EXPERIMENT.cell(params, DATASET)[0] == named(next(cells({"method": "vec"})))[0]
+
+
+def test_a_row_shows_the_default_network_that_the_key_leaves_out() -> None:
+    params_of = registry().experiments["linesearch"].params
+    axes = {"activation": ["gelu", "relu"], "method": ["vec", "dfa"]}
+    for params in cells({}, axes=axes):
+        task, _ = named(params)
+        assert ("network" in task.params) == (params.activation == "relu")
+        completed = dict(params_of.completed(task.params))
+        shown = {name: value for name, value in params.model_dump().items() if name in completed}
+        assert completed == shown
+        assert (completed["network"], completed["activation"], completed["bias"]) == (
+            "residual_mlp",
+            params.activation,
+            True,
+        )
+        assert "kappa" not in completed

@@ -11,7 +11,7 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from creditgrid.core.errors import ArtifactCorrupt, ArtifactError, CodeError, TaskError
-from creditgrid.core.experiment import Experiment
+from creditgrid.core.experiment import Experiment, Params
 from creditgrid.core.experiments.code_registry import registry_of
 from creditgrid.core.experiments.registry import registry
 from creditgrid.core.fingerprint import canonical_json
@@ -214,7 +214,7 @@ def _rows(
     # An equal share of the call's time: cells of one call are computed together, so no cell has a time of its own.
     constant |= {"seconds": origin["seconds"] / len(call.tasks), "experiment": experiment.name}
     tasks = [task for task, output in measured for _ in output.rows or ()]
-    shaped = table(experiment, rows, _task_columns(tasks, experiment.params.model_fields), constant)
+    shaped = table(experiment, rows, _task_columns(tasks, experiment.params), constant)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, shaped.schema) as writer:
         writer.write_table(shaped)
@@ -222,7 +222,7 @@ def _rows(
     return sink.getvalue().to_pybytes(), diverged
 
 
-def _task_columns(tasks: Sequence[Task], parameters: Collection[str]) -> dict[str, list[Any]]:
+def _task_columns(tasks: Sequence[Task], params: type[Params]) -> dict[str, list[Any]]:
     """What each row says about its task: key, parents, versions, source and parameters."""
     keys = [task.key for task in tasks]
     found: dict[str, list[Any]] = {
@@ -234,14 +234,15 @@ def _task_columns(tasks: Sequence[Task], parameters: Collection[str]) -> dict[st
             None if task.parent_versions is None else _by_role(tuple(task.parent_versions.items())) for task in tasks
         ],
     }
-    names = set[str]().union(*(task.params for task in tasks))
+    values = [params.completed(task.params) for task in tasks]
+    names = set[str]().union(*values)
     both = {name for task in tasks for name in task.source}
     identity = {name for name in names if name == "measurements" or name.endswith("_version")}  # of units
-    names -= identity.difference(parameters)
+    names -= identity.difference(params.model_fields)
     for name in names - both:
-        found[name] = [task.params.get(name) for task in tasks]
+        found[name] = [each.get(name) for each in values]
     for name in both:
-        found[name] = [task.params.get(name, task.source.get(name)) for task in tasks]
+        found[name] = [each.get(name, task.source.get(name)) for each, task in zip(values, tasks, strict=True)]
     return found
 
 

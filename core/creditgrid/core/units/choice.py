@@ -176,6 +176,14 @@ class ChoosingParams(Params):
         chosen = self.choices[parameter]
         return _setting(chosen.units[name], chosen.values[name](values))
 
+    @classmethod
+    def completed(cls, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters of a cell from those in its key, which may leave out a default unit and its defaults."""
+        lacking = {name: cls.model_fields[name].default for name in cls.choices if name not in identity}
+        chosen = {**identity, **lacking} if lacking else identity
+        own = [item for item in cls._scheme(chosen).defaults if item[0] not in identity]
+        return {**chosen, **dict(own)} if own else chosen
+
     def own_values(self) -> dict[str, Any]:
         """All values besides those of other units, and the versions of the units that have one above 1.
 
