@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
@@ -132,7 +133,7 @@ def test_a_row_holds_every_parameter_and_no_version_of_a_unit(
     """A parameter whose name ends as those versions do was null in its rows."""
     known, _, measure = shape(None, lambda tasks, inputs, device: rows_for(tasks))
     monkeypatch.setattr(module, "registry", lambda: known)
-    task = measure.task({"x": 1, "format_version": 2, "method_version": 3, "measurements": {}})
+    task = measure.task({"x": 1, "format_version": 2, "measurements": {}})
     _, finished = execute(Call(1, "probe_it", [task], [], Resources(cpu=1)), {}, store, CPU)
     assert [row["format_version"] for row in rows_of(finished)] == [2, 2]
 
@@ -362,6 +363,27 @@ def test_a_task_that_an_older_installation_planned_is_not_computed(
     assert not failed.transient
     assert not any(store.has(task.key) for task in tasks)
     *_, end = execute(Call(8, "stage", tasks[:1], [], Resources()), {}, store, CPU)
+    assert isinstance(end, Finished)
+
+
+def test_a_task_of_another_version_of_a_unit_is_not_computed(
+    monkeypatch: pytest.MonkeyPatch, store: ArtifactStore
+) -> None:
+    """A package with a raised version was installed after the plan: its rows would have the old version's key."""
+
+    class Versioned(ProbeParams):
+        @classmethod
+        def unit_versions(cls, values: Any) -> dict[str, int]:
+            return {"method_version": 3}
+
+    known, _, measure = shape(None, lambda tasks, inputs, device: rows_for(tasks))
+    experiment = replace(known.experiments["probe_it"], params=Versioned)
+    monkeypatch.setattr(module, "registry", lambda: replace(known, experiments={"probe_it": experiment}))
+    old, new = (measure.task({"x": 1, **said}) for said in ({"method_version": 2}, {"method_version": 3}))
+    failed = failure(list(execute(Call(7, "probe_it", [old], [], Resources()), {}, store, CPU)))
+    assert "was planned with method_version 2, and it is 3 here" in failed.error
+    assert not failed.transient
+    *_, end = execute(Call(2, "probe_it", [new], [], Resources()), {}, store, CPU)
     assert isinstance(end, Finished)
 
 

@@ -56,6 +56,11 @@ class Params(BaseModel):
         return identity
 
     @classmethod
+    def unit_versions(cls, values: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG003
+        """What a key says of the versions of the units that these values choose. See ``core.units.choice``."""
+        return {}
+
+    @classmethod
     def of_valid(cls, values: dict[str, Any]) -> Self:
         """The parameters with these values, one for each field, each already validated alone."""
         params = object.__new__(cls)

@@ -187,7 +187,9 @@ def test_the_version_of_an_installed_unit_is_in_the_keys_of_what_it_computes() -
     groups = {**units.groups, "methods": {**units.groups["methods"], "plain": Plain}}
     known = registry_with(type(units)(groups))
     (params,) = cells({"method": "plain"}, known)
-    assert named(params, known)[0].params["method_version"] == 3
+    task = named(params, known)[0]
+    assert task.params["method_version"] == 3
+    assert known.experiment("linesearch").params.unit_versions(task.params) == {"method_version": 3}
     assert all("method_version" not in named(p)[0].params for p in cells({}, axes={"method": ["vec", "dfa"]}))
 
 

@@ -84,6 +84,8 @@ def _perform(
         raise TaskError(f"a {call.kind} is imported and cannot be computed here")
     for task in asked:
         kind.check_version(task)  # an older installation may have planned it
+        if experiment is not None:
+            _check_units(experiment, task)
     # Artifacts of an interrupted attempt are not made again; its resume state joins the inputs.
     sizes = {task.key: _stored_size(store, task.key) for task in asked} if experiment is None else {}
     stored |= {key: size for key, size in sizes.items() if size is not None}
@@ -187,6 +189,26 @@ def _kind_of(call: Call, tasks: Sequence[Task], inputs: Inputs) -> tuple[TaskKin
         except ValueError as error:
             raise TaskError(f"this worker cannot measure what the sweep asks for: {error}") from error
     return found.kinds[call.kind], experiment
+
+
+def _check_units(experiment: Experiment, task: Task) -> None:
+    """Check that the units here are of the versions that the task's key holds.
+
+    Raises:
+        TaskError: one has another version.
+    """
+    params = experiment.params
+    own = {name: version for name, version in task.params.items() if name.endswith("_version")}
+    measured = _measurements(task)
+    planned = {**{name: own[name] for name in own.keys() - params.model_fields.keys()}, **measured}
+    here = {**params.unit_versions(task.params), **{name: params.measurements[name] for name in measured}}
+    for name in planned.keys() | here.keys():
+        was, now = planned.get(name, 1), here.get(name, 1)
+        if was != now:
+            raise TaskError(
+                f"{task.kind} {task.key[:12]} was planned with {name} {was}, and it is {now} here, which gives another "
+                "result: submit or retry the sweep, or install what the service has"
+            )
 
 
 def _measurements(task: Task) -> Mapping[str, int]:

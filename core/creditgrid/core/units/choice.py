@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlia
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 
+from creditgrid.core.errors import TaskError
 from creditgrid.core.experiment import Params
 from creditgrid.core.units.known import Units, installed
 from creditgrid.core.units.method import Method, is_fitted
@@ -196,6 +197,21 @@ class ChoosingParams(Params):
         if scheme.versions:
             values.update(scheme.versions)
         return values
+
+    @classmethod
+    def unit_versions(cls, values: Mapping[str, Any]) -> Mapping[str, int]:
+        """What a key says of the versions of the units that these values choose; one that is left out is the default.
+
+        Raises:
+            TaskError: a unit is not known here.
+        """
+        chosen = {name: values.get(name, cls.model_fields[name].default) for name in cls.choices}
+        for name, choice in cls.choices.items():
+            if chosen[name] not in choice.units:
+                raise TaskError(
+                    f"the {choice.group[:-1]} {chosen[name]!r} is not known here: is its package installed?"
+                )
+        return cls._scheme(chosen).versions if chosen else {}
 
     @classmethod
     def _scheme(cls, values: Mapping[str, Any]) -> _Scheme:
