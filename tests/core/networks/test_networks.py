@@ -247,3 +247,9 @@ def test_what_does_not_fit_the_images(unit: Network, blamed: str) -> None:
 )
 def test_a_task_names_its_network(params: dict[str, Any], expected: Network) -> None:
     assert network_of(params, installed()) == expected
+
+
+def test_a_training_planned_with_another_version_of_a_network_is_refused() -> None:
+    params = {"network": {"name": "conv", "version": 3}}
+    with pytest.raises(TaskError, match="planned with version 3 of the network conv, which is 1 here"):
+        network_of(params, installed())

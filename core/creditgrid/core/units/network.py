@@ -96,10 +96,16 @@ def network_of(params: Mapping[str, Any], units: _Networks) -> Network:
     otherwise ``network``: its name, and its parameters besides the defaults.
 
     Raises:
-        TaskError: the network is not known here.
+        TaskError: the network is not known here, or a training or fit was planned with another version of it.
     """
     chosen = params.get("network", DEFAULT)
     if isinstance(chosen, str):
         return units.network(chosen).of(params)
     own = {name: value for name, value in chosen.items() if name not in ("name", "version")}
-    return units.network(chosen["name"])(**own)
+    network = units.network(chosen["name"])
+    if (was := chosen.get("version", 1)) != network.version:
+        raise TaskError(
+            f"the task was planned with version {was} of the network {network.name}, which is {network.version} here, "
+            "and gives another result: submit or retry the sweep, or install what the service has"
+        )
+    return network(**own)
