@@ -241,7 +241,7 @@ def test_what_does_not_fit_the_images(unit: Network, blamed: str) -> None:
             {"network": "residual_mlp", "activation": "relu", "grid": None, "d_hidden": 6},
             ResidualMLP(activation="relu"),
         ),
-        ({"network": {"name": "conv", "grid": 4, "version": 2}}, Conv(grid=4)),
+        ({"network": {"name": "conv", "grid": 4}}, Conv(grid=4)),
         ({"network": "transformer", "heads": 2, "norm": None}, Transformer(heads=2)),
     ],
 )
