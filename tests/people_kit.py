@@ -17,6 +17,7 @@ from starlette.types import Message
 from sweeping import ScriptedRunner
 
 from creditgrid.service.api.app import create_app
+from creditgrid.service.codes import Codes
 from creditgrid.service.ledger.ledger import Ledger
 from creditgrid.service.people.actor import UNLIMITED, Limits
 from creditgrid.service.results.curves import Curves
@@ -103,7 +104,8 @@ def _made(
     results = Results(root / "results", ledger.identity())
     curves = Curves(root / "curves", ledger.identity())
     runner = ScriptedRunner(store)
-    services = wire_services(ledger, results, curves, store, runner, limits=limits)
+    codes = Codes(store, allowed=True)
+    services = wire_services(ledger, results, curves, store, runner, limits=limits, codes=codes)
     app = create_app(services, Settings(data_dir=root, token=SecretStr(ADMIN_TOKEN), grace_s=0))
     try:
         yield app, services, ledger, runner

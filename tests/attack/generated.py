@@ -33,6 +33,8 @@ ENDED = ("succeeded", "cached", "diverged", "skipped")
 """Sweeps whose event streams end."""
 LIMIT_S = 5.0
 """An answer that takes longer falls short; a query and the import of a checkpoint have limits of their own."""
+LEAST_S = 8
+"""Seconds that Schemathesis gets at least: before its first request it reads the schema of each operation."""
 LONG_S = 120.0
 """A shorter run leaves out the import of checkpoints, which starts a process each time; uploads are a corpus."""
 SLOW = ("/v1/query", "/v1/checkpoints")
@@ -62,7 +64,7 @@ def attack(
     (folder / "schemathesis.toml").write_text(SETTINGS)
     checks = (*CHECKS, "ignored_auth") if with_token else CHECKS
     options = ["--url", url, "--seed", str(seed), "--checks", ",".join(checks)]
-    options += ["--max-time", str(max(1, round(seconds / 2))), "--request-timeout", "60"]
+    options += ["--max-time", str(max(LEAST_S, round(seconds / 2))), "--request-timeout", "60"]
     options += ["--output-sanitize", "false", "--generation-database", "none", "--no-shrink", "--no-color"]
     options += ["--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off"]
     if with_token:

@@ -25,7 +25,7 @@ from creditgrid.core.wire import Extension
 
 STEEPEST = 1.35
 SIZES = (80_000, 640_000)
-FLOOR_S = 0.03
+FLOOR_S = 0.05
 """A shorter time for the larger size is no sign of growth."""
 KINDS = growing()
 
