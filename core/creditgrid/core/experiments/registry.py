@@ -23,7 +23,7 @@ from creditgrid.core.rows import RESERVED, columns
 from creditgrid.core.task import TaskKind
 from creditgrid.core.units.choice import ChoosingParams, composed
 from creditgrid.core.units.dataset import reference
-from creditgrid.core.units.known import OWN, Units, installed, package_of
+from creditgrid.core.units.known import OWN, Units, installed, loaded, package_of
 from creditgrid.core.units.method import Method, is_fitted
 
 ENTRY_POINTS = "creditgrid.experiments"
@@ -144,13 +144,7 @@ def usable(experiment: Experiment, found: Registry) -> Experiment:
 
 
 def _add(found: Registry, point: EntryPoint) -> None:
-    package = package_of(point)
-    try:
-        experiment = point.load()
-    except (Exception, SystemExit) as error:  # a plugin may raise anything; the error names it, and the others load
-        raise PluginError(
-            f"package {package} raised {type(error).__name__} when {point.value} was imported: {error}"
-        ) from error
+    package, experiment = package_of(point), loaded(point)
     if not isinstance(experiment, Experiment):
         raise PluginError(f"{point.value} of package {package} is a {type(experiment).__name__}, not an Experiment")
     if experiment.name != point.name:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from creditgrid.core.errors import PluginError, TaskError
 from creditgrid.core.units.dataset import Dataset, unfit_dataset
@@ -148,14 +148,22 @@ def package_of(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
 
 
-def _load(point: EntryPoint, group: str, groups: Mapping[str, Mapping[str, type[Unit]]]) -> type[Unit]:
-    package = package_of(point)
+def loaded(point: EntryPoint) -> Any:
+    """What an entry point registers.
+
+    Raises:
+        PluginError: its package raises when it is imported.
+    """
     try:
-        unit = point.load()
+        return point.load()
     except (Exception, SystemExit) as error:  # a plugin may raise anything; the error names it, and the others load
         raise PluginError(
-            f"package {package} raised {type(error).__name__} when {point.value} was imported: {error}"
+            f"package {package_of(point)} raised {type(error).__name__} when {point.value} was imported: {error}"
         ) from error
+
+
+def _load(point: EntryPoint, group: str, groups: Mapping[str, Mapping[str, type[Unit]]]) -> type[Unit]:
+    package, unit = package_of(point), loaded(point)
     base = BASES[group]
     if not isinstance(unit, type) or not issubclass(unit, base):
         raise PluginError(f"{point.value} of package {package} is not a subclass of {base.__name__}")
