@@ -402,7 +402,7 @@ BROKEN = [
     (Precise, "double precision agrees", "raised RuntimeError"),
     (Forgetful, "fitted tensors survive a file", "through a file"),
     (Size, "fitted tensors survive a file", "fitted_bytes"),
-    (Unordered, "epochs of the fit are told in order", r"\[1, 1\], and must rise"),
+    (Unordered, "epochs of the fit come in order", r"\[1, 1\], and must rise"),
     (Restarted, "an interrupted fit continues to the same bits", "after epoch 1 ends with another 'weight'"),
     (Inexact, "an exact credit is the gradient", "its cosine"),
     (Residual, "networks without a residual path work too", "residual_add: false"),

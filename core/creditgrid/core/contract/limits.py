@@ -70,7 +70,7 @@ def at_most(seconds: float) -> Iterator[Callable[[], None]]:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def stop(_: int, __: FrameType | None) -> None:
-        restart()  # for code that goes on after it
+        restart()  # for code that continues after it
         raise Overtime(f"took longer than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)

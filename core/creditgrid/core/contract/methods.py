@@ -277,7 +277,7 @@ def stored(subject: FittedMethod) -> Iterator[str]:
         yield f"fitted_bytes() says {expected:,}, and the file has {len(packed):,} bytes"
 
 
-@CHECKS.add("epochs of the fit are told in order", why="They are the points of its curve.", of="fit")
+@CHECKS.add("epochs of the fit come in order", why="They are the points of its curve.", of="fit")
 def epochs(subject: FittedMethod) -> Iterator[str]:
     if not is_fitted(subject.written):
         raise Inapplicable("it has no fit")

@@ -104,7 +104,7 @@ def with_units(experiment: Experiment, units: Units) -> Experiment:
 
 def _costly(params: type[ChoosingParams]) -> Iterator[str]:
     """The choices that say what a cell costs, and the parameters of their units. A fit's key holds those of its method,
-    and cells with other parents are told apart already; so are those with other networks."""
+    and cells with other parents are distinct already; so are those with other networks."""
     for name, chosen in params.choices.items():
         if name != "network":
             yield name
